@@ -1,0 +1,113 @@
+"""Files that a run writes and reads back: written whole or not at all, read as plain data."""
+import itertools
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from common.cli import contradictions
+
+VERSION = 1
+
+
+def write_atomically(path, write):
+    """Call write(file) on a temporary file beside path, flush it to the disk, and rename it to path.
+
+    Raises ValueError (unwritable, disk full); whatever stood at path is still there then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.writing')
+    try:
+        with open(temporary, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f'cannot write {path}: {error}. Make room there or give another folder (--run_dir); '
+                         'what was written before is untouched') from error
+
+
+def save(path, content):
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def open_folder(folder, fresh, ranks):
+    """Make the run folder, with the old one moved aside if fresh. Raises ValueError if nothing can be written there."""
+    if ranks.is_main:
+        try:
+            if fresh and folder.exists():
+                folder.rename(next(path for i in itertools.count(1)
+                                   if not (path := folder.with_name(f'{folder.name}_old{i}')).exists()))
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f'cannot make the run folder {folder}: {error}. Give another one: --run_dir') from error
+        write_atomically(folder / '.writable', lambda file: file.write(b'yes'))
+        (folder / '.writable').unlink()
+    ranks.barrier()
+
+
+def load_run(resume, own, ranks):
+    """The run to go on with: that of the file `resume` if given, else of the run folder's `own`; None if there is none.
+
+    Raises ValueError if that is no checkpoint of a run, or if the ranks do not all see the same.
+    """
+    path = resume or (own if own.exists() else None)
+    saved = read_run(path) if path else None
+    step = saved['step'] if saved else -1
+    if ranks.size > 1 and ranks.all_reduce(torch.tensor([step, -step], device=ranks.device), dist.ReduceOp.MAX).sum():
+        raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system that all nodes share')
+    return saved
+
+
+def refuse_changes(options, saved, **facts):
+    """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name."""
+    wrong = contradictions(options, saved['config'])
+    wrong += [(name, value, saved[name]) for name, value in facts.items() if value != saved[name]]
+    if wrong:
+        raise ValueError('the saved run was another one: '
+                         + '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
+                         + '. Give what was given then, another name, or --fresh to start over')
+
+
+def read_plain(path):
+    """What torch saved in a file, tensors and plain data only: nothing in it can run code. Raises ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f'there is no file {path}')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{path} is refused: it is no file of weights, or it holds Python objects besides tensors and '
+                         'plain data, which could run code when loaded. Save its state_dict alone') from error
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__}: {error}): '
+                         'give another one, such as an earlier checkpoint') from error
+
+
+def read_run(path):
+    """The content of a checkpoint that this program wrote. Raises ValueError for any other file."""
+    content = read_plain(path)
+    if not isinstance(content, dict) or 'optimizer' not in content or 'step' not in content:
+        raise ValueError(f'{path} holds weights, not a run: start from them with --init={path}')
+    if content['version'] > VERSION:
+        raise ValueError(f'{path} was written by a later version of this program: update it to resume that run')
+    return content
+
+
+def plain_state(module):
+    """A module's state_dict, detached and in the ordinary memory layout, on the CPU."""
+    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+
+
+def git_commit():
+    """The commit of this program's checkout, '+' behind it if files were changed; None outside of one."""
+    def git(*words):
+        return subprocess.run(['git', '-C', str(Path(__file__).parent), *words], capture_output=True, text=True, check=True)
+    try:
+        return git('rev-parse', 'HEAD').stdout.strip() + ('+' if git('status', '--porcelain', '-uno').stdout else '')
+    except (OSError, subprocess.CalledProcessError):
+        return None

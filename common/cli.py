@@ -1,0 +1,81 @@
+"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases beside it."""
+import argparse
+import dataclasses
+import difflib
+import sys
+
+
+def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
+    """A dataclass field that is an option. harmless: it may change when a run is resumed."""
+    metadata = {'help': help, 'group': group, 'aliases': aliases, 'parse': parse or type(default), 'choices': choices,
+                'harmless': harmless}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def boolean(text):
+    """True, False, 1, 0, yes, no: the official form is --sbn=True."""
+    values = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False')
+    return values[text.lower()]
+
+
+def numbers(text, kind=float):
+    """'0.5,0.5' -> (0.5, 0.5)."""
+    try:
+        return tuple(kind(part) for part in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is no number, nor numbers with commas between them') from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for word in message.split():
+            if message.startswith('unrecognized') and word.startswith('--'):
+                near = difflib.get_close_matches(word.split('=')[0], flags, n=3)
+                message = f'unknown flag {word.split("=")[0]}' + (f': did you mean {" or ".join(near)}?' if near else '')
+                break
+        self.exit(2, f'error: {message} (--help lists all flags)\n')
+
+
+def parser_of(cls, program, description):
+    """An argparse parser of the options of a dataclass. What is not given on the command line stays unset."""
+    parser = _Parser(program, description=description, allow_abbrev=False,
+                     formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=112))
+    groups = {}
+    for field in dataclasses.fields(cls):
+        about = field.metadata
+        group = groups.setdefault(about['group'], parser.add_argument_group(about['group'])
+                                  if about['group'] not in groups else None)
+        flags = [f'--{field.name}', *(f'--{alias}' for alias in about['aliases'])]
+        shown = 'not given' if field.default is None else ','.join(map(str, field.default)) \
+            if isinstance(field.default, tuple) else field.default
+        common = {'dest': field.name, 'default': argparse.SUPPRESS, 'help': f'{about["help"]} (default: {shown})'}
+        if isinstance(field.default, bool):
+            group.add_argument(*flags, nargs='?', const=True, type=boolean, metavar='True|False', **common)
+            group.add_argument(f'--no_{field.name}', dest=field.name, action='store_const', const=False,
+                               default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        else:
+            group.add_argument(*flags, type=about['parse'], choices=about['choices'],
+                               metavar=None if about['choices'] else field.name.upper(), **common)
+    return parser
+
+
+def parse(cls, program, description, argv=None, recipe=None):
+    """The options of a command line: dataclass default < recipe(given options, a dict) < command line.
+
+    Exits with code 2 and one sentence on a flag or value that is wrong.
+    """
+    parser = parser_of(cls, program, description)
+    given = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
+    try:
+        return cls(**{**(recipe(given) if recipe else {}), **given})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def contradictions(options, saved):
+    """(name, value now, value saved) of the options that may not change within a run, where they did."""
+    now = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if not f.metadata['harmless']}
+    return [(name, value, saved[name]) for name, value in now.items() if name in saved and saved[name] != value]

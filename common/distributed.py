@@ -1,0 +1,105 @@
+"""Processes, devices, and BatchNorm that is shared between processes, on GPUs and on CPUs alike."""
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from torch import nn
+from torch.distributed.nn.functional import all_reduce as differentiable_all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: handed on to whom needs it."""
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def all_reduce(self, tensor, op=dist.ReduceOp.SUM):
+        """Reduce in place over all ranks; returns the tensor."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op)
+        return tensor
+
+    def barrier(self):
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def distributed():
+    """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs."""
+    rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    local = int(os.environ.get('LOCAL_RANK', 0))
+    cuda = torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise ValueError(f'process {local} of this node has no GPU of its own: there are {torch.cuda.device_count()}. '
+                         'Start as many processes as there are GPUs (--ngpu_per_node)')
+    device = torch.device('cuda', local) if cuda else torch.device('cpu')
+    if cuda:
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}))
+    try:
+        yield Ranks(rank, size, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """What SyncBatchNorm is on GPUs, for CPU processes, which torch refuses: so that they mean the same as GPUs.
+
+    Statistics go through a differentiable all-reduce; every rank must hold the same number of positions.
+    """
+
+    def forward(self, x):
+        if not self.training or not dist.is_initialized():
+            return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                                            self.momentum, self.eps)
+        ranks, shape = dist.get_world_size(), (1, -1, 1, 1)
+        mean = differentiable_all_reduce(x.mean((0, 2, 3))) / ranks
+        centred = x - mean.view(shape)
+        var = differentiable_all_reduce(centred.square().mean((0, 2, 3))) / ranks
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * ranks
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        x = centred * (var + self.eps).rsqrt().view(shape)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
+class CPUSyncBatchNormAct(BatchNormAct2d):
+    """The same for timm's BatchNorm with an activation."""
+
+    def forward(self, x):
+        return self.act(self.drop(CPUSyncBatchNorm.forward(self, x)))
+
+
+def synchronise_batchnorm(module):
+    """Replace every BatchNorm by one that shares its statistics between the ranks; keys stay. Returns the module."""
+    if torch.cuda.is_available():
+        return convert_sync_batchnorm(module)  # timm's: torch's would drop the activation of BatchNormAct2d
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.__class__ = CPUSyncBatchNormAct if isinstance(layer, BatchNormAct2d) else CPUSyncBatchNorm
+    return module
+
+
+def data_parallel(module, ranks, same_buffers):
+    """The module with gradients averaged over the ranks; itself if there is one. same_buffers: they need no broadcast."""
+    if ranks.size == 1:
+        return module
+    broadcast = 'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters \
+        else 'broadcast_buffers'  # its name before torch 2.15
+    return DistributedDataParallel(module, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None,
+                                   gradient_as_bucket_view=True, **{broadcast: not same_buffers})

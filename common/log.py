@@ -1,0 +1,105 @@
+"""What a run says: to the terminal, to files in its folder, to TensorBoard."""
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from common.checkpoint import write_atomically
+
+
+class RunLog:
+    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
+
+    `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
+    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard.
+    """
+
+    def __init__(self, folder, is_main, log_name, tensorboard_dir=None, purge_step=None):
+        self.is_main, self.path, self.on_line = is_main, Path(folder, log_name), False
+        self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
+        self.err.addHandler(logging.StreamHandler(sys.stderr))
+        self.board = None
+        if is_main:
+            from torch.utils.tensorboard import SummaryWriter
+            self.out.addHandler(logging.StreamHandler(sys.stdout))
+            self.out.addHandler(logging.FileHandler(Path(folder, 'stdout_backup.txt'), encoding='utf-8'))
+            self.err.addHandler(logging.FileHandler(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
+            self.board = SummaryWriter(tensorboard_dir or str(Path(folder, 'tensorboard_log')), purge_step=purge_step)
+        else:
+            self.out.addHandler(logging.NullHandler())
+
+    def __enter__(self):
+        logging.captureWarnings(True)
+        for handler in self.err.handlers:
+            logging.getLogger('py.warnings').addHandler(handler)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)) and self.is_main:
+            self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an error', (),
+                                                             (kind, error, trace)))
+        self.end_line()
+        logging.captureWarnings(False)
+        for handler in self.err.handlers:
+            logging.getLogger('py.warnings').removeHandler(handler)
+        for handler in (*self.out.handlers, *self.err.handlers):
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+        if self.board is not None:
+            self.board.close()
+
+    def say(self, message):
+        self.end_line()
+        self.out.info(message)
+
+    def warn(self, message):
+        self.end_line()
+        self.err.warning('warning: %s', message)
+
+    def progress(self, message):
+        """One line that replaces itself, in a terminal only."""
+        if self.is_main and sys.stdout.isatty():
+            sys.stdout.write(f'\r\x1b[K{message}')
+            sys.stdout.flush()
+            self.on_line = True
+
+    def end_line(self):
+        if self.on_line:
+            sys.stdout.write('\r\x1b[K')
+            self.on_line = False
+
+    def record(self, entry):
+        if self.is_main:
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(entry) + '\n')
+
+    def forget_after(self, step):
+        """Drop the epochs that a run will do again after this step, so that each stands in the log once."""
+        if self.is_main and self.path.exists():
+            lines = [line for line in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
+            kept = [line for line in lines if 'epoch' not in (entry := json.loads(line)) or entry['step'] <= step]
+            write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
+
+    def scalars(self, values, step):
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def picture(self, name, image, step):
+        if self.board is not None:
+            self.board.add_image(name, image, step)
+
+
+def duration(seconds):
+    """3725 -> '1 h 02 min'."""
+    days, rest = divmod(int(seconds), 86400)
+    hours, minutes = rest // 3600, rest % 3600 // 60
+    if days:
+        return f'{days} d {hours:02} h'
+    return f'{hours} h {minutes:02} min' if hours else f'{minutes} min {rest % 60:02} s' if minutes else f'{rest} s'
+
+
+def clock(seconds_from_now=0.0):
+    """The local time then: '2025-01-31 14:05'."""
+    return time.strftime('%Y-%m-%d %H:%M', time.localtime(time.time() + seconds_from_now))

@@ -1,0 +1,108 @@
+"""Optimisers whose step can be called off on the device: parameter groups, LAMB, and the guard."""
+import torch
+
+NO_DECAY = ('gamma', 'mask_tokens')  # layer scale and mask tokens, besides all that is one-dimensional
+
+
+def parameter_groups(module, weight_decay):
+    """Two groups: with weight decay, and without (one-dimensional, biases, mask tokens, layer scale `gamma`)."""
+    decay, free = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim <= 1 or any(part in NO_DECAY or part == 'bias' for part in name.split('.'))
+            (free if exempt else decay).append(parameter)
+    return [{'params': decay, 'weight_decay': weight_decay, 'decays': True},
+            {'params': free, 'weight_decay': 0.0, 'decays': False}]
+
+
+def build_optimizer(name, module, weight_decay, betas):
+    """'lamb', 'adamw' or 'sgd' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set every step."""
+    groups = parameter_groups(module, weight_decay)
+    if name == 'lamb':
+        return Lamb(groups, lr=0.0, betas=betas, eps=1e-6)
+    if name == 'adamw':
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+    for parameter in (p for group in groups for p in group['params']):
+        # torch takes the first step's gradient as the momentum, even of a step that is called off.
+        sgd.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+    return sgd
+
+
+def set_schedule(optimizer, lr, weight_decay):
+    """The learning rate for all groups, the weight decay for those that decay."""
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+        if group['decays']:
+            group['weight_decay'] = weight_decay
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2020) with bias correction and gradient averaging: timm's `Lamb(max_grad_norm=None)`.
+
+    Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the step off
+    without a look from the host), and multi-tensor operations whatever timm's version. The trust ratio applies to
+    groups with weight decay only, as in timm.
+    """
+
+    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0):
+        super().__init__(params, {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            params = [p for p in group['params'] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            if params:
+                self._update(group, params)
+
+    def _update(self, group, params):
+        (beta1, beta2), decay, like = group['betas'], group['weight_decay'], params[0]
+        off = getattr(self, 'found_inf', None)
+        go = torch.ones((), dtype=torch.float64, device=like.device) if off is None else 1 - off.double()
+        grads = [p.grad for p in params]
+        if off is not None:  # 0 * NaN is NaN: what is called off must not stand in the gradients either
+            grads = [grad.masked_fill(off > 0, 0) for grad in grads]
+        group['step'] = group.get('step', torch.zeros_like(go)).to(go.device) + go
+        done = group['step'].clamp(min=1)
+
+        means, squares = ([self.state[p][key] for p in params] for key in ('exp_avg', 'exp_avg_sq'))
+        torch._foreach_mul_(means, (1 - go * (1 - beta1)).to(like.dtype))
+        torch._foreach_add_(means, grads, alpha=1 - beta1)
+        torch._foreach_mul_(squares, (1 - go * (1 - beta2)).to(like.dtype))
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+
+        scale = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scale, (1 - beta2 ** done).sqrt().to(like.dtype))
+        torch._foreach_add_(scale, group['eps'])
+        updates = torch._foreach_div(means, scale)
+        torch._foreach_div_(updates, (1 - beta1 ** done).to(like.dtype))
+        if decay:
+            torch._foreach_add_(updates, params, alpha=decay)
+            weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
+            trust = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
+            torch._foreach_mul_(updates, list(trust.unbind()))
+        torch._foreach_mul_(updates, (-group['lr'] * go).to(like.dtype))
+        torch._foreach_add_(params, updates)
+
+
+class BufferGuard:
+    """Keeps a module's buffers (BatchNorm's running statistics) as they were, where a step is called off."""
+
+    def __init__(self, module):
+        self.by_dtype = {}
+        for buffer in module.buffers():
+            self.by_dtype.setdefault(buffer.dtype, []).append(buffer)
+
+    def snapshot(self):
+        return {dtype: torch.cat([b.flatten() for b in buffers]) for dtype, buffers in self.by_dtype.items()}
+
+    @torch.no_grad()
+    def restore(self, before, off):
+        """Put the snapshot back where `off`, a 0-dim boolean tensor, is True; decided on the device."""
+        for dtype, now in self.snapshot().items():
+            buffers = self.by_dtype[dtype]
+            kept = torch.where(off, before[dtype], now).split([b.numel() for b in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(kept, buffers)])

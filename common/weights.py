@@ -1,0 +1,130 @@
+"""Networks by name, and every weight file that is read: ours, official SparK's, timm's, torchvision's.
+
+All files are read with `weights_only=True`. Renaming is done by functions on plain dictionaries; loading is strict, with
+the exceptions written here.
+"""
+import difflib
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.models import convnext
+
+from common.checkpoint import read_plain
+
+OURS, OFFICIAL = 'encoder.cnn.', 'sparse_encoder.sp_cnn.'  # where the CNN sits in a whole SparK, ours and the official
+OFFICIAL_UNUSED = frozenset({'imn_m', 'imn_s', 'norm_black'})
+WRAPPERS = ('module', 'model', 'state_dict')
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load did: keys that matched, keys of the network that the file lacks, keys of the file left out."""
+    matched: tuple
+    missing: tuple
+    left_out: tuple
+
+    def __str__(self):
+        def names(keys):
+            return f'{len(keys)}' + (f' ({", ".join(keys[:4])}{", ..." if len(keys) > 4 else ""})' if keys else '')
+        return f'matched {len(self.matched)} entries, missing {names(self.missing)}, left out {names(self.left_out)}'
+
+
+def create_cnn(name, in_chans=3, drop_path=None, pretrained=False):
+    """A timm network by name. Raises ValueError with the nearest names, or if it knows no drop path."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=5, cutoff=0.5)
+        raise ValueError(f'no network is called "{name}" in timm {timm.__version__} or pretrain/models'
+                         + (f'; the nearest names are {", ".join(near)}' if near else '; see timm.list_models()'))
+    given = {} if drop_path is None else {'drop_path_rate': drop_path}
+    try:
+        return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **given)
+    except TypeError as error:
+        if given and 'drop_path_rate' in str(error):
+            raise ValueError(f'{name} has no drop path (stochastic depth): leave drop_path out') from error
+        raise
+
+
+def unwrap(content, path='the given object'):
+    """Find the state_dict in what a file held: it may sit under `module`, `model` or `state_dict`."""
+    while isinstance(content, dict):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} holds a {type(content).__name__}, not the weights of a network')
+    tensors = {key.removeprefix('module.'): value for key, value in content.items() if torch.is_tensor(value)}
+    if not tensors:
+        raise ValueError(f'{path} holds no weights')
+    return tensors
+
+
+def to_timm(state, cnn):
+    """Any state_dict of a network, ours, official or timm's, as the keys of that network in timm."""
+    for prefix in (OURS, OFFICIAL):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if any(key.startswith('downsample_layers.') for key in state):
+        if not isinstance(cnn, convnext.ConvNeXt):
+            raise ValueError(f'the weights are those of a ConvNeXt, the network is a {type(cnn).__name__}: '
+                             'give the --model that they were made with')
+        state = convnext.checkpoint_filter_fn(dict(state), cnn)  # timm ships the renaming
+    return state
+
+
+def load_strictly(module, state, may_miss=()):
+    """Load a state_dict; only what belongs to the modules of the parameters in may_miss may be missing or differ.
+
+    Raises ValueError that lists what is missing, left over or of another shape; nothing is changed then.
+    """
+    own = module.state_dict()
+    excused = {name.rpartition('.')[0] for name in may_miss}
+
+    def is_excused(key):
+        return key in may_miss or key.rpartition('.')[0] in excused
+
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    left_out = [k for k in wrong if is_excused(k)]
+    missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]
+    problems = [f'missing: {k}' for k in missing if not is_excused(k)]
+    problems += [f'not in the network: {k}' for k in state if k not in own]
+    problems += [f'{k} is {tuple(state[k].shape)}, the network has {tuple(own[k].shape)}'
+                 for k in wrong if not is_excused(k)]
+    if problems:
+        more = f'\n  ... and {len(problems) - 12} more' if len(problems) > 12 else ''
+        raise ValueError(f'the weights do not fit {type(module).__name__}, {len(problems)} entries differ:\n  '
+                         + '\n  '.join(problems[:12]) + more)
+    fitting = {k: v for k, v in state.items() if k not in left_out}
+    module.load_state_dict(fitting, strict=False)  # strict above, but for what may be missing
+    return Loaded(tuple(fitting), tuple(missing), tuple(left_out))
+
+
+def official_to_spark(state, spark):
+    """Load a whole official SparK into ours; see SparK.load_official."""
+    state = {k: v for k, v in unwrap(state).items() if k not in OFFICIAL_UNUSED}
+    if not any(key.startswith(OFFICIAL) for key in state):
+        raise ValueError(f'this is no whole official SparK: no key starts with {OFFICIAL}')
+    cnn = to_timm(state, spark.encoder.cnn)
+    rest = {k: v for k, v in state.items() if not k.startswith(OFFICIAL)}
+    return load_strictly(spark, {**{OURS + k: v for k, v in cnn.items()}, **rest},
+                         may_miss=[OURS + name for name in spark.encoder.unused])
+
+
+def load_init(spark, source, model=None):
+    """Start from weights: a file of any kind, or 'timm' for timm's own pretrained weights. Returns Loaded.
+
+    A whole SparK, ours or official, fills encoder and decoder; any other file fills the encoder.
+    """
+    if source == 'timm':
+        try:
+            state = create_cnn(model, in_chans=spark.encoder.in_chans, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:  # none exist, or the hub cannot be reached
+            raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
+    else:
+        state = unwrap(read_plain(source), source)
+    if any(key.startswith(OFFICIAL) for key in state) and any(key.startswith('dense_decoder.') for key in state):
+        return official_to_spark(state, spark)
+    if any(key.startswith(OURS) for key in state):
+        return load_strictly(spark, state, may_miss=[OURS + name for name in spark.encoder.unused])
+    return load_strictly(spark.encoder.cnn, to_timm(state, spark.encoder.cnn), may_miss=spark.encoder.unused)

@@ -1,0 +1,52 @@
+"""The light decoder: a UNet's upward path, from the smallest map to the image (SparK, section 3.2)."""
+from torch import nn
+
+
+class UNetBlock(nn.Module):
+    """(B, cin, H, W) -> (B, cout, 2H, 2W)."""
+
+    def __init__(self, cin, cout):
+        super().__init__()
+        self.up_sample = nn.ConvTranspose2d(cin, cin, kernel_size=4, stride=2, padding=1)
+        self.conv = nn.Sequential(
+            nn.Conv2d(cin, cin, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(cin), nn.ReLU6(inplace=True),
+            nn.Conv2d(cin, cout, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(cout))
+
+    def forward(self, x):
+        return self.conv(self.up_sample(x))
+
+
+class LightDecoder(nn.Module):
+    """log2(stride) blocks that double the side and halve the width, then a 1x1 convolution to the image.
+
+    stride: the encoder's total stride, a power of two. width: channels of the smallest map. out_chans: of the image.
+    `widths` are the channels in front of each block and, last, in front of the projection.
+    Raises ValueError if the width cannot be halved that often.
+    """
+
+    def __init__(self, stride, width=768, out_chans=3):
+        super().__init__()
+        blocks = stride.bit_length() - 1
+        if width % stride:
+            raise ValueError(f'decoder_width {width} cannot be halved {blocks} times, once for each doubling up to a '
+                             f'stride of {stride}: give a multiple of {stride}, such as {max(width // stride, 1) * stride}')
+        self.widths = [width // 2 ** i for i in range(blocks + 1)]
+        self.dec = nn.ModuleList(UNetBlock(cin, cout) for cin, cout in zip(self.widths, self.widths[1:]))
+        self.proj = nn.Conv2d(self.widths[-1], out_chans, kernel_size=1)
+        self.initialise()
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            elif isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if getattr(module, 'bias', None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, levels):
+        """levels: densified maps, small to large, (B, widths[i], ., .), no more than blocks -> (B, out_chans, H, W)."""
+        x = 0
+        for i, block in enumerate(self.dec):
+            x = block(x + levels[i] if i < len(levels) else x)
+        return self.proj(x)

@@ -1,0 +1,145 @@
+"""Pretrain a CNN on images.
+
+    bash pretrain/main.sh my_run --data_path=DIR --model=resnet50        # one GPU, all GPUs, many nodes, or the CPU
+    python -m pretrain.main --name=my_run --data_path=DIR                # one process
+    torchrun --nproc_per_node=8 -m pretrain.main --name=my_run ...       # the same as main.sh
+
+The same command again goes on where the run stopped. From Python: `pretrain(Options(...), dataset=...)`.
+"""
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: imports are absolute from the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from common.checkpoint import git_commit, load_run, open_folder, plain_state, refuse_changes, save
+from common.distributed import data_parallel, distributed, synchronise_batchnorm
+from common.log import RunLog
+from common.optim import BufferGuard, build_optimizer
+from common.schedule import seed_for
+from common.weights import load_init
+from pretrain.config import parse_options
+from pretrain.data import Augmented, Steps, check_dataset, find_held_out, find_images, loader, without_failures
+from pretrain.engine import evaluate, fit_accumulation, train_one_epoch
+from pretrain.progress import Progress
+from pretrain.run import Run
+from pretrain.spark import build_spark
+
+
+def pretrain(options, dataset=None, val_dataset=None):
+    """Run, or go on with, a pretraining; returns the run folder.
+
+    dataset, val_dataset: map-style data sets of your own instead of the paths in the options; see data.Augmented.
+    Raises ValueError, before any work, for whatever does not fit together.
+    """
+    with distributed() as ranks:
+        images = check_dataset(dataset) if dataset is not None else \
+            find_images(options.data_path, options.dataset, options.in_chans)
+        held_out = check_dataset(val_dataset) if val_dataset is not None else \
+            find_held_out(options.data_path, options.val_path, options.in_chans)
+        run = Run(options, ranks, len(images))
+        torch.manual_seed(seed_for('weights', options.seed))
+        spark = build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
+                            options.in_chans, options.decoder_width)
+        open_folder(run.folder, options.fresh, ranks)
+        saved = load_run(options.resume, run.checkpoint, ranks)
+        if saved:
+            refuse_changes(options, saved, images=len(images))
+        with RunLog(run.folder, ranks.is_main, 'pretrain_log.txt', options.tensorboard_dir, saved and saved['step']) as log:
+            if saved and saved['step'] >= run.steps:
+                log.say(f'This run is finished: {options.epochs} epochs, in {run.folder}. --fresh starts it over.')
+            else:
+                train(run, spark, images, held_out, saved, log)
+        return run.folder
+
+
+def train(run, spark, images, held_out, saved, log):
+    """The run itself, from the state that was saved or from the beginning, to the exported encoder."""
+    options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
+    if saved:
+        spark.load_state_dict(saved['model'])
+    elif options.init:
+        log.say(f'{options.init}: {load_init(spark, options.init, options.model)}')
+    for name in spark.encoder.unused:  # DDP waits for the gradient of everything that may have one
+        spark.encoder.cnn.get_parameter(name).requires_grad_(False)
+    spark = spark.to(ranks.device, memory_format=torch.channels_last)
+    accum = options.accum if options.accum != 'auto' else saved['accum'] if saved else \
+        fit_accumulation(spark, run.share, ranks, run.autocast)
+    if ranks.size > 1 and options.sync_bn:
+        spark = synchronise_batchnorm(spark)
+    betas = (0.9, run.beta2(spark))
+    optimizer = build_optimizer(options.opt, spark, options.weight_decay, betas)
+    if saved:
+        optimizer.load_state_dict(saved['optimizer'])
+    if options.compile:
+        spark.compile()
+    torch.backends.cudnn.benchmark = True  # shapes never change
+    model = data_parallel(spark, ranks, same_buffers=options.sync_bn)
+
+    augmented = Augmented(images, spark.encoder.input_size, options.normalisation, options.seed, options.crop_scale,
+                          options.flip)
+    watched = Augmented(images if held_out is None else held_out, spark.encoder.input_size, options.normalisation,
+                        random=False)
+    steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size)
+    batches = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, log)
+    progress = Progress(run, log, saved['sums'] if saved else None)
+    guard = BufferGuard(spark)
+
+    def held_out_loss():
+        return None if held_out is None else evaluate(
+            spark, watched, run.share // accum, run.generator('held-out'), ranks, run.autocast, run.workers)
+
+    def save_checkpoint(step):
+        if ranks.is_main:
+            save(run.checkpoint, {'version': 1, 'step': step, 'sums': progress.sums, 'images': len(images), 'accum': accum,
+                                  'config': options.as_dict(), 'model': plain_state(spark),
+                                  'optimizer': optimizer.state_dict()})
+
+    log.forget_after(start if saved else -1)
+    log.say(run.describe(spark, accum, held_out, start))
+    for warning in run.warnings() if ranks.is_main else ():
+        log.warn(warning)
+    log.record(run.record(start, accum, git_commit(), sys.argv))
+    if start == 0:
+        progress.before(held_out_loss())
+    for epoch in range(start // run.per_epoch, options.epochs):
+        progress.start_epoch()
+        for first, stop in run.stretches(epoch, start):
+            train_one_epoch(model, batches, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
+                            seed=options.seed, schedule=run.schedule, draw_visible=lambda step: run.draw_visible(spark, step),
+                            autocast=run.autocast, accum=accum, clip_grad=options.clip_grad,
+                            log_every=options.log_every, look=progress.look)
+            if stop % run.per_epoch:
+                save_checkpoint(stop)
+        done, final = epoch + 1, epoch + 1 == options.epochs
+        progress.end_epoch(done, held_out_loss() if final or done % options.val_every == 0 else None)
+        if ranks.is_main and options.picture_every and (final or done % options.picture_every == 0):
+            progress.picture(done, spark, watched)
+        if ranks.is_main and final:
+            save(run.exported, plain_state(spark.encoder.cnn))
+        if final or done % options.save_every == 0:
+            save_checkpoint(done * run.per_epoch)
+    log.say(f'Finished. The pretrained {options.model} is in {run.exported}')
+
+
+def main(argv=None):
+    """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
+    options = parse_options(argv)
+    speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
+    try:
+        pretrain(options)
+    except ValueError as error:
+        lines = str(error).strip().splitlines()
+        message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
+        sys.exit(f'error: {message}' if speaks else 1)
+    except torch.OutOfMemoryError as error:
+        parts = 2 * (options.accum if options.accum != 'auto' else 1)
+        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) Cut the batch into more parts with '
+                 f'--accum={parts} or --accum=auto, or give a smaller --bs, --input_size or --decoder_width')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,149 @@
+"""SparK: masked image modeling with any CNN (Tian et al., ICLR 2023, arXiv 2301.03580, section 3).
+
+    spark = build_spark('resnet50')
+    loss = spark(images)             # hide 60 % of the cells, encode the others, reconstruct, compare
+    loss.backward()
+    spark.encoder.cnn.state_dict()   # the pretrained network, with timm's keys
+
+Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, p the side of a
+cell at a stage. `visible` is a LongTensor (B, k): row-major indices of the cells that the encoder sees, ascending.
+"""
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+
+import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.weights import create_cnn, official_to_spark
+from pretrain.decoder import LightDecoder
+from pretrain.encoder import Geometry, SparseEncoder
+
+
+class SparK(nn.Module):
+    """Mask, encode, densify, decode, compare.
+
+    encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden (ValueError).
+    decoder_width: channels of the decoder's smallest map. The attribute names below are a file format.
+    """
+
+    def __init__(self, encoder, mask_ratio=0.6, decoder_width=768):
+        super().__init__()
+        self.encoder, self.mask_ratio = encoder, mask_ratio
+        self.cells = encoder.grid[0] * encoder.grid[1]
+        self.visible_cells = round(self.cells * (1 - mask_ratio))
+        if not 0 < self.visible_cells < self.cells:
+            raise ValueError(f'mask_ratio {mask_ratio} leaves {self.visible_cells} of {self.cells} cells visible; one at '
+                             f'least must be visible and one hidden: give {1 / self.cells:.3f} to '
+                             f'{1 - 1 / self.cells:.3f}')
+        self.dense_decoder = LightDecoder(encoder.stride, decoder_width, encoder.in_chans)
+        self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
+        self.mask_tokens = nn.ParameterList()
+        for i, (channels, width) in enumerate(zip(reversed(encoder.channels), self.dense_decoder.widths)):
+            self.densify_norms.append(nn.BatchNorm2d(channels) if encoder.norm == 'bn' else LayerNorm2d(channels))
+            token = nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02)
+            self.mask_tokens.append(nn.Parameter(token))
+            kernel = 1 if i == 0 else 3
+            self.densify_projs.append(nn.Identity() if i == 0 and channels == width else
+                                      nn.Conv2d(channels, width, kernel, padding=kernel // 2))
+
+    def forward(self, images, visible=None):
+        """images (B, C, H, W), normalised; visible (B, k), drawn if not given -> loss, a 0-dim tensor."""
+        if visible is None:
+            visible = self.draw_visible(len(images)).to(images.device)
+        geometry = self.geometry(images, visible)
+        strips = self.encoder(images, geometry)
+        levels = self.densify(strips, geometry)
+        reconstruction = self.dense_decoder(levels)
+        return self.loss(images, reconstruction, geometry)
+
+    def draw_visible(self, batch, generator=None):
+        """Uniformly random visible cells, the same number in every image: LongTensor (batch, k) on the CPU."""
+        order = torch.rand(batch, self.cells, generator=generator).argsort(dim=1)
+        return order[:, :self.visible_cells].sort(dim=1).values
+
+    def geometry(self, images, visible):
+        if visible.dtype != torch.long or visible.ndim != 2 or len(visible) != len(images):
+            raise ValueError(f'visible must be a LongTensor (B, k) with B = {len(images)}, the indices of the visible '
+                             f'cells; got {visible.dtype} {tuple(visible.shape)}')
+        return Geometry(visible, self.encoder.grid)
+
+    def densify(self, strips, geometry):
+        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), small to large (section 3.2)."""
+        return [proj(geometry.to_canvas(norm(strip), fill=token)) for strip, norm, token, proj in
+                zip(reversed(strips), self.densify_norms, self.mask_tokens, self.densify_projs)]
+
+    def cut(self, images):
+        """(B, C, H, W) -> (B, L, C * cell * cell): the values of each cell."""
+        (h, w), cell, (B, C) = self.encoder.grid, self.encoder.cell_size, images.shape[:2]
+        return images.reshape(B, C, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def paste(self, cells):
+        """The inverse of `cut`: (B, L, C * cell * cell) -> (B, C, H, W)."""
+        (h, w), cell, B = self.encoder.grid, self.encoder.cell_size, len(cells)
+        return cells.view(B, h, w, -1, cell, cell).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def normalise(self, images):
+        """Each cell by its own mean and deviation: cells, means and deviations, (B, L, .) (section 3.3)."""
+        cells = self.cut(images)
+        mean = cells.mean(dim=2, keepdim=True)
+        deviation = (cells.var(dim=2, keepdim=True) + 1e-6).sqrt()
+        return (cells - mean) / deviation, mean, deviation
+
+    def loss(self, images, reconstruction, geometry):
+        """Mean squared error on the normalised hidden cells (section 3.3), in the images' precision."""
+        target, _, _ = self.normalise(images)
+        error = (self.cut(reconstruction.to(images.dtype)) - target).square().mean(dim=2)
+        hidden = ~geometry.is_visible()
+        return (error * hidden).sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
+
+    def encode(self, images, visible):
+        """images, visible -> the pyramid, small stride to large: (B, C_i, H_i, W_i), hidden positions 0.
+
+        Runs in the mode that the caller set: in train mode BatchNorm's running statistics are updated.
+        """
+        geometry = self.geometry(images, self.check_visible(visible))
+        return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
+
+    def reconstruct(self, images, visible):
+        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
+
+        The decoder predicts normalised cells; they are shown with the true cell's mean and deviation, as in the paper's
+        figures. Runs in the mode that the caller set, as `encode` does.
+        """
+        geometry = self.geometry(images, self.check_visible(visible))
+        output = self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
+        _, mean, deviation = self.normalise(images)
+        cells = self.cut(output.to(images.dtype)) * deviation + mean
+        return self.paste(torch.where(geometry.is_visible()[..., None], self.cut(images), cells))
+
+    def check_visible(self, visible):
+        """Refuse indices that are no cells, for those who make their own; a look at the values, so not in `forward`."""
+        if visible.ndim == 2 and not (0 <= visible.min() and visible.max() < self.cells
+                                      and (visible.diff(dim=1) > 0).all()):
+            raise ValueError(f'visible must hold ascending cell indices from 0 to {self.cells - 1}, each once an image')
+        return visible
+
+    def load_official(self, state_dict):
+        """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`); ResNet or ConvNeXt keys.
+
+        Strict: a ValueError lists what is missing, left over or of another shape. Only parameters that the features do
+        not depend on may be missing.
+        """
+        official_to_spark(state_dict, self)
+
+
+def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
+                decoder_width=768, sync_bn=False):
+    """SparK around a CNN.
+
+    model: a timm name, or an nn.Module that keeps timm's contract (`forward_intermediates`). input_size: pixels, an int
+    or (height, width), a multiple of the cell. drop_path: None leaves the network's own default. cell_size: None is the
+    network's total stride R, else R times a power of two. sync_bn: share all BatchNorm statistics between the ranks.
+    Raises ValueError, which names what would work.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
+    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size), mask_ratio, decoder_width)
+    if sync_bn:
+        from common.distributed import synchronise_batchnorm
+        spark = synchronise_batchnorm(spark)
+    return spark

@@ -1,0 +1,58 @@
+"""What the tests share: a small picture world, options of a run that takes seconds, and randomised networks."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.demo_world import write_world
+from pretrain.config import Options
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    """train/ with 40 images and val/ with 10, 40 pixels wide."""
+    folder = tmp_path_factory.mktemp('world')
+    write_world(folder, 40, 10, 40, seed=3)
+    return folder
+
+
+@pytest.fixture
+def tiny(world, tmp_path):
+    """Options of a run of 2 epochs with 5 steps each, a second or two; tiny(**changes)."""
+    def make(**changes):
+        return Options(**{'name': 'tiny', 'run_dir': str(tmp_path / 'run'), 'data_path': str(world), 'model': 'your_convnet',
+                          'input_size': 32, 'decoder_width': 16, 'batch_size': 8, 'epochs': 2, 'lr': 1e-2, 'workers': 0,
+                          'warmup_epochs': 0.5, 'log_every': 3, **changes})
+    return make
+
+
+def flags(options):
+    """The command line that gives these options."""
+    def text(value):
+        return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    default = Options(name='x')
+    return [f'--{name}={text(value)}' for name, value in options.as_dict().items()
+            if value != getattr(default, name) and name != 'name']
+
+
+def main_sh(name, *arguments, cwd, timeout=300):
+    """Run bash pretrain/main.sh as a user would; the finished process."""
+    environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    environment.pop('PYTHONPATH', None)
+    return subprocess.run(['bash', str(ROOT / 'pretrain/main.sh'), name, *arguments], cwd=cwd, env=environment, timeout=timeout,
+                          capture_output=True, text=True)
+
+
+def randomise(network, seed=0):
+    """Random one-dimensional parameters and zero-initialised weights: otherwise whole branches hide their errors."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim <= 1 or not parameter.any():
+                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    return network

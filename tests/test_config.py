@@ -1,0 +1,100 @@
+"""The command line: official spellings, precedence, errors."""
+import dataclasses
+
+import pytest
+
+from common.cli import contradictions, parser_of
+from pretrain.config import Options, parse_options
+
+ALIASES = {
+    'mask': 'mask_ratio', 'bs': 'batch_size', 'ep': 'epochs', 'wp_ep': 'warmup_epochs', 'dp': 'drop_path', 'wd': 'weight_decay',
+    'wde': 'weight_decay_end', 'clip': 'clip_grad', 'sbn': 'sync_bn', 'ada': 'beta2', 'resume_from': 'resume',
+    'init_weight': 'init', 'exp_name': 'name', 'exp_dir': 'run_dir', 'opt': 'opt', 'dataloader_workers': 'workers',
+    'tb_lg_dir': 'tensorboard_dir', 'base_lr': 'base_lr', 'input_size': 'input_size', 'model': 'model',
+    'data_path': 'data_path',
+}
+
+
+def parse(line):
+    return parse_options(['--name=n', *line.split()])
+
+
+def test_an_official_command_line():
+    options = parse('--data_path=D --model=convnext_large --input_size=384 --mask=0.75 --bs=2048 --base_lr=4e-4 --sbn=True '
+                    '--dp=0.4 --ep=800 --wp_ep=40')
+    assert (options.data_path, options.model, options.input_size, options.mask_ratio, options.batch_size, options.base_lr,
+            options.sync_bn, options.drop_path, options.epochs, options.warmup) == (
+        'D', 'convnext_large', 384, 0.75, 2048, 4e-4, True, 0.4, 800, 40)
+    assert options.peak_lr == pytest.approx(4e-4 * 8)
+
+
+@pytest.mark.parametrize('alias', ALIASES)
+def test_every_official_spelling_means_our_option(alias):
+    value = {'sbn': 'False', 'opt': 'adamw'}.get(alias, '0.5' if isinstance(
+        getattr(Options(name='n'), ALIASES[alias]), float) else '7')
+    value = '0.5' if alias in ('dp', 'ada', 'mask') else value
+    assert parse(f'--{alias}={value}') == parse(f'--{ALIASES[alias]}={value}') != parse('')
+
+
+def test_recipe_stands_between_default_and_command_line():
+    assert parse('').drop_path == 0.05
+    assert parse('--model=convnext_base').drop_path == 0.3
+    assert parse('--model=resnet18').drop_path is None
+    assert parse('--model=convnext_base --dp 0').drop_path == 0
+    assert parse('--input_size=384').batch_size == 4096
+
+
+def test_booleans_sizes_and_lists():
+    assert parse('--sbn=False').sync_bn is False and parse('--sbn').sync_bn is True and parse('--no_sync_bn').sync_bn is False
+    assert parse('--no_flip').flip is False
+    assert parse('--input_size=192,256').input_size == (192, 256)
+    options = parse('--in_chans=2 --mean=0.5,0.4 --std=0.2,0.1 --crop_scale=0.2,1')
+    assert options.normalisation == ((0.5, 0.4), (0.2, 0.1)) and options.crop_scale == (0.2, 1)
+    assert parse('--in_chans=1').normalisation[0] == pytest.approx((0.449,))
+    assert parse('--accum=auto').accum == 'auto' and parse('--accum=4').accum == 4
+    assert parse('--clip=inf').clip_grad == float('inf')
+
+
+def test_what_is_not_given_is_computed():
+    assert parse('').warmup == 40 and parse('--ep=100').warmup == 10 and parse('--ep=100 --wp_ep=0').warmup == 0
+    assert parse('').peak_lr == pytest.approx(2e-4 * 16) and parse('--lr=3e-2 --bs=32').peak_lr == 3e-2
+    assert parse('').folder == 'output_n' and parse('--exp_dir=D').folder == 'D'
+
+
+@pytest.mark.parametrize(('line', 'word'), [
+    ('--baselr=1', 'unknown flag --baselr: did you mean --base_lr'), ('--mask=1.5', 'mask_ratio must lie between 0 and 1'),
+    ('--wp_ep=100 --ep=100', 'warmup_epochs 100.0 must be less than epochs 100'), ('--sbn=maybe', 'neither True nor False'),
+    ('--opt=adam', 'invalid choice'), ('--clip=0', 'inf means no clipping'), ('--bs=0', 'batch_size must be 1 or more'),
+    ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),
+    ('--mean=1,2', 'one number for each of the 3 channels'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
+    ('--lr=0', 'learning rate'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
+    ('stray', 'unrecognized arguments: stray'), ('--picture_every=-1', 'picture_every'),
+])
+def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(line)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert word in message and message.count('\n') == 1
+
+
+def test_name_is_asked_for():
+    with pytest.raises(ValueError, match='--name'):
+        Options()
+
+
+def test_help_explains_every_option_in_a_group():
+    text = parser_of(Options, 'p', '').format_help()
+    for field in dataclasses.fields(Options):
+        assert f'--{field.name}' in text and len(field.metadata['help']) > 5
+        assert all(f'--{alias}' in text for alias in field.metadata['aliases'])
+    for group in ('run', 'data', 'method', 'optimisation', 'machine', 'log'):
+        assert f'\n{group}:' in text
+    assert text.count('optimisation:') == 1
+
+
+def test_contradictions_list_what_may_not_change():
+    saved = parse('--model=resnet18 --bs=64').as_dict()
+    now = parse('--model=resnet34 --bs=64 --workers=3 --log_every=5 --exp_dir=elsewhere')
+    assert contradictions(now, saved) == [('model', 'resnet34', 'resnet18')]
+    assert contradictions(parse('--model=resnet18 --bs=64 --seed=4'), saved) == [('seed', 4, 0)]

@@ -1,0 +1,165 @@
+"""Images: what is found, what is read, what a step sees."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pretrain.data import Augmented, ImageFiles, Steps, check_dataset, collate, find_held_out, find_images, loader
+
+NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def picture(path, mode='RGB', size=(20, 14), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    image.convert(mode).save(path)
+    return path
+
+
+def test_flat_nested_class_folders_and_train(tmp_path):
+    picture(tmp_path / 'flat/a.png')
+    picture(tmp_path / 'flat/b.JPEG')
+    (tmp_path / 'flat/notes.txt').write_text('no image')
+    (tmp_path / 'flat/._a.png').write_text('a resource fork')
+    assert len(ImageFiles(tmp_path / 'flat')) == 2
+    picture(tmp_path / 'deep/x/y/z/a.webp')
+    picture(tmp_path / 'deep/b.tiff')
+    assert len(find_images(tmp_path / 'deep')) == 2
+    picture(tmp_path / 'imagenet/train/n01/a.png')
+    picture(tmp_path / 'imagenet/val/n01/b.png')
+    assert find_images(tmp_path / 'imagenet').name(0).endswith('train/n01/a.png')
+    assert len(find_held_out(tmp_path / 'imagenet')) == 1 and find_held_out(tmp_path / 'flat') is None
+    assert len(find_held_out(tmp_path / 'flat', tmp_path / 'deep')) == 2
+
+
+def test_a_list_of_paths(tmp_path):
+    picture(tmp_path / 'a b.png')
+    other = picture(tmp_path / 'far/away.png')
+    (tmp_path / 'list.txt').write_text(f'a b.png\n\n{other}\n')
+    images = ImageFiles(tmp_path / 'list.txt')
+    assert len(images) == 2 and [images[i].mode for i in (0, 1)] == ['RGB', 'RGB']
+
+
+@pytest.mark.parametrize(('make', 'word'), [
+    (lambda p: p / 'missing', 'no folder or list'), (lambda p: p, 'holds no images'),
+    (lambda p: picture(p / 'x.png'), 'neither a folder nor a text file'),
+])
+def test_no_images_is_an_error(tmp_path, make, word):
+    with pytest.raises(ValueError, match=word):
+        find_images(make(tmp_path))
+
+
+def test_more_channels_need_a_dataset_and_no_path_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='Dataset of your own'):
+        find_images(tmp_path, in_chans=4)
+    with pytest.raises(ValueError, match='--data_path'):
+        find_images()
+    with pytest.raises(ValueError, match='__len__'):
+        check_dataset(iter([]))
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'P', 'RGBA', 'CMYK', '1', 'LA'])
+def test_every_mode_becomes_rgb_or_grey(tmp_path, mode):
+    path = picture(tmp_path / ('a.tiff' if mode == 'CMYK' else 'a.png'), mode)
+    assert ImageFiles(path.parent)[0].mode == 'RGB' and ImageFiles(path.parent, in_chans=1)[0].mode == 'L'
+
+
+def test_sixteen_bit_images_keep_their_depth(tmp_path):
+    values = (np.arange(64 * 48, dtype=np.uint16) * 21).reshape(48, 64)
+    Image.fromarray(values).save(tmp_path / 'a.png')
+    image = ImageFiles(tmp_path, in_chans=1)[0]
+    assert torch.equal(image, torch.from_numpy(values.astype(np.float32))[None] / 65535)
+    assert ImageFiles(tmp_path)[0].shape == (3, 48, 64)
+    item, failed = Augmented(ImageFiles(tmp_path, in_chans=1), (16, 16), ((0.0,), (1.0,)), random=False)[(0, 0)]
+    assert not failed and item.shape == (1, 16, 16) and item.unique().numel() > 250
+
+
+def test_a_corrupt_image_is_replaced_counted_and_named(tmp_path):
+    for i in range(4):
+        picture(tmp_path / f'{i}.png', seed=i)
+    whole = (tmp_path / '1.png').read_bytes()
+    (tmp_path / '1.png').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / '2.png').write_bytes(b'')
+    augmented = Augmented(ImageFiles(tmp_path), (8, 8), NORM)
+    image, failed = augmented[(0, 1)]
+    assert [index for index, _ in failed] == [1, 2] and augmented.name(1) == str(tmp_path / '1.png')
+    assert image.shape == (3, 8, 8) and augmented[(0, 3)][1] == []
+    for i in range(4):
+        (tmp_path / f'{i}.png').write_bytes(b'x')
+    with pytest.raises(ValueError, match='4 images in a row'):
+        augmented[(0, 0)]
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f'{i}.png', seed=i, size=(40, 40))
+    images = ImageFiles(tmp_path)
+    one, other = Augmented(images, (16, 24), NORM, seed=1), Augmented(images, (16, 24), NORM, seed=1)
+    first = one[(2, 1)][0]
+    torch.rand(5)
+    state = torch.get_rng_state()
+    one[(0, 0)]
+    assert torch.equal(torch.get_rng_state(), state)  # others' random numbers are left alone
+    assert first.shape == (3, 16, 24) and torch.equal(other[(2, 1)][0], first)
+    assert not torch.equal(one[(3, 1)][0], first) and not torch.equal(one[(2, 0)][0], first)
+    assert not torch.equal(Augmented(images, (16, 24), NORM, seed=2)[(2, 1)][0], first)
+
+
+def test_normalisation_crop_and_flip():
+    grey = Image.fromarray(np.full((30, 50, 3), 51, np.uint8))
+    image, _ = Augmented([grey], (8, 8), NORM)[(0, 0)]
+    torch.testing.assert_close(image, torch.full((3, 8, 8), (0.2 - 0.5) / 0.25))
+    ramp = torch.linspace(0, 1, 32).expand(1, 32, 32)
+    still = Augmented([ramp], (32, 32), ((0.0,), (1.0,)), crop_scale=(1.0, 1.0), flip=False)
+    assert all((still[(epoch, 0)][0].diff(dim=2) >= -1e-6).all() for epoch in range(8))
+    flipping = Augmented([ramp], (32, 32), ((0.0,), (1.0,)))
+    directions = {bool((flipping[(epoch, 0)][0].diff(dim=2) <= 1e-6).all()) for epoch in range(20)}
+    assert directions == {True, False}
+    centre = Augmented([torch.zeros(3, 30, 50)], (8, 16), NORM, random=False)[(0, 0)][0]
+    assert centre.shape == (3, 8, 16)
+
+
+def test_own_datasets_may_give_tensors_tuples_and_any_channels():
+    for item in (torch.zeros(5, 20, 20, dtype=torch.uint8), (torch.rand(5, 20, 20), 3)):
+        image, failed = Augmented([item], (8, 8), ((0.5,) * 5, (0.5,) * 5))[(0, 0)]
+        assert image.shape == (5, 8, 8) and image.dtype == torch.float32 and not failed
+
+
+def test_an_epoch_shows_every_image_and_fills_the_last_batch():
+    steps = list(Steps(images=10, batch=4, epochs=2, seed=0))
+    assert len(steps) == 6 and all(len(batch) == 4 for batch in steps)
+    for epoch in (0, 1):
+        batches = steps[epoch * 3:epoch * 3 + 3]
+        indices = [index for batch in batches for e, index in batch if e == epoch]
+        assert len(indices) == 12 and set(indices) == set(range(10)) and indices[10:] == indices[:2]
+    assert [i for b in steps[:3] for _, i in b] != [i for b in steps[3:] for _, i in b]
+    assert len(list(Steps(images=3, batch=8, epochs=1, seed=0))[0]) == 8
+
+
+def test_order_does_not_depend_on_ranks_or_on_where_it_started():
+    whole = list(Steps(images=10, batch=4, epochs=3, seed=5))
+    parts = [list(Steps(images=10, batch=4, epochs=3, seed=5, rank=r, ranks=2)) for r in (0, 1)]
+    assert whole == [a + b for a, b in zip(*parts)]
+    assert list(Steps(images=10, batch=4, epochs=3, seed=5, start=4)) == whole[4:]
+    assert whole != list(Steps(images=10, batch=4, epochs=3, seed=6))
+
+
+def test_workers_change_nothing(world):
+    augmented = Augmented(find_images(world), (16, 16), NORM, seed=3)
+    batches = Steps(len(augmented), 8, 1, seed=3)
+    none, two = (list(loader(augmented, batches, workers, torch.device('cpu'))) for workers in (0, 2))
+    assert len(none) == len(two) == 5
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(none, two))
+
+
+def test_collate_gathers_failures():
+    images, failures = collate([(torch.zeros(1), []), (torch.ones(1), [(4, 'x'), (5, 'y')])])
+    assert images.tolist() == [[0.0], [1.0]] and failures == [(4, 'x'), (5, 'y')]
+
+
+def test_timm_datasets_by_name(tmp_path):
+    picture(tmp_path / 'train/a/1.png')
+    picture(tmp_path / 'train/b/2.png')
+    images = find_images(str(tmp_path), dataset='folder/')
+    assert len(images) == 2 and Augmented(images, (8, 8), NORM)[(0, 1)][0].shape == (3, 8, 8)

@@ -1,0 +1,320 @@
+"""Whole runs: the launch line, resuming to the last bit, ranks that agree, and what ends a run."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from common.demo_world import write_world
+from common.distributed import Ranks
+from pretrain import engine
+from pretrain.main import pretrain
+from pretrain.spark import build_spark
+from tests.conftest import ROOT, flags, main_sh
+
+
+class Stop(BaseException):
+    """Ends a run in the middle, as a kill would."""
+
+
+def stop_after(monkeypatch, steps):
+    """Make the run die in the step after so many."""
+    original, count = engine.train_step, []
+
+    def train_step(*arguments):
+        if len(count) == steps:
+            raise Stop
+        count.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, 'train_step', train_step)
+
+
+def saved(folder, model='your_convnet'):
+    return torch.load(os.path.join(folder, f'{model}_still_pretraining.pth'), weights_only=True)
+
+
+def log_of(folder):
+    lines = [json.loads(line) for line in Path(folder, 'pretrain_log.txt').read_text().splitlines()]
+    return [line for line in lines if 'epoch' in line], [line for line in lines if 'run' in line]
+
+
+def same(one, other):
+    """Equal to the last bit, through dicts and lists."""
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+VARYING = ('seconds', 'images_per_second', 'remaining', 'finish')
+
+
+def assert_same_run(one, other):
+    a, b = saved(one), saved(other)
+    for key in ('step', 'sums', 'images', 'accum', 'model', 'optimizer'):
+        assert same(a[key], b[key]), key
+    entries = [[{k: v for k, v in line.items() if k not in VARYING} for line in log_of(folder)[0]] for folder in (one, other)]
+    assert entries[0] == entries[1]
+
+
+@pytest.fixture
+def whole(tiny, tmp_path):
+    """The folder of a run that nothing happened to."""
+    return pretrain(tiny(run_dir=str(tmp_path / 'whole')))
+
+
+def test_a_run_leaves_its_files(whole, tiny, capsys):
+    files = {p.name for p in whole.iterdir()}
+    assert files == {'your_convnet_still_pretraining.pth', 'your_convnet_1kpretrained.pth', 'pretrain_log.txt',
+                     'stdout_backup.txt', 'stderr_backup.txt', 'tensorboard_log', 'reconstructions'}
+    assert [p.name for p in (whole / 'reconstructions').iterdir()] == ['epoch_0002.png']
+    state = torch.load(whole / 'your_convnet_1kpretrained.pth', weights_only=True)
+    cnn = timm.create_model('your_convnet', num_classes=7)
+    result = cnn.load_state_dict({k: v for k, v in state.items() if not k.startswith('head.')}, strict=False)
+    assert result.missing_keys == ['head.weight', 'head.bias'] and not result.unexpected_keys
+    timm.create_model('your_convnet').load_state_dict(state)
+    epochs, runs = log_of(whole)
+    assert [line['epoch'] for line in epochs] == [0, 1, 2] and epochs[2]['step'] == 10
+    assert epochs[2]['loss'] < epochs[1]['loss'] < 1.3 and epochs[2]['val_loss'] is not None and epochs[1]['val_loss'] is None
+    assert runs[0]['config']['batch_size'] == 8 and runs[0]['versions']['timm'] == timm.__version__
+    shown = (whole / 'stdout_backup.txt').read_text()
+    for text in ('16 in an image of 32 x 32, 6 visible', '40, and 10 held out', '5 an epoch, 10 in 2 epochs',
+                 '8 = 1 rank x 8 images', 'learning rate up to 0.01', 'fp32', 'to go, until', 'Finished'):
+        assert text in shown, text
+    board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = board.EventAccumulator(str(whole / 'tensorboard_log')).Reload()
+    assert {'loss', 'learning_rate', 'weight_decay', 'gradient_norm', 'images_per_second', 'val_loss'} == set(
+        events.Tags()['scalars']) and events.Tags()['images']
+    pretrain(tiny(run_dir=str(whole)))
+    assert 'This run is finished: 2 epochs' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('steps', 'changes'), [
+    (5, {}), (7, {'save_every_steps': 3}), (9, {'save_every_steps': 2, 'workers': 2, 'log_every': 1}), (2, {}),
+])
+def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(whole, tiny, tmp_path, monkeypatch, steps, changes):
+    options = tiny(run_dir=str(tmp_path / 'cut'), **changes)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Stop):
+            pretrain(options)
+    folder = pretrain(options)
+    assert_same_run(whole, folder)
+    _, runs = log_of(folder)
+    every = changes.get('save_every_steps', 5)
+    expected = max(steps // every * every, steps // 5 * 5)
+    assert [line['step'] for line in runs] == [0, expected]
+    if expected:
+        assert f'going on from step {expected}' in (folder / 'stdout_backup.txt').read_text()
+
+
+def test_optimisers_and_dropout_resume_alike(tiny, tmp_path, monkeypatch):
+    for opt, model in (('adamw', 'test_convnext'), ('sgd', 'your_convnet')):
+        changes = {'opt': opt, 'model': model, 'input_size': 64, 'lr': 1e-3, 'epochs': 1, 'save_every_steps': 3,
+                   'warmup_epochs': 0, 'decoder_width': 32, **({'drop_path': 0.3} if model == 'test_convnext' else {})}
+        one = pretrain(tiny(run_dir=str(tmp_path / opt), **changes))
+        with monkeypatch.context() as patch:
+            stop_after(patch, 4)
+            with pytest.raises(Stop):
+                pretrain(tiny(run_dir=str(tmp_path / f'{opt}_cut'), **changes))
+        other = pretrain(tiny(run_dir=str(tmp_path / f'{opt}_cut'), **changes))
+        assert same(saved(one, model)['model'], saved(other, model)['model'])
+        assert same(saved(one, model)['optimizer'], saved(other, model)['optimizer'])
+
+
+def test_resume_from_a_file_into_another_folder(whole, tiny, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 6)
+    with pytest.raises(Stop):
+        pretrain(tiny(run_dir=str(tmp_path / 'first')))
+    monkeypatch.undo()
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'second'), resume=str(tmp_path / 'first/your_convnet_still_pretraining.pth')))
+    assert same(saved(whole)['model'], saved(folder)['model']) and log_of(folder)[0][0]['epoch'] == 2
+
+
+def test_contradictions_foreign_and_damaged_checkpoints_are_refused(whole, tiny, tmp_path):
+    before = (whole / 'your_convnet_still_pretraining.pth').read_bytes()
+    with pytest.raises(ValueError, match=r'seed was 0 and is 4 now; mask_ratio was 0\.6 and is 0\.5 now.*--fresh'):
+        pretrain(tiny(run_dir=str(whole), mask_ratio=0.5, seed=4))
+    (tmp_path / 'few').mkdir()
+    write_world(tmp_path / 'few', 16, 0, 16, 0)
+    with pytest.raises(ValueError, match='images was 40 and is 16 now'):
+        pretrain(tiny(run_dir=str(whole), data_path=str(tmp_path / 'few')))
+    with pytest.raises(ValueError, match='--init='):
+        pretrain(tiny(resume=str(whole / 'your_convnet_1kpretrained.pth')))
+    (tmp_path / 'cut.pth').write_bytes(before[:len(before) // 2])
+    with pytest.raises(ValueError, match='damaged'):
+        pretrain(tiny(resume=str(tmp_path / 'cut.pth')))
+    with pytest.raises(ValueError, match='there is no file'):
+        pretrain(tiny(resume=str(tmp_path / 'nothing.pth')))
+    assert (whole / 'your_convnet_still_pretraining.pth').read_bytes() == before
+
+
+def test_fresh_moves_the_old_folder_aside(whole, tiny):
+    pretrain(tiny(run_dir=str(whole), fresh=True, seed=1))
+    assert saved(whole)['config']['seed'] == 1 and saved(f'{whole}_old1')['config']['seed'] == 0
+
+
+def test_init_starts_from_weights(whole, tiny, tmp_path, capsys):
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'next'), init=str(whole / 'your_convnet_still_pretraining.pth'), epochs=1,
+                           warmup_epochs=0))
+    assert log_of(folder)[0][0]['val_loss'] == pytest.approx(log_of(whole)[0][-1]['val_loss'], rel=1e-6)
+    assert 'matched' in capsys.readouterr().out
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_loses_nothing(tiny, tmp_path, monkeypatch):
+    original, count = engine.train_step, []
+
+    def train_step(model, images, *rest):
+        count.append(1)
+        return original(model, images * (float('nan') if len(count) == 8 else 1), *rest)
+
+    monkeypatch.setattr(engine, 'train_step', train_step)
+    options = tiny(run_dir=str(tmp_path / 'nan'), save_every_steps=5)
+    with pytest.raises(engine.NotFinite, match=r'step 7: the loss was nan .* at a learning rate of'):
+        pretrain(options)
+    assert saved(tmp_path / 'nan')['step'] == 5
+    assert all(v.isfinite().all() for v in saved(tmp_path / 'nan')['model'].values())
+    monkeypatch.undo()
+    pretrain(options)
+    assert saved(tmp_path / 'nan')['step'] == 10
+
+
+def test_accumulation_is_the_same_batch_in_parts(whole, tiny, tmp_path):
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'parts'), accum=2))
+    one, other = log_of(whole)[0][1]['loss'], log_of(folder)[0][1]['loss']
+    assert one != other and one == pytest.approx(other, rel=0.05)  # BatchNorm sees the parts one by one
+    auto = pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
+    assert saved(auto)['accum'] == 1 and same(saved(auto)['model'], saved(whole)['model'])
+
+
+def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
+    spark = build_spark('your_convnet', input_size=32, decoder_width=16)
+    forward, sizes = spark.forward, []
+
+    def limited(images, visible=None):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError('too much')
+        return forward(images, visible)
+
+    monkeypatch.setattr(spark, 'forward', limited)
+    before = {k: v.clone() for k, v in spark.state_dict().items()}
+    ranks = Ranks(0, 1, torch.device('cpu'))
+    assert engine.fit_accumulation(spark, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
+    assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
+    with pytest.raises(ValueError, match='5 images at a time do not fit'):
+        engine.fit_accumulation(spark, 5, ranks, nullcontext)
+
+
+def test_bf16_on_the_cpu_trains(tiny, tmp_path):
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'bf16'), precision='bf16', epochs=1, warmup_epochs=0))
+    assert all(v.dtype in (torch.float32, torch.int64) for v in saved(folder)['model'].values())
+    assert log_of(folder)[0][-1]['loss'] < 1.3
+
+
+def test_datasets_of_your_own(tiny, tmp_path):
+    class Bands(torch.utils.data.Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return torch.rand(2, 40, 40), index  # from the seed: the item's random numbers are reproducible
+
+    options = tiny(run_dir=str(tmp_path / 'own'), in_chans=2, mean=(0.5, 0.5), std=(0.3, 0.3), epochs=1, warmup_epochs=0)
+    folder = pretrain(options, dataset=Bands(), val_dataset=Bands())
+    assert [line['epoch'] for line in log_of(folder)[0]] == [0, 1]
+
+
+def test_few_images_and_a_low_rate_are_warned_of(tiny, tmp_path, capsys):
+    pretrain(tiny(run_dir=str(tmp_path / 'few'), batch_size=64, epochs=1, warmup_epochs=0, lr=None))
+    errors = capsys.readouterr().err
+    assert '40 images are fewer than one batch of 64' in errors and '--bs=4' in errors and 'Give --lr' in errors
+
+
+def test_unreadable_images_are_named_once(tiny, world, tmp_path, capsys):
+    shutil.copytree(world / 'train', tmp_path / 'data')
+    victim = sorted((tmp_path / 'data').rglob('*.png'))[5]
+    victim.write_bytes(b'no image')
+    pretrain(tiny(run_dir=str(tmp_path / 'run'), data_path=str(tmp_path / 'data')))
+    errors = capsys.readouterr().err
+    assert errors.count(f'unreadable image {victim}') == 1 and '1 so far' in errors
+
+
+@pytest.mark.parametrize(('arguments', 'word'), [
+    (['--data_path=nowhere'], 'no folder or list of images nowhere'), (['--model=resnet5O'], 'nearest names are'),
+    (['--input_size=33'], 'give 32 or 40'), (['--bs=9', '--accum=2'], 'give --bs=8 or --bs=10'),
+    (['--run_dir=/proc/x/y'], 'cannot make the run folder'), (['--mask=0.99'], 'mask_ratio 0.99'),
+])
+def test_mistakes_end_with_one_sentence_and_code_1(tiny, tmp_path, arguments, word):
+    line = [a for a in flags(tiny()) if a.split('=')[0] not in {b.split('=')[0] for b in arguments}]
+    done = subprocess.run([sys.executable, '-m', 'pretrain.main', '--name=x', *line, *arguments], cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1 and word in done.stderr and done.stderr.startswith('error: ') and 'Traceback' not in done.stderr
+    assert not list(tmp_path.glob('output_*'))
+
+
+def test_the_launch_line_from_another_folder_on_one_and_two_processes(tiny, tmp_path):
+    """2 processes see the images and masks of 1, and their losses agree: BatchNorm is shared, drop path is 0."""
+    line = [a for a in flags(tiny(log_every=1)) if not a.startswith('--run_dir')]
+    losses = []
+    for name, extra in (('one', ['--num_nodes=1', '--ngpu_per_node=1']), ('two', ['--ngpu_per_node', '2'])):
+        done = main_sh(name, *extra, *line, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f'8 = {1 if name == "one" else 2} rank' in done.stdout
+        epochs, _ = log_of(tmp_path / f'output_{name}')
+        board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+        events = board.EventAccumulator(str(tmp_path / f'output_{name}/tensorboard_log')).Reload()
+        losses.append([event.value for event in events.Scalars('loss')])
+        assert len(epochs) == 3
+    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_two_processes_that_are_killed_go_on_to_the_same_end(tiny, tmp_path):
+    line = [a for a in flags(tiny(save_every_steps=1, epochs=12, batch_size=4)) if not a.startswith('--run_dir')]
+    assert main_sh('whole', '--ngpu_per_node=2', *line, cwd=tmp_path).returncode == 0
+    command = ['bash', str(ROOT / 'pretrain/main.sh'), 'cut', '--ngpu_per_node=2', *line]
+    environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    checkpoint = tmp_path / 'output_cut/your_convnet_still_pretraining.pth'
+    deadline = time.time() + 120
+    while time.time() < deadline and not (checkpoint.exists() and saved(checkpoint.parent)['step'] >= 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # reaches torchrun, which ends the workers
+    process.communicate()
+    assert process.returncode != 0
+    assert 3 <= saved(checkpoint.parent)['step'] < 120
+    assert main_sh('cut', '--ngpu_per_node=2', *line, cwd=tmp_path).returncode == 0
+    assert_same_run(tmp_path / 'output_whole', tmp_path / 'output_cut')
+
+
+def test_the_launcher_hands_on_exit_codes_and_names_its_own_mistakes(tmp_path):
+    assert main_sh('x', '--ngpu_per_node=1', '--nonsense=1', cwd=tmp_path).returncode != 0
+    for arguments, word in ((['--data_path=x'], 'first argument is the name'), (['x', '--ngpu_per_node=two'], 'are numbers'),
+                            (['x', '--num_nodes=2'], '--node_rank'), (['x', '--num_nodes'], 'needs a value')):
+        done = main_sh(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and word in done.stderr
+
+
+def test_started_as_a_file(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / 'pretrain/main.py'), '--help'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and '--mask_ratio' in done.stdout
+
+
+@pytest.mark.slow
+def test_compiled_runs_agree_with_eager_ones(whole, tiny, tmp_path):
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'compiled'), compile=True))
+    assert [e['loss'] for e in log_of(folder)[0][1:]] == pytest.approx([e['loss'] for e in log_of(whole)[0][1:]], rel=1e-3)
