@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-SCALE = 4  # drawn larger, then reduced: smooth edges
+SCALE = 3  # drawn larger, then reduced: smooth edges
 
 
 def star(points, inner):

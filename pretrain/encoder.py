@@ -57,10 +57,10 @@ class Geometry:
         h, w = self.grid
         table = strip.permute(0, 2, 3, 1).reshape(-1, p * C)
         if torch.is_tensor(fill):
-            background = fill.to(strip.dtype).view(1, C).expand(p, C).reshape(1, p * C).expand(B * h * p * w, p * C)
-            canvas = background.index_copy(0, self.rows(p), table)
+            canvas = fill.to(strip.dtype).view(1, C).repeat(B * h * p * w, p)
         else:
-            canvas = table.new_full((B * h * p * w, p * C), fill).index_copy_(0, self.rows(p), table)
+            canvas = table.new_full((B * h * p * w, p * C), fill)
+        canvas = canvas.index_copy_(0, self.rows(p), table)
         return canvas.view(B, h * p, w * p, C).permute(0, 3, 1, 2)
 
 

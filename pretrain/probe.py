@@ -17,7 +17,7 @@ SAFE = frozenset('''
     native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
     cudnn_batch_norm miopen_batch_norm native_layer_norm native_group_norm addmm mm view _unsafe_view permute
     transpose t expand squeeze unsqueeze detach alias clone _to_copy lift_fresh
-    hardswish hardswish_ mish_ _prelu_kernel log_sigmoid_forward fill_ zeros_like ones_like empty_like
+    hardswish hardswish_ mish mish_ _prelu_kernel log_sigmoid_forward fill_ zeros_like ones_like empty_like
 '''.split())
 REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'var': 1, 'var_mean': 1, 'linalg_vector_norm': 2}
 

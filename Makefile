@@ -1,0 +1,44 @@
+# Everything runs in a virtual environment of its own, .venv, which `make setup` fills. To use another Python with the
+# requirements installed: make test VENV_PYTHON=python
+PYTHON ?= python3
+VENV_PYTHON ?= .venv/bin/python
+
+.PHONY: setup demo test test-all test-lowest lint bench
+
+setup: .venv/complete
+
+.venv/complete: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+ifeq ($(VENV_PYTHON),.venv/bin/python)
+demo test test-all lint bench: .venv/complete
+endif
+
+# Pretrains a small network on drawn pictures and shows its reconstructions: under five minutes on two cores.
+demo:
+	$(VENV_PYTHON) -m pretrain.demo
+
+# Lint and all tests but the slow ones: under ten minutes on two cores.
+test: lint
+	$(VENV_PYTHON) -m pytest -q -m "not slow" --durations=10
+
+test-all: lint
+	$(VENV_PYTHON) -m pytest -q --durations=20
+
+# The same tests on the lowest versions that requirements.txt allows.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
+	sed 's/>=/==/' requirements.txt > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet -r .venv-lowest/requirements.txt -r requirements-dev.txt
+	.venv-lowest/bin/python -m pytest -q -m "not slow"
+
+lint:
+	$(VENV_PYTHON) -m ruff check .
+
+bench:
+	$(VENV_PYTHON) -m benchmarks.encoder
+	$(VENV_PYTHON) -m benchmarks.step

@@ -1,0 +1,47 @@
+"""Fair timing on a shared machine: alternating runs, medians, ratios within one run."""
+import argparse
+import platform
+import statistics
+import time
+
+import torch
+
+
+def alternate(cases, rounds, device):
+    """cases: {name: function}. Runs them in turn, `rounds` times after one to warm up; {name: median seconds}."""
+    times = {name: [] for name in cases}
+    for i in range(rounds + 1):
+        for name, run in cases.items():
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            run()
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
+            if i:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def machine(device):
+    """What the numbers were measured on."""
+    if device.type == 'cuda':
+        return f'{torch.cuda.get_device_name(device)}, torch {torch.__version__}'
+    name = platform.processor() or platform.machine()
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            name = next((line.split(':')[1].strip() for line in file if line.startswith('model name')), name)
+    except OSError:
+        pass
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+
+
+def arguments(description, models):
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument('models', nargs='*', default=models, help='timm names')
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--input_size', type=int, default=224)
+    parser.add_argument('--mask_ratio', type=float, default=0.6)
+    parser.add_argument('--rounds', type=int, default=7)
+    args = parser.parse_args()
+    return args, torch.device('cuda' if torch.cuda.is_available() else 'cpu')
