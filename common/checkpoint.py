@@ -52,16 +52,17 @@ def open_folder(folder, fresh, ranks):
 
 
 def load_run(resume, own, ranks):
-    """The run to go on with: that of the file `resume` if given, else of the run folder's `own`; None if there is none.
+    """The run to go on with: the file `resume`, or the run folder's `own` checkpoint where that is further; None if neither.
 
-    Raises ValueError if that is no checkpoint of a run, or if the ranks do not all see the same.
+    So the same command again never goes back. Raises ValueError if a file is no checkpoint of a run, or if the ranks do not
+    all see the same.
     """
-    path = resume or (own if own.exists() else None)
-    saved = read_run(path) if path else None
-    step = saved['step'] if saved else -1
+    found = {path: read_run(path) for path in ([resume] if resume else []) + ([own] if own.exists() else [])}
+    path = max(found, key=lambda path: found[path]['step'], default=None)
+    step = found[path]['step'] if path else -1
     if ranks.size > 1 and ranks.all_reduce(torch.tensor([step, -step], device=ranks.device), dist.ReduceOp.MAX).sum():
         raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system that all nodes share')
-    return saved
+    return {**found[path], 'path': str(path)} if path else None
 
 
 def refuse_changes(options, saved, **facts):
@@ -69,7 +70,7 @@ def refuse_changes(options, saved, **facts):
     wrong = contradictions(options, saved['config'])
     wrong += [(name, value, saved[name]) for name, value in facts.items() if value != saved[name]]
     if wrong:
-        raise ValueError('the saved run was another one: '
+        raise ValueError(f'{saved["path"]} is of another run: '
                          + '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
                          + '. Give what was given then, another name, or --fresh to start over')
 

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
-from torch.distributed.nn.functional import all_reduce as differentiable_all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -55,6 +54,22 @@ def distributed():
             dist.destroy_process_group()
 
 
+class _AllReduce(torch.autograd.Function):
+    """The sum over all ranks; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 class CPUSyncBatchNorm(nn.BatchNorm2d):
     """What SyncBatchNorm is on GPUs, for CPU processes, which torch refuses: so that they mean the same as GPUs.
 
@@ -66,9 +81,9 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
             return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
                                             self.momentum, self.eps)
         ranks, shape = dist.get_world_size(), (1, -1, 1, 1)
-        mean = differentiable_all_reduce(x.mean((0, 2, 3))) / ranks
+        mean = _AllReduce.apply(x.mean((0, 2, 3))) / ranks
         centred = x - mean.view(shape)
-        var = differentiable_all_reduce(centred.square().mean((0, 2, 3))) / ranks
+        var = _AllReduce.apply(centred.square().mean((0, 2, 3))) / ranks
         with torch.no_grad():
             count = x.numel() // x.shape[1] * ranks
             self.num_batches_tracked += 1

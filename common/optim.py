@@ -64,7 +64,8 @@ class Lamb(torch.optim.Optimizer):
         go = torch.ones((), dtype=torch.float64, device=like.device) if off is None else 1 - off.double()
         grads = [p.grad for p in params]
         if off is not None:  # 0 * NaN is NaN: what is called off must not stand in the gradients either
-            grads = [grad.masked_fill(off > 0, 0) for grad in grads]
+            for grad in grads:
+                grad.masked_fill_(off > 0, 0)
         group['step'] = group.get('step', torch.zeros_like(go)).to(go.device) + go
         done = group['step'].clamp(min=1)
 

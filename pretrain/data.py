@@ -42,7 +42,7 @@ class ImageFiles(Dataset):
                 raise ValueError(f'{source} is neither a folder nor a text file with one image path a line') from None
             self.root = source.parent
         else:
-            raise ValueError(f'there is no folder or list of images {source}: check --data_path')
+            raise ValueError(f'there is no folder or list of images {source}')
         if not paths:
             raise ValueError(f'{source} holds no images that Pillow reads by their file names')
         # One array, not a list of strings: workers share it, reference counts would copy it into each of them.

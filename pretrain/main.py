@@ -99,7 +99,7 @@ def train(run, spark, images, held_out, saved, log):
                                   'optimizer': optimizer.state_dict()})
 
     log.forget_after(start if saved else -1)
-    log.say(run.describe(spark, accum, held_out, start))
+    log.say(run.describe(spark, accum, held_out, saved))
     for warning in run.warnings() if ranks.is_main else ():
         log.warn(warning)
     log.record(run.record(start, accum, git_commit(), sys.argv))
@@ -133,12 +133,19 @@ def main(argv=None):
         pretrain(options)
     except ValueError as error:
         lines = str(error).strip().splitlines()
+        # A loading process hands its error on as a traceback in the message.
         message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
         sys.exit(f'error: {message}' if speaks else 1)
+    except OSError as error:
+        sys.exit(f'error: {error}. Nothing that was saved is lost; the same command goes on from the last checkpoint' if speaks
+                 else 1)
     except torch.OutOfMemoryError as error:
         parts = 2 * (options.accum if options.accum != 'auto' else 1)
         sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) Cut the batch into more parts with '
                  f'--accum={parts} or --accum=auto, or give a smaller --bs, --input_size or --decoder_width')
+    except KeyboardInterrupt:
+        sys.stderr.write('interrupted: the same command goes on from the last checkpoint\n' if speaks else '')
+        sys.exit(130)
 
 
 if __name__ == '__main__':

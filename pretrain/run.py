@@ -94,13 +94,15 @@ class Run:
         stops = [step for step in range(begin + 1, end) if every and step % every == 0] + [end]
         return list(zip([begin, *stops], stops))
 
-    def describe(self, spark, accum, held_out, start):
+    def describe(self, spark, accum, held_out, saved):
         """What the run will do, for a person."""
         options, ranks, encoder = self.options, self.ranks, spark.encoder
         inside = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
         outside = sum(p.numel() for p in spark.parameters() if p.requires_grad) - inside
         machine = torch.cuda.get_device_name(ranks.device) if ranks.device.type == 'cuda' else 'CPU'
         (h, w), (height, width) = encoder.grid, encoder.input_size
+        going_on = f', going on from step {saved["step"]:,}, epoch {saved["step"] / self.per_epoch:.2f}, of {saved["path"]}' \
+            if saved else ''
         parts = f', in {accum} parts' if accum > 1 else ''
         return f'''
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and decoder
@@ -115,7 +117,7 @@ warm-up     {options.warmup:g} epochs{" (not given: 40, or a tenth of fewer than
 drop path   {"the network's default" if options.drop_path is None else options.drop_path}
 precision   {"bf16 autocast; weights, optimiser, statistics and loss in fp32" if self.bf16 else "fp32"}
 machine     {machine}, {self.workers} loading process{"es" * (self.workers != 1)} a rank
-folder      {self.folder}{f", going on from step {start:,}, epoch {start / self.per_epoch:.2f}" if start else ""}
+folder      {self.folder}{going_on}
 '''
 
     def warnings(self):

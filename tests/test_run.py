@@ -1,4 +1,5 @@
 """Whole runs: the launch line, resuming to the last bit, ranks that agree, and what ends a run."""
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 
+from common.checkpoint import save
 from common.demo_world import write_world
 from common.distributed import Ranks
 from pretrain import engine
@@ -141,6 +143,8 @@ def test_resume_from_a_file_into_another_folder(whole, tiny, tmp_path, monkeypat
     monkeypatch.undo()
     folder = pretrain(tiny(run_dir=str(tmp_path / 'second'), resume=str(tmp_path / 'first/your_convnet_still_pretraining.pth')))
     assert same(saved(whole)['model'], saved(folder)['model']) and log_of(folder)[0][0]['epoch'] == 2
+    pretrain(tiny(run_dir=str(folder), resume=str(tmp_path / 'first/your_convnet_still_pretraining.pth')))
+    assert 'This run is finished' in (folder / 'stdout_backup.txt').read_text()  # the same command again does not go back
 
 
 def test_contradictions_foreign_and_damaged_checkpoints_are_refused(whole, tiny, tmp_path):
@@ -189,6 +193,21 @@ def test_a_step_that_is_not_finite_stops_the_run_and_loses_nothing(tiny, tmp_pat
     monkeypatch.undo()
     pretrain(options)
     assert saved(tmp_path / 'nan')['step'] == 10
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch, whole):
+    before, flush = (whole / 'your_convnet_still_pretraining.pth').read_bytes(), os.fsync
+    monkeypatch.setattr(os, 'fsync', lambda file: flush(file) if os.fstat(file).st_size < 1000 else _no_space())
+    with pytest.raises(ValueError, match=r'cannot write .*still_pretraining\.pth: .*No space left.*is untouched'):
+        pretrain(tiny(run_dir=str(tmp_path / 'full')))
+    assert not list((tmp_path / 'full').glob('*.pth')) and not list((tmp_path / 'full').glob('.*.writing'))
+    with pytest.raises(ValueError, match='No space left'):
+        save(whole / 'your_convnet_still_pretraining.pth', {'a': torch.zeros(1000)})
+    assert (whole / 'your_convnet_still_pretraining.pth').read_bytes() == before
+
+
+def _no_space():
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_accumulation_is_the_same_batch_in_parts(whole, tiny, tmp_path):
@@ -283,7 +302,7 @@ def test_the_launch_line_from_another_folder_on_one_and_two_processes(tiny, tmp_
 
 
 def test_two_processes_that_are_killed_go_on_to_the_same_end(tiny, tmp_path):
-    line = [a for a in flags(tiny(save_every_steps=1, epochs=12, batch_size=4)) if not a.startswith('--run_dir')]
+    line = [a for a in flags(tiny(save_every_steps=1, epochs=8, batch_size=4)) if not a.startswith('--run_dir')]
     assert main_sh('whole', '--ngpu_per_node=2', *line, cwd=tmp_path).returncode == 0
     command = ['bash', str(ROOT / 'pretrain/main.sh'), 'cut', '--ngpu_per_node=2', *line]
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
@@ -295,7 +314,7 @@ def test_two_processes_that_are_killed_go_on_to_the_same_end(tiny, tmp_path):
     process.send_signal(signal.SIGTERM)  # reaches torchrun, which ends the workers
     process.communicate()
     assert process.returncode != 0
-    assert 3 <= saved(checkpoint.parent)['step'] < 120
+    assert 3 <= saved(checkpoint.parent)['step'] < 80
     assert main_sh('cut', '--ngpu_per_node=2', *line, cwd=tmp_path).returncode == 0
     assert_same_run(tmp_path / 'output_whole', tmp_path / 'output_cut')
 
