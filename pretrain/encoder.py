@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from pretrain.probe import overlaps, probe
+from pretrain.probe import overlaps, probe, run
 
 
 class Geometry:
@@ -129,6 +129,25 @@ class SparseEncoder(nn.Module):
             rule = next((rule for cls, rule in RULES if isinstance(layer, cls)), None)
             if rule is not None and overlaps(layer):
                 layer.forward = partial(forward_by_rule, self, layer, rule)
+        self._prove(found.image, found.maps)
+
+    @torch.no_grad()
+    def _prove(self, image, dense_maps):
+        """With every cell visible, strips must give what the dense network gave: catches what the probe cannot see."""
+        self.geometry = Geometry(torch.arange(self.grid[0] * self.grid[1], device=image.device)[None], self.grid)
+        try:
+            maps = run(self.cnn, self.geometry.to_strip(image))
+            canvases = [self.geometry.to_canvas(maps[level]) for level in self.levels]
+            same = all(a.shape == b.shape and (a - b).abs().max() <= 1e-3 * b.abs().max()
+                       for a, b in zip(canvases, dense_maps))
+        except (ValueError, RuntimeError):  # a shape that a strip does not have
+            same = False
+        finally:
+            self.geometry = None
+        if not same:
+            self.release()
+            raise ValueError(f'{type(self.cnn).__name__} does not give its own features when it runs on strips of all cells: '
+                             'something in it depends on the shape of the image plane (windows, tokens, positions)')
 
     def forward(self, images, geometry=None):
         """images (B, C, H, W) -> the pyramid, small stride to large: strips, or dense maps without a geometry."""

@@ -33,6 +33,8 @@ class Found:
     channels: tuple
     norm: str
     unused: tuple
+    image: torch.Tensor  # a random one, and
+    maps: list  # the dense network's features of it, by level
 
 
 def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
@@ -47,7 +49,7 @@ def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
         raise ValueError(f"{name} has no forward_intermediates(x, intermediates_only=True), timm's way of returning "
                          'the feature pyramid: add one, as in pretrain/models/custom.py')
     like = next(cnn.parameters())
-    image = torch.zeros(1, in_chans, height, width, dtype=like.dtype, device=like.device)
+    image = torch.randn(1, in_chans, height, width, generator=torch.Generator().manual_seed(0)).to(like)
     maps = run(cnn, image)
 
     sizes = [tuple(out.shape[2:]) for out in maps]
@@ -70,7 +72,8 @@ def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
     batch_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in norms)
     return Found(stride=stride, cell_size=cell, grid=(height // cell, width // cell), levels=levels,
                  reductions=tuple(wanted), channels=tuple(maps[level].shape[1] for level in levels),
-                 norm='bn' if batch_norms > len(norms) / 2 else 'ln', unused=unused)
+                 norm='bn' if batch_norms > len(norms) / 2 else 'ln', unused=unused, image=image,
+                 maps=[maps[level].detach() for level in levels])
 
 
 def total_stride(name, size, smallest):

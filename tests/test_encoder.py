@@ -301,6 +301,21 @@ def test_what_mixes_positions_is_refused_by_name(odd, word):
         SparseEncoder(Pyramid(odd), (32, 32))
 
 
+def mix_windows(x):
+    B, C, H, W = x.shape
+    windows = x.reshape(B, C, H // 4, 4, W // 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(-1, 16)
+    windows = windows @ torch.ones(16, 16)
+    return windows.view(B, C, H // 4, W // 4, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(B, C, H, W)
+
+
+@pytest.mark.parametrize('function', [mix_windows, lambda x: x.flatten(2).cumsum(2).view_as(x)])
+def test_what_hides_from_the_probe_is_found_by_the_proof(function):
+    network = Pyramid(Call(function))
+    with pytest.raises(ValueError, match='does not give its own features'):
+        SparseEncoder(network, (32, 32))
+    assert not any('forward' in vars(module) for module in network.modules())  # the network is left as it was
+
+
 def test_harmless_modules_are_not_refused():
     for odd in (nn.Identity(), nn.GroupNorm(2, 12), nn.InstanceNorm2d(12), nn.Conv2d(12, 12, 3, padding='same'), nn.Mish(),
                 timm.layers.SqueezeExcite(12), timm.layers.EcaModule(12), nn.AvgPool2d(3, 1, 1), nn.PReLU(12)):

@@ -161,6 +161,7 @@ def test_a_deep_copy_is_independent():
 @pytest.mark.parametrize('model', ['your_convnet', pytest.param('test_resnet', marks=pytest.mark.slow),
                                    pytest.param('convnextv2_atto', marks=pytest.mark.slow)])
 def test_compiles_to_one_graph_whatever_the_mask(model):
+    torch._dynamo.reset()  # the other networks' compilations share the code of forward
     spark = randomise(build_spark(model, input_size=64, decoder_width=32)).to(memory_format=torch.channels_last).train()
     eager = copy.deepcopy(spark)
     counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')
