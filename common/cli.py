@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser_of(cls, program, description):
     """An argparse parser of the options of a dataclass. What is not given on the command line stays unset."""
-    parser = _Parser(program, description=description, allow_abbrev=False,
+    parser = _Parser(program, usage='%(prog)s [options]', description=description, allow_abbrev=False,
                      formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=112))
     groups = {}
     for field in dataclasses.fields(cls):
@@ -49,9 +49,9 @@ def parser_of(cls, program, description):
         group = groups.setdefault(about['group'], parser.add_argument_group(about['group'])
                                   if about['group'] not in groups else None)
         flags = [f'--{field.name}', *(f'--{alias}' for alias in about['aliases'])]
-        shown = 'not given' if field.default is None else ','.join(map(str, field.default)) \
-            if isinstance(field.default, tuple) else field.default
-        common = {'dest': field.name, 'default': argparse.SUPPRESS, 'help': f'{about["help"]} (default: {shown})'}
+        shown = ','.join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        common = {'dest': field.name, 'default': argparse.SUPPRESS,
+                  'help': about['help'] + (f' (default: {shown})' if shown is not None else '')}
         if isinstance(field.default, bool):
             group.add_argument(*flags, nargs='?', const=True, type=boolean, metavar='True|False', **common)
             group.add_argument(f'--no_{field.name}', dest=field.name, action='store_const', const=False,

@@ -47,11 +47,9 @@ def distributed():
         torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}))
-    try:
-        yield Ranks(rank, size, device)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    yield Ranks(rank, size, device)
+    if size > 1:  # not after an error: it would wait for ranks that wait for this one
+        dist.destroy_process_group()
 
 
 class _AllReduce(torch.autograd.Function):

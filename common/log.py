@@ -16,7 +16,7 @@ class RunLog:
     """
 
     def __init__(self, folder, is_main, log_name, tensorboard_dir=None, purge_step=None):
-        self.is_main, self.path, self.on_line = is_main, Path(folder, log_name), False
+        self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
         self.err.addHandler(logging.StreamHandler(sys.stderr))
         self.board = None
@@ -50,6 +50,7 @@ class RunLog:
             self.board.close()
 
     def say(self, message):
+        self.said = time.monotonic()
         self.end_line()
         self.out.info(message)
 
@@ -58,11 +59,13 @@ class RunLog:
         self.err.warning('warning: %s', message)
 
     def progress(self, message):
-        """One line that replaces itself, in a terminal only."""
+        """One line that replaces itself in a terminal; elsewhere a line of its own, at most once a minute."""
         if self.is_main and sys.stdout.isatty():
             sys.stdout.write(f'\r\x1b[K{message}')
             sys.stdout.flush()
             self.on_line = True
+        elif time.monotonic() - self.said > 60:
+            self.say(message)
 
     def end_line(self):
         if self.on_line:

@@ -41,7 +41,7 @@ def train_one_epoch(model, batches, steps, *, optimizer, guard, ranks, seed, sch
                 if not finite:
                     raise NotFinite(
                         f'step {at}: the loss was {loss:.4g} and the gradient norm {norm:.4g} at a learning rate of '
-                        f'{schedule(at)[0]:.3g}. Weights are as before that step, and the last checkpoint is untouched. '
+                        f'{schedule(at)[0]:.3g}. That step changed nothing, and the last checkpoint is untouched. '
                         'Lower the rate (--lr or --base_lr) or the clipping (--clip), or try --precision=fp32')
             now = time.perf_counter()
             look([(at, loss, norm) for at, (loss, norm, _) in zip(done, results)], now - began)
@@ -85,7 +85,8 @@ def evaluate(spark, watched, batch, generator, ranks, autocast, workers=0):
     for (images, _), part in zip(batches, places):
         images = images.to(ranks.device, memory_format=torch.channels_last, non_blocking=True)
         with autocast():
-            total += spark(images, visible[part].to(ranks.device)).double() * len(images)
+            loss = spark.forward(images, visible[part].to(ranks.device))  # not compiled: the last batch is smaller
+            total += loss.double() * len(images)
     spark.train()
     return ranks.all_reduce(total).item() / len(watched)
 
