@@ -44,7 +44,7 @@ def measure(name, args, device):
         set_schedule(optimizer, 1e-4, 0.05)
 
     def pretraining():
-        train_step(spark, images, spark.draw_visible(args.batch).to(device), optimizers[0], guard, ranks, autocast, 1, 5.0)
+        train_step(spark, [(images, spark.draw_visible(args.batch).to(device))], 1, optimizers[0], guard, ranks, autocast, 5.0)
 
     def supervised():
         optimizers[1].zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from common.cli import contradictions
+from common.cli import changes
 
 VERSION = 1
 
@@ -36,19 +36,29 @@ def save(path, content):
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def open_folder(folder, fresh, ranks):
-    """Make the run folder, with the old one moved aside if fresh. Raises ValueError if nothing can be written there."""
+def open_folder(folder, fresh, ranks, own):
+    """Make the run folder; if fresh, move the old one aside, and return where to (on the main rank, else None).
+
+    own: the run's checkpoint in it. Raises ValueError if the folder is another run's, or if nothing can be written there.
+    """
+    aside = None
     if ranks.is_main:
+        others = [path for path in folder.glob('*_still_*.pth') if path != own]
+        if others and not fresh:
+            raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or --fresh to move '
+                             'that one aside')
         try:
             if fresh and folder.exists():
-                folder.rename(next(path for i in itertools.count(1)
-                                   if not (path := folder.with_name(f'{folder.name}_old{i}')).exists()))
+                aside = next(path for i in itertools.count(1)
+                             if not (path := folder.with_name(f'{folder.name}_old{i}')).exists())
+                folder.rename(aside)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f'cannot make the run folder {folder}: {error}. Give another one: --run_dir') from error
         write_atomically(folder / '.writable', lambda file: file.write(b'yes'))
         (folder / '.writable').unlink()
     ranks.barrier()
+    return aside
 
 
 def load_run(resume, own, ranks):
@@ -67,7 +77,7 @@ def load_run(resume, own, ranks):
 
 def refuse_changes(options, saved, **facts):
     """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name."""
-    wrong = contradictions(options, saved['config'])
+    wrong = changes(options, saved['config'], harmless=False)
     wrong += [(name, value, saved[name]) for name, value in facts.items() if value != saved[name]]
     if wrong:
         raise ValueError(f'{saved["path"]} is of another run: '
@@ -85,14 +95,14 @@ def read_plain(path):
         raise ValueError(f'{path} is refused: it is no file of weights, or it holds Python objects besides tensors and '
                          'plain data, which could run code when loaded. Save its state_dict alone') from error
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__}: {error}): '
-                         'give another one, such as an earlier checkpoint') from error
+        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give another file, '
+                         'or start over with --fresh') from error
 
 
 def read_run(path):
     """The content of a checkpoint that this program wrote. Raises ValueError for any other file."""
     content = read_plain(path)
-    if not isinstance(content, dict) or 'optimizer' not in content or 'step' not in content:
+    if not isinstance(content, dict) or not content.keys() >= {'version', 'step', 'config', 'model', 'optimizer'}:
         raise ValueError(f'{path} holds weights, not a run: start from them with --init={path}')
     if content['version'] > VERSION:
         raise ValueError(f'{path} was written by a later version of this program: update it to resume that run')

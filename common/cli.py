@@ -2,7 +2,11 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
+from numbers import Integral, Real
+
+import numpy as np
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
@@ -26,6 +30,38 @@ def numbers(text, kind=float):
         return tuple(kind(part) for part in text.split(','))
     except ValueError:
         raise argparse.ArgumentTypeError(f'"{text}" is no number, nor numbers with commas between them') from None
+
+
+def plain_fields(options):
+    """{name: value} of a dataclass of options in plain Python types, as files and command lines have them.
+
+    Lists become tuples, NumPy's numbers Python's, paths strings. Raises ValueError for a value of another type.
+    """
+    plain = {}
+    for field in dataclasses.fields(options):
+        value, kind = getattr(options, field.name), field.type
+        kinds = {'int': int, 'float': float, 'bool': bool, 'str': str, 'tuple': tuple}[kind] if isinstance(kind, str) else kind
+        try:
+            plain[field.name] = None if value is None and field.default is None else _as_plain(value, kinds)
+        except TypeError:
+            raise ValueError(f'{field.name} cannot be {value!r}: {field.metadata["help"]}') from None
+    return plain
+
+
+def _as_plain(value, kind):
+    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises TypeError."""
+    for one in getattr(kind, '__args__', (kind,)):
+        if one is bool and isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if one is int and isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
+        if one is float and isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+        if one is str and isinstance(value, (str, os.PathLike)) and str(value):
+            return os.fspath(value)
+        if one is tuple and isinstance(value, (tuple, list, np.ndarray)):
+            return tuple(_as_plain(part, int | float) for part in value)
+    raise TypeError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,7 +111,7 @@ def parse(cls, program, description, argv=None, recipe=None):
         parser.error(str(error))
 
 
-def contradictions(options, saved):
-    """(name, value now, value saved) of the options that may not change within a run, where they did."""
-    now = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if not f.metadata['harmless']}
+def changes(options, saved, harmless):
+    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not."""
+    now = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata['harmless'] == harmless}
     return [(name, value, saved[name]) for name, value in now.items() if name in saved and saved[name] != value]

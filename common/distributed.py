@@ -28,6 +28,19 @@ class Ranks:
             dist.all_reduce(tensor, op)
         return tensor
 
+    def broadcast(self, tensors):
+        """Make tensors what they are on the main rank."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
+
+    def union(self, items):
+        """The union of a set of plain objects over all ranks."""
+        everyone = [items]
+        if self.size > 1:
+            everyone = [None] * self.size
+            dist.all_gather_object(everyone, items)
+        return set().union(*everyone)
+
     def barrier(self):
         if self.size > 1:
             dist.barrier()
@@ -79,16 +92,21 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
             return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
                                             self.momentum, self.eps)
         ranks, shape = dist.get_world_size(), (1, -1, 1, 1)
-        mean = _AllReduce.apply(x.mean((0, 2, 3))) / ranks
-        centred = x - mean.view(shape)
+        exact = x if x.dtype == torch.float64 else x.float()  # statistics in fp32 under autocast too
+        mean = _AllReduce.apply(exact.mean((0, 2, 3))) / ranks
+        centred = exact - mean.view(shape)
         var = _AllReduce.apply(centred.square().mean((0, 2, 3))) / ranks
-        with torch.no_grad():
-            count = x.numel() // x.shape[1] * ranks
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
-        x = centred * (var + self.eps).rsqrt().view(shape)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                count = x.numel() // x.shape[1] * ranks
+                self.running_mean += share * (mean - self.running_mean)
+                self.running_var += share * (var * count / (count - 1) - self.running_var)
+        out = centred * (var + self.eps).rsqrt().view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(x.dtype)
 
 
 class CPUSyncBatchNormAct(BatchNormAct2d):

@@ -15,7 +15,8 @@ class RunLog:
     `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard.
     """
 
-    def __init__(self, folder, is_main, log_name, tensorboard_dir=None, purge_step=None):
+    def __init__(self, folder, rank, log_name, tensorboard_dir=None, purge_step=0):
+        is_main, self.rank = rank == 0, rank
         self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
         self.err.addHandler(logging.StreamHandler(sys.stderr))
@@ -36,9 +37,11 @@ class RunLog:
         return self
 
     def __exit__(self, kind, error, trace):
-        if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)) and self.is_main:
+        if isinstance(error, Exception) and self.is_main:  # the caller tells the terminal
             self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an error', (),
                                                              (kind, error, trace)))
+        elif isinstance(error, Exception) and not getattr(error, 'on_all_ranks', False):
+            self.err.error('error on rank %d: %s', self.rank, error)
         self.end_line()
         logging.captureWarnings(False)
         for handler in self.err.handlers:

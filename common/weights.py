@@ -43,6 +43,8 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False):
         if given and 'drop_path_rate' in str(error):
             raise ValueError(f'{name} has no drop path (stochastic depth): leave drop_path out') from error
         raise
+    except RuntimeError as error:  # an unknown tag behind the dot
+        raise ValueError(f'timm cannot make {name}: {error}') from error
 
 
 def unwrap(content, path='the given object'):
@@ -119,7 +121,7 @@ def load_init(spark, source, model=None):
     if source == 'timm':
         try:
             state = create_cnn(model, in_chans=spark.encoder.in_chans, pretrained=True).state_dict()
-        except (OSError, RuntimeError) as error:  # none exist, or the hub cannot be reached
+        except (OSError, RuntimeError, ValueError) as error:  # none exist, or the hub cannot be reached
             raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
     else:
         state = unwrap(read_plain(source), source)

@@ -2,7 +2,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from common.cli import numbers, option, parse
+from common.cli import numbers, option, parse, plain_fields
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.08, 'resnet152': 0.10, 'resnet200': 0.15,
@@ -50,7 +50,7 @@ class Options:
                           ('dataloader_workers',), int, harmless=True)
 
     model: str = option('resnet50', 'a CNN by its timm name, or your own in pretrain/models', 'method', parse=str)
-    input_size: int = option(224, 'side of an image in pixels, or height,width', 'method', parse=size)
+    input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method', parse=size)
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
     cell_size: int = option(None, "side of a cell in pixels; the network's total stride if not given", 'method',
                             parse=int)
@@ -59,23 +59,26 @@ class Options:
                               float)
 
     batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
-    accum: int = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as many as memory '
+    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as many as memory '
                         'asks for', 'optimisation', parse=accumulation, harmless=True)
     epochs: int = option(1600, 'passes over the data', 'optimisation', ('ep',))
     warmup_epochs: float = option(None, '40 if not given, or a tenth of the epochs where those are fewer than 400',
                                   'optimisation', ('wp_ep',), float)
-    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch', 'optimisation')
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float)
+    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch', 'optimisation',
+                            harmless=True)
+    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float,
+                       harmless=True)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd'))
     beta2: float = option(None, '0.95 for networks with BatchNorm, 0.999 for others if not given', 'optimisation',
                           ('ada',), float)
     weight_decay: float = option(0.04, 'at the start', 'optimisation', ('wd',))
     weight_decay_end: float = option(0.2, 'at the end', 'optimisation', ('wde',))
-    clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation', ('clip',))
+    clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation', ('clip',),
+                              harmless=True)
     sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
     precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given', 'machine',
-                            parse=str, choices=('fp32', 'bf16'))
+                            parse=str, choices=('fp32', 'bf16'), harmless=True)
     compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
 
     save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
@@ -87,6 +90,9 @@ class Options:
                                   harmless=True)
 
     def __post_init__(self):
+        for field, value in plain_fields(self).items():
+            object.__setattr__(self, field, value)  # the one moment at which a frozen dataclass may be completed
+
         def require(good, message):
             if not good:
                 raise ValueError(message)
@@ -95,18 +101,24 @@ class Options:
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         for field in ('seed', 'picture_every'):
             require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
-        sides = (self.input_size,) if isinstance(self.input_size, int) else self.input_size
-        require(len(sides) <= 2 and min(sides) > 0, f'input_size is a side or height,width, not {self.input_size}')
+        sides = (self.input_size,) * 2 if isinstance(self.input_size, int) else self.input_size
+        require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
+                f'input_size is a side or height,width, not {self.input_size}')
         require(0 < self.mask_ratio < 1, f'mask_ratio must lie between 0 and 1, not {self.mask_ratio}')
         require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
                 f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would be left to '
                 'train at the full rate')
-        require(self.accum == 'auto' or self.accum >= 1, f'accum must be auto, 1 or more, not {self.accum}')
+        require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
+                f'accum must be auto, 1 or more, not {self.accum}')
         require(self.clip_grad > 0, f'clip_grad must be more than 0, not {self.clip_grad}; inf means no clipping')
         require(self.drop_path is None or 0 <= self.drop_path < 1, f'drop_path must be 0 or more and less than 1, '
                 f'not {self.drop_path}')
         require(self.beta2 is None or 0 <= self.beta2 < 1, f'beta2 must be 0 or more and less than 1, not {self.beta2}')
-        require(self.peak_lr > 0, f'the peak learning rate must be more than 0, not {self.peak_lr}')
+        require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
+        require(self.cell_size is None or self.cell_size > 0, f'cell_size must be more than 0, not {self.cell_size}')
+        require(self.weight_decay >= 0 and self.weight_decay_end >= 0, 'weight_decay must be 0 or more')
+        require(self.std is None or min(self.std, default=0) > 0, f'std must be more than 0, not {self.std}')
+        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
         require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
         require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
@@ -147,8 +159,13 @@ class Options:
 
 def recipe(given):
     """What the paper uses for a model, as options."""
-    model = given.get('model', 'resnet50')
+    model = given.get('model', 'resnet50').split('.')[0]  # without the tag of pretrained weights
     return {'drop_path': DROP_PATH[model]} if model in DROP_PATH else {}
+
+
+def recommended(**given):
+    """Options from Python as the command line would have them: with the recipe of the model under what is given."""
+    return Options(**{**recipe(given), **given})
 
 
 def parse_options(argv=None):

@@ -3,13 +3,14 @@
 Nothing here has a random state. The order of an epoch is a function of (seed, epoch), the augmentation of an image one of
 (seed, epoch, index): neither workers, nor ranks, nor a resume change what a step sees.
 """
+import os
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -22,7 +23,7 @@ PATIENCE = 100  # unreadable images in a row before giving up: then it is not th
 class ImageFiles(Dataset):
     """The images of a folder (flat or nested, whatever Pillow reads) or of a text file with one path a line.
 
-    Yields PIL images, or float tensors (1, H, W) in [0, 1] for 16-bit ones. Raises ValueError if there are none.
+    Yields PIL images, or float tensors (C, H, W) in [0, 1] for 16-bit and float ones. Raises ValueError if there are none.
     """
 
     def __init__(self, source, in_chans=3):
@@ -31,9 +32,7 @@ class ImageFiles(Dataset):
             raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your own in '
                              'code (README, "Your own data")')
         if source.is_dir():
-            endings = tuple(Image.registered_extensions())
-            paths = sorted(str(p.relative_to(source)) for p in source.rglob('*') if p.suffix.lower() in endings
-                           and not p.name.startswith('.') and p.is_file())
+            paths = sorted(find_files(source, tuple(Image.registered_extensions())))
             self.root = source
         elif source.is_file():
             try:
@@ -41,26 +40,48 @@ class ImageFiles(Dataset):
             except UnicodeDecodeError:
                 raise ValueError(f'{source} is neither a folder nor a text file with one image path a line') from None
             self.root = source.parent
+            if paths and not (self.root / paths[0]).is_file():
+                raise ValueError(f'{source} names {paths[0]}, which is no file: a list has one path a line, absolute or from '
+                                 "the list's own folder on")
         else:
             raise ValueError(f'there is no folder or list of images {source}')
         if not paths:
             raise ValueError(f'{source} holds no images that Pillow reads by their file names')
         # One array, not a list of strings: workers share it, reference counts would copy it into each of them.
-        self.paths = np.array([path.encode() for path in paths])
+        self.paths = np.array([os.fsencode(path) for path in paths])
         self.mode = 'RGB' if in_chans == 3 else 'L'
 
     def __len__(self):
         return len(self.paths)
 
     def name(self, index):
-        return str(self.root / self.paths[index].decode())
+        return str(self.root / os.fsdecode(self.paths[index]))
 
     def __getitem__(self, index):
         with Image.open(self.name(index)) as image:
-            if image.mode.startswith('I'):  # 16-bit grey, which Pillow would clip to 8 bits
-                values = torch.from_numpy(np.array(image, dtype=np.float32))[None] / 65535
+            if image.mode.startswith('I') or image.mode == 'F':  # 16-bit or float grey, which Pillow would clip to 8 bits
+                values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
+                if image.mode != 'F':
+                    values = values / 65535
+                if values.max() > 1 or values.min() < 0:
+                    raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
                 return values.expand(3, -1, -1) if self.mode == 'RGB' else values
             return image.convert(self.mode)
+
+
+def find_files(folder, endings):
+    """Paths below a folder with one of the endings, links followed, hidden files left out."""
+    seen = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if name.lower().endswith(endings) and not name.startswith('.'):
+                yield os.path.relpath(os.path.join(where, name), folder)
 
 
 def find_images(data_path=None, dataset=None, in_chans=3):
@@ -68,8 +89,11 @@ def find_images(data_path=None, dataset=None, in_chans=3):
     if dataset is not None:
         from timm.data import create_dataset
         mode = {1: 'L', 3: 'RGB'}.get(in_chans)
-        images = create_dataset(dataset, root=data_path, split='train', **({'input_img_mode': mode} if mode else {}))
-        return check_dataset(images)
+        try:
+            images = create_dataset(dataset, root=data_path, split='train', **({'input_img_mode': mode} if mode else {}))
+        except Exception as error:  # a missing package, an unknown name, no network: as timm and its readers put it
+            raise ValueError(f'timm cannot make the data set {dataset}: {type(error).__name__}: {error}') from error
+        return check_dataset(images, in_chans)
     if data_path is None:
         raise ValueError('say where the images are: --data_path=DIR')
     folder = Path(data_path, 'train')
@@ -77,17 +101,37 @@ def find_images(data_path=None, dataset=None, in_chans=3):
 
 
 def find_held_out(data_path=None, val_path=None, in_chans=3):
-    """The held-out images of --val_path, or of val/ beside train/; None if there are none."""
-    if val_path is None and data_path is not None and Path(data_path, 'val').is_dir():
-        val_path = Path(data_path, 'val')
-    return None if val_path is None else ImageFiles(val_path, in_chans)
+    """The held-out images of --val_path, or of val/ beside train/; None if there are none.
+
+    Raises ValueError if they would be trained on as well.
+    """
+    beside = data_path is not None and Path(data_path, 'train').is_dir()
+    if val_path is None:
+        return ImageFiles(Path(data_path, 'val'), in_chans) if beside and Path(data_path, 'val').is_dir() else None
+    trained = data_path and Path(data_path, 'train' if beside else '').resolve()
+    if trained and Path(val_path).resolve().is_relative_to(trained):
+        raise ValueError(f'the held-out images {val_path} lie inside {trained}, whose images are trained on: put them beside '
+                         'it, as train/ and val/')
+    return ImageFiles(val_path, in_chans)
 
 
-def check_dataset(images):
-    """Refuse what is no map-style data set."""
-    if not hasattr(images, '__len__') or not hasattr(images, '__getitem__') or len(images) == 0:
+def check_dataset(images, in_chans=3):
+    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells."""
+    if isinstance(images, (str, IterableDataset)) or not hasattr(images, '__len__') or not hasattr(images, '__getitem__') \
+            or len(images) == 0:
         raise ValueError(f'{type(images).__name__} is no map-style data set with at least one image: it needs __len__ and '
                          '__getitem__, since the order of the images is drawn from the seed')
+    try:
+        item = images[0]
+    except Exception:  # an unreadable image is replaced later, and named
+        return images
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    what = f'{type(image).__name__}' + (f' {tuple(image.shape)} of {image.dtype}' if hasattr(image, 'shape') else '')
+    good = isinstance(image, Image.Image) and len(image.getbands()) == in_chans or torch.is_tensor(image) and \
+        image.ndim == 3 and image.shape[0] == in_chans and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not good:
+        raise ValueError(f'the data set yields {what}: each item must be (or start with) a PIL image of {in_chans} channels or '
+                         f'a tensor ({in_chans}, height, width), uint8 or float')
     return images
 
 
@@ -134,8 +178,10 @@ class Augmented(Dataset):
             image = F.center_crop(image, list(self.size))
         if not torch.is_tensor(image):
             image = F.pil_to_tensor(image)
-        image = F.convert_image_dtype(image, torch.float32)
-        return F.normalize(image, *self.normalisation)
+        image = F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
+        if not image.isfinite().all():
+            raise ValueError('it holds NaN or infinite values')
+        return image
 
     def name(self, index):
         return self.images.name(index) if hasattr(self.images, 'name') else f'number {index}'
@@ -160,19 +206,19 @@ class seeded:
 
 
 class Steps(Sampler):
-    """The (epoch, index) pairs that a rank takes at each step from `start` on: its part of each global batch.
+    """The (epoch, index) pairs that a rank takes at each step from `start` on, in `accum` parts: its share of each batch.
 
     An epoch has ceil(images / batch) steps; the last batch is filled up from the beginning of the order.
     """
 
-    def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1):
+    def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1, accum=1):
         self.images, self.batch, self.seed, self.start = images, batch, seed, start
-        self.rank, self.share = rank, batch // ranks
+        self.rank, self.share, self.accum = rank, batch // ranks, accum
         self.steps_per_epoch = -(-images // batch)
         self.stop = epochs * self.steps_per_epoch
 
     def __len__(self):
-        return self.stop - self.start
+        return (self.stop - self.start) * self.accum
 
     def __iter__(self):
         epoch = order = None
@@ -181,8 +227,9 @@ class Steps(Sampler):
                 epoch = step // self.steps_per_epoch
                 generator = torch.Generator().manual_seed(seed_for('order', self.seed, epoch))
                 order = torch.randperm(self.images, generator=generator)
-            first = step % self.steps_per_epoch * self.batch + self.rank * self.share
-            yield [(epoch, int(order[i % self.images])) for i in range(first, first + self.share)]
+            first, part = step % self.steps_per_epoch * self.batch + self.rank * self.share, self.share // self.accum
+            for begin in range(first, first + self.share, part):
+                yield [(epoch, int(order[i % self.images])) for i in range(begin, begin + part)]
 
 
 def collate(items):
@@ -192,17 +239,17 @@ def collate(items):
 
 def loader(augmented, batches, workers, device):
     """Batches of images, in the order of `batches`, ahead of time in `workers` processes."""
-    return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate,
+    # A generator of its own: the loader draws a seed when it starts, in the middle of a step's random numbers.
+    return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=torch.Generator(),
                       pin_memory=device.type == 'cuda')
 
 
-def without_failures(batches, augmented, log):
-    """The images of each batch; what could not be read is named once and counted."""
-    seen = set()
+def without_failures(batches, augmented, named, log):
+    """The images of each batch; what could not be read is warned of once, and added to the set `named`."""
     for images, failures in batches:
         for index, error in failures:
-            if index not in seen:
-                seen.add(index)
-                log.warn(f'unreadable image {augmented.name(index)} ({error}): the next one stands in for it; '
-                         f'{len(seen)} so far')
+            name = augmented.name(index)
+            if name not in named:
+                named.add(name)
+                log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so far')
         yield images

@@ -9,12 +9,14 @@ visible cells are gathered again. That is submanifold sparse convolution, writte
 Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image,
 p the side of a cell at this stage (cell size / stride). A strip is (B, C, k*p, p), a canvas (B, C, h*p, w*p).
 """
+import copy
 from functools import partial
 
 import torch
+from timm.layers import AvgPool2dSame
 from torch import nn
 
-from pretrain.probe import overlaps, probe, run
+from pretrain.probe import overlaps, probe
 
 
 class Geometry:
@@ -81,7 +83,7 @@ def max_pool(layer, geometry, strip):
 def average_pool(layer, geometry, strip):
     """Hidden positions are 0, and they are not counted where the layer does not count its padding."""
     average = geometry.to_strip(dense(layer, geometry.to_canvas(strip)))
-    if layer.count_include_pad or type(layer) is not nn.AvgPool2d:  # timm's subclass pads before it counts
+    if layer.count_include_pad or isinstance(layer, AvgPool2dSame):  # which pads before it counts
         return average
     share = dense(layer, geometry.to_canvas(torch.ones_like(strip[:, :1])))
     return average / geometry.to_strip(share)
@@ -104,6 +106,11 @@ def forward_by_rule(encoder, layer, rule, x):
     return dense(layer, x) if encoder.geometry is None else rule(layer, encoder.geometry, x)
 
 
+def is_ruled(layer):
+    """Whether a layer's forward is stood in for."""
+    return getattr(vars(layer).get('forward'), 'func', None) is forward_by_rule
+
+
 class SparseEncoder(nn.Module):
     """A CNN that can run on the visible cells of an image. `cnn` keeps its modules and `state_dict` keys.
 
@@ -118,6 +125,9 @@ class SparseEncoder(nn.Module):
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None):
         super().__init__()
+        if any(is_ruled(layer) for layer in cnn.modules()):
+            raise ValueError('this network is already inside a SparseEncoder, which a second one would break: take that one '
+                             'apart first (encoder.release()), or give a copy of the network')
         found = probe(cnn, input_size, in_chans, cell_size, tuple(cls for cls, _ in RULES))
         self.cnn, self.input_size, self.in_chans = cnn, tuple(input_size), in_chans
         self.stride, self.cell_size, self.grid = found.stride, found.cell_size, found.grid
@@ -129,25 +139,31 @@ class SparseEncoder(nn.Module):
             rule = next((rule for cls, rule in RULES if isinstance(layer, cls)), None)
             if rule is not None and overlaps(layer):
                 layer.forward = partial(forward_by_rule, self, layer, rule)
-        self._prove(found.image, found.maps)
+        self._prove(found.image)
 
     @torch.no_grad()
-    def _prove(self, image, dense_maps):
-        """With every cell visible, strips must give what the dense network gave: catches what the probe cannot see."""
-        self.geometry = Geometry(torch.arange(self.grid[0] * self.grid[1], device=image.device)[None], self.grid)
+    def _prove(self, image):
+        """With every cell visible, strips must give what the dense network gives: catches what the probe cannot see.
+
+        Tried on a copy with random scales: zero-initialised branches and small layer scales would hide their errors.
+        """
+        twin, generator = copy.deepcopy(self).eval(), torch.Generator().manual_seed(0)
+        for parameter in twin.parameters():
+            if parameter.ndim <= 1 or not parameter.any():
+                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        everything = Geometry(torch.arange(self.grid[0] * self.grid[1], device=image.device).expand(len(image), -1), self.grid)
         try:
-            maps = run(self.cnn, self.geometry.to_strip(image))
-            canvases = [self.geometry.to_canvas(maps[level]) for level in self.levels]
-            same = all(a.shape == b.shape and (a - b).abs().max() <= 1e-3 * b.abs().max()
-                       for a, b in zip(canvases, dense_maps))
-        except (ValueError, RuntimeError):  # a shape that a strip does not have
-            same = False
-        finally:
-            self.geometry = None
+            maps = [everything.to_canvas(strip) for strip in twin(image, everything)]
+            same = all(a.shape == b.shape and (a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(maps, twin(image)))
+            cause = None
+        except Exception as error:  # a shape that a strip does not have
+            same, cause = False, error
         if not same:
             self.release()
             raise ValueError(f'{type(self.cnn).__name__} does not give its own features when it runs on strips of all cells: '
-                             'something in it depends on the shape of the image plane (windows, tokens, positions)')
+                             'something in it depends on the shape of the image plane (windows, tokens, positions). Use a '
+                             'network without it, or put it into a layer of its own with a rule in RULES of '
+                             'pretrain/encoder.py') from cause
 
     def forward(self, images, geometry=None):
         """images (B, C, H, W) -> the pyramid, small stride to large: strips, or dense maps without a geometry."""
@@ -168,6 +184,6 @@ class SparseEncoder(nn.Module):
     def release(self):
         """Take the encoder apart: returns the plain network, as it was before (with the weights of now)."""
         for layer in self.cnn.modules():
-            if getattr(layer.__dict__.get('forward'), 'func', None) is forward_by_rule:
+            if is_ruled(layer):
                 del layer.forward
         return self.cnn

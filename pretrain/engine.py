@@ -7,33 +7,31 @@ from torch import distributed as dist
 
 from common.optim import set_schedule
 from common.schedule import seed_for
-from pretrain.data import loader
 
 
 class NotFinite(ValueError):
     """The loss or the gradient of a step was NaN or infinite; that step changed nothing."""
+    on_all_ranks = True  # so that one of them says it
 
 
-def train_one_epoch(model, batches, steps, *, optimizer, guard, ranks, seed, schedule, draw_visible, autocast, accum, clip_grad,
+def train_one_epoch(model, parts, steps, *, optimizer, guard, ranks, seed, schedule, draw_visible, autocast, accum, clip_grad,
                     log_every, look):
-    """Train on the steps of a range, one batch of `batches` each.
+    """Train on the steps of a range.
 
-    schedule(step) -> (lr, weight decay). draw_visible(step) -> LongTensor (B, k), this rank's part of the step's masks.
-    autocast() -> the context of the forward pass. look(results, seconds) is called every `log_every` steps and after the
-    last one with [(step, loss, gradient norm before clipping)] since the look before. Raises NotFinite.
+    parts yields images (B / accum, C, H, W), `accum` times a step. schedule(step) -> (lr, weight decay). draw_visible(step) ->
+    LongTensor (B, k), this rank's part of the step's masks. autocast() -> the context of the forward pass. look(results,
+    seconds) is called every `log_every` steps and after the last one with [(step, loss, gradient norm before clipping)] since
+    the look before. Raises NotFinite.
     """
     model.train()
     window, first, began = [], steps.start, time.perf_counter()
     for step in steps:
-        images, visible = next(batches), draw_visible(step)
-        if ranks.device.type == 'cuda':
-            visible = visible.pin_memory()
-        images = images.to(ranks.device, memory_format=torch.channels_last, non_blocking=True)
-        visible = visible.to(ranks.device, non_blocking=True)
         # Drop path and dropout: a function of where we are, so that there is no random state to save.
         torch.manual_seed(seed_for('noise', seed, step, ranks.rank))
         set_schedule(optimizer, *schedule(step))
-        window.append(train_step(model, images, visible, optimizer, guard, ranks, autocast, accum, clip_grad))
+        masked = ((to_device(next(parts), ranks.device), to_device(visible, ranks.device))
+                  for visible in draw_visible(step).chunk(accum))
+        window.append(train_step(model, masked, accum, optimizer, guard, ranks, autocast, clip_grad))
         if (step + 1) % log_every == 0 or step + 1 in (first + 5, steps.stop):
             results = torch.stack(window).tolist()  # the one wait for the device
             done = range(step + 1 - len(results), step + 1)
@@ -41,27 +39,34 @@ def train_one_epoch(model, batches, steps, *, optimizer, guard, ranks, seed, sch
                 if not finite:
                     raise NotFinite(
                         f'step {at}: the loss was {loss:.4g} and the gradient norm {norm:.4g} at a learning rate of '
-                        f'{schedule(at)[0]:.3g}. That step changed nothing, and the last checkpoint is untouched. '
-                        'Lower the rate (--lr or --base_lr) or the clipping (--clip), or try --precision=fp32')
+                        f'{schedule(at)[0]:.3g}. That step changed nothing, and the last checkpoint is untouched. Go on from '
+                        'it with a lower rate (--lr or --base_lr) or clipping (--clip), or with --precision=fp32')
             now = time.perf_counter()
             look([(at, loss, norm) for at, (loss, norm, _) in zip(done, results)], now - began)
             window, began = [], now
 
 
-def train_step(model, images, visible, optimizer, guard, ranks, autocast, accum, clip_grad):
-    """One optimiser step on `accum` equal parts of the batch; (loss, gradient norm, 1 if finite) on the device.
+def to_device(tensor, device):
+    """Without waiting; images channels last."""
+    if device.type == 'cuda' and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(device, non_blocking=True).to(memory_format=layout)
+
+
+def train_step(model, parts, accum, optimizer, guard, ranks, autocast, clip_grad):
+    """One optimiser step on `accum` equal parts (images, visible); (loss, gradient norm, 1 if finite) on the device.
 
     Whether the step is finite is decided on the device, alike on all ranks; if it is not, it changes nothing.
     """
     before = guard.snapshot()
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=ranks.device)
-    parts = list(zip(images.chunk(accum), visible.chunk(accum)))
-    for i, (part, seen) in enumerate(parts):
-        alone = i + 1 < len(parts) and hasattr(model, 'no_sync')  # gradients meet after the last part only
+    for i, (images, visible) in enumerate(parts):
+        alone = i + 1 < accum and hasattr(model, 'no_sync')  # gradients meet after the last part only
         with model.no_sync() if alone else nullcontext():
             with autocast():
-                loss = model(part, seen) / len(parts)
+                loss = model(images, visible) / accum
             loss.backward()
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip_grad)
@@ -74,21 +79,20 @@ def train_step(model, images, visible, optimizer, guard, ranks, autocast, accum,
 
 
 @torch.no_grad()
-def evaluate(spark, watched, batch, generator, ranks, autocast, workers=0):
-    """The mean loss over a data set, each image counted once, with masks from the generator; on all ranks alike."""
-    visible = spark.draw_visible(len(watched), generator)
-    mine = range(ranks.rank, len(watched), ranks.size)
-    places = [list(mine[i:i + batch]) for i in range(0, len(mine), batch)]
-    batches = loader(watched, [[(0, place) for place in part] for part in places], workers, ranks.device)
+def evaluate(spark, batches, places, visible, ranks, autocast):
+    """The mean loss over a data set, each image counted once; on all ranks alike.
+
+    batches yields this rank's images, places their indices; visible (N, k) are the masks of the whole set.
+    """
+    ranks.broadcast(spark.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     spark.eval()
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    for (images, _), part in zip(batches, places):
-        images = images.to(ranks.device, memory_format=torch.channels_last, non_blocking=True)
-        with autocast():
-            loss = spark.forward(images, visible[part].to(ranks.device))  # not compiled: the last batch is smaller
-            total += loss.double() * len(images)
+    for images, part in zip(batches, places):
+        with autocast():  # not compiled: the last batch is smaller
+            loss = spark.forward(to_device(images, ranks.device), to_device(visible[part], ranks.device))
+        total += loss.double() * len(images)
     spark.train()
-    return ranks.all_reduce(total).item() / len(watched)
+    return ranks.all_reduce(total).item() / len(visible)
 
 
 def fit_accumulation(spark, share, ranks, autocast):
@@ -115,8 +119,8 @@ def fit_accumulation(spark, share, ranks, autocast):
         if not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item():
             break
         if share % (accum * 2):
-            raise ValueError(f'{share // accum} images at a time do not fit in memory, and a rank has {share} in all, '
-                             f'which cannot be cut further: give a smaller --bs, --input_size or --decoder_width')
+            raise ValueError(f'{share // accum} images at a time do not fit in memory, and the {share} of a rank cannot be '
+                             f'halved further: give a smaller --bs, --input_size or --decoder_width')
         accum *= 2
     for name, buffer in spark.named_buffers():
         buffer.copy_(buffers[name])

@@ -36,21 +36,31 @@ def pretrain(options, dataset=None, val_dataset=None):
     Raises ValueError, before any work, for whatever does not fit together.
     """
     with distributed() as ranks:
-        images = check_dataset(dataset) if dataset is not None else \
+        images = check_dataset(dataset, options.in_chans) if dataset is not None else \
             find_images(options.data_path, options.dataset, options.in_chans)
-        held_out = check_dataset(val_dataset) if val_dataset is not None else \
+        held_out = check_dataset(val_dataset, options.in_chans) if val_dataset is not None else \
             find_held_out(options.data_path, options.val_path, options.in_chans)
         run = Run(options, ranks, len(images))
         torch.manual_seed(seed_for('weights', options.seed))
         spark = build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
                             options.in_chans, options.decoder_width)
-        open_folder(run.folder, options.fresh, ranks)
-        saved = load_run(options.resume, run.checkpoint, ranks)
+        saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
+        loaded = None
         if saved:
             refuse_changes(options, saved, images=len(images))
-        with RunLog(run.folder, ranks.is_main, 'pretrain_log.txt', options.tensorboard_dir, saved and saved['step']) as log:
+            spark.load_state_dict(saved.pop('model'))  # popped: not kept in memory for days
+        elif options.init:
+            loaded = load_init(spark, options.init, options.model)
+        aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
+        with RunLog(run.folder, ranks.rank, 'pretrain_log.txt', options.tensorboard_dir,
+                    saved['step'] + 1 if saved else 0) as log:
+            if aside:
+                log.say(f'What was in {run.folder} is in {aside} now.')
+            if loaded:
+                log.say(f'{options.init}: {loaded}')
             if saved and saved['step'] >= run.steps:
-                log.say(f'This run is finished: {options.epochs} epochs, in {run.folder}. --fresh starts it over.')
+                log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. For more, start another from its '
+                        'weights with --init; --fresh starts it over.')
             else:
                 train(run, spark, images, held_out, saved, log)
         return run.folder
@@ -59,21 +69,21 @@ def pretrain(options, dataset=None, val_dataset=None):
 def train(run, spark, images, held_out, saved, log):
     """The run itself, from the state that was saved or from the beginning, to the exported encoder."""
     options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
-    if saved:
-        spark.load_state_dict(saved['model'])
-    elif options.init:
-        log.say(f'{options.init}: {load_init(spark, options.init, options.model)}')
     for name in spark.encoder.unused:  # DDP waits for the gradient of everything that may have one
         spark.encoder.cnn.get_parameter(name).requires_grad_(False)
-    spark = spark.to(ranks.device, memory_format=torch.channels_last)
-    accum = options.accum if options.accum != 'auto' else saved['accum'] if saved else \
-        fit_accumulation(spark, run.share, ranks, run.autocast)
+    spark = spark.to(ranks.device)
+    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):  # mask tokens would only confuse DDP's strides
+        part.to(memory_format=torch.channels_last)
+    accum = options.accum
+    if accum == 'auto':
+        alike = saved and saved['ranks'] == ranks.size
+        accum = saved['accum'] if alike else fit_accumulation(spark, run.share, ranks, run.autocast)
     if ranks.size > 1 and options.sync_bn:
         spark = synchronise_batchnorm(spark)
     betas = (0.9, run.beta2(spark))
     optimizer = build_optimizer(options.opt, spark, options.weight_decay, betas)
     if saved:
-        optimizer.load_state_dict(saved['optimizer'])
+        optimizer.load_state_dict(saved.pop('optimizer'))
     if options.compile:
         spark.compile()
     torch.backends.cudnn.benchmark = True  # shapes never change
@@ -83,39 +93,48 @@ def train(run, spark, images, held_out, saved, log):
                           options.flip)
     watched = Augmented(images if held_out is None else held_out, spark.encoder.input_size, options.normalisation,
                         random=False)
-    steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size)
-    batches = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, log)
+    steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum)
+    unreadable = set()
+    parts = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
     progress = Progress(run, log, saved['sums'] if saved else None)
     guard = BufferGuard(spark)
 
     def held_out_loss():
-        return None if held_out is None else evaluate(
-            spark, watched, run.share // accum, run.generator('held-out'), ranks, run.autocast, run.workers)
+        if held_out is None:
+            return None
+        mine, size = range(ranks.rank, len(held_out), ranks.size), run.share // accum
+        places = [list(mine[i:i + size]) for i in range(0, len(mine), size)]
+        batches = loader(watched, [[(0, place) for place in part] for part in places], run.workers, ranks.device)
+        return evaluate(spark, without_failures(batches, watched, unreadable, log), places,
+                        spark.draw_visible(len(held_out), run.generator('held-out')), ranks, run.autocast)
 
     def save_checkpoint(step):
         if ranks.is_main:
             save(run.checkpoint, {'version': 1, 'step': step, 'sums': progress.sums, 'images': len(images), 'accum': accum,
-                                  'config': options.as_dict(), 'model': plain_state(spark),
+                                  'ranks': ranks.size, 'config': options.as_dict(), 'model': plain_state(spark),
                                   'optimizer': optimizer.state_dict()})
 
     log.forget_after(start if saved else -1)
-    log.say(run.describe(spark, accum, held_out, saved))
-    for warning in run.warnings() if ranks.is_main else ():
+    log.say(run.describe(spark, accum, images, held_out, saved))
+    for warning in run.warnings(saved) if ranks.is_main else ():
         log.warn(warning)
-    log.record(run.record(start, accum, git_commit(), sys.argv))
+    if ranks.is_main:
+        log.record(run.record(start, accum, git_commit(), sys.argv))
     if start == 0:
         progress.before(held_out_loss())
     for epoch in range(start // run.per_epoch, options.epochs):
         progress.start_epoch()
         for first, stop in run.stretches(epoch, start):
-            train_one_epoch(model, batches, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
+            train_one_epoch(model, parts, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
                             seed=options.seed, schedule=run.schedule, draw_visible=lambda step: run.draw_visible(spark, step),
                             autocast=run.autocast, accum=accum, clip_grad=options.clip_grad,
                             log_every=options.log_every, look=progress.look)
             if stop % run.per_epoch:
                 save_checkpoint(stop)
         done, final = epoch + 1, epoch + 1 == options.epochs
-        progress.end_epoch(done, held_out_loss() if final or done % options.val_every == 0 else None)
+        val_loss = held_out_loss() if final or done % options.val_every == 0 else None
+        unreadable |= ranks.union(unreadable)
+        progress.end_epoch(done, val_loss, len(unreadable))
         if ranks.is_main and options.picture_every and (final or done % options.picture_every == 0):
             progress.picture(done, spark, watched)
         if ranks.is_main and final:
@@ -143,6 +162,10 @@ def main(argv=None):
         parts = 2 * (options.accum if options.accum != 'auto' else 1)
         sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) Cut the batch into more parts with '
                  f'--accum={parts} or --accum=auto, or give a smaller --bs, --input_size or --decoder_width')
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        sys.exit(f'error: a loading process died, most often because memory ran out: give fewer --workers ({error})')
     except KeyboardInterrupt:
         sys.stderr.write('interrupted: the same command goes on from the last checkpoint\n' if speaks else '')
         sys.exit(130)

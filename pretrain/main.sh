@@ -28,6 +28,8 @@ while [ $# -gt 0 ]; do
     --node_rank=*) node_rank=${1#*=} ;;
     --master_address=*) address=${1#*=} ;;
     --master_port=*) port=${1#*=} ;;
+    --name|--name=*|--exp_name|--exp_name=*)
+      echo "error: the name is the first argument, $name; leave out $1" >&2; exit 2 ;;
     *) options+=("$1") ;;
   esac
   shift
@@ -35,6 +37,9 @@ done
 
 if [ -z "$processes" ]; then
   processes=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+fi
+if [ "$processes" = 0 ] || [ "$nodes" = 0 ]; then
+  echo 'error: --num_nodes and --ngpu_per_node must be 1 or more' >&2; exit 2
 fi
 for number in "$nodes" "$processes" "$port" "${node_rank:-0}"; do
   case "$number" in

@@ -3,6 +3,7 @@
 Nothing is taken from declared numbers (timm's `feature_info` is wrong for some networks) or from names. What the
 probe does not understand it refuses, by the module's path: a leak between cells would be silent otherwise.
 """
+import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,13 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Operators of a forward that act on each position alone or only change the view, besides all that torch tags as
 # pointwise; and reductions, safe when they run over the whole image plane or not over it at all, with the place
 # of their `dim` argument. (A norm over a strip runs over exactly the visible positions of the image.)
-SAFE = frozenset('''
+NORMS = frozenset('''
     native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
-    cudnn_batch_norm miopen_batch_norm native_layer_norm native_group_norm addmm mm view _unsafe_view permute
-    transpose t expand squeeze unsqueeze detach alias clone _to_copy lift_fresh
-    hardswish hardswish_ mish mish_ _prelu_kernel log_sigmoid_forward fill_ zeros_like ones_like empty_like
+    cudnn_batch_norm miopen_batch_norm native_group_norm
+'''.split())
+SAFE = NORMS | frozenset('''
+    native_layer_norm native_dropout bernoulli_ addmm mm view _unsafe_view permute transpose t expand squeeze
+    unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_ _prelu_kernel log_sigmoid_forward
+    fill_ zeros_like ones_like empty_like new_empty new_zeros new_ones new_full
 '''.split())
 REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'var': 1, 'var_mean': 1, 'linalg_vector_norm': 2}
+CUTS = {'cat': 1, 'split': 2, 'split_with_sizes': 2, 'slice': 1, 'select': 1, 'unbind': 1}  # safe along other axes
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,7 @@ class Found:
     channels: tuple
     norm: str
     unused: tuple
-    image: torch.Tensor  # a random one, and
-    maps: list  # the dense network's features of it, by level
+    image: torch.Tensor  # two random ones, to try things on
 
 
 def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
@@ -49,7 +53,7 @@ def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
         raise ValueError(f"{name} has no forward_intermediates(x, intermediates_only=True), timm's way of returning "
                          'the feature pyramid: add one, as in pretrain/models/custom.py')
     like = next(cnn.parameters())
-    image = torch.randn(1, in_chans, height, width, generator=torch.Generator().manual_seed(0)).to(like)
+    image = torch.randn(2, in_chans, height, width, generator=torch.Generator().manual_seed(0)).to(like)
     maps = run(cnn, image)
 
     sizes = [tuple(out.shape[2:]) for out in maps]
@@ -66,14 +70,16 @@ def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
     watch = _Watch(cnn, (height // cell, width // cell), ruled_classes)
     with watch:
         maps = run(cnn, image)
+    trained = copy.deepcopy(cnn)  # whose running statistics may change
+    with _Watch(trained, watch.grid, ruled_classes):
+        run(trained, image, training=True)
     used = used_parameters([maps[level] for level in levels])
     unused = tuple(key for key, p in cnn.named_parameters() if p.requires_grad and id(p) not in used)
     norms = [m for m in watch.called if isinstance(m, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))]
     batch_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in norms)
     return Found(stride=stride, cell_size=cell, grid=(height // cell, width // cell), levels=levels,
                  reductions=tuple(wanted), channels=tuple(maps[level].shape[1] for level in levels),
-                 norm='bn' if batch_norms > len(norms) / 2 else 'ln', unused=unused, image=image,
-                 maps=[maps[level].detach() for level in levels])
+                 norm='bn' if batch_norms > len(norms) / 2 else 'ln', unused=unused, image=image)
 
 
 def total_stride(name, size, smallest):
@@ -88,7 +94,7 @@ def total_stride(name, size, smallest):
 
 def check_sizes(name, size, stride, cell):
     """Refuse a cell or an image size that does not fit the network's total stride."""
-    if cell % stride or (cell // stride) & (cell // stride - 1):
+    if cell < 1 or cell % stride or (cell // stride) & (cell // stride - 1):
         raise ValueError(f'cell_size {cell} does not fit {name}, whose total stride is {stride}: '
                          f'give {stride}, {2 * stride} or another {stride} times a power of two')
     for what, side in zip(('height', 'width'), size):
@@ -101,13 +107,16 @@ def check_sizes(name, size, stride, cell):
                          f'and one hidden: give input_size={2 * cell} or more')
 
 
-def run(cnn, image):
-    """The pyramid of a dense forward in eval mode, with every module's mode put back."""
+def run(cnn, image, training=False):
+    """The pyramid of a dense forward, with its graph; every module's mode is put back."""
     modes = {module: module.training for module in cnn.modules()}
     try:
-        cnn.eval()
-        return cnn.forward_intermediates(image, intermediates_only=True)
-    except (RuntimeError, AssertionError, TypeError) as error:
+        cnn.train(training)
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            return cnn.forward_intermediates(image, intermediates_only=True)
+    except Exception as error:  # whatever a network of the user's can raise
+        if isinstance(error, ValueError) and 'cannot be pretrained sparsely' in str(error):
+            raise
         raise ValueError(f'{type(cnn).__name__} cannot run on an image {tuple(image.shape)}: {error}') from error
     finally:
         for module, mode in modes.items():
@@ -182,7 +191,9 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         known = torch.Tag.pointwise in func.tags or name in SAFE
-        if not known and not any(isinstance(module, self.ruled_classes) for _, module in self.stack):
+        if any(isinstance(module, self.ruled_classes) for _, module in self.stack):  # on the canvas, hidden positions are there
+            known = name not in NORMS
+        if not known:
             flat = [t for arg in args for t in (arg if isinstance(arg, (tuple, list)) else [arg])]
             planes = [plane for t in flat if torch.is_tensor(t) for plane in self.planes(t)]
             if planes and name in REDUCTIONS:
@@ -190,6 +201,10 @@ class _Watch(TorchDispatchMode):
                 dims = {dim % 4 for dim in (dims or range(4))}
                 if not any(dims >= set(plane) or not dims & set(plane) for plane in planes):
                     self.refuse(f'calls {name} along one side of the image only')
+            elif planes and name in CUTS:
+                dim = args[CUTS[name]] % 4 if len(args) > CUTS[name] else 0
+                if all(dim in plane for plane in planes):
+                    self.refuse(f'cuts or joins the image plane with {name}')
             elif planes or name in ('bmm', 'baddbmm') or 'attention' in name:
                 self.refuse(f'calls {name}')
         return func(*args, **(kwargs or {}))

@@ -45,7 +45,7 @@ class Progress:
         (lr, decay), left = self.run.schedule(step), (self.run.steps - 1 - step) * self.step_time
         rate = len(results) * self.run.options.batch_size / seconds
         self.log.scalars({'loss': loss, 'gradient_norm': norm, 'learning_rate': lr, 'weight_decay': decay,
-                          'images_per_second': rate}, step)
+                          'images_per_second': rate}, step + 1)
         self.log.progress(f'epoch {step // self.run.per_epoch + 1}/{self.run.options.epochs}  step {step + 1}/'
                           f'{self.run.steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s  {duration(left)} left')
         if not self.announced:
@@ -53,12 +53,12 @@ class Progress:
             self.log.say(f'The first {self.timed} steps took {self.step_time:.2f} s each: about {duration(left)} to go, '
                          f'until {clock(left)}.')
 
-    def end_epoch(self, epoch, val_loss):
-        """Write the line of an epoch (counted from 1) to the log and the terminal."""
+    def end_epoch(self, epoch, val_loss, unreadable):
+        """Write the line of an epoch (counted from 1) to the log and the terminal; unreadable: images so far."""
         step, (loss, norm, steps) = epoch * self.run.per_epoch, self.sums
         (lr, decay), left = self.run.schedule(step - 1), (self.run.steps - step) * self.step_time
         entry = {'epoch': epoch, 'step': step, 'loss': loss / steps, 'val_loss': val_loss, 'gradient_norm': norm / steps,
-                 'lr': lr, 'weight_decay': decay,
+                 'lr': lr, 'weight_decay': decay, 'unreadable': unreadable,
                  'images_per_second': self.epoch_steps * self.run.options.batch_size / self.epoch_seconds,
                  'seconds': time.perf_counter() - self.began, 'remaining': duration(left), 'finish': clock(left)}
         self.sums = [0.0, 0.0, 0]
@@ -68,7 +68,7 @@ class Progress:
         self.log.say(f'epoch {epoch}/{self.run.options.epochs}: loss {entry["loss"]:.4f}, '
                      + (f'held-out {val_loss:.4f}, ' if val_loss is not None else '')
                      + f'lr {lr:.2e}, gradient norm {entry["gradient_norm"]:.3f}, {entry["images_per_second"]:.1f} images/s, '
-                     f'{duration(left)} left')
+                     f'{duration(left)} left' + (f', {unreadable} unreadable images so far' if unreadable else ''))
 
     def picture(self, epoch, spark, watched):
         """Eight images of a data set, the same with the same masks every time, as PNG and in TensorBoard."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import timm
 import torch
 
+from common.cli import changes
 from common.distributed import Ranks
 from common.log import clock
 from common.schedule import learning_rate, seed_for, weight_decay
@@ -57,7 +58,9 @@ class Run:
 
     @property
     def bf16(self):
-        return self.ranks.device.type == 'cuda' if self.options.precision is None else self.options.precision == 'bf16'
+        if self.options.precision is None:
+            return self.ranks.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+        return self.options.precision == 'bf16'
 
     @property
     def workers(self):
@@ -94,7 +97,7 @@ class Run:
         stops = [step for step in range(begin + 1, end) if every and step % every == 0] + [end]
         return list(zip([begin, *stops], stops))
 
-    def describe(self, spark, accum, held_out, saved):
+    def describe(self, spark, accum, images, held_out, saved):
         """What the run will do, for a person."""
         options, ranks, encoder = self.options, self.ranks, spark.encoder
         inside = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
@@ -103,12 +106,13 @@ class Run:
         (h, w), (height, width) = encoder.grid, encoder.input_size
         going_on = f', going on from step {saved["step"]:,}, epoch {saved["step"] / self.per_epoch:.2f}, of {saved["path"]}' \
             if saved else ''
+        held = f'{len(held_out):,}' if held_out is not None else 'none'
         parts = f', in {accum} parts' if accum > 1 else ''
         return f'''
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
-images      {self.images:,}, and {f"{len(held_out):,}" if held_out is not None else "none"} held out
+images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out
 steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
 batch       {options.batch_size} = {ranks.size} rank{"s" * (ranks.size > 1)} x {self.share} images{parts}
 optimiser   {options.opt}, beta2 {self.beta2(spark)}, gradient clipped to norm {options.clip_grad:g}
@@ -120,9 +124,17 @@ machine     {machine}, {self.workers} loading process{"es" * (self.workers != 1)
 folder      {self.folder}{going_on}
 '''
 
-    def warnings(self):
+    def warnings(self, saved):
         """What is allowed and seldom meant."""
         options = self.options
+        if saved:
+            for name, now, then in changes(options, saved['config'], harmless=True):
+                if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum'):
+                    yield f'{name} was {then} until now, and is {now} from here on'
+            if options.init and options.init != saved['config']['init']:
+                yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
+            if options.resume and saved['path'] != options.resume:
+                yield f'the run folder holds a later state than {options.resume}, which is not used'
         if self.images < options.batch_size:
             fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
             yield (f'{self.images} images are fewer than one batch of {options.batch_size}, which therefore repeats them. '

@@ -1,10 +1,14 @@
 """The command line: official spellings, precedence, errors."""
 import dataclasses
+import io
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from common.cli import contradictions, parser_of
-from pretrain.config import Options, parse_options
+from common.cli import changes, parser_of
+from pretrain.config import Options, parse_options, recommended
 
 ALIASES = {
     'mask': 'mask_ratio', 'bs': 'batch_size', 'ep': 'epochs', 'wp_ep': 'warmup_epochs', 'dp': 'drop_path', 'wd': 'weight_decay',
@@ -38,7 +42,8 @@ def test_every_official_spelling_means_our_option(alias):
 
 def test_recipe_stands_between_default_and_command_line():
     assert parse('').drop_path == 0.05
-    assert parse('--model=convnext_base').drop_path == 0.3
+    assert parse('--model=convnext_base').drop_path == parse('--model=convnext_base.fb_in1k').drop_path == 0.3
+    assert recommended(model='convnext_base', name='n') == parse('--model=convnext_base')
     assert parse('--model=resnet18').drop_path is None
     assert parse('--model=convnext_base --dp 0').drop_path == 0
     assert parse('--input_size=384').batch_size == 4096
@@ -68,6 +73,8 @@ def test_what_is_not_given_is_computed():
     ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),
     ('--mean=1,2', 'one number for each of the 3 channels'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
     ('--lr=0', 'learning rate'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
+    ('--data_path=', 'data_path cannot be'), ('--cell_size=0', 'cell_size'), ('--std=0,1,1', 'std must be more than 0'),
+    ('--fresh --resume=x', 'give one of them'),
     ('stray', 'unrecognized arguments: stray'), ('--picture_every=-1', 'picture_every'),
 ])
 def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
@@ -76,6 +83,27 @@ def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert word in message and message.count('\n') == 1
+
+
+def test_options_from_python_become_plain_values():
+    options = Options(name='n', lr=np.float64(0.1), batch_size=np.int64(8), mean=[0.1, 0.2, 0.3], std=np.ones(3),
+                      run_dir=Path('x'), input_size=[64, 96], epochs=3)
+    assert options == Options(name='n', lr=0.1, batch_size=8, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0), run_dir='x',
+                              input_size=(64, 96), epochs=3)
+    assert {type(v) for v in options.as_dict().values()} <= {int, float, str, bool, tuple, type(None)}
+    torch.save(options.as_dict(), buffer := io.BytesIO())
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True) == options.as_dict()
+
+
+@pytest.mark.parametrize('wrong', [
+    {'batch_size': '8'}, {'batch_size': 8.0}, {'input_size': '64'}, {'input_size': 64.0}, {'input_size': (64,)}, {'mean': 0.5},
+    {'mask_ratio': None}, {'accum': '2'}, {'accum': 2.0}, {'lr': '1e-3'}, {'epochs': 1.5}, {'flip': 'no'}, {'model': None},
+    {'cell_size': '8'}, {'data_path': ''}, {'seed': True},
+])
+def test_options_from_python_of_the_wrong_type_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Options(name='n', **wrong)
 
 
 def test_name_is_asked_for():
@@ -96,5 +124,6 @@ def test_help_explains_every_option_in_a_group():
 def test_contradictions_list_what_may_not_change():
     saved = parse('--model=resnet18 --bs=64').as_dict()
     now = parse('--model=resnet34 --bs=64 --workers=3 --log_every=5 --exp_dir=elsewhere')
-    assert contradictions(now, saved) == [('model', 'resnet34', 'resnet18')]
-    assert contradictions(parse('--model=resnet18 --bs=64 --seed=4'), saved) == [('seed', 4, 0)]
+    assert changes(now, saved, harmless=False) == [('model', 'resnet34', 'resnet18')]
+    assert changes(parse('--model=resnet18 --bs=64 --lr=1e-3'), saved, harmless=True) == [('lr', 1e-3, None)]
+    assert changes(parse('--model=resnet18 --bs=64 --seed=4'), saved, harmless=False) == [('seed', 4, 0)]

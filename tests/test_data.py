@@ -29,6 +29,15 @@ def test_flat_nested_class_folders_and_train(tmp_path):
     picture(tmp_path / 'imagenet/train/n01/a.png')
     picture(tmp_path / 'imagenet/val/n01/b.png')
     assert find_images(tmp_path / 'imagenet').name(0).endswith('train/n01/a.png')
+    (tmp_path / 'linked').mkdir()
+    (tmp_path / 'linked/n01').symlink_to(tmp_path / 'imagenet/train/n01')
+    (tmp_path / 'linked/up').symlink_to(tmp_path / 'linked')
+    assert len(find_images(tmp_path / 'linked')) == 1
+    picture(tmp_path / 'both/val/a.png')
+    picture(tmp_path / 'both/b.png')
+    assert len(find_images(tmp_path / 'both')) == 2 and find_held_out(tmp_path / 'both') is None
+    with pytest.raises(ValueError, match='whose images are trained on'):
+        find_held_out(tmp_path / 'both', tmp_path / 'both/val')
     assert len(find_held_out(tmp_path / 'imagenet')) == 1 and find_held_out(tmp_path / 'flat') is None
     assert len(find_held_out(tmp_path / 'flat', tmp_path / 'deep')) == 2
 
@@ -44,6 +53,7 @@ def test_a_list_of_paths(tmp_path):
 @pytest.mark.parametrize(('make', 'word'), [
     (lambda p: p / 'missing', 'no folder or list'), (lambda p: p, 'holds no images'),
     (lambda p: picture(p / 'x.png'), 'neither a folder nor a text file'),
+    (lambda p: (p / 'l.txt').write_text('gone.png') and p / 'l.txt', "from the list's own folder on"),
 ])
 def test_no_images_is_an_error(tmp_path, make, word):
     with pytest.raises(ValueError, match=word):
@@ -73,6 +83,24 @@ def test_sixteen_bit_images_keep_their_depth(tmp_path):
     assert ImageFiles(tmp_path)[0].shape == (3, 48, 64)
     item, failed = Augmented(ImageFiles(tmp_path, in_chans=1), (16, 16), ((0.0,), (1.0,)), random=False)[(0, 0)]
     assert not failed and item.shape == (1, 16, 16) and item.unique().numel() > 250
+
+
+def test_float_images_and_values_that_are_none(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)).save(tmp_path / 'a.tiff')
+    image = ImageFiles(tmp_path)[0]
+    assert image.shape == (3, 20, 20) and image.max() == 1
+    Image.fromarray(np.full((20, 20), 70000, dtype=np.int32)).save(tmp_path / 'b.tiff')
+    with pytest.raises(ValueError, match='neither 8 or 16 bits nor floats'):
+        ImageFiles(tmp_path)[1]
+    holes = torch.full((3, 9, 9), float('nan'))
+    assert Augmented([holes, torch.ones(3, 9, 9)], (8, 8), NORM)[(0, 0)][1][0][0] == 0  # the next one stands in
+
+
+@pytest.mark.parametrize('item', [np.zeros((3, 8, 8)), {'image': 1}, torch.zeros(8, 8, 3), torch.zeros(1, 8, 8),
+                                  torch.zeros(3, 8, 8, dtype=torch.int32), Image.new('L', (8, 8))])
+def test_what_a_dataset_must_yield(item):
+    with pytest.raises(ValueError, match='the data set yields'):
+        check_dataset([item])
 
 
 def test_a_corrupt_image_is_replaced_counted_and_named(tmp_path):
@@ -142,6 +170,8 @@ def test_order_does_not_depend_on_ranks_or_on_where_it_started():
     parts = [list(Steps(images=10, batch=4, epochs=3, seed=5, rank=r, ranks=2)) for r in (0, 1)]
     assert whole == [a + b for a, b in zip(*parts)]
     assert list(Steps(images=10, batch=4, epochs=3, seed=5, start=4)) == whole[4:]
+    halves = list(Steps(images=10, batch=4, epochs=3, seed=5, accum=2))
+    assert [a + b for a, b in zip(halves[::2], halves[1::2])] == whole
     assert whole != list(Steps(images=10, batch=4, epochs=3, seed=6))
 
 

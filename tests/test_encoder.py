@@ -242,6 +242,8 @@ def test_facts_are_measured():
     small = SparseEncoder(timm.create_model('your_convnet', in_chans=1), (32, 16), in_chans=1)
     assert (small.stride, small.reductions, small.channels) == (8, (2, 4, 8), (32, 64, 128))
     assert small.cnn.training
+    with torch.no_grad():
+        assert set(SparseEncoder(timm.create_model('resnet18'), (64, 64)).unused) == set(encoder.unused)
 
 
 def test_activation_checkpointing_of_timm_is_refused():
@@ -295,6 +297,8 @@ def attend(x):
     (nn.ConvTranspose2d(12, 12, 3, padding=1), 'convolution'),
     (Call(lambda x: nn.functional.conv2d(x, torch.ones(12, 1, 3, 3), padding=1, groups=12)), 'convolution'),
     (Call(lambda x: x.cumsum(2)), 'cumsum'),
+    (Call(lambda x: torch.cat([x[:, :, 1:], x[:, :, :1]], 2)), 'slice'),
+    (Call(lambda x: torch.cat(x.chunk(2, 3)[::-1], 3)), 'split'),
 ])
 def test_what_mixes_positions_is_refused_by_name(odd, word):
     with pytest.raises(ValueError, match=rf'"odd" \({type(odd).__name__}\).*({word})'):
@@ -308,6 +312,44 @@ def mix_windows(x):
     return windows.view(B, C, H // 4, W // 4, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(B, C, H, W)
 
 
+class NormedConv(nn.Conv2d):
+    """A convolution with its norm inside, as Detectron2 has them."""
+
+    def __init__(self):
+        super().__init__(12, 12, 3, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        return self.norm(super().forward(x))
+
+
+class InTraining(nn.Module):
+    def forward(self, x):
+        return nn.functional.max_pool2d(x, 3, 1, 1) if self.training else x
+
+
+class Scaled(nn.Module):
+    """A branch that its own initialisation hides."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((12, 1, 1), 1e-6).squeeze(1).squeeze(1))
+
+    def forward(self, x):
+        return x + self.gamma[:, None, None] * mix_windows(x)
+
+
+def test_what_shows_in_training_or_on_the_canvas_only_is_refused():
+    with pytest.raises(ValueError, match=r'"odd.norm" \(BatchNorm2d\) calls \w*batch_norm'):
+        SparseEncoder(Pyramid(NormedConv()), (32, 32))
+    with pytest.raises(ValueError, match=r'"odd" \(InTraining\) calls max_pool2d'):
+        SparseEncoder(Pyramid(InTraining()), (32, 32))
+    with pytest.raises(ValueError, match='DropBlock'):
+        SparseEncoder(timm.create_model('resnet18', drop_block_rate=0.3), (64, 64))
+    with pytest.raises(ValueError, match='does not give its own features'):
+        SparseEncoder(Pyramid(Scaled()), (32, 32))
+
+
 @pytest.mark.parametrize('function', [mix_windows, lambda x: x.flatten(2).cumsum(2).view_as(x)])
 def test_what_hides_from_the_probe_is_found_by_the_proof(function):
     network = Pyramid(Call(function))
@@ -318,6 +360,7 @@ def test_what_hides_from_the_probe_is_found_by_the_proof(function):
 
 def test_harmless_modules_are_not_refused():
     for odd in (nn.Identity(), nn.GroupNorm(2, 12), nn.InstanceNorm2d(12), nn.Conv2d(12, 12, 3, padding='same'), nn.Mish(),
+                Call(lambda x: torch.cat([a * b for a, b in zip(x.chunk(2, 1), x.split([6, 6], 1))], 1)),
                 timm.layers.SqueezeExcite(12), timm.layers.EcaModule(12), nn.AvgPool2d(3, 1, 1), nn.PReLU(12)):
         assert SparseEncoder(Pyramid(odd), (32, 32)).stride == 8
 

@@ -1,4 +1,5 @@
 """Whole runs: the launch line, resuming to the last bit, ranks that agree, and what ends a run."""
+import dataclasses
 import errno
 import json
 import os
@@ -17,6 +18,8 @@ import torch
 from common.checkpoint import save
 from common.demo_world import write_world
 from common.distributed import Ranks
+from common.log import RunLog
+from common.optim import BufferGuard
 from pretrain import engine
 from pretrain.main import pretrain
 from pretrain.spark import build_spark
@@ -92,15 +95,18 @@ def test_a_run_leaves_its_files(whole, tiny, capsys):
     assert epochs[2]['loss'] < epochs[1]['loss'] < 1.3 and epochs[2]['val_loss'] is not None and epochs[1]['val_loss'] is None
     assert runs[0]['config']['batch_size'] == 8 and runs[0]['versions']['timm'] == timm.__version__
     shown = (whole / 'stdout_backup.txt').read_text()
-    for text in ('16 in an image of 32 x 32, 6 visible', '40, and 10 held out', '5 an epoch, 10 in 2 epochs',
+    for text in ('16 in an image of 32 x 32, 6 visible', 'train, 10 held out', '5 an epoch, 10 in 2 epochs',
                  '8 = 1 rank x 8 images', 'learning rate up to 0.01', 'fp32', 'to go, until', 'Finished'):
         assert text in shown, text
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = board.EventAccumulator(str(whole / 'tensorboard_log')).Reload()
+    assert [event.step for event in events.Scalars('val_loss')] == [0, 10]
     assert {'loss', 'learning_rate', 'weight_decay', 'gradient_norm', 'images_per_second', 'val_loss'} == set(
         events.Tags()['scalars']) and events.Tags()['images']
     pretrain(tiny(run_dir=str(whole)))
     assert 'This run is finished: 2 epochs' in capsys.readouterr().out
+    again = board.EventAccumulator(str(whole / 'tensorboard_log')).Reload()
+    assert [event.step for event in again.Scalars('val_loss')] == [0, 10]
 
 
 @pytest.mark.parametrize(('steps', 'changes'), [
@@ -165,8 +171,28 @@ def test_contradictions_foreign_and_damaged_checkpoints_are_refused(whole, tiny,
     assert (whole / 'your_convnet_still_pretraining.pth').read_bytes() == before
 
 
-def test_fresh_moves_the_old_folder_aside(whole, tiny):
+def test_another_model_in_the_same_folder_is_refused(whole, tiny):
+    log = (whole / 'pretrain_log.txt').read_text()
+    with pytest.raises(ValueError, match='holds another run'):
+        pretrain(tiny(run_dir=str(whole), model='test_resnet', input_size=64, decoder_width=32))
+    assert (whole / 'pretrain_log.txt').read_text() == log
+
+
+def test_init_on_a_run_that_goes_on_is_warned_of(tiny, tmp_path, monkeypatch, capsys, whole):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Stop):
+            pretrain(tiny())
+    pretrain(tiny(init=str(whole / 'your_convnet_1kpretrained.pth')))
+    assert 'is not used: the run goes on' in capsys.readouterr().err
+
+
+def test_fresh_moves_the_old_folder_aside_once_all_else_fits(whole, tiny):
+    with pytest.raises(ValueError, match='there is no file'):
+        pretrain(tiny(run_dir=str(whole), fresh=True, init='nowhere.pth'))
+    assert not whole.with_name(f'{whole.name}_old1').exists()
     pretrain(tiny(run_dir=str(whole), fresh=True, seed=1))
+    assert 'is in' in (whole / 'stdout_backup.txt').read_text()
     assert saved(whole)['config']['seed'] == 1 and saved(f'{whole}_old1')['config']['seed'] == 0
 
 
@@ -177,12 +203,13 @@ def test_init_starts_from_weights(whole, tiny, tmp_path, capsys):
     assert 'matched' in capsys.readouterr().out
 
 
-def test_a_step_that_is_not_finite_stops_the_run_and_loses_nothing(tiny, tmp_path, monkeypatch):
+def test_a_step_that_is_not_finite_stops_the_run_and_loses_nothing(tiny, tmp_path, monkeypatch, capsys):
     original, count = engine.train_step, []
 
-    def train_step(model, images, *rest):
+    def train_step(model, parts, *rest):
         count.append(1)
-        return original(model, images * (float('nan') if len(count) == 8 else 1), *rest)
+        bad = float('nan') if len(count) == 8 else 1
+        return original(model, ((images * bad, visible) for images, visible in parts), *rest)
 
     monkeypatch.setattr(engine, 'train_step', train_step)
     options = tiny(run_dir=str(tmp_path / 'nan'), save_every_steps=5)
@@ -191,8 +218,9 @@ def test_a_step_that_is_not_finite_stops_the_run_and_loses_nothing(tiny, tmp_pat
     assert saved(tmp_path / 'nan')['step'] == 5
     assert all(v.isfinite().all() for v in saved(tmp_path / 'nan')['model'].values())
     monkeypatch.undo()
-    pretrain(options)
+    pretrain(dataclasses.replace(options, lr=1e-3, clip_grad=1.0))  # the remedies that the error names
     assert saved(tmp_path / 'nan')['step'] == 10
+    assert 'lr was 0.01 until now, and is 0.001 from here on' in capsys.readouterr().err
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch, whole):
@@ -210,12 +238,36 @@ def _no_space():
     raise OSError(errno.ENOSPC, 'No space left on device')
 
 
-def test_accumulation_is_the_same_batch_in_parts(whole, tiny, tmp_path):
+def test_accumulation_is_the_same_batch_in_parts(whole, tiny, tmp_path, monkeypatch):
     folder = pretrain(tiny(run_dir=str(tmp_path / 'parts'), accum=2))
     one, other = log_of(whole)[0][1]['loss'], log_of(folder)[0][1]['loss']
     assert one != other and one == pytest.approx(other, rel=0.05)  # BatchNorm sees the parts one by one
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stop):
+            pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
     auto = pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
     assert saved(auto)['accum'] == 1 and same(saved(auto)['model'], saved(whole)['model'])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(5))
+
+        def forward(self, images, visible):
+            return (images @ self.weight - visible).square().mean()
+
+    images, visible, results = torch.randn(12, 5), torch.randn(12), []
+    for accum in (1, 2, 4):
+        net = Linear()
+        optimizer = torch.optim.SGD([{'params': net.parameters(), 'decays': False}], lr=0.1, fused=True)
+        result = engine.train_step(net, zip(images.chunk(accum), visible.chunk(accum)), accum, optimizer, BufferGuard(net),
+                                   Ranks(0, 1, torch.device('cpu')), nullcontext, float('inf'))
+        results.append(torch.cat([result, net.weight.detach()]))
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
 
 
 def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
@@ -233,7 +285,7 @@ def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
     ranks = Ranks(0, 1, torch.device('cpu'))
     assert engine.fit_accumulation(spark, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
     assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
-    with pytest.raises(ValueError, match='5 images at a time do not fit'):
+    with pytest.raises(ValueError, match='5 images at a time do not fit in memory, and the 5 of a rank cannot be halved'):
         engine.fit_accumulation(spark, 5, ranks, nullcontext)
 
 
@@ -275,6 +327,7 @@ def test_unreadable_images_are_named_once(tiny, world, tmp_path, capsys):
     (['--data_path=nowhere'], 'no folder or list of images nowhere'), (['--model=resnet5O'], 'nearest names are'),
     (['--input_size=33'], 'give 32 or 40'), (['--bs=9', '--accum=2'], 'give --bs=8 or --bs=10'),
     (['--run_dir=/proc/x/y'], 'cannot make the run folder'), (['--mask=0.99'], 'mask_ratio 0.99'),
+    (['--dataset=hfds/x'], 'timm cannot make the data set hfds/x'),
 ])
 def test_mistakes_end_with_one_sentence_and_code_1(tiny, tmp_path, arguments, word):
     line = [a for a in flags(tiny()) if a.split('=')[0] not in {b.split('=')[0] for b in arguments}]
@@ -315,14 +368,19 @@ def test_two_processes_that_are_killed_go_on_to_the_same_end(tiny, tmp_path):
     process.communicate()
     assert process.returncode != 0
     assert 3 <= saved(checkpoint.parent)['step'] < 80
+    shutil.copytree(tmp_path / 'output_cut', tmp_path / 'output_alone')
     assert main_sh('cut', '--ngpu_per_node=2', *line, cwd=tmp_path).returncode == 0
     assert_same_run(tmp_path / 'output_whole', tmp_path / 'output_cut')
+    assert main_sh('alone', '--ngpu_per_node=1', *line, cwd=tmp_path).returncode == 0  # another number of ranks
+    losses = [[line['loss'] for line in log_of(tmp_path / f'output_{name}')[0][1:]] for name in ('cut', 'alone')]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def test_the_launcher_hands_on_exit_codes_and_names_its_own_mistakes(tmp_path):
     assert main_sh('x', '--ngpu_per_node=1', '--nonsense=1', cwd=tmp_path).returncode != 0
     for arguments, word in ((['--data_path=x'], 'first argument is the name'), (['x', '--ngpu_per_node=two'], 'are numbers'),
-                            (['x', '--num_nodes=2'], '--node_rank'), (['x', '--num_nodes'], 'needs a value')):
+                            (['x', '--num_nodes=2'], '--node_rank'), (['x', '--num_nodes'], 'needs a value'),
+                            (['x', '--name=y'], 'leave out --name'), (['x', '--ngpu_per_node=0'], '1 or more')):
         done = main_sh(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and word in done.stderr
 
@@ -331,6 +389,12 @@ def test_started_as_a_file(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / 'pretrain/main.py'), '--help'], cwd=tmp_path, capture_output=True,
                           text=True)
     assert done.returncode == 0 and '--mask_ratio' in done.stdout
+
+
+def test_an_error_on_another_rank_is_told(tmp_path, capsys):
+    with pytest.raises(OSError, match='gone'), RunLog(tmp_path, 3, 'log.txt'):
+        raise OSError('the disk is gone')
+    assert 'error on rank 3: the disk is gone' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 A network needs two things: a name, given by timm's `register_model`, and `forward_intermediates`, which returns the
 feature maps from large to small. The total stride and the channels are measured, so nothing is declared. Try it with
 
-    bash pretrain/main.sh my_run --data_path=DIR --model=your_convnet --input_size=64 --bs=32 --lr=3e-2
+    bash pretrain/main.sh my_run --data_path=DIR --model=your_convnet --input_size=64 --decoder_width=64 --bs=32 --lr=3e-2
 """
 from timm.models import register_model
 from torch import nn
