@@ -117,7 +117,8 @@ def run(cnn, image, training=False):
     except Exception as error:  # whatever a network of the user's can raise
         if isinstance(error, ValueError) and 'cannot be pretrained sparsely' in str(error):
             raise
-        raise ValueError(f'{type(cnn).__name__} cannot run on an image {tuple(image.shape)}: {error}') from error
+        raise ValueError(f'{type(cnn).__name__} cannot run on an image {tuple(image.shape)}: '
+                         f'{type(error).__name__} {error}') from error
     finally:
         for module, mode in modes.items():
             module.training = mode
