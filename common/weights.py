@@ -102,7 +102,7 @@ def load_strictly(module, state, may_miss=()):
     return Loaded(tuple(fitting), tuple(missing), tuple(left_out))
 
 
-def official_to_spark(state, spark):
+def load_official_spark(state, spark):
     """Load a whole official SparK into ours; see SparK.load_official."""
     state = {k: v for k, v in unwrap(state).items() if k not in OFFICIAL_UNUSED}
     if not any(key.startswith(OFFICIAL) for key in state):
@@ -126,7 +126,7 @@ def load_init(spark, source, model=None):
     else:
         state = unwrap(read_plain(source), source)
     if any(key.startswith(OFFICIAL) for key in state) and any(key.startswith('dense_decoder.') for key in state):
-        return official_to_spark(state, spark)
+        return load_official_spark(state, spark)
     if any(key.startswith(OURS) for key in state):
         return load_strictly(spark, state, may_miss=[OURS + name for name in spark.encoder.unused])
     return load_strictly(spark.encoder.cnn, to_timm(state, spark.encoder.cnn), may_miss=spark.encoder.unused)

@@ -1,4 +1,7 @@
-"""One epoch: batches in, losses out. Within a step the host never waits for the device; it looks every few steps."""
+"""One epoch: batches in, losses out. Within a step the host does not wait for the device; it looks every few steps.
+
+(torch's SyncBatchNorm does wait, once a layer, when several GPUs share their statistics.)
+"""
 import time
 from contextlib import nullcontext
 

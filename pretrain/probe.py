@@ -44,11 +44,10 @@ class Found:
 def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
     """Measure a network and refuse what strips would get wrong. Raises ValueError; returns Found."""
     name, (height, width) = type(cnn).__name__, input_size
-    classes = {type(module) for module in cnn.modules()}
-    if any(issubclass(cls, nn.Conv3d) for cls in classes) or not any(issubclass(cls, nn.Conv2d) for cls in classes):
+    deep, flat = (any(isinstance(module, cls) for module in cnn.modules()) for cls in (nn.Conv3d, nn.Conv2d))
+    if deep or not flat:
         raise ValueError(f'{name} is no two-dimensional convolutional network: it has '
-                         + ('Conv3d layers' if any(issubclass(cls, nn.Conv3d) for cls in classes) else
-                            'no Conv2d layer') + '. Only CNNs on images (B, C, H, W) can be pretrained here')
+                         f'{"Conv3d layers" if deep else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) can be pretrained')
     if not hasattr(cnn, 'forward_intermediates'):
         raise ValueError(f"{name} has no forward_intermediates(x, intermediates_only=True), timm's way of returning "
                          'the feature pyramid: add one, as in pretrain/models/custom.py')

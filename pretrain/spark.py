@@ -13,7 +13,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.weights import create_cnn, official_to_spark
+from common.weights import create_cnn, load_official_spark
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import Geometry, SparseEncoder
 
@@ -128,7 +128,7 @@ class SparK(nn.Module):
         Strict: a ValueError lists what is missing, left over or of another shape. Only parameters that the features do
         not depend on may be missing.
         """
-        official_to_spark(state_dict, self)
+        load_official_spark(state_dict, self)
 
 
 def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
