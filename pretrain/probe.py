@@ -47,7 +47,7 @@ def probe(cnn, input_size, in_chans, cell_size, ruled_classes):
     deep, flat = (any(isinstance(module, cls) for module in cnn.modules()) for cls in (nn.Conv3d, nn.Conv2d))
     if deep or not flat:
         raise ValueError(f'{name} is no two-dimensional convolutional network: it has '
-                         f'{"Conv3d layers" if deep else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) can be pretrained')
+                         f'{"Conv3d layers" if deep else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) fit')
     if not hasattr(cnn, 'forward_intermediates'):
         raise ValueError(f"{name} has no forward_intermediates(x, intermediates_only=True), timm's way of returning "
                          'the feature pyramid: add one, as in pretrain/models/custom.py')

@@ -18,7 +18,7 @@ class Progress:
     def __init__(self, run, log, sums=None):
         self.run, self.log, self.sums = run, log, list(sums or (0.0, 0.0, 0))
         self.seconds, self.timed = 0.0, 0  # spent in training steps, and how many: evaluation and saving do not count
-        self.announced = False
+        self.announced, self.held_out = False, ''
 
     @property
     def step_time(self):
@@ -27,6 +27,7 @@ class Progress:
     def before(self, val_loss):
         """The held-out loss of the untrained network, where there are held-out images."""
         if val_loss is not None:
+            self.held_out = f'held-out {val_loss:.4f}  '
             self.log.record({'epoch': 0, 'step': 0, 'val_loss': val_loss})
             self.log.scalars({'val_loss': val_loss}, 0)
             self.log.say(f'Before training the held-out loss is {val_loss:.4f}.')
@@ -47,7 +48,8 @@ class Progress:
         self.log.scalars({'loss': loss, 'gradient_norm': norm, 'learning_rate': lr, 'weight_decay': decay,
                           'images_per_second': rate}, step + 1)
         self.log.progress(f'epoch {step // self.run.per_epoch + 1}/{self.run.options.epochs}  step {step + 1}/'
-                          f'{self.run.steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s  {duration(left)} left')
+                          f'{self.run.steps}  loss {loss:.4f}  {self.held_out}lr {lr:.2e}  {rate:.1f} images/s  '
+                          f'{duration(left)} left')
         if not self.announced:
             self.announced = True
             self.log.say(f'The first {self.timed} steps took {self.step_time:.2f} s each: about {duration(left)} to go, '
@@ -64,6 +66,7 @@ class Progress:
         self.sums = [0.0, 0.0, 0]
         self.log.record(entry)
         if val_loss is not None:
+            self.held_out = f'held-out {val_loss:.4f}  '
             self.log.scalars({'val_loss': val_loss}, step)
         self.log.say(f'epoch {epoch}/{self.run.options.epochs}: loss {entry["loss"]:.4f}, '
                      + (f'held-out {val_loss:.4f}, ' if val_loss is not None else '')
