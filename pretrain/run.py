@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import DropPath
 
 from common.cli import changes
 from common.distributed import Ranks
@@ -106,6 +107,7 @@ class Run:
         (h, w), (height, width) = encoder.grid, encoder.input_size
         going_on = f', going on from step {saved["step"]:,}, epoch {saved["step"] / self.per_epoch:.2f}, of {saved["path"]}' \
             if saved else ''
+        drop_path = max((module.drop_prob or 0 for module in spark.modules() if isinstance(module, DropPath)), default=0)
         held = f'{len(held_out):,}' if held_out is not None else 'none'
         parts = f', in {accum} parts' if accum > 1 else ''
         return f'''
@@ -118,7 +120,7 @@ batch       {options.batch_size} = {ranks.size} rank{"s" * (ranks.size > 1)} x {
 optimiser   {options.opt}, beta2 {self.beta2(spark)}, gradient clipped to norm {options.clip_grad:g}
 rates       learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to {options.weight_decay_end}
 warm-up     {options.warmup:g} epochs{" (not given: 40, or a tenth of fewer than 400)" * (options.warmup_epochs is None)}
-drop path   {"the network's default" if options.drop_path is None else options.drop_path}
+drop path   {f"up to {drop_path:g}" if drop_path else "none"}
 precision   {"bf16 autocast; weights, optimiser, statistics and loss in fp32" if self.bf16 else "fp32"}
 machine     {machine}, {self.workers} loading process{"es" * (self.workers != 1)} a rank
 folder      {self.folder}{going_on}
