@@ -345,7 +345,7 @@ def test_what_shows_in_training_or_on_the_canvas_only_is_refused():
     with pytest.raises(ValueError, match=r'"odd" \(InTraining\) calls max_pool2d'):
         SparseEncoder(Pyramid(InTraining()), (32, 32))
     with pytest.raises(ValueError, match='DropBlock'):
-        SparseEncoder(timm.create_model('resnet18', drop_block_rate=0.3), (64, 64))
+        SparseEncoder(timm.create_model('resnet18', drop_block_rate=0.3), (224, 224))
     with pytest.raises(ValueError, match='does not give its own features'):
         SparseEncoder(Pyramid(Scaled()), (32, 32))
 
