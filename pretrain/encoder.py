@@ -145,7 +145,8 @@ class SparseEncoder(nn.Module):
     def _prove(self, image):
         """With every cell visible, strips must give what the dense network gives: catches what the probe cannot see.
 
-        Tried on a copy with random scales: zero-initialised branches and small layer scales would hide their errors.
+        Tried on a copy with random scales: zero-initialised branches and small layer scales would hide their errors, which
+        then are of the size of the features; 1 % leaves room for TF32 and half precision.
         """
         twin, generator = copy.deepcopy(self).eval(), torch.Generator().manual_seed(0)
         for parameter in twin.parameters():
@@ -154,7 +155,7 @@ class SparseEncoder(nn.Module):
         everything = Geometry(torch.arange(self.grid[0] * self.grid[1], device=image.device).expand(len(image), -1), self.grid)
         try:
             maps = [everything.to_canvas(strip) for strip in twin(image, everything)]
-            same = all(a.shape == b.shape and (a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(maps, twin(image)))
+            same = all(a.shape == b.shape and (a - b).abs().max() <= 0.01 * b.abs().max() for a, b in zip(maps, twin(image)))
             cause = None
         except Exception as error:  # a shape that a strip does not have
             same, cause = False, error
