@@ -39,10 +39,9 @@ def plain_fields(options):
     """
     plain = {}
     for field in dataclasses.fields(options):
-        value, kind = getattr(options, field.name), field.type
-        kinds = {'int': int, 'float': float, 'bool': bool, 'str': str, 'tuple': tuple}[kind] if isinstance(kind, str) else kind
+        value = getattr(options, field.name)
         try:
-            plain[field.name] = None if value is None and field.default is None else _as_plain(value, kinds)
+            plain[field.name] = None if value is None and field.default is None else _as_plain(value, field.type)
         except TypeError:
             raise ValueError(f'{field.name} cannot be {value!r}: {field.metadata["help"]}') from None
     return plain
