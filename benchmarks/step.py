@@ -30,7 +30,7 @@ def measure(name, args, device):
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (args.batch,), device=device)
     spark = build_spark(name, args.input_size, args.mask_ratio)
-    plain = copy.deepcopy(spark.encoder).release().to(device, memory_format=torch.channels_last).train()
+    plain = copy.deepcopy(spark.encoder.cnn).to(device, memory_format=torch.channels_last).train()
     for key in spark.encoder.unused:
         spark.encoder.cnn.get_parameter(key).requires_grad_(False)
     spark = spark.to(device, memory_format=torch.channels_last).train()

@@ -52,8 +52,10 @@ class Options:
     model: str = option('resnet50', 'a CNN by its timm name, or your own in pretrain/models', 'method', parse=str)
     input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method', parse=size)
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
-    cell_size: int = option(None, "side of a cell in pixels; the network's total stride if not given", 'method',
+    cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given", 'method',
                             parse=int)
+    levels: str = option(None, "submodules whose outputs are the feature pyramid, large to small, with commas between; the "
+                         "network's own if not given", 'method', parse=str)
     decoder_width: int = option(768, "channels of the decoder's smallest map", 'method')
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
                               float)

@@ -30,6 +30,7 @@ class LightDecoder(nn.Module):
         if width % stride:
             raise ValueError(f'decoder_width {width} cannot be halved {blocks} times, once for each doubling up to a '
                              f'stride of {stride}: give a multiple of {stride}, such as {max(width // stride, 1) * stride}')
+        self.strides = [stride // 2 ** i for i in range(blocks)]
         self.widths = [width // 2 ** i for i in range(blocks + 1)]
         self.dec = nn.ModuleList(UNetBlock(cin, cout) for cin, cout in zip(self.widths, self.widths[1:]))
         self.proj = nn.Conv2d(self.widths[-1], out_chans, kernel_size=1)
@@ -45,8 +46,8 @@ class LightDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, levels):
-        """levels: densified maps, small to large, (B, widths[i], ., .), no more than blocks -> (B, out_chans, H, W)."""
+        """levels: densified maps by stride, (B, widths[i], ., .) for strides[i], the first at least -> (B, out_chans, H, W)."""
         x = 0
-        for i, block in enumerate(self.dec):
-            x = block(x + levels[i] if i < len(levels) else x)
+        for stride, block in zip(self.strides, self.dec):
+            x = block(x + levels[stride] if stride in levels else x)
         return self.proj(x)

@@ -43,7 +43,7 @@ def pretrain(options, dataset=None, val_dataset=None):
         run = Run(options, ranks, len(images))
         torch.manual_seed(seed_for('weights', options.seed))
         spark = build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
-                            options.in_chans, options.decoder_width)
+                            options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
         saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
         loaded = None
         if saved:

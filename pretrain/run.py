@@ -110,11 +110,12 @@ class Run:
         drop_path = max((module.drop_prob or 0 for module in spark.modules() if isinstance(module, DropPath)), default=0)
         held = f'{len(held_out):,}' if held_out is not None else 'none'
         parts = f', in {accum} parts' if accum > 1 else ''
+        notes = ''.join(f'note        {note}\n' for note in encoder.notes)
         return f'''
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
-images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out
+{notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out
 steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
 batch       {options.batch_size} = {ranks.size} rank{"s" * (ranks.size > 1)} x {self.share} images{parts}
 optimiser   {options.opt}, beta2 {self.beta2(spark)}, gradient clipped to norm {options.clip_grad:g}

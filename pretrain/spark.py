@@ -37,7 +37,9 @@ class SparK(nn.Module):
         self.dense_decoder = LightDecoder(encoder.stride, decoder_width, encoder.in_chans)
         self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
         self.mask_tokens = nn.ParameterList()
-        for i, (channels, width) in enumerate(zip(reversed(encoder.channels), self.dense_decoder.widths)):
+        for channels, stride in zip(reversed(encoder.channels), reversed(encoder.reductions)):
+            i = (encoder.stride // stride).bit_length() - 1  # the decoder's block that begins at this stride
+            width = self.dense_decoder.widths[i]
             self.densify_norms.append(nn.BatchNorm2d(channels) if encoder.norm == 'bn' else LayerNorm2d(channels))
             token = nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02)
             self.mask_tokens.append(nn.Parameter(token))
@@ -67,9 +69,10 @@ class SparK(nn.Module):
         return Geometry(visible, self.encoder.grid)
 
     def densify(self, strips, geometry):
-        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), small to large (section 3.2)."""
-        return [proj(geometry.to_canvas(norm(strip), fill=token)) for strip, norm, token, proj in
-                zip(reversed(strips), self.densify_norms, self.mask_tokens, self.densify_projs)]
+        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2)."""
+        levels = zip(reversed(self.encoder.reductions), reversed(strips))
+        return {stride: proj(geometry.to_canvas(norm(strip), fill=token)) for (stride, strip), norm, token, proj in
+                zip(levels, self.densify_norms, self.mask_tokens, self.densify_projs)}
 
     def cut(self, images):
         """(B, C, H, W) -> (B, L, C * cell * cell): the values of each cell."""
@@ -132,17 +135,19 @@ class SparK(nn.Module):
 
 
 def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
-                decoder_width=768, sync_bn=False):
+                decoder_width=768, sync_bn=False, levels=None):
     """SparK around a CNN.
 
-    model: a timm name, or an nn.Module that keeps timm's contract (`forward_intermediates`). input_size: pixels, an int
-    or (height, width), a multiple of the cell. drop_path: None leaves the network's own default. cell_size: None is the
-    network's total stride R, else R times a power of two. sync_bn: share all BatchNorm statistics between the ranks.
+    model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose forward returns its
+    feature maps, or any one with levels, the names of the submodules whose outputs are the pyramid, large to small.
+    input_size: pixels, an int or (height, width), a multiple of the cell. drop_path: None leaves the network's own default.
+    cell_size: None is the network's total stride R (2R where a layer needs it), else R times a power of two. sync_bn: share
+    all BatchNorm statistics between the ranks.
     Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
-    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size), mask_ratio, decoder_width)
+    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels), mask_ratio, decoder_width)
     if sync_bn:
         from common.distributed import synchronise_batchnorm
         spark = synchronise_batchnorm(spark)

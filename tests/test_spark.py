@@ -118,9 +118,6 @@ def test_the_decoder_has_the_paper_sizes():
 
 def test_own_module_and_given_drop_path():
     own = build_spark('your_convnet', input_size=32).encoder.cnn
-    with pytest.raises(ValueError, match='already inside a SparseEncoder'):
-        build_spark(own, input_size=32)
-    own = build_spark('your_convnet', input_size=32).encoder.release()
     assert build_spark(own, input_size=32, decoder_width=16)(torch.randn(1, 3, 32, 32)).isfinite()
     spark = build_spark('test_convnext', input_size=64, drop_path=0.5)
     assert max(m.drop_prob for m in spark.modules() if hasattr(m, 'drop_prob')) == pytest.approx(0.5)

@@ -1,0 +1,242 @@
+"""Strips: how a CNN runs on the visible cells of an image (SparK, section 3.1).
+
+The visible cells of an image are stacked into a **strip**. Every function that looks at one position, or at all
+positions of one image at once (1x1 convolutions, norms, activations, squeeze-and-excite, ...), is right on a strip
+as it is. Functions whose window overlaps neighbouring cells need the image plane: the strip is scattered onto a
+**canvas**, the function runs there, and the visible cells are gathered again. That is submanifold sparse convolution,
+written with dense kernels.
+
+A network is left as it is, its code and its modules. While a `Plane` is on, the few functions of torch through which a
+network sees neighbouring positions run by the rules below, whoever calls them: a layer of torch or timm, or a `forward`
+that pads and pools itself. **Hidden positions count as the function's own padding.** All other functions are right on a
+strip, or the probe refuses them (probe.py). `on_plane` gives a rule to a function or a layer of your own.
+
+Legend: B batch, C channels, (h, w) grid of cells, L = h*w, k visible cells an image, p the side of a cell at this stage
+(cell size / stride). A strip is (B, C, k*p, p), a canvas (B, C, h*p, w*p).
+"""
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode, wrap_torch_function
+
+
+class Geometry:
+    """Where the visible cells of one batch lie: the way from images to strips and back.
+
+    visible: LongTensor (B, k), row-major indices of the visible cells, ascending. grid: (h, w).
+    """
+
+    def __init__(self, visible, grid):
+        self.visible, self.grid = visible, grid
+        self._rows = {}  # by p: computed once, used by every layer of a stage
+
+    @classmethod
+    def everything(cls, images, grid, device=None):
+        """All cells of each image visible."""
+        return cls(torch.arange(grid[0] * grid[1], device=device).expand(images, -1), grid)
+
+    def rows(self, p):
+        """(B*k*p,): where the rows of the visible cells, p pixels each, stand on a canvas cut into such rows."""
+        if p not in self._rows:
+            h, w = self.grid
+            image = torch.arange(len(self.visible), device=self.visible.device)[:, None]
+            top = (image * h + self.visible // w) * p
+            lines = top[..., None] + torch.arange(p, device=top.device)
+            self._rows[p] = (lines * w + (self.visible % w)[..., None]).flatten()
+        return self._rows[p]
+
+    def is_visible(self):
+        """(B, L) boolean map of the grid, True where a cell is visible."""
+        cells = self.grid[0] * self.grid[1]
+        hidden = torch.zeros(len(self.visible), cells, dtype=torch.bool, device=self.visible.device)
+        return hidden.scatter(1, self.visible, True)
+
+    def to_strip(self, canvas):
+        """(B, C, h*p, w*p) -> (B, C, k*p, p): the visible cells of each image, one below the other."""
+        B, C, _, W = canvas.shape
+        p = W // self.grid[1]
+        # Channels last, a row of a cell is one run of memory: both directions copy whole runs.
+        table = canvas.permute(0, 2, 3, 1).reshape(-1, p * C)
+        return table.index_select(0, self.rows(p)).view(B, -1, p, C).permute(0, 3, 1, 2)
+
+    def to_canvas(self, strip, fill=0.0):
+        """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or a tensor (1, C, 1, 1)."""
+        B, C, _, p = strip.shape
+        h, w = self.grid
+        table = strip.permute(0, 2, 3, 1).reshape(-1, p * C)
+        if torch.is_tensor(fill):
+            canvas = fill.to(strip.dtype).view(1, C).repeat(B * h * p * w, p)
+        else:
+            canvas = table.new_full((B * h * p * w, p * C), fill)
+        canvas = canvas.index_copy_(0, self.rows(p), table)
+        return canvas.view(B, h * p, w * p, C).permute(0, 3, 1, 2)
+
+
+class Plane(TorchFunctionMode):
+    """Context in which a network's forward runs on strips: `with Plane(geometry): cnn(strip)`.
+
+    It belongs to one forward. Functions called inside a rule are not seen by it.
+    """
+
+    def __init__(self, geometry):
+        super().__init__()
+        self.geometry = geometry
+        self.images, self.visible = geometry.visible.shape
+        self.paddings = []  # (strip, arguments of F.pad): they wait for the next window, see `pad`
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        rule = RULES.get(function)
+        return function(*args, **(kwargs or {})) if rule is None else rule(self, function, *args, **(kwargs or {}))
+
+    def is_strip(self, x):
+        return x.ndim == 4 and x.shape[2] == self.visible * x.shape[3]
+
+    def padding_of(self, strip):
+        return next((padding for padded, padding in self.paddings if padded is strip), None)
+
+    def stays(self, strip, kernel, stride, padding=0, dilation=1):
+        """Whether windows stay inside the cells, so that a strip needs no plane. Raises ValueError for too large a stride."""
+        kernel, stride, dilation = pair(kernel), pair(stride), pair(dilation)
+        if any(strip.shape[3] % step for step in stride):
+            raise CellTooSmall(f'strides by {stride[1]} where a cell is {strip.shape[3]} positions wide')
+        reach = [1 + (k - 1) * d for k, d in zip(kernel, dilation)]
+        padded = padding not in (0, (0, 0), [0, 0], 'valid') and (padding != 'same' or reach != [1, 1])
+        return not padded and all(r <= s for r, s in zip(reach, stride)) and self.padding_of(strip) is None
+
+    def run(self, function, strip, hidden=0.0):
+        """Scatter a strip onto the canvas, where hidden positions hold a number, apply a function, gather the strip."""
+        if not self.is_strip(strip):
+            raise ValueError(f'has a window over a tensor {tuple(strip.shape)}, which is no map of the visible cells')
+        padding = self.padding_of(strip)
+        if padding is not None and padding['mode'] == 'constant':
+            hidden = padding['value']
+        # A batch folded into the channels, (1, B*C, ...), as CondConv does, is unfolded for the canvas.
+        canvas = self.geometry.to_canvas(strip.reshape(self.images, -1, *strip.shape[2:]), hidden)
+        if padding is not None:
+            canvas = F.pad(canvas, **padding)
+        out = function(canvas.reshape(len(strip), -1, *canvas.shape[2:]))
+        h, w = self.geometry.grid
+        if out.shape[2] % h or out.shape[3] * h != out.shape[2] * w:
+            raise ValueError(f'makes a map of {out.shape[2]}x{out.shape[3]} positions, which is no whole number for each of '
+                             f'{h}x{w} cells (its padding does not keep the size / stride)')
+        return self.geometry.to_strip(out.reshape(self.images, -1, *out.shape[2:])).reshape(len(out), -1, *self.of(out))
+
+    def of(self, canvas):
+        """(height, width) of the strip of a canvas."""
+        p = canvas.shape[3] // self.geometry.grid[1]
+        return self.visible * p, p
+
+
+class CellTooSmall(ValueError):
+    """A layer strides past the side of a cell: a larger cell would do."""
+
+
+def pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def convolve(plane, function, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """Hidden positions are 0, as in zero padding."""
+    apply = partial(function, weight=weight, bias=bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    stays = plane.stays(input, weight.shape[2:], stride, padding, dilation)
+    return apply(input) if stays else plane.run(apply, input)
+
+
+def convolve_transposed(plane, function, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    """Hidden positions are 0."""
+    apply = partial(function, weight=weight, bias=bias, stride=stride, padding=padding, output_padding=output_padding,
+                    groups=groups, dilation=dilation)
+    grown = any(pair(padding) + pair(output_padding)) or pair(dilation) != (1, 1)
+    stays = pair(stride) == tuple(weight.shape[2:]) and not grown
+    return apply(input) if stays else plane.run(apply, input)
+
+
+def max_pool(plane, function, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    """Hidden positions are the lowest finite number: with -inf the compiled backward indexes out of range."""
+    if return_indices:
+        raise ValueError('asks a pool for indices, which mean nothing on a strip')
+    apply = partial(function, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
+    stays = plane.stays(input, kernel_size, stride or kernel_size, padding, dilation)
+    return apply(input) if stays else plane.run(apply, input, torch.finfo(input.dtype).min)
+
+
+def average_pool(plane, function, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+                 divisor_override=None):
+    """Hidden positions are 0, and they are not counted where the pool does not count its padding."""
+    apply = partial(function, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
+                    count_include_pad=count_include_pad, divisor_override=divisor_override)
+    if plane.stays(input, kernel_size, stride or kernel_size, padding):
+        return apply(input)
+    average = plane.run(apply, input)
+    if count_include_pad or divisor_override or plane.padding_of(input) is not None:  # F.pad's zeros are always counted
+        return average
+    return average / plane.run(apply, torch.ones_like(input[:, :1]))
+
+
+def pad(plane, function, input, pad, mode='constant', value=None):
+    """A strip has no border to pad: the padding waits for the window that follows, and is applied on its canvas.
+
+    What hides there, then, is what the padding holds; a reflection, which a hidden neighbour cannot give, counts as 0 there.
+    """
+    if not plane.is_strip(input) or not any(pad[:4]):
+        return function(input, pad, mode, value)
+    if any(pad[4:]) or plane.padding_of(input) is not None:
+        raise ValueError(f'pads by {tuple(pad)}, more than the image plane, or for the second time')
+    if mode == 'constant':
+        value = max(value or 0.0, torch.finfo(input.dtype).min)  # not -inf: see max_pool
+    strip = input.view_as(input)
+    plane.paddings.append((strip, {'pad': pad, 'mode': mode, 'value': value}))
+    return strip
+
+
+RULES = {
+    torch.conv2d: convolve,
+    torch.conv_transpose2d: convolve_transposed,
+    torch.max_pool2d: max_pool,
+    F.max_pool2d: max_pool,
+    F.avg_pool2d: average_pool,
+    F.pad: pad,
+}
+
+
+def on_plane(function, hidden=0.0):
+    """Decorator for a function, or a `forward`, of your own that looks beyond a position in a way of its own:
+
+        class Shift(nn.Module):
+            @on_plane
+            def forward(self, x):          # x (B, C, H, W): the image plane, hidden positions 0
+                return torch.roll(x, 1, 2)
+
+    On strips its first tensor becomes a canvas whose hidden positions hold `hidden`, its result a strip again; elsewhere
+    nothing changes. It must treat hidden positions as it does its padding, and hold no norm, whose statistics they would enter.
+    """
+    def rule(plane, _, *args, **kwargs):
+        at = next(i for i, arg in enumerate(args) if torch.is_tensor(arg))
+        return plane.run(lambda canvas: function(*args[:at], canvas, *args[at + 1:], **kwargs), args[at], hidden)
+
+    overridable = wrap_torch_function(lambda *args, **kwargs: args)(function)
+    RULES[overridable] = rule
+    return overridable
+
+
+class AlignedPadding(TorchFunctionMode):
+    """Context in which odd windows without padding are padded by half their size: networks with "valid" padding then have
+    maps of (H/s, W/s), with the same weights. Their borders differ from the network's own."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        given = {**dict(zip(ARGUMENTS.get(function, ()), args)), **(kwargs or {})}
+        if function not in ARGUMENTS or pair(given.get('padding', 0)) != (0, 0):
+            return function(*args, **(kwargs or {}))
+        kernel = given['weight'].shape[2:] if 'weight' in given else pair(given['kernel_size'])
+        padding = tuple(k // 2 for k in kernel) if all(k % 2 for k in kernel) else 0
+        return function(**{**given, 'padding': padding})
+
+
+POOL = ('input', 'kernel_size', 'stride', 'padding')
+ARGUMENTS = {  # of the functions that AlignedPadding changes, in their order
+    torch.conv2d: ('input', 'weight', 'bias', 'stride', 'padding', 'dilation', 'groups'),
+    torch.max_pool2d: (*POOL, 'dilation', 'ceil_mode'),
+    F.max_pool2d: (*POOL, 'dilation', 'ceil_mode', 'return_indices'),
+    F.avg_pool2d: (*POOL, 'ceil_mode', 'count_include_pad', 'divisor_override'),
+}
