@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.timing import alternate, arguments, machine
 from common.weights import create_cnn
-from pretrain.encoder import Geometry, SparseEncoder
+from pretrain.encoder import SparseEncoder
+from pretrain.strips import Geometry
 
 
 def main():

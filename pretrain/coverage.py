@@ -3,8 +3,8 @@
     python -m pretrain.check --all [--jobs=2]        (or: make coverage)
 
 Each network is checked in a process of its own, with limits of time and memory. What is found is kept in docs/coverage.jsonl,
-one line a network: run it again, and it goes on where it stopped. Networks above LARGE parameters are not run: they are listed
-with the largest checked network of their family.
+one line a network: run it again, and it goes on where it stopped. Networks above LARGE parameters are checked at 96 px, three
+cells each way, and those above TOO_LARGE are not: they are listed with the largest checked network of their family.
 """
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ from pretrain.check import check
 from pretrain.probe import Refused, Watch, feature_maps
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-LARGE = 250e6
+LARGE, TOO_LARGE = 60e6, 250e6
 SECONDS, GIGABYTES = 1200, 14  # limits for one network
 # Families that mix positions by linear layers, LSTMs or attention without a product of matrices, which no operator betrays.
 NOT_CONVOLUTIONAL = ('mlp_mixer', 'sequencer', 'mobilevit', 'swiftformer')
@@ -54,13 +54,13 @@ def is_convolutional(network):
     return True
 
 
-def check_one(name, queue):
+def check_one(name, input_size, queue):
     """In a process of its own: one record into the queue."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (int(GIGABYTES * 2 ** 30),) * 2)
     start = time.monotonic()
     try:
-        report = check(name)
+        report = check(name, input_size)
     except Exception as error:  # a network must not end the others
         queue.put({'verdict': 'not checked', 'why': f'{type(error).__name__}: {error}'.splitlines()[0]})
         return
@@ -78,7 +78,7 @@ def cover(jobs):
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {line['name']: line for line in lines if line['versions'] == versions}
     networks = survey()
-    todo = [network for network in networks if network[1] not in done and network[0] <= LARGE]
+    todo = [network for network in networks if network[1] not in done and network[0] <= TOO_LARGE]
     print(f'{len(networks)} convolutional networks in timm {timm.__version__}; {len(todo)} to check')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['pretrain.check'])
@@ -87,7 +87,8 @@ def cover(jobs):
         while todo and len(running) < jobs:
             parameters, name, family = todo.pop(0)
             queue = context.Queue()
-            process = context.Process(target=check_one, args=(name, queue), daemon=True)
+            side = 96 if parameters > LARGE else None
+            process = context.Process(target=check_one, args=(name, side, queue), daemon=True)
             process.start()
             running[name] = process, queue, time.monotonic(), {'name': name, 'family': family, 'parameters': parameters,
                                                                'versions': versions}
@@ -123,7 +124,7 @@ def page(networks, done):
             if record is None:
                 through = max(good)[1] if good else None
                 record = {'verdict': f'as {through}' if through else 'not checked',
-                          'why': f'more than {LARGE / 1e6:.0f} M parameters'}
+                          'why': f'more than {TOO_LARGE / 1e6:.0f} M parameters'}
             count['larger' if record['verdict'].startswith('as ') else record['verdict']] += 1
             largest = f'{record["error"]:.0e}' if record.get('error') else ''
             rows.append(f'| {name} | {family} | {parameters / 1e6:.1f} | {record["verdict"]} | {largest} | {record["why"]} |')
@@ -140,7 +141,7 @@ def page(networks, done):
 Written by `make coverage`, with timm {timm.__version__} and torch {torch.__version__}. {exact} of the {total.total()}
 convolutional networks were checked one by one and equal their own dense selves (`python -m pretrain.check NAME` shows
 how): with all cells visible, and on a visible rectangle, in features, gradients and running statistics, to a relative
-error of 1e-8 in float64. {total['larger']} more have over {LARGE / 1e6:.0f} M parameters and were not run: "as NAME" is the
+error of 1e-8 in float64. {total['larger']} more have over {TOO_LARGE / 1e6:.0f} M parameters and were not run: "as NAME" is the
 largest checked network of the same family.
 
 "Convolutional" is a network whose features meet no attention; transformers, hybrids and MLPs are no part of this

@@ -3,7 +3,6 @@
 Nothing hidden enters the network: it runs on strips of visible cells (strips.py), as it is. What it must be for that,
 and which of its feature maps make the pyramid, is measured when the encoder is built (probe.py).
 """
-import copy
 from contextlib import nullcontext
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from pretrain.compare import View, error, locate
 from pretrain.probe import REMEDY, Refused, feature_maps, parts, probe
-from pretrain.strips import AlignedPadding, Geometry, Plane
+from pretrain.strips import AlignedPadding, Plane
 
 
 class SparseEncoder(nn.Module):
@@ -25,7 +24,8 @@ class SparseEncoder(nn.Module):
     Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid from
     small stride to large, `norm` ('bn' or 'ln', what most norms of the feature path are), `unused` (names of the
     parameters that the features do not depend on: the classifier and the like), `notes` (sentences on what was chosen
-    or differs). Raises ValueError for a network, layer or size that cannot be run sparsely, naming the remedy.
+    or differs), `uncompiled` (whether torch.compile leaves it alone). Raises ValueError for a network, layer or size that
+    cannot be run sparsely, naming the remedy.
     """
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None):
@@ -35,32 +35,38 @@ class SparseEncoder(nn.Module):
         self.stride, self.cell_size, self.grid = found.stride, found.cell_size, found.grid
         self.levels, self.reductions, self.channels = found.levels, found.reductions, found.channels
         self.norm, self.unused, self.notes = found.norm, found.unused, found.notes
-        self.taps, self.stop, self.aligned = found.taps, found.stop, found.aligned
+        self.taps, self.stop, self.aligned, self.uncompiled = found.taps, found.stop, found.aligned, found.uncompiled
         self._recomputing = [module for module in cnn.modules() if hasattr(module, 'grad_checkpointing')]
-        self._prove(found.image)
+        self._prove(found.image, found.twin)
 
     @torch.no_grad()
-    def _prove(self, image):
+    def _prove(self, image, twin):
         """With every cell visible, strips must give what the dense network gives: catches what the probe cannot see.
 
-        Tried on a copy with random scales: zero-initialised branches and small layer scales would hide their errors, which
-        then are of the size of the features; 1 % leaves room for TF32 and half precision.
+        Tried on a twin of the network with random scales: zero-initialised branches and small layer scales would hide their
+        errors, which then are of the size of the features. In float64, since such a twin magnifies rounding, unless
+        constants of its own forbid that.
         """
-        twin, generator = copy.deepcopy(self).eval(), torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         for parameter in twin.parameters():
-            if parameter.ndim <= 1 or not parameter.any():
+            if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
                 parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
-        everything = View(Geometry.everything(len(image), self.grid, image.device), (0, 0), self.grid)
+        view, cause, fault = View(self.grid, [(0, 0)] * len(image), self.grid, image.device), None, ''
         try:
-            same = error([everything.bring(strip) for strip in twin(image, everything.geometry)], twin(image)) <= 0.01
-            cause = None
+            dense = self.pyramid(image.double(), cnn=twin.double().eval())
+            image = image.double()
+        except RuntimeError:
+            dense = self.pyramid(image, cnn=twin.to(image.dtype))
+        try:
+            strips = self.pyramid(image, view.geometry, twin)
+            same = error([view.bring(strip) for strip in strips], dense) <= 0.01
+            fault = '' if same else f' ({locate(self, image, view, 0.01, cnn=twin)})'
         except Exception as failure:  # a shape that a strip does not have
             same, cause = False, failure
         if not same:
-            fault = f' ({locate(twin, image, everything, 0.01)})' if cause is None else ''
             raise Refused(f'{type(self.cnn).__name__} does not give its own features when it runs on strips of all cells'
-                          f'{fault}: something in it depends on the shape of the image plane (windows, tokens, positions). '
-                          + REMEDY) from cause
+                          f'{fault}: something in it depends on the shape of the image plane or on the order of positions '
+                          f'(windows, tokens, coordinates). {REMEDY}') from cause
 
     def forward(self, images, geometry=None):
         """images (B, C, H, W) -> the pyramid, small stride to large: strips, or dense maps without a geometry."""
@@ -72,12 +78,20 @@ class SparseEncoder(nn.Module):
                              'switch it off with cnn.set_grad_checkpointing(False)')
         return self.pyramid(images, geometry)
 
-    def pyramid(self, images, geometry=None):
-        """`forward` without its questions: densely, images of any size fit."""
+    def pyramid(self, images, geometry=None, cnn=None):
+        """`forward` without its questions, of a twin of the network if given: densely, images of any size fit."""
+        return (self._pyramid_uncompiled if self.uncompiled else self._pyramid)(images, geometry, cnn or self.cnn)
+
+    def _pyramid(self, images, geometry, cnn):
         x = images if geometry is None else geometry.to_strip(images)
         with nullcontext() if geometry is None else Plane(geometry), AlignedPadding() if self.aligned else nullcontext():
-            maps = feature_maps(self.cnn, x, self.taps, self.stop)
+            maps = feature_maps(cnn, x, self.taps, self.stop)
         return [maps[level] for level in self.levels]
+
+    @torch.compiler.disable
+    def _pyramid_uncompiled(self, *arguments):
+        """torch.compile hides F.pad from a Plane, and cannot register the hooks of taps."""
+        return self._pyramid(*arguments)
 
     def left_out(self):
         """{module: number of parameters} of what the features do not depend on: it stays as it is in pretraining."""

@@ -116,7 +116,7 @@ def train(run, spark, images, held_out, saved, log):
 
     log.forget_after(start if saved else -1)
     log.say(run.describe(spark, accum, images, held_out, saved))
-    for warning in run.warnings(saved) if ranks.is_main else ():
+    for warning in run.warnings(saved, spark.encoder.uncompiled) if ranks.is_main else ():
         log.warn(warning)
     if ranks.is_main:
         log.record(run.record(start, accum, git_commit(), sys.argv))

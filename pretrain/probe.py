@@ -11,25 +11,31 @@ from functools import partial
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointError
 
 from pretrain.strips import RULES, AlignedPadding, CellTooSmall, Geometry, Plane
 
 # Operators of a forward that act on each position alone or only change the view, besides all that torch tags as
-# pointwise; and reductions, safe when they run over the whole strip or not over it at all, with the place of their
-# `dim` argument. (A norm over a strip runs over exactly the visible positions of the image; a product of batches of
-# matrices is refused as attention before, unless it is a weighted mean over the image.)
+# pointwise. (A norm over a strip runs over exactly the visible positions of the image; a product of batches of
+# matrices is refused as attention before, unless it is a weighted mean over the image or a linear layer.)
 NORMS = frozenset('''
     native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
     cudnn_batch_norm miopen_batch_norm native_group_norm
 '''.split())
 SAFE = NORMS | frozenset('''
-    native_layer_norm native_dropout bernoulli_ addmm mm view _unsafe_view permute transpose t expand squeeze
-    unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_ _prelu_kernel log_sigmoid_forward
-    fill_ zeros_like ones_like empty_like new_empty new_zeros new_ones new_full stack bmm baddbmm
-    pixel_shuffle pixel_unshuffle
+    native_layer_norm native_dropout bernoulli bernoulli_ rand_like randn_like addmm mm view _unsafe_view permute transpose t
+    expand squeeze unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_ _prelu_kernel
+    log_sigmoid_forward fill_ zeros_like ones_like empty_like new_empty new_zeros new_ones new_full stack bmm baddbmm
+    pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle
 '''.split())
-REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'var': 1, 'var_mean': 1, 'linalg_vector_norm': 2}
-CUTS = {'cat': 1, 'split': 2, 'split_with_sizes': 2, 'slice': 1, 'select': 1, 'unbind': 1}  # safe along other axes
+# Reductions, safe when they run over the whole strip or not over it at all, and operators that run along an axis, safe when
+# that is another one: with the place of their `dim` argument and its default.
+REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'amin': 1, 'var': 1, 'var_mean': 1, 'std': 1, 'std_mean': 1, 'logsumexp': 1,
+              'linalg_vector_norm': 2}
+ALONG = {'cat': (1, 0), 'split': (2, 0), 'split_with_sizes': (2, 0), 'slice': (1, 0), 'select': (1, 0), 'unbind': (1, 0),
+         '_softmax': (1, None), '_log_softmax': (1, None), 'max': (1, None), 'min': (1, None), 'argmax': (1, None),
+         'argmin': (1, None), 'glu': (1, -1), 'flip': (1, None), 'roll': (2, None), 'topk': (2, -1), 'sort': (1, -1),
+         'cumsum': (1, None), 'prod': (1, None), 'index_select': (1, None), 'gather': (1, None)}
 NEAREST = ('upsample_nearest2d', '_upsample_nearest_exact2d')  # safe by whole factors
 REMEDY = 'Use a network without it, or give it a rule: @on_plane of pretrain/strips.py above the function or forward at fault.'
 
@@ -53,7 +59,9 @@ class Found:
     aligned: bool
     stop: int  # feature maps before the levels that are left out, None if all are run
     notes: tuple
+    uncompiled: bool  # whether torch.compile leaves the network alone
     image: torch.Tensor  # two random ones, to try things on
+    twin: nn.Module  # a copy of the network, for the same
 
 
 def feature_maps(cnn, x, taps=None, stop=None):
@@ -73,11 +81,12 @@ def feature_maps(cnn, x, taps=None, stop=None):
         top = ', '.join(name for name, _ in cnn.named_children())
         raise ValueError(f'{type(cnn).__name__} gives no feature pyramid: name the submodules whose outputs are its levels, '
                          f"large to small, build_spark(module, levels=[...]) (at its top are {top}), or give it timm's "
-                         'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py')
+                         'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py (a newer timm may '
+                         'have it)')
     return list(maps)
 
 
-class _Enough(Exception):
+class _Enough(BaseException):  # no Exception, which a network may catch
     """All taps have given their maps."""
 
 
@@ -85,6 +94,8 @@ def tapped(cnn, x, taps):
     maps = {}
 
     def keep(name, module, inputs, output):
+        if name in maps:
+            raise ValueError(f'levels: {type(cnn).__name__} runs "{name}" more than once: name a submodule that it runs once')
         maps[name] = output
         if len(maps) == len(taps):
             raise _Enough
@@ -107,16 +118,20 @@ def tapped(cnn, x, taps):
 
 def find_taps(cnn, levels):
     """Names of the submodules that give the levels, or None where the network gives them itself. Raises ValueError."""
+    names = [name for name, _ in cnn.named_modules(remove_duplicate=False) if name]
+    levels = [levels] if isinstance(levels, str) else levels
     if levels is None and not hasattr(cnn, 'forward_intermediates') and hasattr(cnn, 'feature_info'):
-        levels = [info['module'] for info in cnn.feature_info]  # a list, or timm's FeatureInfo
+        declared = [info['module'] for info in cnn.feature_info]  # a list, or timm's FeatureInfo
+        levels = declared if set(declared) <= set(names) else None
     if levels is None:
         return None
-    names = [name for name, _ in cnn.named_modules() if name]
     unknown = [name for name in levels if name not in names]
     if unknown or not levels:
         top = [name for name in names if '.' not in name]
         raise ValueError(f'levels: {type(cnn).__name__} has no submodule "{unknown[0] if unknown else ""}"; at its top are '
                          f'{", ".join(top)}')
+    if len({id(cnn.get_submodule(name)) for name in levels}) < len(levels):
+        raise ValueError(f'levels: {", ".join(levels)} name a submodule twice')
     return tuple(levels)
 
 
@@ -127,7 +142,16 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
     if deep or not flat:
         raise Refused(f'{name} is no two-dimensional convolutional network: it has '
                       f'{"Conv3d layers" if deep else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) fit')
-    taps, like = find_taps(cnn, levels), next(cnn.parameters())
+    taps, like = find_taps(cnn, levels), next(cnn.parameters(), None)
+    if like is None or like.is_meta or any(isinstance(module, torch.jit.ScriptModule) for module in cnn.modules()):
+        why = 'has no parameters' if like is None else 'is on the meta device, without values: make it on a real one'
+        raise Refused(f'{name} {why}' if like is None or like.is_meta else
+                      f'{name} holds a module that torch.jit compiled, which cannot be looked into: use its source')
+    try:
+        twin = copy.deepcopy(cnn)  # whose running statistics and gradients may change
+    except Exception as error:
+        raise Refused(f'{name} cannot be copied ({error}): leave no results of a forward in its attributes, and use '
+                      'torch.nn.utils.parametrizations instead of the old weight_norm and spectral_norm') from error
     image = torch.randn(2, in_chans, *input_size, generator=torch.Generator().manual_seed(0)).to(like)
     maps, aligned = measure(cnn, image, taps)
     if aligned:
@@ -145,8 +169,8 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
         try:
             watch = Watch(cnn, grid)
             strips = watch.run(image, maps_of, aligned)
-            trained = copy.deepcopy(cnn)  # whose running statistics may change
-            Watch(trained, grid).run(image, maps_of, aligned, training=True)
+            trained = Watch(twin, grid)
+            trained.run(image, maps_of, aligned, training=True)
             break
         except CellTooSmall as error:
             if cell_size is not None or cell == 4 * stride:
@@ -162,9 +186,10 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
     norms = [m for m in watch.called if isinstance(m, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))]
     batch_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in norms)
     channels, norm = tuple(strips[level].shape[1] for level in chosen), 'bn' if batch_norms > len(norms) / 2 else 'ln'
+    uncompiled = taps is not None or bool(watch.plane.paddings or trained.plane.paddings)
     return Found(stride=stride, cell_size=cell, grid=grid, levels=chosen, reductions=reductions, channels=channels,
-                 norm=norm, unused=unused, taps=taps, stop=stop, aligned=aligned, image=image,
-                 notes=(*notes, *sorted(watch.notes)))
+                 norm=norm, unused=unused, taps=taps, stop=stop, aligned=aligned, uncompiled=uncompiled, image=image, twin=twin,
+                 notes=(*notes, *sorted(watch.notes | trained.notes)))
 
 
 def choose_levels(name, size, sizes, cell_size, notes):
@@ -267,6 +292,23 @@ def some_visible(images, grid):
     return torch.arange(k).expand(images, k)
 
 
+def is_pointwise(func, name):
+    """Whether torch tags an operator, or the one that it is the in-place form of, as pointwise."""
+    base = getattr(torch.ops.aten, name[:-1], None) if name.endswith('_') and not name.startswith('_') else None
+    return torch.Tag.pointwise in func.tags or base is not None and any(
+        torch.Tag.pointwise in getattr(base, overload).tags for overload in base.overloads())
+
+
+def stays_in_cells(x, out, step, planes, dim):
+    """Whether a slice takes all of the image plane, or every n-th position of it where n divides the side of a cell."""
+    return out.shape[dim] * step == x.shape[dim] and all(x.shape[b] % step == 0 for a, b in planes if dim in (a, b))
+
+
+def is_linear(left, right):
+    """Whether a product of batches of matrices is no attention: a weighted mean (one column), or one matrix for all."""
+    return right.shape[-1] == 1 or any(t.shape[0] == 1 or t.stride(0) == 0 for t in (left, right))
+
+
 class _Watched(Plane):
     """A plane that knows whether a rule is at work, and what is worth a note."""
 
@@ -330,14 +372,17 @@ class Watch(TorchDispatchMode):
 
     def run_backward(self, maps):
         """Refuse a network that runs modules again in the backward pass, where no plane is on: its gradients would be wrong."""
-        ran, outputs = len(self.called), [out for out in maps if out.requires_grad]
+        ran, outputs, failure = len(self.called), [out for out in maps if out.requires_grad], None
         try:
             torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
-        finally:  # torch may find by itself that the second run differs
-            again = [name for name, module in self.cnn.named_modules() if module in self.called[ran:]]
-            if again:
-                raise Refused(f'{type(self.cnn).__name__} runs its module "{again[0]}" again in the backward pass (activation '
-                              'checkpointing), where there is no mask: switch that off for pretraining')
+        except RuntimeError as error:  # torch may find by itself that a second run differs from the first
+            failure = error
+        again = [f'its module "{name}"' for name, module in self.cnn.named_modules() if module in self.called[ran:]]
+        if again or isinstance(failure, CheckpointError):
+            raise Refused(f'{type(self.cnn).__name__} runs {again[0] if again else "something"} again in the backward pass '
+                          '(activation checkpointing), where there is no mask: switch that off for pretraining') from failure
+        if failure:
+            raise failure
 
     def enter(self, name, module, inputs):
         self.stack.append((name, module))
@@ -348,18 +393,19 @@ class Watch(TorchDispatchMode):
 
     def planes(self, x):
         """The pairs of axes of x that may be the strip, told by their sizes: none, one, or more by coincidence."""
-        return [(a, a + 1) for a in range(1, x.ndim - 1) if x.shape[a] == self.plane.visible * x.shape[a + 1]]
+        return [(a, a + 1) for a in range(1, x.ndim - 1)
+                if x.shape[a] == self.plane.visible * x.shape[a + 1] and x.shape[a] > 1]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         tensors = [t for arg in args for t in (arg if isinstance(arg, (tuple, list)) else [arg]) if torch.is_tensor(t)]
-        if 'attention' in name or name in ('bmm', 'baddbmm') and tensors[-1].shape[-1] > 1:  # by one column: a weighted mean
+        if 'attention' in name or name in ('bmm', 'baddbmm') and not is_linear(*tensors[-2:]):
             self.refuse(f'is attention ({name})', 'Transformers and hybrids have pretraining of their own (MAE and the like); '
                         'for this one use a convolutional network, such as the hybrid\'s relatives without attention')
         out = func(*args, **(kwargs or {}))
         if self.plane is not None and self.plane.ruled and name in NORMS:
             self.refuse(f'calls {name} on the canvas, where hidden positions would enter its statistics')
-        if self.plane is not None and not (self.plane.ruled or torch.Tag.pointwise in func.tags or name in SAFE):
+        if self.plane is not None and not (self.plane.ruled or name in SAFE or is_pointwise(func, name)):
             self.examine(name, tensors, args, out)
         if name == '_to_copy' and out.is_floating_point() and out.dtype.itemsize < tensors[0].dtype.itemsize:
             self.notes.add(f'{type(self.stack[-1][1]).__name__} computes in {str(out.dtype).removeprefix("torch.")}')
@@ -370,19 +416,30 @@ class Watch(TorchDispatchMode):
         planes = [plane for t in tensors for plane in self.planes(t)]
         if not planes:
             return
-        if name in REDUCTIONS:
-            dims = args[REDUCTIONS[name]] if len(args) > REDUCTIONS[name] else None
-            dims = {dim % tensors[0].ndim for dim in (dims or range(tensors[0].ndim))}
-            if not any(dims >= set(plane) or not dims & set(plane) for plane in planes):
-                self.refuse(f'calls {name} along one side of the image only')
-        elif name in CUTS:
-            dim = args[CUTS[name]] % tensors[0].ndim if len(args) > CUTS[name] else 0
-            if all(dim in plane for plane in planes):
-                self.refuse(f'cuts or joins the image plane with {name}')
+        x = tensors[0]
+        if name in REDUCTIONS or name in ALONG:
+            place, default = ALONG.get(name, (REDUCTIONS.get(name), None))
+            dims = args[place] if len(args) > place else default
+            dims = range(x.ndim) if dims is None or dims == [] else dims if isinstance(dims, (tuple, list)) else [dims]
+            dims = {dim % x.ndim for dim in dims}
+            whole = name in REDUCTIONS or name in ('max', 'min') and len(args) == 1
+            if any(not dims & set(plane) or whole and dims >= set(plane) for plane in planes):
+                return
+            if name == 'slice' and stays_in_cells(x, out, args[4] if len(args) > 4 else 1, planes, *dims):
+                return
+            self.refuse(f'calls {name} along one side of the image only' if name in REDUCTIONS else
+                        f'cuts, joins or runs along the image plane with {name}')
+        elif name == 'repeat':
+            if any(args[1][a - x.ndim] != 1 or args[1][b - x.ndim] != 1 for a, b in planes):
+                self.refuse('repeats the image plane')
+        elif name == 'index':
+            if any(i in plane for plane in planes for i, index in enumerate(args[1]) if index is not None):
+                self.refuse('picks positions of the image plane by index')
         elif name in NEAREST:
-            if any(new % old for new, old in zip(out.shape[2:], tensors[0].shape[2:])):
+            if any(new % old for new, old in zip(out.shape[2:], x.shape[2:])):
                 self.refuse('interpolates by a factor that is no whole number')
-        else:
+        elif not ('adaptive' in name and 'pool2d' in name and all(t.shape[2:] == (1, 1) for t in (
+                out if isinstance(out, tuple) else (out,)))):
             self.refuse(f'calls {name}')
 
     def where(self):

@@ -127,9 +127,12 @@ machine     {machine}, {self.workers} loading process{"es" * (self.workers != 1)
 folder      {self.folder}{going_on}
 '''
 
-    def warnings(self, saved):
+    def warnings(self, saved, uncompiled=False):
         """What is allowed and seldom meant."""
         options = self.options
+        if options.compile and uncompiled:
+            yield ('only the decoder is compiled: this network pads in its forward, or is read by hooks (levels), which '
+                   'torch.compile hides from the rules of the encoder')
         if saved:
             for name, now, then in changes(options, saved['config'], harmless=True):
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum'):

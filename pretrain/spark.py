@@ -15,7 +15,8 @@ from torch import nn
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.weights import create_cnn, load_official_spark
 from pretrain.decoder import LightDecoder
-from pretrain.encoder import Geometry, SparseEncoder
+from pretrain.encoder import SparseEncoder
+from pretrain.strips import Geometry
 
 
 class SparK(nn.Module):
@@ -70,9 +71,11 @@ class SparK(nn.Module):
 
     def densify(self, strips, geometry):
         """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2)."""
-        levels = zip(reversed(self.encoder.reductions), reversed(strips))
-        return {stride: proj(geometry.to_canvas(norm(strip), fill=token)) for (stride, strip), norm, token, proj in
-                zip(levels, self.densify_norms, self.mask_tokens, self.densify_projs)}
+        levels = {}
+        for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):
+            canvas = geometry.to_canvas(self.densify_norms[i](strip), fill=self.mask_tokens[i])
+            levels[stride] = self.densify_projs[i](canvas)
+        return levels
 
     def cut(self, images):
         """(B, C, H, W) -> (B, L, C * cell * cell): the values of each cell."""

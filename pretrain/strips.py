@@ -24,17 +24,12 @@ from torch.overrides import TorchFunctionMode, wrap_torch_function
 class Geometry:
     """Where the visible cells of one batch lie: the way from images to strips and back.
 
-    visible: LongTensor (B, k), row-major indices of the visible cells, ascending. grid: (h, w).
+    visible: LongTensor (B, k), row-major indices of the visible cells; their order is that of the strip. grid: (h, w).
     """
 
     def __init__(self, visible, grid):
         self.visible, self.grid = visible, grid
         self._rows = {}  # by p: computed once, used by every layer of a stage
-
-    @classmethod
-    def everything(cls, images, grid, device=None):
-        """All cells of each image visible."""
-        return cls(torch.arange(grid[0] * grid[1], device=device).expand(images, -1), grid)
 
     def rows(self, p):
         """(B*k*p,): where the rows of the visible cells, p pixels each, stand on a canvas cut into such rows."""
@@ -93,7 +88,10 @@ class Plane(TorchFunctionMode):
         return x.ndim == 4 and x.shape[2] == self.visible * x.shape[3]
 
     def padding_of(self, strip):
-        return next((padding for padded, padding in self.paddings if padded is strip), None)
+        for padded, padding in self.paddings:
+            if padded is strip:
+                return padding
+        return None
 
     def stays(self, strip, kernel, stride, padding=0, dilation=1):
         """Whether windows stay inside the cells, so that a strip needs no plane. Raises ValueError for too large a stride."""
@@ -106,12 +104,13 @@ class Plane(TorchFunctionMode):
 
     def run(self, function, strip, hidden=0.0):
         """Scatter a strip onto the canvas, where hidden positions hold a number, apply a function, gather the strip."""
-        if not self.is_strip(strip):
-            raise ValueError(f'has a window over a tensor {tuple(strip.shape)}, which is no map of the visible cells')
+        if not self.is_strip(strip) or len(strip) not in (self.images, 1):
+            raise ValueError(f'has a window over a tensor {tuple(strip.shape)}, which is no map of the visible cells of '
+                             f'{self.images} images')
         padding = self.padding_of(strip)
         if padding is not None and padding['mode'] == 'constant':
             hidden = padding['value']
-        # A batch folded into the channels, (1, B*C, ...), as CondConv does, is unfolded for the canvas.
+        # A batch folded into the channels, (1, B*C, ...), as CondConv does it, is unfolded for the canvas.
         canvas = self.geometry.to_canvas(strip.reshape(self.images, -1, *strip.shape[2:]), hidden)
         if padding is not None:
             canvas = F.pad(canvas, **padding)
@@ -157,19 +156,27 @@ def max_pool(plane, function, input, kernel_size, stride=None, padding=0, dilati
     if return_indices:
         raise ValueError('asks a pool for indices, which mean nothing on a strip')
     apply = partial(function, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
-    stays = plane.stays(input, kernel_size, stride or kernel_size, padding, dilation)
+    stays = is_global(input, kernel_size) or plane.stays(input, kernel_size, stride or kernel_size, padding, dilation)
     return apply(input) if stays else plane.run(apply, input, torch.finfo(input.dtype).min)
+
+
+def is_global(input, kernel_size):
+    """Whether a pool's window is the whole map, as in F.avg_pool2d(x, x.shape[2:]): on a strip, all that is visible."""
+    return pair(kernel_size) == tuple(input.shape[2:])
 
 
 def average_pool(plane, function, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
                  divisor_override=None):
-    """Hidden positions are 0, and they are not counted where the pool does not count its padding."""
+    """Hidden positions are 0, and counted where the pool counts what it pads (what ceil_mode reaches beyond it does not)."""
     apply = partial(function, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
                     count_include_pad=count_include_pad, divisor_override=divisor_override)
-    if plane.stays(input, kernel_size, stride or kernel_size, padding):
+    if is_global(input, kernel_size) or plane.stays(input, kernel_size, stride or kernel_size, padding):
         return apply(input)
+    padded = plane.padding_of(input) is not None
+    if padded and any(pair(padding)) and not count_include_pad:
+        raise ValueError('averages what was padded before, with another padding that it does not count')
     average = plane.run(apply, input)
-    if count_include_pad or divisor_override or plane.padding_of(input) is not None:  # F.pad's zeros are always counted
+    if padded or divisor_override or count_include_pad and any(pair(padding)):
         return average
     return average / plane.run(apply, torch.ones_like(input[:, :1]))
 
@@ -206,13 +213,16 @@ def on_plane(function, hidden=0.0):
         class Shift(nn.Module):
             @on_plane
             def forward(self, x):          # x (B, C, H, W): the image plane, hidden positions 0
-                return torch.roll(x, 1, 2)
+                return torch.cat([torch.zeros_like(x[..., :1]), x[..., :-1]], 3)
 
-    On strips its first tensor becomes a canvas whose hidden positions hold `hidden`, its result a strip again; elsewhere
-    nothing changes. It must treat hidden positions as it does its padding, and hold no norm, whose statistics they would enter.
+    On strips its first positional tensor becomes a canvas whose hidden positions hold `hidden`, its result a strip again;
+    elsewhere nothing changes. It must treat hidden positions as it does its padding, and hold no norm, whose statistics they
+    would enter.
     """
     def rule(plane, _, *args, **kwargs):
-        at = next(i for i, arg in enumerate(args) if torch.is_tensor(arg))
+        at = next((i for i, arg in enumerate(args) if torch.is_tensor(arg)), None)
+        if at is None:
+            raise ValueError('calls what @on_plane stands above without a positional tensor: give the feature map as one')
         return plane.run(lambda canvas: function(*args[:at], canvas, *args[at + 1:], **kwargs), args[at], hidden)
 
     overridable = wrap_torch_function(lambda *args, **kwargs: args)(function)
@@ -226,7 +236,11 @@ class AlignedPadding(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         given = {**dict(zip(ARGUMENTS.get(function, ()), args)), **(kwargs or {})}
-        if function not in ARGUMENTS or pair(given.get('padding', 0)) != (0, 0):
+        if function is F.pad:
+            padded = function(*args, **(kwargs or {}))
+            padded.is_padded = True  # for the window that follows
+            return padded
+        if function not in ARGUMENTS or pair(given.get('padding', 0)) != (0, 0) or hasattr(given['input'], 'is_padded'):
             return function(*args, **(kwargs or {}))
         kernel = given['weight'].shape[2:] if 'weight' in given else pair(given['kernel_size'])
         padding = tuple(k // 2 for k in kernel) if all(k % 2 for k in kernel) else 0

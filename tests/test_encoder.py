@@ -7,13 +7,14 @@ import pytest
 import timm
 import torch
 import torch.utils.checkpoint
+from timm.layers.cbam import CbamModule
 from timm.layers.grn import GlobalResponseNorm
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 import pretrain.models  # noqa: F401  (your_convnet)
-from pretrain.encoder import Geometry, SparseEncoder
-from pretrain.strips import on_plane
+from pretrain.encoder import SparseEncoder
+from pretrain.strips import Geometry, on_plane
 from tests.conftest import randomise
 
 torch.manual_seed(0)
@@ -245,16 +246,16 @@ def test_activation_checkpointing_of_timm_is_refused():
 class Pyramid(nn.Module):
     """A network of stride 8 with one module of choice inside."""
 
-    def __init__(self, odd):
+    def __init__(self, odd, at=1):
         super().__init__()
         self.conv = nn.ModuleList(nn.Conv2d(c, 12, 2, 2) for c in (3, 12, 12))
-        self.odd = odd
+        self.odd, self.at = odd, at
 
     def forward_intermediates(self, x, intermediates_only=False):
         maps = []
         for i, conv in enumerate(self.conv):
             x = conv(x)
-            maps.append(self.odd(x) if i == 1 else x)
+            maps.append(self.odd(x) if i == self.at else x)
         return maps
 
 
@@ -286,6 +287,10 @@ def attend(x):
     (Call(lambda x: x.cumsum(2)), 'cumsum'),
     (Call(lambda x: torch.cat([x[:, :, 1:], x[:, :, :1]], 2)), 'slice'),
     (Call(lambda x: torch.cat(x.chunk(2, 3)[::-1], 3)), 'split'),
+    (Call(lambda x: x * x.softmax(2)), 'along the image plane with _softmax'),
+    (Call(lambda x: x[:, :, 1::2, ::2].repeat(1, 1, 2, 2)), 'repeats the image plane'),
+    (Call(lambda x: x[:, :, torch.arange(x.shape[2])]), 'picks positions'),
+    (Call(lambda x: nn.functional.avg_pool2d(torch.cat([x, -x]), 3, 1, 1)[:2]), 'no map of the visible cells of 2'),
     (Call(lambda x: nn.functional.max_pool2d(x, 3, 1, 1, return_indices=True)[0]), 'indices'),
     (Call(lambda x: nn.functional.adaptive_avg_pool2d(x, 2).mean((2, 3), True) + x), 'adaptive_avg_pool2d'),
     (Call(lambda x: x + torch.linspace(0, 1, 8)[:, None].expand(8, 8)), 'cannot run on a strip'),
@@ -335,21 +340,68 @@ class Scaled(nn.Module):
 def test_what_shows_in_training_or_on_the_canvas_only_is_refused():
     with pytest.raises(ValueError, match=r'"odd.norm" \(BatchNorm2d\) calls \w*batch_norm'):
         SparseEncoder(Pyramid(NormedOnPlane()), (32, 32))
-    with pytest.raises(ValueError, match=r'"odd" \(InTraining\) calls flip'):
+    with pytest.raises(ValueError, match=r'"odd" \(InTraining\) .* with flip'):
         SparseEncoder(Pyramid(InTraining()), (32, 32))
     with pytest.raises(ValueError, match='does not give its own features'):
         SparseEncoder(Pyramid(Scaled()), (32, 32))
 
 
-def test_what_hides_from_the_probe_is_found_by_the_proof():
-    with pytest.raises(ValueError, match=r'does not give its own features .* "odd" \(Call\)'):
-        SparseEncoder(Pyramid(Call(run_on)), (32, 32))
+class Neighbours(nn.Module):
+    """A one-dimensional convolution over the positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(12, 12, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x.flatten(2)).view_as(x)
+
+
+@pytest.mark.parametrize('function', [run_on, Neighbours()])
+@pytest.mark.parametrize('at', [1, 2])
+def test_what_hides_from_the_probe_is_found_by_the_proof(function, at):
+    """Also at the last stage, where a cell is one position and the strip of all cells in their order is the plane itself."""
+    network = Pyramid(Call(function), at)
+    with pytest.raises(ValueError, match=r'does not give its own features .* "odd" \(Call\)|"odd.function.conv" \(Conv1d\)'):
+        SparseEncoder(network, (32, 32))
+
+
+def test_networks_in_half_precision_and_frozen_ones_fit():
+    network = timm.create_model('test_resnet').to(torch.bfloat16)
+    assert SparseEncoder(network, (64, 64)).grid == (2, 2) and next(network.parameters()).dtype == torch.bfloat16
+    assert SparseEncoder(timm.create_model('test_resnet').requires_grad_(False), (64, 64)).unused == ()
+
+
+class Keeping(nn.Module):
+    """What it gave stays with it, and cannot be copied."""
+
+    def forward(self, x):
+        self.last = 2 * x
+        return self.last
+
+
+def test_networks_that_cannot_be_tried_are_refused():
+    network = Pyramid(Keeping())
+    SparseEncoder(network, (32, 32))
+    network.forward_intermediates(torch.randn(1, 3, 32, 32))
+    for wrong, word in ((network, 'cannot be copied'), (timm.create_model('test_resnet').to('meta'), 'meta device'),
+                        (Pyramid(torch.jit.script(nn.ReLU())), 'torch.jit')):
+        with pytest.raises(ValueError, match=word):
+            SparseEncoder(wrong, (32, 32))
 
 
 def test_harmless_modules_are_not_refused():
     for odd in (nn.Identity(), nn.GroupNorm(2, 12), nn.InstanceNorm2d(12), nn.Conv2d(12, 12, 3, padding='same'), nn.Mish(),
                 Call(lambda x: torch.cat([a * b for a, b in zip(x.chunk(2, 1), x.split([6, 6], 1))], 1)),
                 timm.layers.SqueezeExcite(12), timm.layers.EcaModule(12), nn.AvgPool2d(3, 1, 1), nn.PReLU(12), NormedConv(),
+                nn.ChannelShuffle(3), CbamModule(12), nn.LeakyReLU(inplace=True),
+                Call(lambda x: x * nn.functional.adaptive_max_pool2d(x, 1) + nn.functional.glu(x.repeat(1, 2, 1, 1), 1)),
+                Call(lambda x: x * x.softmax(1) - x.std((2, 3), keepdim=True) + x.amin(1, keepdim=True)),
+                Call(lambda x: x[:, [3, 1, 0, 2] * 3].flip(1).roll(2, 1).cumsum(1) + x.topk(3, 1)[0].sum(1, True)),
+                Call(lambda x: x[:, :, ::2, ::2] - x[:, :, 1::2, ::2]),
+                Call(lambda x: (x.permute(0, 2, 3, 1) @ torch.eye(12).roll(1, 0)).permute(0, 3, 1, 2)),
+                Call(lambda x: torch.einsum('bchw,dc->bdhw', x, torch.eye(12).roll(1, 0))),
+                Call(lambda x: x * nn.functional.avg_pool2d(x, x.shape[2:]) + nn.functional.max_pool2d(x, x.shape[2:])),
                 timm.layers.GlobalContext(12), nn.ConvTranspose2d(12, 12, 3, padding=1), nn.PixelShuffle(1),
                 Call(lambda x: x - nn.functional.avg_pool2d(x, 3, 1, 1))):
         assert SparseEncoder(Pyramid(odd), (32, 32)).stride == 8
@@ -370,8 +422,16 @@ class Recomputing(nn.Module):
 
 @pytest.mark.parametrize('use_reentrant', [False, True])
 def test_activation_checkpointing_of_ones_own_is_refused(use_reentrant):
+    network = Pyramid(Recomputing(use_reentrant))
     with pytest.raises(ValueError, match=r'runs its module "odd.conv" again in the backward pass'):
-        SparseEncoder(Pyramid(Recomputing(use_reentrant)), (32, 32))
+        SparseEncoder(network, (32, 32))
+
+
+def test_activation_checkpointing_of_a_function_is_refused():
+    weight = torch.ones(12, 12, 3, 3, requires_grad=True)
+    odd = Call(lambda x: torch.utils.checkpoint.checkpoint(nn.functional.conv2d, x, weight, None, 1, 1, use_reentrant=False))
+    with pytest.raises(ValueError, match=r'runs something again in the backward pass'):
+        SparseEncoder(Pyramid(odd), (32, 32))
 
 
 @pytest.mark.parametrize(('arguments', 'word'), [

@@ -123,6 +123,15 @@ def test_own_module_and_given_drop_path():
     assert max(m.drop_prob for m in spark.modules() if hasattr(m, 'drop_prob')) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
+def test_a_network_that_pads_in_its_forward_is_compiled_around():
+    torch._dynamo.reset()
+    spark = randomise(build_spark('hgnetv2_b0', input_size=64, decoder_width=32)).eval()
+    images, visible = torch.randn(2, 3, 64, 64), spark.draw_visible(2)
+    assert spark.encoder.uncompiled and not build_spark('test_resnet', input_size=64, decoder_width=32).encoder.uncompiled
+    torch.testing.assert_close(torch.compile(spark)(images, visible), spark(images, visible))
+
+
 @pytest.mark.parametrize(('changes', 'word'), [
     ({'model': 'resnet5O'}, 'resnet50'), ({'mask_ratio': 0.999}, 'give 0.042 to 0.958'),
     ({'decoder_width': 20}, 'multiple of 8'), ({'model': 'vgg11', 'input_size': 224, 'drop_path': 0.1}, 'no drop path'),
