@@ -23,10 +23,10 @@ NORMS = frozenset('''
     cudnn_batch_norm miopen_batch_norm native_group_norm
 '''.split())
 SAFE = NORMS | frozenset('''
-    native_layer_norm native_dropout bernoulli bernoulli_ rand_like randn_like addmm mm view _unsafe_view permute transpose t
-    expand squeeze unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_ _prelu_kernel
-    log_sigmoid_forward fill_ zeros_like ones_like empty_like new_empty new_zeros new_ones new_full stack bmm baddbmm
-    pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle
+    native_layer_norm native_dropout bernoulli bernoulli_ rand_like randn_like addmm mm view _unsafe_view permute transpose
+    t expand squeeze unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_ _prelu_kernel
+    log_sigmoid_forward leaky_relu leaky_relu_ rsub masked_fill copy_ fill_ zeros_like ones_like empty_like new_empty
+    new_zeros new_ones new_full stack bmm baddbmm pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle
 '''.split())
 # Reductions, safe when they run over the whole strip or not over it at all, and operators that run along an axis, safe when
 # that is another one: with the place of their `dim` argument and its default.
