@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.timing import alternate, arguments, machine
 from common.distributed import Ranks
+from common.engine import train_step
 from common.optim import BufferGuard, build_optimizer, set_schedule
-from pretrain.engine import train_step
 from pretrain.spark import build_spark
 
 

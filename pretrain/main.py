@@ -16,14 +16,16 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 
 from common.checkpoint import git_commit, load_run, open_folder, plain_state, refuse_changes, save
+from common.data import Augmented, CentreCrop, RandomCrop, Steps, check_dataset, loader, without_failures
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
+from common.engine import train_one_epoch
 from common.log import RunLog
 from common.optim import BufferGuard, build_optimizer
 from common.schedule import seed_for
 from common.weights import load_init
 from pretrain.config import parse_options
-from pretrain.data import Augmented, Steps, check_dataset, find_held_out, find_images, loader, without_failures
-from pretrain.engine import evaluate, fit_accumulation, train_one_epoch
+from pretrain.data import find_held_out, find_images
+from pretrain.engine import evaluate, fit_accumulation, masked
 from pretrain.progress import Progress
 from pretrain.run import Run
 from pretrain.spark import build_spark
@@ -89,13 +91,13 @@ def train(run, spark, images, held_out, saved, log):
     torch.backends.cudnn.benchmark = True  # shapes never change
     model = data_parallel(spark, ranks, same_buffers=options.sync_bn)
 
-    augmented = Augmented(images, spark.encoder.input_size, options.normalisation, options.seed, options.crop_scale,
-                          options.flip)
-    watched = Augmented(images if held_out is None else held_out, spark.encoder.input_size, options.normalisation,
-                        random=False)
+    size = spark.encoder.input_size
+    augmented = Augmented(images, RandomCrop(size, options.crop_scale, options.flip), options.normalisation, options.seed)
+    watched = Augmented(images if held_out is None else held_out, CentreCrop(size), options.normalisation)
     steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum)
     unreadable = set()
-    parts = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
+    read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
+    batches = masked((x for x, _ in read), lambda step: run.draw_visible(spark, step), start, accum, ranks.device)
     progress = Progress(run, log, saved['sums'] if saved else None)
     guard = BufferGuard(spark)
 
@@ -105,7 +107,7 @@ def train(run, spark, images, held_out, saved, log):
         mine, size = range(ranks.rank, len(held_out), ranks.size), run.share // accum
         places = [list(mine[i:i + size]) for i in range(0, len(mine), size)]
         batches = loader(watched, [[(0, place) for place in part] for part in places], run.workers, ranks.device)
-        return evaluate(spark, without_failures(batches, watched, unreadable, log), places,
+        return evaluate(spark, (x for x, _ in without_failures(batches, watched, unreadable, log)), places,
                         spark.draw_visible(len(held_out), run.generator('held-out')), ranks, run.autocast)
 
     def save_checkpoint(step):
@@ -125,10 +127,9 @@ def train(run, spark, images, held_out, saved, log):
     for epoch in range(start // run.per_epoch, options.epochs):
         progress.start_epoch()
         for first, stop in run.stretches(epoch, start):
-            train_one_epoch(model, parts, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
-                            seed=options.seed, schedule=run.schedule, draw_visible=lambda step: run.draw_visible(spark, step),
-                            autocast=run.autocast, accum=accum, clip_grad=options.clip_grad,
-                            log_every=options.log_every, look=progress.look)
+            train_one_epoch(model, batches, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
+                            seed=options.seed, schedule=run.schedule, autocast=run.autocast, accum=accum,
+                            clip_grad=options.clip_grad, log_every=options.log_every, look=progress.look)
             if stop % run.per_epoch:
                 save_checkpoint(stop)
         done, final = epoch + 1, epoch + 1 == options.epochs

@@ -6,8 +6,8 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from common.checkpoint import write_atomically
+from common.data import collate
 from common.log import clock, duration
-from pretrain.data import collate
 
 PICTURES = 8
 

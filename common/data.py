@@ -1,0 +1,259 @@
+"""Images: reading them, drawing for them, and the order in which steps take them.
+
+Nothing here has a random state. The order of an epoch is a function of (seed, epoch), the augmentation of an image one of
+(seed, epoch, index): neither workers, nor ranks, nor a resume change what a step sees.
+"""
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as F
+
+from common.schedule import seed_for
+
+BICUBIC = InterpolationMode.BICUBIC
+PATIENCE = 100  # unreadable images in a row before giving up: then it is not the images
+
+
+class ImageFiles(Dataset):
+    """The images of a folder (flat or nested, whatever Pillow reads) or of a text file with one path a line.
+
+    Yields PIL images, or float tensors (C, H, W) in [0, 1] for 16-bit and float ones. Raises ValueError if there are none.
+    """
+
+    def __init__(self, source, in_chans=3):
+        source = Path(source)
+        if in_chans not in (1, 3):
+            raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your own in '
+                             'code (README, "Your own data")')
+        if source.is_dir():
+            paths = sorted(find_files(source, tuple(Image.registered_extensions())))
+            self.root = source
+        elif source.is_file():
+            try:
+                paths = [line.strip() for line in source.read_text(encoding='utf-8').splitlines() if line.strip()]
+            except UnicodeDecodeError:
+                raise ValueError(f'{source} is neither a folder nor a text file with one image path a line') from None
+            self.root = source.parent
+            if paths and not (self.root / paths[0]).is_file():
+                raise ValueError(f'{source} names {paths[0]}, which is no file: a list has one path a line, absolute or from '
+                                 "the list's own folder on")
+        else:
+            raise ValueError(f'there is no folder or list of images {source}')
+        if not paths:
+            raise ValueError(f'{source} holds no images that Pillow reads by their file names')
+        # One array, not a list of strings: workers share it, reference counts would copy it into each of them.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.mode = 'RGB' if in_chans == 3 else 'L'
+
+    def __len__(self):
+        return len(self.paths)
+
+    def name(self, index):
+        return str(self.root / os.fsdecode(self.paths[index]))
+
+    def __getitem__(self, index):
+        with Image.open(self.name(index)) as image:
+            if image.mode.startswith('I') or image.mode == 'F':  # 16-bit or float grey, which Pillow would clip to 8 bits
+                values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
+                if image.mode != 'F':
+                    values = values / 65535
+                if values.max() > 1 or values.min() < 0:
+                    raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
+                return values.expand(3, -1, -1) if self.mode == 'RGB' else values
+            return image.convert(self.mode)
+
+
+def find_files(folder, endings):
+    """Paths below a folder with one of the endings, links followed, hidden files left out."""
+    seen = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if name.lower().endswith(endings) and not name.startswith('.'):
+                yield os.path.relpath(os.path.join(where, name), folder)
+
+
+def check_dataset(images, in_chans=3):
+    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells."""
+    if isinstance(images, (str, IterableDataset)) or not hasattr(images, '__len__') or not hasattr(images, '__getitem__') \
+            or len(images) == 0:
+        raise ValueError(f'{type(images).__name__} is no map-style data set with at least one image: it needs __len__ and '
+                         '__getitem__, since the order of the images is drawn from the seed')
+    try:
+        item = images[0]
+    except Exception:  # an unreadable image is replaced later, and named
+        return images
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    what = f'{type(image).__name__}' + (f' {tuple(image.shape)} of {image.dtype}' if hasattr(image, 'shape') else '')
+    good = isinstance(image, Image.Image) and len(image.getbands()) == in_chans or torch.is_tensor(image) and \
+        image.ndim == 3 and image.shape[0] == in_chans and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not good:
+        raise ValueError(f'the data set yields {what}: each item must be (or start with) a PIL image of {in_chans} channels or '
+                         f'a tensor ({in_chans}, height, width), uint8 or float')
+    return images
+
+
+def timm_dataset(name, root, split, in_chans=3):
+    """A map-style data set by timm's name, such as hfds/user/name. Raises ValueError."""
+    mode = {1: 'L', 3: 'RGB'}.get(in_chans)
+    try:
+        images = create_dataset(name, root=root, split=split, **({'input_img_mode': mode} if mode else {}))
+    except Exception as error:  # a missing package, an unknown name, no network: as timm and its readers put it
+        raise ValueError(f'timm cannot make the data set {name}: {type(error).__name__}: {error}') from error
+    return check_dataset(images, in_chans)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """RandomResizedCrop to (height, width) and a flip of half of the images."""
+    size: tuple
+    scale: tuple = (0.67, 1.0)
+    flip: bool = True
+
+    def __call__(self, image):
+        box = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
+        image = F.resized_crop(image, *box, list(self.size), BICUBIC, antialias=True)
+        return F.hflip(image) if self.flip and torch.rand(()) < 0.5 else image
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """Resize until (height, width) fits inside, as the share `crop` of each side, and cut that out of the middle."""
+    size: tuple
+    crop: float = 1.0
+
+    def __call__(self, image):
+        height, width = F.get_dimensions(image)[1:]
+        scale = max(self.size[0] / height, self.size[1] / width) / self.crop
+        image = F.resize(image, [max(round(height * scale), self.size[0]), max(round(width * scale), self.size[1])],
+                         BICUBIC, antialias=True)
+        return F.center_crop(image, list(self.size))
+
+
+class Augmented(Dataset):
+    """Images as the network takes them: (C, H, W) float32, normalised.
+
+    images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start with one; with
+    labelled, of (image, class). transform: image -> image of the network's size, which may draw random numbers: they are seeded
+    by an item's (epoch, index). erase: what is done to the normalised tensor. An image that cannot be read is replaced by the
+    next one that can: items are (image, class or None, indices that could not be read).
+    """
+
+    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None):
+        self.images, self.transform, self.normalisation = images, transform, normalisation
+        self.seed, self.labelled, self.erase = seed, labelled, erase
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, item):
+        epoch, index = item
+        failed = []
+        with seeded(seed_for('augmentation', self.seed, epoch, index)):
+            for offset in range(min(PATIENCE, len(self.images))):
+                at = (index + offset) % len(self.images)
+                try:
+                    return *self.read(at), failed
+                except Exception as error:  # whatever a file can do to a reader
+                    failed.append((at, f'{type(error).__name__}: {error}'))
+        raise ValueError(f'{len(failed)} images in a row could not be read, from number {index} on; the last said '
+                         f'"{failed[-1][1]}"')
+
+    def read(self, index):
+        """(image, class or None) of an index."""
+        item = self.images[index]
+        image = self.transform(item[0] if isinstance(item, (tuple, list)) else item)
+        if not torch.is_tensor(image):
+            image = F.pil_to_tensor(image)
+        image = F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
+        if not image.isfinite().all():
+            raise ValueError('it holds NaN or infinite values')
+        return image if self.erase is None else self.erase(image), int(item[1]) if self.labelled else None
+
+    def name(self, index):
+        return self.images.name(index) if hasattr(self.images, 'name') else f'number {index}'
+
+
+class seeded:
+    """Python's, NumPy's and torch's (CPU) random numbers from a seed, and as they were afterwards."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __enter__(self):
+        self.before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2 ** 32)
+        torch.random.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *error):
+        random.setstate(self.before[0])
+        np.random.set_state(self.before[1])
+        torch.set_rng_state(self.before[2])
+
+
+class Steps(Sampler):
+    """The (epoch, index) pairs that a rank takes at each step from `start` on, in `accum` parts: its share of each batch.
+
+    An epoch has ceil(images / batch) steps; the last batch is filled up from the beginning of the order. repeats: how often an
+    image comes in a row, each time augmented in another way (repeated augmentation, Hoffer et al. 2020): an epoch then sees
+    images / repeats of them. Items are (draw, index); without repeats the draw is the epoch.
+    """
+
+    def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1, accum=1, repeats=1):
+        self.images, self.batch, self.seed, self.start, self.repeats = images, batch, seed, start, repeats
+        self.rank, self.share, self.accum = rank, batch // ranks, accum
+        self.steps_per_epoch = -(-images // batch)
+        self.stop = epochs * self.steps_per_epoch
+
+    def __len__(self):
+        return (self.stop - self.start) * self.accum
+
+    def __iter__(self):
+        epoch = order = None
+        for step in range(self.start, self.stop):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                generator = torch.Generator().manual_seed(seed_for('order', self.seed, epoch))
+                order = torch.randperm(self.images, generator=generator)
+            first, part = step % self.steps_per_epoch * self.batch + self.rank * self.share, self.share // self.accum
+            for begin in range(first, first + self.share, part):
+                yield [(epoch * self.repeats + i % self.repeats, int(order[i // self.repeats % self.images]))
+                       for i in range(begin, begin + part)]
+
+
+def collate(items):
+    """[(image, class or None, failures)] -> images (B, C, H, W), classes (B,) or None, all failures."""
+    images, classes, failures = zip(*items)
+    return torch.stack(images), None if None in classes else torch.tensor(classes), [f for each in failures for f in each]
+
+
+def loader(augmented, batches, workers, device):
+    """Batches of images, in the order of `batches`, ahead of time in `workers` processes."""
+    # A generator of its own: the loader draws a seed when it starts, in the middle of a step's random numbers.
+    return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=torch.Generator(),
+                      pin_memory=device.type == 'cuda')
+
+
+def without_failures(batches, augmented, named, log):
+    """(images, classes) of each batch; what could not be read is warned of once, and added to the set `named`."""
+    for images, classes, failures in batches:
+        for index, error in failures:
+            name = augmented.name(index)
+            if name not in named:
+                named.add(name)
+                log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so far')
+        yield images, classes
