@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 import os
 import sys
+from contextlib import contextmanager
 from numbers import Integral, Real
 
 import numpy as np
+import torch
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
@@ -114,3 +116,30 @@ def changes(options, saved, harmless):
     """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not."""
     now = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata['harmless'] == harmless}
     return [(name, value, saved[name]) for name, value in now.items() if name in saved and saved[name] != value]
+
+
+@contextmanager
+def errors_in_one_sentence(accum=1):
+    """Around a run started from the command line: exits with 1 and one sentence for what does not fit."""
+    speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
+    try:
+        yield
+    except ValueError as error:
+        lines = str(error).strip().splitlines()
+        # A loading process hands its error on as a traceback in the message.
+        message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
+        sys.exit(f'error: {message}' if speaks else 1)
+    except OSError as error:
+        sys.exit(f'error: {error}. Nothing that was saved is lost; the same command goes on from the last checkpoint' if speaks
+                 else 1)
+    except torch.OutOfMemoryError as error:
+        parts = 2 * (accum if accum != 'auto' else 1)
+        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) Cut the batch into more parts with '
+                 f'--accum={parts} or --accum=auto, or give a smaller --bs or --input_size')
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        sys.exit(f'error: a loading process died, most often because memory ran out: give fewer --workers ({error})')
+    except KeyboardInterrupt:
+        sys.stderr.write('interrupted: the same command goes on from the last checkpoint\n' if speaks else '')
+        sys.exit(130)

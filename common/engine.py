@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from itertools import islice
 
 import torch
+from torch import distributed as dist
 
 from common.optim import set_schedule
 from common.schedule import seed_for
@@ -79,3 +80,36 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
     optimizer.step()
     guard.restore(before, off)
     return torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()])
+
+
+def fit_accumulation(model, arguments, share, ranks, autocast):
+    """The smallest power of two that a rank's batch of `share` images must be cut into to fit in memory; on all ranks alike.
+
+    arguments(n): those of model(...) -> loss for n images, on the device. Tried with a forward and backward pass of the plain
+    network (a rank that failed alone would leave the others waiting in SyncBatchNorm), beside as much memory as the gradients
+    in flight and the optimiser will take. Raises ValueError.
+    """
+    accum, buffers = 1, {name: b.clone() for name, b in model.named_buffers()}
+    while True:
+        try:
+            reserve = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(3)]
+            batch = arguments(share // accum)
+            with autocast():
+                loss = model(*batch)
+            loss.backward()
+            failed = 0.0
+        except torch.OutOfMemoryError:
+            failed = 1.0
+        batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
+        model.zero_grad(set_to_none=True)
+        if ranks.device.type == 'cuda':
+            torch.cuda.empty_cache()
+        if not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item():
+            break
+        if share % (accum * 2):
+            raise ValueError(f'{share // accum} images at a time do not fit in memory, and the {share} of a rank cannot be '
+                             f'halved further: give a smaller --bs or --input_size')
+        accum *= 2
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return accum

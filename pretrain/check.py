@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.config import size
 from common.weights import create_cnn
 from pretrain.compare import View, error, locate
-from pretrain.config import size
 from pretrain.encoder import SparseEncoder
 from pretrain.probe import Refused, feature_maps
 from pretrain.strips import Geometry

@@ -1,56 +1,27 @@
 """The options of a pretraining run, and the paper's recipes by model (sections 4 and appendix)."""
-import dataclasses
 from dataclasses import dataclass
 
-from common.cli import numbers, option, parse, plain_fields
+from common.cli import option, parse
+from common.config import RunOptions, require
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.08, 'resnet152': 0.10, 'resnet200': 0.15,
              'convnext_small': 0.2, 'convnext_base': 0.3, 'convnext_large': 0.4}
 
 
-def size(text):
-    """'224' -> 224, '192,256' -> (192, 256)."""
-    sides = numbers(text, int)
-    return sides[0] if len(sides) == 1 else sides
-
-
-def accumulation(text):
-    return text if text == 'auto' else int(text)
-
-
-accumulation.__name__ = 'number of steps'  # what argparse calls it in an error
-
-
 @dataclass(frozen=True)
-class Options:
-    """What a user decides. None means not given: what then holds is said in the help. Raises ValueError."""
+class Options(RunOptions):
+    """What a user decides, besides what every program has. Raises ValueError."""
 
-    name: str = option(None, "the experiment's name", 'run', ('exp_name',), str, harmless=True)
-    run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str, harmless=True)
     resume: str = option(None, 'go on from this <model>_still_pretraining.pth; the one in the run folder if not given',
                          'run', ('resume_from',), str, harmless=True)
-    fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', harmless=True)
     init: str = option(None, "start from weights: our files, official ones, or 'timm' for timm's own", 'run',
                        ('init_weight',), str, harmless=True)
-    seed: int = option(0, 'of the weights, order, masks, augmentation and drop path', 'run')
 
     data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or a text file with '
                             'one path a line', 'data', parse=str, harmless=True)
     val_path: str = option(None, 'held-out images; val/ in data_path if not given and there is one', 'data',
                            parse=str, harmless=True)
-    dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data', parse=str,
-                          harmless=True)
-    in_chans: int = option(3, 'channels of an image', 'data')
-    mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
-    std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
-    crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
-    flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
-    workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given', 'data',
-                          ('dataloader_workers',), int, harmless=True)
 
-    model: str = option('resnet50', 'a CNN by its timm name, or your own in pretrain/models', 'method', parse=str)
-    input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method', parse=size)
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
     cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given", 'method',
                             parse=int)
@@ -60,16 +31,8 @@ class Options:
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
                               float)
 
-    batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
-    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as many as memory '
-                        'asks for', 'optimisation', parse=accumulation, harmless=True)
-    epochs: int = option(1600, 'passes over the data', 'optimisation', ('ep',))
     warmup_epochs: float = option(None, '40 if not given, or a tenth of the epochs where those are fewer than 400',
                                   'optimisation', ('wp_ep',), float)
-    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch', 'optimisation',
-                            harmless=True)
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float,
-                       harmless=True)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd'))
     beta2: float = option(None, '0.95 for networks with BatchNorm, 0.999 for others if not given', 'optimisation',
                           ('ada',), float)
@@ -77,86 +40,27 @@ class Options:
     weight_decay_end: float = option(0.2, 'at the end', 'optimisation', ('wde',))
     clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation', ('clip',),
                               harmless=True)
-    sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
-    precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given', 'machine',
-                            parse=str, choices=('fp32', 'bf16'), harmless=True)
-    compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
-
-    save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
-    save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int, harmless=True)
     val_every: int = option(10, 'epochs between held-out losses', 'log', harmless=True)
     picture_every: int = option(10, 'epochs between pictures of 8 reconstructions; 0 for none', 'log', harmless=True)
-    log_every: int = option(10, 'steps between looks at the loss', 'log', harmless=True)
-    tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log', ('tb_lg_dir',), str,
-                                  harmless=True)
 
     def __post_init__(self):
-        for field, value in plain_fields(self).items():
-            object.__setattr__(self, field, value)  # the one moment at which a frozen dataclass may be completed
-
-        def require(good, message):
-            if not good:
-                raise ValueError(message)
-
-        for field in ('batch_size', 'epochs', 'in_chans', 'save_every', 'val_every', 'log_every', 'decoder_width'):
+        super().__post_init__()
+        for field in ('val_every', 'decoder_width'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
-        for field in ('seed', 'picture_every'):
-            require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
-        sides = (self.input_size,) * 2 if isinstance(self.input_size, int) else self.input_size
-        require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
-                f'input_size is a side or height,width, not {self.input_size}')
+        require(self.picture_every >= 0, f'picture_every must be 0 or more, not {self.picture_every}')
         require(0 < self.mask_ratio < 1, f'mask_ratio must lie between 0 and 1, not {self.mask_ratio}')
-        require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
-                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would be left to '
-                'train at the full rate')
-        require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
-                f'accum must be auto, 1 or more, not {self.accum}')
         require(self.clip_grad > 0, f'clip_grad must be more than 0, not {self.clip_grad}; inf means no clipping')
         require(self.drop_path is None or 0 <= self.drop_path < 1, f'drop_path must be 0 or more and less than 1, '
                 f'not {self.drop_path}')
         require(self.beta2 is None or 0 <= self.beta2 < 1, f'beta2 must be 0 or more and less than 1, not {self.beta2}')
-        require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
         require(self.cell_size is None or self.cell_size > 0, f'cell_size must be more than 0, not {self.cell_size}')
         require(self.weight_decay >= 0 and self.weight_decay_end >= 0, 'weight_decay must be 0 or more')
-        require(self.std is None or min(self.std, default=0) > 0, f'std must be more than 0, not {self.std}')
-        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
-        require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
-        require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
-        require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-                f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')
-        for field in ('mean', 'std'):
-            value = getattr(self, field)
-            require(value is None or len(value) == self.in_chans,
-                    f'{field} must have one number for each of the {self.in_chans} channels, not {value}')
-        require(self.in_chans in (1, 3) or self.mean is not None and self.std is not None,
-                f'for {self.in_chans} channels give --mean and --std, {self.in_chans} numbers each')
-        require(self.precision in (None, 'fp32', 'bf16') and self.opt in ('lamb', 'adamw', 'sgd'),
-                f'precision is fp32 or bf16, opt is lamb, adamw or sgd, not {self.precision}, {self.opt}')
-        require(self.name or self.run_dir, 'give the experiment a name: --name=my_run')
-
-    @property
-    def folder(self):
-        return self.run_dir or f'output_{self.name}'
-
-    @property
-    def peak_lr(self):
-        return self.base_lr * self.batch_size / 256 if self.lr is None else self.lr
 
     @property
     def warmup(self):
         """Epochs of warm-up."""
         return min(40.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
-
-    @property
-    def normalisation(self):
-        """(mean, std) of each channel; of the mean of ImageNet's channels where there is one channel."""
-        one = self.in_chans == 1
-        mean = self.mean or ((sum(IMAGENET_MEAN) / 3,) if one else IMAGENET_MEAN)
-        return mean, self.std or ((sum(IMAGENET_STD) / 3,) if one else IMAGENET_STD)
-
-    def as_dict(self):
-        return dataclasses.asdict(self)
 
 
 def recipe(given):

@@ -6,7 +6,6 @@
 
 The same command again goes on where the run stopped. From Python: `pretrain(Options(...), dataset=...)`.
 """
-import os
 import sys
 from pathlib import Path
 
@@ -16,16 +15,17 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 
 from common.checkpoint import git_commit, load_run, open_folder, plain_state, refuse_changes, save
+from common.cli import errors_in_one_sentence
 from common.data import Augmented, CentreCrop, RandomCrop, Steps, check_dataset, loader, without_failures
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
-from common.engine import train_one_epoch
+from common.engine import fit_accumulation, train_one_epoch
 from common.log import RunLog
 from common.optim import BufferGuard, build_optimizer
 from common.schedule import seed_for
 from common.weights import load_init
 from pretrain.config import parse_options
 from pretrain.data import find_held_out, find_images
-from pretrain.engine import evaluate, fit_accumulation, masked
+from pretrain.engine import evaluate, masked
 from pretrain.progress import Progress
 from pretrain.run import Run
 from pretrain.spark import build_spark
@@ -79,7 +79,9 @@ def train(run, spark, images, held_out, saved, log):
     accum = options.accum
     if accum == 'auto':
         alike = saved and saved['ranks'] == ranks.size
-        accum = saved['accum'] if alike else fit_accumulation(spark, run.share, ranks, run.autocast)
+        accum = saved['accum'] if alike else fit_accumulation(
+            spark, lambda n: (torch.randn(n, options.in_chans, *spark.encoder.input_size, device=ranks.device).to(
+                memory_format=torch.channels_last),), run.share, ranks, run.autocast)
     if ranks.size > 1 and options.sync_bn:
         spark = synchronise_batchnorm(spark)
     betas = (0.9, run.beta2(spark))
@@ -135,7 +137,8 @@ def train(run, spark, images, held_out, saved, log):
         done, final = epoch + 1, epoch + 1 == options.epochs
         val_loss = held_out_loss() if final or done % options.val_every == 0 else None
         unreadable |= ranks.union(unreadable)
-        progress.end_epoch(done, val_loss, len(unreadable))
+        progress.end_epoch(done, {'val_loss': val_loss}, len(unreadable),
+                           '' if val_loss is None else f'held-out {val_loss:.4f}  ')
         if ranks.is_main and options.picture_every and (final or done % options.picture_every == 0):
             progress.picture(done, spark, watched)
         if ranks.is_main and final:
@@ -148,28 +151,8 @@ def train(run, spark, images, held_out, saved, log):
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)
-    speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
-    try:
+    with errors_in_one_sentence(options.accum):
         pretrain(options)
-    except ValueError as error:
-        lines = str(error).strip().splitlines()
-        # A loading process hands its error on as a traceback in the message.
-        message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
-        sys.exit(f'error: {message}' if speaks else 1)
-    except OSError as error:
-        sys.exit(f'error: {error}. Nothing that was saved is lost; the same command goes on from the last checkpoint' if speaks
-                 else 1)
-    except torch.OutOfMemoryError as error:
-        parts = 2 * (options.accum if options.accum != 'auto' else 1)
-        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) Cut the batch into more parts with '
-                 f'--accum={parts} or --accum=auto, or give a smaller --bs, --input_size or --decoder_width')
-    except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
-            raise
-        sys.exit(f'error: a loading process died, most often because memory ran out: give fewer --workers ({error})')
-    except KeyboardInterrupt:
-        sys.stderr.write('interrupted: the same command goes on from the last checkpoint\n' if speaks else '')
-        sys.exit(130)
 
 
 if __name__ == '__main__':

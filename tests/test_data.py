@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.data import Augmented, ImageFiles, Steps, check_dataset, collate, find_held_out, find_images, loader
+from common.data import Augmented, CentreCrop, ImageFiles, RandomCrop, Steps, check_dataset, collate, loader
+from pretrain.data import find_held_out, find_images
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -81,7 +82,7 @@ def test_sixteen_bit_images_keep_their_depth(tmp_path):
     image = ImageFiles(tmp_path, in_chans=1)[0]
     assert torch.equal(image, torch.from_numpy(values.astype(np.float32))[None] / 65535)
     assert ImageFiles(tmp_path)[0].shape == (3, 48, 64)
-    item, failed = Augmented(ImageFiles(tmp_path, in_chans=1), (16, 16), ((0.0,), (1.0,)), random=False)[(0, 0)]
+    item, _, failed = Augmented(ImageFiles(tmp_path, in_chans=1), CentreCrop((16, 16)), ((0.0,), (1.0,)))[(0, 0)]
     assert not failed and item.shape == (1, 16, 16) and item.unique().numel() > 250
 
 
@@ -93,7 +94,7 @@ def test_float_images_and_values_that_are_none(tmp_path):
     with pytest.raises(ValueError, match='neither 8 or 16 bits nor floats'):
         ImageFiles(tmp_path)[1]
     holes = torch.full((3, 9, 9), float('nan'))
-    assert Augmented([holes, torch.ones(3, 9, 9)], (8, 8), NORM)[(0, 0)][1][0][0] == 0  # the next one stands in
+    assert Augmented([holes, torch.ones(3, 9, 9)], RandomCrop((8, 8)), NORM)[(0, 0)][2][0][0] == 0  # the next one stands in
 
 
 @pytest.mark.parametrize('item', [np.zeros((3, 8, 8)), {'image': 1}, torch.zeros(8, 8, 3), torch.zeros(1, 8, 8),
@@ -109,10 +110,10 @@ def test_a_corrupt_image_is_replaced_counted_and_named(tmp_path):
     whole = (tmp_path / '1.png').read_bytes()
     (tmp_path / '1.png').write_bytes(whole[:len(whole) // 2])
     (tmp_path / '2.png').write_bytes(b'')
-    augmented = Augmented(ImageFiles(tmp_path), (8, 8), NORM)
-    image, failed = augmented[(0, 1)]
+    augmented = Augmented(ImageFiles(tmp_path), RandomCrop((8, 8)), NORM)
+    image, _, failed = augmented[(0, 1)]
     assert [index for index, _ in failed] == [1, 2] and augmented.name(1) == str(tmp_path / '1.png')
-    assert image.shape == (3, 8, 8) and augmented[(0, 3)][1] == []
+    assert image.shape == (3, 8, 8) and augmented[(0, 3)][2] == []
     for i in range(4):
         (tmp_path / f'{i}.png').write_bytes(b'x')
     with pytest.raises(ValueError, match='4 images in a row'):
@@ -123,7 +124,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path):
     for i in range(3):
         picture(tmp_path / f'{i}.png', seed=i, size=(40, 40))
     images = ImageFiles(tmp_path)
-    one, other = Augmented(images, (16, 24), NORM, seed=1), Augmented(images, (16, 24), NORM, seed=1)
+    one, other = (Augmented(images, RandomCrop((16, 24)), NORM, seed=1) for _ in range(2))
     first = one[(2, 1)][0]
     torch.rand(5)
     state = torch.get_rng_state()
@@ -131,27 +132,27 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)  # others' random numbers are left alone
     assert first.shape == (3, 16, 24) and torch.equal(other[(2, 1)][0], first)
     assert not torch.equal(one[(3, 1)][0], first) and not torch.equal(one[(2, 0)][0], first)
-    assert not torch.equal(Augmented(images, (16, 24), NORM, seed=2)[(2, 1)][0], first)
+    assert not torch.equal(Augmented(images, RandomCrop((16, 24)), NORM, seed=2)[(2, 1)][0], first)
 
 
 def test_normalisation_crop_and_flip():
     grey = Image.fromarray(np.full((30, 50, 3), 51, np.uint8))
-    image, _ = Augmented([grey], (8, 8), NORM)[(0, 0)]
+    image = Augmented([grey], RandomCrop((8, 8)), NORM)[(0, 0)][0]
     torch.testing.assert_close(image, torch.full((3, 8, 8), (0.2 - 0.5) / 0.25))
     ramp = torch.linspace(0, 1, 32).expand(1, 32, 32)
-    still = Augmented([ramp], (32, 32), ((0.0,), (1.0,)), crop_scale=(1.0, 1.0), flip=False)
+    still = Augmented([ramp], RandomCrop((32, 32), (1.0, 1.0), flip=False), ((0.0,), (1.0,)))
     assert all((still[(epoch, 0)][0].diff(dim=2) >= -1e-6).all() for epoch in range(8))
-    flipping = Augmented([ramp], (32, 32), ((0.0,), (1.0,)))
+    flipping = Augmented([ramp], RandomCrop((32, 32)), ((0.0,), (1.0,)))
     directions = {bool((flipping[(epoch, 0)][0].diff(dim=2) <= 1e-6).all()) for epoch in range(20)}
     assert directions == {True, False}
-    centre = Augmented([torch.zeros(3, 30, 50)], (8, 16), NORM, random=False)[(0, 0)][0]
+    centre = Augmented([torch.zeros(3, 30, 50)], CentreCrop((8, 16)), NORM)[(0, 0)][0]
     assert centre.shape == (3, 8, 16)
 
 
 def test_own_datasets_may_give_tensors_tuples_and_any_channels():
     for item in (torch.zeros(5, 20, 20, dtype=torch.uint8), (torch.rand(5, 20, 20), 3)):
-        image, failed = Augmented([item], (8, 8), ((0.5,) * 5, (0.5,) * 5))[(0, 0)]
-        assert image.shape == (5, 8, 8) and image.dtype == torch.float32 and not failed
+        image, label, failed = Augmented([item], RandomCrop((8, 8)), ((0.5,) * 5, (0.5,) * 5))[(0, 0)]
+        assert image.shape == (5, 8, 8) and image.dtype == torch.float32 and label is None and not failed
 
 
 def test_an_epoch_shows_every_image_and_fills_the_last_batch():
@@ -176,20 +177,31 @@ def test_order_does_not_depend_on_ranks_or_on_where_it_started():
 
 
 def test_workers_change_nothing(world):
-    augmented = Augmented(find_images(world), (16, 16), NORM, seed=3)
+    augmented = Augmented(find_images(world), RandomCrop((16, 16)), NORM, seed=3)
     batches = Steps(len(augmented), 8, 1, seed=3)
     none, two = (list(loader(augmented, batches, workers, torch.device('cpu'))) for workers in (0, 2))
     assert len(none) == len(two) == 5
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(none, two))
+    assert all(torch.equal(a, b) for (a, *_), (b, *_) in zip(none, two))
 
 
-def test_collate_gathers_failures():
-    images, failures = collate([(torch.zeros(1), []), (torch.ones(1), [(4, 'x'), (5, 'y')])])
-    assert images.tolist() == [[0.0], [1.0]] and failures == [(4, 'x'), (5, 'y')]
+def test_collate_gathers_classes_and_failures():
+    images, classes, failures = collate([(torch.zeros(1), None, []), (torch.ones(1), None, [(4, 'x'), (5, 'y')])])
+    assert images.tolist() == [[0.0], [1.0]] and classes is None and failures == [(4, 'x'), (5, 'y')]
+    assert collate([(torch.zeros(1), 7, []), (torch.ones(1), 0, [])])[1].tolist() == [7, 0]
+
+
+def test_repeated_augmentation_draws_an_image_again_in_the_same_batch():
+    steps = list(Steps(images=10, batch=6, epochs=2, seed=0, repeats=3))
+    assert len(steps) == 4
+    for epoch in (0, 1):
+        items = [item for batch in steps[2 * epoch:2 * epoch + 2] for item in batch]
+        indices = [index for _, index in items]
+        assert all(len(set(indices[i:i + 3])) == 1 for i in range(0, 12, 3)) and len(set(indices)) == 4
+        assert [draw for draw, _ in items] == [3 * epoch, 3 * epoch + 1, 3 * epoch + 2] * 4
 
 
 def test_timm_datasets_by_name(tmp_path):
     picture(tmp_path / 'train/a/1.png')
     picture(tmp_path / 'train/b/2.png')
     images = find_images(str(tmp_path), dataset='folder/')
-    assert len(images) == 2 and Augmented(images, (8, 8), NORM)[(0, 1)][0].shape == (3, 8, 8)
+    assert len(images) == 2 and Augmented(images, RandomCrop((8, 8)), NORM)[(0, 1)][0].shape == (3, 8, 8)

@@ -15,12 +15,12 @@ import pytest
 import timm
 import torch
 
+from common import engine
 from common.checkpoint import save
 from common.demo_world import write_world
 from common.distributed import Ranks
 from common.log import RunLog
 from common.optim import BufferGuard
-from pretrain import engine
 from pretrain.main import pretrain
 from pretrain.spark import build_spark
 from tests.conftest import ROOT, flags, main_sh
@@ -283,10 +283,14 @@ def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
     monkeypatch.setattr(spark, 'forward', limited)
     before = {k: v.clone() for k, v in spark.state_dict().items()}
     ranks = Ranks(0, 1, torch.device('cpu'))
-    assert engine.fit_accumulation(spark, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
+
+    def example(n):
+        return (torch.randn(n, 3, 32, 32),)
+
+    assert engine.fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
     assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
     with pytest.raises(ValueError, match='5 images at a time do not fit in memory, and the 5 of a rank cannot be halved'):
-        engine.fit_accumulation(spark, 5, ranks, nullcontext)
+        engine.fit_accumulation(spark, example, 5, ranks, nullcontext)
 
 
 def test_bf16_on_the_cpu_trains(tiny, tmp_path):

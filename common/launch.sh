@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# What the main.sh of each program does: start a module through torchrun, from any folder.
+#   launch.sh <module> <experiment_name> [--num_nodes=1 --ngpu_per_node=8 --node_rank=0 --master_address=... --master_port=...]
+#             [any option of the module]
+set -eu
+
+module=$1; shift
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-$(command -v python || command -v python3)}
+
+case "${1:-}" in
+  -h|--help) exec env PYTHONPATH="$root" "$python" -m "$module" --help ;;
+  ''|-*) echo 'error: the first argument is the name of the experiment: bash main.sh my_run --data_path=DIR ...' >&2; exit 2 ;;
+esac
+name=$1; shift
+
+nodes=1 processes='' node_rank='' address='' port=29500
+options=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --num_nodes|--ngpu_per_node|--node_rank|--master_address|--master_port)  # --flag value
+      [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; }
+      set -- "$1=$2" "${@:3}"; continue ;;
+    --num_nodes=*) nodes=${1#*=} ;;
+    --ngpu_per_node=*) processes=${1#*=} ;;
+    --node_rank=*) node_rank=${1#*=} ;;
+    --master_address=*) address=${1#*=} ;;
+    --master_port=*) port=${1#*=} ;;
+    --name|--name=*|--exp_name|--exp_name=*)
+      echo "error: the name is the first argument, $name; leave out $1" >&2; exit 2 ;;
+    *) options+=("$1") ;;
+  esac
+  shift
+done
+
+if [ -z "$processes" ]; then
+  processes=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+fi
+if [ "$processes" = 0 ] || [ "$nodes" = 0 ]; then
+  echo 'error: --num_nodes and --ngpu_per_node must be 1 or more' >&2; exit 2
+fi
+for number in "$nodes" "$processes" "$port" "${node_rank:-0}"; do
+  case "$number" in
+    ''|*[!0-9]*) echo "error: --num_nodes, --ngpu_per_node, --node_rank and --master_port are numbers, not '$number'" >&2; exit 2 ;;
+  esac
+done
+if [ "$nodes" -gt 1 ]; then
+  if [ -z "$node_rank" ] || [ -z "$address" ]; then
+    echo 'error: on several nodes give each of them --node_rank (0, 1, ...) and --master_address (the host of node 0)' >&2; exit 2
+  fi
+  meet=(--nnodes="$nodes" --node_rank="$node_rank" --master_addr="$address" --master_port="$port")
+else
+  meet=(--standalone --nnodes=1)
+fi
+
+# torchrun would give each CPU process one thread: share the cores instead.
+cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores / processes > 1 ? cores / processes : 1 ))}
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+if [ "$nodes" -eq 1 ] && [ "$processes" -eq 1 ]; then  # torchrun would wrap an error in a report of its own
+  exec "$python" -m "$module" --name="$name" ${options[@]+"${options[@]}"}
+fi
+exec "$python" -m torch.distributed.run "${meet[@]}" --nproc_per_node="$processes" -m "$module" --name="$name" ${options[@]+"${options[@]}"}
