@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV_PYTHON ?= .venv/bin/python
 
-.PHONY: setup demo test test-all test-lowest lint bench coverage
+.PHONY: setup demo test test-all test-lowest lint bench coverage transfer
 
 setup: .venv/complete
 
@@ -14,7 +14,7 @@ setup: .venv/complete
 	touch $@
 
 ifeq ($(VENV_PYTHON),.venv/bin/python)
-demo test test-all lint bench coverage: .venv/complete
+demo test test-all lint bench coverage transfer: .venv/complete
 endif
 
 # Pretrains a small network on drawn pictures and shows its reconstructions: under five minutes on two cores.
@@ -42,6 +42,11 @@ lint:
 # Every convolutional network of timm, into docs/coverage.md: hours on two cores. Run again, it goes on where it stopped.
 coverage:
 	$(VENV_PYTHON) -m pretrain.check --all --jobs=2
+
+# What pretraining is worth on the drawn picture world, into docs/transfer.md: up to three hours on two cores. Run again, it
+# goes on where it stopped.
+transfer:
+	$(VENV_PYTHON) -m benchmarks.transfer
 
 bench:
 	$(VENV_PYTHON) -m benchmarks.encoder

@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import alternate, arguments, machine
 from common.distributed import Ranks
 from common.engine import train_step
-from common.optim import BufferGuard, build_optimizer, set_schedule
+from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from pretrain.spark import build_spark
 
 
@@ -39,7 +39,7 @@ def measure(name, args, device):
     def autocast():
         return torch.autocast('cuda', torch.bfloat16) if device.type == 'cuda' else nullcontext()
 
-    optimizers = [build_optimizer('lamb', net, 0.05, (0.9, 0.95)) for net in (spark, plain)]
+    optimizers = [build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)) for net in (spark, plain)]
     for optimizer in optimizers:
         set_schedule(optimizer, 1e-4, 0.05)
 

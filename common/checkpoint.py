@@ -43,7 +43,8 @@ def open_folder(folder, fresh, ranks, own):
     """
     aside = None
     if ranks.is_main:
-        others = [path for path in folder.glob('*_still_*.pth') if path != own]
+        runs = ('*_still_pretraining.pth', '*_1kfinetuned_last.pth')
+        others = [path for kind in runs for path in folder.glob(kind) if path != own]
         if others and not fresh:
             raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or --fresh to move '
                              'that one aside')

@@ -1,4 +1,4 @@
-"""Options that every training program has: the run, its data, its optimisation, its machine, its log."""
+"""Options that several programs have: images and a network; and for training, the run, optimisation, machine, log."""
 import dataclasses
 from dataclasses import dataclass
 
@@ -26,23 +26,14 @@ def require(good, message):
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What a user decides in any program. None means not given: what then holds is said in the help. Raises ValueError."""
-
-    name: str = option(None, "the experiment's name", 'run', ('exp_name',), str, harmless=True)
-    run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str, harmless=True)
-    resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given", 'run',
-                         ('resume_from',), str, harmless=True)
-    fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', harmless=True)
-    seed: int = option(0, 'of all that is drawn', 'run')
+class ImageOptions:
+    """Images and a network for them. None means not given: what then holds is said in the help. Raises ValueError."""
 
     dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data', parse=str,
                           harmless=True)
     in_chans: int = option(3, 'channels of an image', 'data')
     mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
     std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
-    crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
-    flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
     workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given', 'data',
                           ('dataloader_workers',), int, harmless=True)
 
@@ -50,47 +41,21 @@ class RunOptions:
     input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method', ('img_size',), parse=size)
 
     batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
-    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as many as memory '
-                        'asks for', 'optimisation', parse=accumulation, harmless=True)
-    epochs: int = option(1600, 'passes over the data', 'optimisation', ('ep',))
-    warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
-    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch', 'optimisation',
-                            harmless=True)
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float,
-                       harmless=True)
-    sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
-
+    seed: int = option(0, 'of all that is drawn', 'run')
     precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given', 'machine',
                             parse=str, choices=('fp32', 'bf16'), harmless=True)
-    compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
-
-    save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
-    save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int, harmless=True)
-    log_every: int = option(10, 'steps between looks at the loss', 'log', harmless=True)
-    tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log', ('tb_lg_dir',), str,
-                                  harmless=True)
 
     def __post_init__(self):
         for field, value in plain_fields(self).items():
             object.__setattr__(self, field, value)  # the one moment at which a frozen dataclass may be completed
-        for field in ('batch_size', 'epochs', 'in_chans', 'save_every', 'log_every'):
+        for field in ('batch_size', 'in_chans'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.seed >= 0, f'seed must be 0 or more, not {self.seed}')
         sides = (self.input_size,) * 2 if isinstance(self.input_size, int) else self.input_size
         require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
                 f'input_size is a side or height,width, not {self.input_size}')
-        require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
-                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would be left to '
-                'train at the full rate')
-        require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
-                f'accum must be auto, 1 or more, not {self.accum}')
-        require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
         require(self.std is None or min(self.std, default=0) > 0, f'std must be more than 0, not {self.std}')
-        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
-        require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
-        require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-                f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')
         for field in ('mean', 'std'):
             value = getattr(self, field)
             require(value is None or len(value) == self.in_chans,
@@ -100,20 +65,11 @@ class RunOptions:
         for field in dataclasses.fields(self):
             choices, value = field.metadata['choices'], getattr(self, field.name)
             require(value is None or not choices or value in choices, f'{field.name} is one of {choices}, not {value}')
-        require(self.name or self.run_dir, 'give the experiment a name: --name=my_run')
-
-    @property
-    def folder(self):
-        return self.run_dir or f'output_{self.name}'
 
     @property
     def size(self):
         """(height, width) in pixels."""
         return (self.input_size,) * 2 if isinstance(self.input_size, int) else self.input_size
-
-    @property
-    def peak_lr(self):
-        return self.base_lr * self.batch_size / 256 if self.lr is None else self.lr
 
     @property
     def normalisation(self):
@@ -124,3 +80,59 @@ class RunOptions:
 
     def as_dict(self):
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class RunOptions(ImageOptions):
+    """What a user decides of any training run. Raises ValueError."""
+
+    name: str = option(None, "the experiment's name", 'run', ('exp_name',), str, harmless=True)
+    run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str, harmless=True)
+    resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given", 'run',
+                         ('resume_from',), str, harmless=True)
+    fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', harmless=True)
+
+    crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
+    flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
+
+    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as many as memory '
+                        'asks for', 'optimisation', parse=accumulation, harmless=True)
+    epochs: int = option(1600, 'passes over the data', 'optimisation', ('ep',))
+    warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
+    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch', 'optimisation',
+                            harmless=True)
+    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float,
+                       harmless=True)
+    sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
+
+    compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
+
+    save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
+    save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int, harmless=True)
+    log_every: int = option(10, 'steps between looks at the loss', 'log', harmless=True)
+    tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log', ('tb_lg_dir',), str,
+                                  harmless=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ('epochs', 'save_every', 'log_every'):
+            require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
+        require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
+                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would be left to '
+                'train at the full rate')
+        require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
+                f'accum must be auto, 1 or more, not {self.accum}')
+        require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
+        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
+        require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
+        require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+                f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')
+        require(self.name or self.run_dir, 'give the experiment a name: --name=my_run')
+
+    @property
+    def folder(self):
+        return self.run_dir or f'output_{self.name}'
+
+    @property
+    def peak_lr(self):
+        return self.base_lr * self.batch_size / 256 if self.lr is None else self.lr

@@ -1,25 +1,34 @@
 """Optimisers whose step can be called off on the device: parameter groups, LAMB, and the guard."""
+import timm.optim
 import torch
 
 NO_DECAY = ('gamma', 'mask_tokens')  # layer scale and mask tokens, besides all that is one-dimensional
 
 
+def is_exempt(name, parameter):
+    """Whether a parameter gets no weight decay: one-dimensional, biases, mask tokens, layer scale `gamma`."""
+    return parameter.ndim <= 1 or any(part in NO_DECAY or part == 'bias' for part in name.split('.'))
+
+
 def parameter_groups(module, weight_decay):
-    """Two groups: with weight decay, and without (one-dimensional, biases, mask tokens, layer scale `gamma`)."""
+    """Two groups: with weight decay, and without."""
     decay, free = [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim <= 1 or any(part in NO_DECAY or part == 'bias' for part in name.split('.'))
-            (free if exempt else decay).append(parameter)
+            (free if is_exempt(name, parameter) else decay).append(parameter)
     return [{'params': decay, 'weight_decay': weight_decay, 'decays': True},
             {'params': free, 'weight_decay': 0.0, 'decays': False}]
 
 
-def build_optimizer(name, module, weight_decay, betas):
-    """'lamb', 'adamw' or 'sgd' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set every step."""
-    groups = parameter_groups(module, weight_decay)
+def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
+    """'lamb', 'adamw', 'sgd' or 'lars' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set every step.
+
+    groups: as `parameter_groups` gives them. official: LAMB as official SparK fine-tuned with it.
+    """
     if name == 'lamb':
-        return Lamb(groups, lr=0.0, betas=betas, eps=1e-6)
+        return Lamb(groups, lr=0.0, betas=betas, eps=1e-6, bias_correction=not official, always_adapt=official)
+    if name == 'lars':
+        return Lars(groups, lr=0.0, momentum=0.9)
     if name == 'adamw':
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
@@ -30,9 +39,9 @@ def build_optimizer(name, module, weight_decay, betas):
 
 
 def set_schedule(optimizer, lr, weight_decay):
-    """The learning rate for all groups, the weight decay for those that decay."""
+    """The learning rate for all groups, or their share `lr_scale` of it, and the weight decay for those that decay."""
     for group in optimizer.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group.get('lr_scale', 1.0)
         if group['decays']:
             group['weight_decay'] = weight_decay
 
@@ -42,11 +51,12 @@ class Lamb(torch.optim.Optimizer):
 
     Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the step off
     without a look from the host), and multi-tensor operations whatever timm's version. The trust ratio applies to
-    groups with weight decay only, as in timm.
+    groups with weight decay only, as in timm, or always (always_adapt).
     """
 
-    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0):
-        super().__init__(params, {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay})
+    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):
+        super().__init__(params, {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay,
+                                  'bias_correction': bias_correction, 'always_adapt': always_adapt})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -76,17 +86,28 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
 
         scale = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scale, (1 - beta2 ** done).sqrt().to(like.dtype))
+        corrects = group.get('bias_correction', True)  # as in files from before it was an option
+        if corrects:
+            torch._foreach_div_(scale, (1 - beta2 ** done).sqrt().to(like.dtype))
         torch._foreach_add_(scale, group['eps'])
         updates = torch._foreach_div(means, scale)
-        torch._foreach_div_(updates, (1 - beta1 ** done).to(like.dtype))
-        if decay:
+        if corrects:
+            torch._foreach_div_(updates, (1 - beta1 ** done).to(like.dtype))
+        if decay or group.get('always_adapt'):
             torch._foreach_add_(updates, params, alpha=decay)
             weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
             trust = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
             torch._foreach_mul_(updates, list(trust.unbind()))
         torch._foreach_mul_(updates, (-group['lr'] * go).to(like.dtype))
         torch._foreach_add_(params, updates)
+
+
+class Lars(timm.optim.Lars):
+    """timm's LARS; a step that is called off is left out, which the host has to look at."""
+
+    def step(self, closure=None):
+        if not getattr(self, 'found_inf', 0.0):
+            super().step(closure)
 
 
 class BufferGuard:

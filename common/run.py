@@ -15,6 +15,25 @@ from common.log import clock
 from common.schedule import learning_rate, seed_for
 
 
+def in_bf16(options, ranks):
+    if options.precision is None:
+        return ranks.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    return options.precision == 'bf16'
+
+
+def autocast(options, ranks):
+    """The context of a forward pass. Weights, optimiser, statistics and the loss stay in fp32."""
+    return torch.autocast(ranks.device.type, torch.bfloat16) if in_bf16(options, ranks) else nullcontext()
+
+
+def loading_processes(options, ranks):
+    """Loading processes of a rank: on a GPU its share of the cores, 8 at most; on the CPU one beside the training."""
+    if options.workers is not None:
+        return options.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return min(8, max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))) if ranks.device.type == 'cuda' else 1
+
+
 @dataclass(frozen=True)
 class Run:
     """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not fit."""
@@ -49,18 +68,8 @@ class Run:
         return Path(self.options.folder)
 
     @property
-    def bf16(self):
-        if self.options.precision is None:
-            return self.ranks.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-        return self.options.precision == 'bf16'
-
-    @property
     def workers(self):
-        """Loading processes of a rank: on a GPU its share of the cores, 8 at most; on the CPU one beside the training."""
-        if self.options.workers is not None:
-            return self.options.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-        return min(8, max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))) if self.ranks.device.type == 'cuda' else 1
+        return loading_processes(self.options, self.ranks)
 
     def learning_rate(self, step):
         options, warmup = self.options, round(self.options.warmup * self.per_epoch)
@@ -74,7 +83,7 @@ class Run:
 
     @property
     def precision(self):
-        return 'bf16 autocast; weights, optimiser, statistics and loss in fp32' if self.bf16 else 'fp32'
+        return 'bf16 autocast; weights, optimiser, statistics and loss in fp32' if in_bf16(self.options, self.ranks) else 'fp32'
 
     def batch(self, accum):
         """How the batch is divided, for a person."""
@@ -87,8 +96,7 @@ class Run:
             if saved else ''
 
     def autocast(self):
-        """The context of a forward pass. Weights, optimiser, statistics and the loss stay in fp32."""
-        return torch.autocast(self.ranks.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        return autocast(self.options, self.ranks)
 
     def generator(self, purpose, *numbers):
         return torch.Generator().manual_seed(seed_for(purpose, self.options.seed, *numbers))

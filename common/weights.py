@@ -4,11 +4,13 @@ All files are read with `weights_only=True`. Renaming is done by functions on pl
 the exceptions written here.
 """
 import difflib
+import re
 from dataclasses import dataclass
 
 import timm
 import torch
 from timm.models import convnext
+from torch import nn
 
 from common.checkpoint import read_plain
 
@@ -30,17 +32,18 @@ class Loaded:
         return f'matched {len(self.matched)} entries, missing {names(self.missing)}, left out {names(self.left_out)}'
 
 
-def create_cnn(name, in_chans=3, drop_path=None, pretrained=False):
+def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=None):
     """A timm network by name. Raises ValueError with the nearest names, or if it knows no drop path."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=5, cutoff=0.5)
         raise ValueError(f'no network is called "{name}" in timm {timm.__version__} or pretrain/models'
                          + (f'; the nearest names are {", ".join(near)}' if near else '; see timm.list_models()'))
     given = {} if drop_path is None else {'drop_path_rate': drop_path}
+    given |= {} if num_classes is None else {'num_classes': num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **given)
     except TypeError as error:
-        if given and 'drop_path_rate' in str(error):
+        if drop_path is not None and 'drop_path_rate' in str(error):
             raise ValueError(f'{name} has no drop path (stochastic depth): leave drop_path out') from error
         raise
     except RuntimeError as error:  # an unknown tag behind the dot
@@ -72,7 +75,23 @@ def to_timm(state, cnn):
             raise ValueError(f'the weights are those of a ConvNeXt, the network is a {type(cnn).__name__}: '
                              'give the --model that they were made with')
         state = convnext.checkpoint_filter_fn(dict(state), cnn)  # timm ships the renaming
+    if isinstance(cnn, convnext.ConvNeXt) and any(re.match(r'features\.1\.0\.block\.', key) for key in state):
+        state = {torchvision_convnext(key): value.flatten() if 'layer_scale' in key else value for key, value in state.items()}
     return state
+
+
+def torchvision_convnext(key):
+    """torchvision's name of a ConvNeXt's parameter -> timm's. (torchvision's ResNets and DenseNets have timm's names.)"""
+    inner = {'0': 'conv_dw', '2': 'norm', '3': 'mlp.fc1', '5': 'mlp.fc2'}
+    block = re.fullmatch(r'features\.(\d)\.(\d+)\.(?:block\.(\d)\.(\w+)|(layer_scale))', key)
+    if block:
+        stage, number, part, what, scale = block.groups()
+        return f'stages.{int(stage) // 2}.blocks.{number}.' + ('gamma' if scale else f'{inner[part]}.{what}')
+    down = re.fullmatch(r'features\.(\d)\.(\d)\.(?:\d\.)?(\w+)', key)
+    if down:
+        stage, part, what = down.groups()
+        return f'stem.{part}.{what}' if stage == '0' else f'stages.{int(stage) // 2}.downsample.{part}.{what}'
+    return key.replace('classifier.0', 'head.norm').replace('classifier.2', 'head.fc')
 
 
 def load_strictly(module, state, may_miss=()):
@@ -113,18 +132,50 @@ def load_official_spark(state, spark):
                          may_miss=[OURS + name for name in spark.encoder.unused])
 
 
+def timm_weights(model, in_chans=3):
+    """timm's own pretrained weights of a network. Raises ValueError if there are none, or no way to them."""
+    try:
+        return create_cnn(model, in_chans=in_chans, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
+
+
+def head_parameters(cnn, size, in_chans=3):
+    """Names of the parameters that `forward_features` does not use: the classifier, and what stands right before it."""
+    called, last = set(), [module for module in cnn.modules() if isinstance(module, nn.Linear)][-1:]
+    if hasattr(cnn, 'forward_features'):
+        handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in cnn.modules()]
+        mode = cnn.training
+        with torch.no_grad():
+            cnn.eval().forward_features(torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device))
+        cnn.train(mode)
+        for handle in handles:
+            handle.remove()
+        outside = [module for module in cnn.modules() if module not in called and module is not cnn]
+    else:
+        outside = last
+    inside = {id(p) for module in outside for p in module.parameters(recurse=False)}
+    return [name for name, parameter in cnn.named_parameters() if id(parameter) in inside]
+
+
+def load_classifier(cnn, source, model, size, in_chans=3):
+    """Fill a network with weights of any kind: a file's name, its content, or 'timm' for timm's own. Returns Loaded.
+
+    Strict, but for the head: it may be missing, or be one for other classes. Raises ValueError, and changes nothing then.
+    """
+    if isinstance(source, dict):
+        state = unwrap(source)
+    else:
+        state = timm_weights(model, in_chans) if source == 'timm' else unwrap(read_plain(source), source)
+    return load_strictly(cnn, to_timm(state, cnn), may_miss=head_parameters(cnn, size, in_chans))
+
+
 def load_init(spark, source, model=None):
     """Start from weights: a file of any kind, or 'timm' for timm's own pretrained weights. Returns Loaded.
 
     A whole SparK, ours or official, fills encoder and decoder; any other file fills the encoder.
     """
-    if source == 'timm':
-        try:
-            state = create_cnn(model, in_chans=spark.encoder.in_chans, pretrained=True).state_dict()
-        except (OSError, RuntimeError, ValueError) as error:  # none exist, or the hub cannot be reached
-            raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
-    else:
-        state = unwrap(read_plain(source), source)
+    state = timm_weights(model, spark.encoder.in_chans) if source == 'timm' else unwrap(read_plain(source), source)
     if any(key.startswith(OFFICIAL) for key in state) and any(key.startswith('dense_decoder.') for key in state):
         return load_official_spark(state, spark)
     if any(key.startswith(OURS) for key in state):

@@ -20,7 +20,7 @@ from common.data import Augmented, CentreCrop, RandomCrop, Steps, check_dataset,
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
 from common.engine import fit_accumulation, train_one_epoch
 from common.log import RunLog
-from common.optim import BufferGuard, build_optimizer
+from common.optim import BufferGuard, build_optimizer, parameter_groups
 from common.schedule import seed_for
 from common.weights import load_init
 from pretrain.config import parse_options
@@ -31,10 +31,11 @@ from pretrain.run import Run
 from pretrain.spark import build_spark
 
 
-def pretrain(options, dataset=None, val_dataset=None):
+def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
     """Run, or go on with, a pretraining; returns the run folder.
 
-    dataset, val_dataset: map-style data sets of your own instead of the paths in the options; see data.Augmented.
+    dataset, val_dataset: map-style data sets of your own instead of the paths in the options; see common.data.Augmented.
+    build: what makes the network, with the arguments of `build_spark`.
     Raises ValueError, before any work, for whatever does not fit together.
     """
     with distributed() as ranks:
@@ -44,8 +45,8 @@ def pretrain(options, dataset=None, val_dataset=None):
             find_held_out(options.data_path, options.val_path, options.in_chans)
         run = Run(options, ranks, len(images))
         torch.manual_seed(seed_for('weights', options.seed))
-        spark = build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
-                            options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
+        spark = build(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
+                      options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
         saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
         loaded = None
         if saved:
@@ -85,7 +86,7 @@ def train(run, spark, images, held_out, saved, log):
     if ranks.size > 1 and options.sync_bn:
         spark = synchronise_batchnorm(spark)
     betas = (0.9, run.beta2(spark))
-    optimizer = build_optimizer(options.opt, spark, options.weight_decay, betas)
+    optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay), betas)
     if saved:
         optimizer.load_state_dict(saved.pop('optimizer'))
     if options.compile:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.optim import build_optimizer, set_schedule
+from common.optim import build_optimizer, parameter_groups, set_schedule
 from common.schedule import learning_rate, weight_decay
 from pretrain.spark import build_spark
 
@@ -115,7 +115,7 @@ def test_lamb_steps(golden):
     steps = want['train_steps']
     for name, p in spark.encoder.cnn.named_parameters():
         p.requires_grad_(name not in spark.encoder.unused)
-    optimizer = build_optimizer('lamb', spark.train(), steps['wd'], tuple(steps['betas']))
+    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd']), tuple(steps['betas']))
     assert steps['betas'][1] == (0.95 if spark.encoder.norm == 'bn' else 0.999)
     for t, (loss_want, norm_want, expected) in enumerate(zip(steps['loss'], steps['grad_norm'], steps['schedule'])):
         lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'])

@@ -72,7 +72,7 @@ def test_lamb_equals_timm():
 @pytest.mark.parametrize('first', [True, False])
 def test_a_step_that_is_called_off_changes_nothing(name, first):
     net, x, y = problem()
-    optimizer, guard = build_optimizer(name, net, 0.1, (0.9, 0.95)), BufferGuard(net)
+    optimizer, guard = build_optimizer(name, parameter_groups(net, 0.1), (0.9, 0.95)), BufferGuard(net)
 
     def step(x, off):
         before = guard.snapshot()
@@ -83,7 +83,7 @@ def test_a_step_that_is_called_off_changes_nothing(name, first):
         optimizer.step()
         guard.restore(before, torch.tensor(off))
 
-    reference = copy.deepcopy(net), build_optimizer(name, net, 0.1, (0.9, 0.95))
+    reference = copy.deepcopy(net), build_optimizer(name, parameter_groups(net, 0.1), (0.9, 0.95))
     if not first:
         step(x, False)
     weights = copy.deepcopy(net.state_dict())
@@ -93,7 +93,7 @@ def test_a_step_that_is_called_off_changes_nothing(name, first):
     step(x, False)
     got = copy.deepcopy(net.state_dict())
     net, optimizer = reference
-    optimizer = build_optimizer(name, net, 0.1, (0.9, 0.95))
+    optimizer = build_optimizer(name, parameter_groups(net, 0.1), (0.9, 0.95))
     guard = BufferGuard(net)
     for _ in range(1 if first else 2):
         step(x, False)

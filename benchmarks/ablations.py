@@ -1,0 +1,61 @@
+"""Pretraining with one idea of the paper taken out (section 4.4), to see what it is worth.
+
+    python -m benchmarks.ablations zeroed --name=zeroed --data_path=DIR ...       options as of pretrain.main
+
+zeroed: hidden pixels are set to 0 and the dense network is run on the whole image, instead of strips of visible cells.
+single_level: the decoder gets the encoder's smallest map only, instead of one of each stride.
+"""
+import sys
+
+from common.cli import errors_in_one_sentence
+from pretrain.config import parse_options
+from pretrain.encoder import SparseEncoder
+from pretrain.main import pretrain
+from pretrain.spark import SparK, build_spark
+
+
+class ZeroedEncoder(SparseEncoder):
+    """The dense network on the image with hidden pixels 0; what it gives at visible cells is handed on."""
+
+    def forward(self, images, geometry=None):
+        if geometry is None:
+            return super().forward(images)
+        zeroed = geometry.to_canvas(geometry.to_strip(images))
+        return [geometry.to_strip(out) for out in super().forward(zeroed)]
+
+
+class SingleLevelSparK(SparK):
+    """Of the pyramid only the smallest map reaches the decoder."""
+
+    def densify(self, strips, geometry):
+        smallest = geometry.to_canvas(self.densify_norms[0](strips[-1]), fill=self.mask_tokens[0])
+        return {self.encoder.stride: self.densify_projs[0](smallest)}
+
+
+def build_zeroed(*args, **kwargs):
+    spark = build_spark(*args, **kwargs)
+    spark.encoder.__class__ = ZeroedEncoder
+    return spark
+
+
+def build_single_level(*args, **kwargs):
+    spark = build_spark(*args, **kwargs)
+    spark.__class__ = SingleLevelSparK
+    for part in (*spark.densify_norms[1:], *spark.densify_projs[1:], *spark.mask_tokens[1:]):
+        part.requires_grad_(False)
+    return spark
+
+
+BUILD = {'zeroed': build_zeroed, 'single_level': build_single_level}
+
+
+def main():
+    if len(sys.argv) < 2 or sys.argv[1] not in BUILD:
+        sys.exit(f'error: say which idea to take out: {" or ".join(BUILD)}')
+    options = parse_options(sys.argv[2:])
+    with errors_in_one_sentence(options.accum):
+        pretrain(options, build=BUILD[sys.argv[1]])
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,169 @@
+"""Images with labels: finding them, augmenting them, mixing them."""
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN
+from timm.data.auto_augment import auto_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch.utils.data import Subset
+from torchvision.transforms import Compose, Resize, TrivialAugmentWide
+from torchvision.transforms.v2 import CutMix, MixUp
+
+from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, check_dataset, loader, seeded, timm_dataset
+from common.engine import to_device
+from common.schedule import seed_for
+
+
+class LabelledFolder(ImageFiles):
+    """ImageNet's layout: a folder of images for each class. Yields (image, class).
+
+    classes: their names, in order; those of the folder if not given. Raises ValueError for images outside of such folders.
+    """
+
+    def __init__(self, source, in_chans=3, classes=None):
+        super().__init__(source, in_chans)
+        folders = [Path(path.decode(errors='surrogateescape')).parts for path in self.paths]
+        if any(len(parts) < 2 for parts in folders) or not Path(source).is_dir():
+            raise ValueError(f'{source} is not in ImageNet\'s layout, one folder for each class with its images')
+        names = [parts[0] for parts in folders]
+        self.classes = sorted(set(names)) if classes is None else list(classes)
+        strange = sorted(set(names) - set(self.classes))
+        if strange:
+            raise ValueError(f'{source} has classes that the training images do not have: {", ".join(strange[:5])}')
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = np.array([number[name] for name in names])
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), int(self.labels[index])
+
+
+def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
+    """(training images, validation images), each yielding (image, class). Raises ValueError."""
+    if dataset is not None:
+        return timm_dataset(dataset, data_path, 'train', in_chans), timm_dataset(dataset, data_path, 'validation', in_chans)
+    if data_path is None:
+        raise ValueError('say where the images are: --data_path=DIR, with train/ and val/ in it')
+    train, val = Path(data_path, 'train'), Path(val_path or Path(data_path, 'val'))
+    for folder, what in ((train, 'training'), (val, 'validation')):
+        if not folder.is_dir():
+            raise ValueError(f'there is no folder {folder} with the {what} images: ImageNet\'s layout is train/ and val/, each '
+                             'with a folder for each class')
+    images = LabelledFolder(train, in_chans)
+    return images, LabelledFolder(val, in_chans, images.classes)
+
+
+def class_names(images, num_classes=None):
+    """The names of the classes of a data set, numbers where it has none. Raises ValueError if they cannot be counted."""
+    names = getattr(images, 'classes', None)
+    if names is None and hasattr(images, 'reader'):  # timm's
+        index = getattr(images.reader, 'class_to_idx', None)
+        names = sorted(index, key=index.get) if index else None
+    if names is None and num_classes is None:
+        raise ValueError('the data set does not say how many classes it has: give --num_classes, or a Dataset with `classes`')
+    if names is None or num_classes is not None and num_classes != len(names):
+        if names is not None and num_classes < len(names):
+            raise ValueError(f'the images have {len(names)} classes, more than --num_classes={num_classes}')
+        names = [*map(str, names or ()), *map(str, range(len(names or ()), num_classes))]
+    if len(names) < 2:
+        raise ValueError(f'there is only one class, {names[0]}: nothing to tell apart')
+    return [str(name) for name in names]
+
+
+def check_labelled(images, options):
+    """Refuse what does not yield (image, class), or images that the augmentation cannot take; its first item tells."""
+    check_dataset(images, options.in_chans)
+    try:
+        item = images[0]
+    except Exception:  # an unreadable image is replaced later, and named
+        return
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise ValueError(f'the data set yields {type(item).__name__}: each item must be (image, class)')
+    if torch.is_tensor(item[0]) and options.augmentation != 'none':
+        raise ValueError(f'--augment={options.augmentation} is for 8-bit images that Pillow reads, not for tensors (16-bit or '
+                         'float files, data sets of your own): give --augment=none')
+
+
+def share_of(images, fraction, seed):
+    """The same share of each class of the images, one at least, drawn from the seed."""
+    if fraction == 1:
+        return images
+    labels = images.labels if hasattr(images, 'labels') else [int(images[i][1]) for i in range(len(images))]
+    places = defaultdict(list)
+    for place, label in enumerate(labels):
+        places[int(label)].append(place)
+    generator, chosen = torch.Generator().manual_seed(seed_for('labels', seed)), []
+    for label in sorted(places):
+        of_class = places[label]
+        order = torch.randperm(len(of_class), generator=generator)[:max(1, round(fraction * len(of_class)))]
+        chosen += [of_class[i] for i in order]
+    return Subset(images, sorted(chosen))
+
+
+def each_once(images, batch, workers, ranks, warn):
+    """(images, classes) on the device, this rank's share of a data set, each once and in order.
+
+    images: an Augmented data set with labels. What cannot be read is left out, and warn(text) told.
+    """
+    mine = range(ranks.rank, len(images), ranks.size)
+    places = [list(mine[i:i + batch]) for i in range(0, len(mine), batch)]
+    batches = loader(images, [[(0, place) for place in part] for part in places], workers, ranks.device)
+    for (x, classes, failures), part in zip(batches, places):
+        failed = dict(failures)  # and others, which another image's stand-in would have been
+        for place in part:
+            if place in failed:
+                warn(f'unreadable image {images.name(place)} ({failed[place]}): it is left out')
+        read = [i for i, place in enumerate(part) if place not in failed]
+        if read:
+            yield to_device(x[read], ranks.device), to_device(classes[read], ranks.device)
+
+
+def training_transform(options):
+    """The crop and what is done to the cropped image (paper, appendix): RandomResizedCrop, flip, an automatic augmentation."""
+    steps = [RandomCrop(options.size, options.crop_scale, options.flip)]
+    if options.augmentation == 'trivial':
+        steps.append(TrivialAugmentWide(interpolation=BICUBIC))
+    if options.augmentation == 'v0':
+        fill = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)[:options.in_chans]
+        steps.append(auto_augment_transform('v0', {'translate_const': int(min(options.size) * 0.45), 'img_mean': fill}))
+    return Compose(steps)
+
+
+def evaluation_transform(options):
+    """A centre crop of 0.95 of the image; from 384 px on the whole image, resized to the square."""
+    if options.crop is None and options.is_large:
+        return Resize(options.size, BICUBIC, antialias=True)
+    return CentreCrop(options.size, 0.95 if options.crop is None else options.crop)
+
+
+def erasing(options):
+    """timm's random erasing with noise, or None."""
+    return RandomErasing(options.erase, mode='pixel', device='cpu') if options.erase else None
+
+
+class Mixing:
+    """images, classes -> images, targets (B, K): mixup or CutMix, one of them for each batch, and label smoothing.
+
+    torchvision's, which take batches of any size; the targets are what they make of the smoothed labels.
+    """
+
+    def __init__(self, options, num_classes):
+        self.smoothing, self.num_classes = options.smoothing, num_classes
+        self.ways = [way(alpha=alpha, num_classes=num_classes) for way, alpha in
+                     ((MixUp, options.mixup), (CutMix, options.cutmix)) if alpha]
+
+    def __call__(self, images, classes, seed):
+        with seeded(seed):
+            if self.ways:
+                images, targets = self.ways[int(torch.randint(len(self.ways), ()))](images, classes)
+            else:
+                targets = torch.nn.functional.one_hot(classes, self.num_classes).float()
+        return images, targets * (1 - self.smoothing) + self.smoothing / self.num_classes
+
+
+def mixed(batches, mixing, seed, start, accum, ranks):
+    """(images, targets) on the device, `accum` times a step from `start` on: the arguments of Classifier(...)."""
+    for number, (images, classes) in enumerate(batches, start * accum):
+        yield mixing(to_device(images, ranks.device), to_device(classes, ranks.device),
+                     seed_for('mixing', seed, number, ranks.rank))

@@ -1,0 +1,103 @@
+"""Frozen features of labelled images, computed once: what k-NN and the linear probe look at."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.cli import option
+from common.config import ImageOptions, require
+from common.data import Augmented
+from common.distributed import Ranks
+from common.run import autocast, loading_processes
+from common.schedule import seed_for
+from common.weights import create_cnn, load_classifier
+from downstream_imagenet.config import register
+from downstream_imagenet.data import check_labelled, class_names, each_once, evaluation_transform, find_labelled, share_of
+from downstream_imagenet.engine import pooled_features
+
+
+@dataclass(frozen=True)
+class Options(ImageOptions):
+    """What a user decides: images, a network, where its weights come from. Raises ValueError."""
+
+    weights: str = option(None, "file of weights: ours, official, timm's or torchvision's, or of a fine-tuned run", 'weights',
+                          ('finetune_from',), str)
+    random: bool = option(False, 'no weights: the untrained network, as a baseline', 'weights')
+    timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
+
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class", 'data', parse=str)
+    val_path: str = option(None, 'validation images; val/ in data_path if not given', 'data', parse=str)
+    num_classes: int = option(None, 'counted if not given', 'data', parse=int)
+    label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
+    crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data', parse=float)
+    batch_size: int = option(64, 'images at a time', 'machine', ('bs',))
+    register: str = option('pretrain.models', 'module in which your own networks are registered with timm', 'method', parse=str)
+
+    augmentation = 'none'
+
+    def __post_init__(self):
+        super().__post_init__()
+        require((self.weights is not None) + self.random + self.timm == 1,
+                'say which weights: one of --weights=FILE, --random and --timm')
+        require(0 < self.label_fraction <= 1, f'label_fraction must be more than 0 and at most 1, not {self.label_fraction}')
+        require(self.crop is None or 0 < self.crop <= 1, f'crop must be more than 0 and at most 1, not {self.crop}')
+
+    @property
+    def is_large(self):
+        return min(self.size) >= 384
+
+    @property
+    def source(self):
+        """What the weights are, for a person."""
+        return 'random weights' if self.random else "timm's weights" if self.timm else str(Path(self.weights).name)
+
+
+@dataclass(frozen=True)
+class Features:
+    """x (N, C) float32, y (N,) of the training and of the validation images, on the device; the names of the classes."""
+    x: torch.Tensor
+    y: torch.Tensor
+    val_x: torch.Tensor
+    val_y: torch.Tensor
+    classes: list
+
+
+def compute(options, dataset=None, val_dataset=None, say=print):
+    """The features of all images, each centre-cropped once, by the network in evaluation mode. Raises ValueError."""
+    register(options.register)
+    images, val = (dataset, val_dataset) if dataset is not None else \
+        find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
+    check_labelled(images, options), check_labelled(val, options)
+    classes = class_names(images, options.num_classes)
+    images = share_of(images, options.label_fraction, options.seed)
+    torch.manual_seed(seed_for('weights', options.seed))
+    cnn = create_cnn(options.model, options.in_chans)
+    if not options.random:
+        source = 'timm' if options.timm else options.weights
+        loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans)
+        say(f'{options.source}: {loaded}')
+    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
+    say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
+        f'{len(classes)} classes')
+    parts = [_of(cnn, Augmented(of, evaluation_transform(options), options.normalisation, labelled=True), options, ranks, say)
+             for of in (images, val)]
+    return Features(*parts[0], *parts[1], classes)
+
+
+@torch.no_grad()
+def _of(cnn, images, options, ranks, say):
+    features, labels = [], []
+    for x, classes in each_once(images, options.batch_size, loading_processes(options, ranks), ranks, say):
+        with autocast(options, ranks):
+            features.append(pooled_features(cnn, x).float())
+        labels.append(classes)
+    if not features:
+        raise ValueError('none of the images can be read')
+    return torch.cat(features), torch.cat(labels)
+
+
+def accuracy(scores, classes):
+    """(top-1, top-5) in percent of scores (N, K)."""
+    right = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes[:, None]
+    return tuple(100 * part.float().mean().item() for part in (right[:, 0], right.any(1)))

@@ -1,0 +1,246 @@
+"""Fine-tune a CNN on images with labels, and measure its accuracy.
+
+    bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --finetune_from=FILE   # from any folder
+    torchrun --nproc_per_node=8 main.py --exp_name=my_tune ...                                       # in this folder
+    python -m downstream_imagenet.main --name=my_tune ...                                            # one process
+
+The same command again goes on where the run stopped. From Python: `fine_tune(Options(...), dataset=..., val_dataset=...)`.
+"""
+import dataclasses
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: imports are absolute from the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from timm.utils import ModelEmaV3
+
+from common.checkpoint import git_commit, load_run, open_folder, plain_state, read_plain, refuse_changes, save
+from common.cli import errors_in_one_sentence
+from common.data import Augmented, Steps, loader, without_failures
+from common.distributed import data_parallel, distributed, synchronise_batchnorm
+from common.engine import fit_accumulation, train_one_epoch
+from common.log import RunLog
+from common.optim import BufferGuard, build_optimizer
+from common.optim import parameter_groups as plain_groups
+from common.progress import Progress
+from common.schedule import seed_for
+from common.weights import create_cnn, load_classifier, load_strictly, unwrap
+from downstream_imagenet.config import parse_options, register
+from downstream_imagenet.data import (
+    Mixing,
+    check_labelled,
+    class_names,
+    erasing,
+    evaluation_transform,
+    find_labelled,
+    mixed,
+    share_of,
+    training_transform,
+)
+from downstream_imagenet.engine import Classifier, LinearProbe, evaluate, pooled_features
+from downstream_imagenet.layer_decay import default_decay, layers_of, parameter_groups, table
+from downstream_imagenet.run import Run
+
+
+def fine_tune(options, dataset=None, val_dataset=None):
+    """Run, or go on with, a fine-tuning; returns the run folder, or with options.eval the accuracies.
+
+    dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in the options.
+    Raises ValueError, before any work, for whatever does not fit together.
+    """
+    with distributed() as ranks:
+        register(options.register)
+        images, val = (dataset, val_dataset) if dataset is not None else \
+            find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
+        if val is None:
+            raise ValueError('give a val_dataset beside dataset: an accuracy needs images that are not trained on')
+        check_labelled(images, options), check_labelled(val, options)
+        classes = class_names(images, options.num_classes)
+        images = share_of(images, options.label_fraction, options.seed)
+        if options.resume and not is_own_run(options.resume):
+            options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
+        run = Run(options, ranks, len(images))
+        torch.manual_seed(seed_for('weights', options.seed))
+        model = build(options, len(classes))
+        if options.eval:
+            return measure(run, model, val)
+        saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
+        loaded = None
+        if saved:
+            refuse_changes(options, saved, images=len(images), classes=classes)
+        elif options.finetune_from:
+            loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
+        aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
+        with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options.tensorboard_dir,
+                    saved['step'] + 1 if saved else 0) as log:
+            if aside:
+                log.say(f'What was in {run.folder} is in {aside} now.')
+            if loaded:
+                log.say(f'{options.finetune_from}: {loaded}')
+            elif not saved and not options.finetune_from:
+                log.say('No weights given (--finetune_from): training from random ones.')
+            if saved and saved['step'] >= run.steps:
+                log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+            else:
+                train(run, model, images, val, classes, saved, log)
+        return run.folder
+
+
+def build(options, num_classes):
+    """The Classifier, or LinearProbe, of the options."""
+    cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes)
+    if not options.freeze:
+        return Classifier(cnn, options.loss_name)
+    with torch.no_grad():
+        channels = pooled_features(cnn.eval(), torch.zeros(1, options.in_chans, *options.size)).shape[1]
+    return LinearProbe(cnn, options.loss_name, channels, num_classes)
+
+
+def is_own_run(path):
+    """Whether a file is the checkpoint of a fine-tuning run, not weights, nor a pretraining run."""
+    content = read_plain(path)
+    return isinstance(content, dict) and 'finetune_from' in (content.get('config') or {}) and 'optimizer' in content
+
+
+def train(run, model, images, val, classes, saved, log):
+    """The run itself, from the state that was saved or from the beginning."""
+    options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
+    trained = model if options.freeze else model.cnn  # what is saved
+    if saved:
+        trained.load_state_dict(saved.pop('model'))  # popped: not kept in memory for days
+    model = model.to(ranks.device, memory_format=torch.channels_last)
+    ema = ModelEmaV3(trained, decay=options.ema) if options.ema else None
+    if ema and saved:
+        ema.module.load_state_dict(saved.pop('ema'))
+    mixing, accum = Mixing(options, len(classes)), options.accum
+    if accum == 'auto':
+        alike = saved and saved['ranks'] == ranks.size
+        accum = saved['accum'] if alike else fit_accumulation(
+            model, lambda n: (torch.randn(n, options.in_chans, *options.size, device=ranks.device).to(
+                memory_format=torch.channels_last), torch.rand(n, len(classes), device=ranks.device)),
+            run.share, ranks, run.autocast)
+    if ranks.size > 1 and options.sync_bn:
+        model = synchronise_batchnorm(model)
+    decay = default_decay(layers_of(model.cnn)[1]) if options.layer_decay is None else options.layer_decay
+    groups = plain_groups(model, options.weight_decay) if options.freeze else \
+        parameter_groups(model.cnn, options.weight_decay, decay)
+    optimizer = build_optimizer(options.opt, groups, official=options.official_lamb)
+    if saved:
+        optimizer.load_state_dict(saved.pop('optimizer'))
+    if options.compile:
+        model.compile()
+    torch.backends.cudnn.benchmark = True  # shapes never change
+    parallel = data_parallel(model, ranks, same_buffers=options.sync_bn)
+
+    augmented = Augmented(images, training_transform(options), options.normalisation, options.seed, True, erasing(options))
+    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True)
+    steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum,
+                  max(options.repeats, 1))
+    unreadable, warned = set(), set()
+    read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
+    batches = mixed(read, mixing, options.seed, start, accum, ranks)
+    progress = Progress(run, log, saved['sums'] if saved else None)
+    guard, best = BufferGuard(model), saved['best'] if saved else {}
+
+    def warn_once(text):
+        if text not in warned:
+            warned.add(text)
+            log.warn(text)
+
+    def accuracy(of):
+        return evaluate(of, watched, run.share // accum, ranks, run.autocast, run.workers, warn_once)
+
+    def averaged():
+        """The classifier with the averaged weights: the same module, its weights exchanged for a while."""
+        return Classifier(ema.module, options.loss_name) if not options.freeze else ema.module
+
+    def save_checkpoint(step):
+        if ranks.is_main:
+            save(run.checkpoint, {'version': 1, 'step': step, 'sums': progress.sums, 'images': len(images), 'accum': accum,
+                                  'ranks': ranks.size, 'config': options.as_dict(), 'model': plain_state(trained),
+                                  'ema': plain_state(ema.module) if ema else None, 'optimizer': optimizer.state_dict(),
+                                  'classes': classes, 'best': best})
+
+    log.forget_after(start if saved else -1)
+    layers = '' if options.freeze else table(model.cnn, decay)
+    log.say(run.describe(model, accum, images, val, classes, layers, saved))
+    for warning in run.warnings(saved) if ranks.is_main else ():
+        log.warn(warning)
+    if ranks.is_main:
+        log.record(run.record(start, accum, git_commit(), sys.argv))
+    for epoch in range(start // run.per_epoch, options.epochs):
+        progress.start_epoch()
+        for first, stop in run.stretches(epoch, start):
+            train_one_epoch(parallel, batches, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
+                            seed=options.seed, schedule=run.schedule, autocast=run.autocast, accum=accum,
+                            clip_grad=options.clipping, log_every=options.log_every, look=progress.look,
+                            after_step=(lambda: ema.update(trained)) if ema else None)
+            if stop % run.per_epoch:
+                save_checkpoint(stop)
+        done, final = epoch + 1, epoch + 1 == options.epochs
+        metrics, said = {}, ''
+        if final or done % options.val_every == 0:
+            for which, of in (('model', model), ('ema', averaged() if ema else None)):
+                if of is not None:
+                    found = accuracy(of)
+                    suffix = '' if which == 'model' else '_ema'
+                    metrics |= {f'{name}{suffix}': found[name] for name in ('top1', 'top5')} | {
+                        f'val_loss{suffix}': found['loss']}
+                    said += f'{which} {found["top1"]:.2f} %  '
+                    if found['top1'] > best.get(which, {'top1': -1.0})['top1']:
+                        best[which] = {'epoch': done, **{name: found[name] for name in ('top1', 'top5')}}
+                        if ranks.is_main:
+                            save(run.file(f'best{suffix}'), {
+                                'model': plain_state(trained if which == 'model' else ema.module), 'classes': classes,
+                                'config': options.as_dict(), **best[which]})
+            last = metrics
+        unreadable |= ranks.union(unreadable)
+        progress.end_epoch(done, metrics, len(unreadable), said)
+        if final or done % options.save_every == 0:
+            save_checkpoint(done * run.per_epoch)
+    log.say(verdict(last, best, options.epochs, len(val)))
+
+
+def verdict(last, best, epochs, images):
+    """The accuracies of a finished run, and what was chosen on what."""
+    lines = [f'Finished. On {images:,} validation images:']
+    for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
+        if which in best:
+            top1, top5, chosen = last[f'top1{suffix}'], last[f'top5{suffix}'], best[which]
+            lines.append(f'  {what}: top-1 {top1:.2f} %, top-5 {top5:.2f} % after the last epoch ({epochs}); best top-1 '
+                         f'{chosen["top1"]:.2f} % after epoch {chosen["epoch"]}')
+    return '\n'.join([*lines, 'The best epoch was chosen on these same images, so it is no test result: report the last.'])
+
+
+def measure(run, model, val):
+    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its classes."""
+    options, content = run.options, read_plain(run.options.eval)
+    watched, found = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True), {}
+    model = model.to(run.ranks.device, memory_format=torch.channels_last)
+    averaged = {'ema': content['ema']} if isinstance(content, dict) and isinstance(content.get('ema'), dict) else {}
+    for which, state in {'model': content, **averaged}.items():
+        if options.freeze:
+            load_strictly(model, unwrap(state, options.eval))
+        else:
+            loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
+            if loaded.missing or loaded.left_out:
+                raise ValueError(f'{options.eval} holds no classifier for these classes ({loaded}): there is nothing to '
+                                 'measure. Fine-tune first, with --finetune_from')
+        found[which] = evaluate(model, watched, run.share, run.ranks, run.autocast, run.workers)
+        if run.ranks.is_main:
+            print(f'{which}: top-1 {found[which]["top1"]:.2f} %, top-5 {found[which]["top5"]:.2f} % on '
+                  f'{found[which]["images"]:,} images')
+    return found
+
+
+def main(argv=None):
+    """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
+    options = parse_options(argv)
+    with errors_in_one_sentence(options.accum):
+        fine_tune(options)
+
+
+if __name__ == '__main__':
+    main()
