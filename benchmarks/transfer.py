@@ -20,7 +20,9 @@ from pathlib import Path
 from common.demo_world import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs' / 'transfer.md'
 EPOCHS, SEEDS, TUNING_SEED = 50, (0, 1, 2), 3
+IMAGES = 2400  # for validation
 MODEL = ('--model=your_convnet', '--input_size=64')
 PRETRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--picture_every=0', '--val_every=10', f'--ep={EPOCHS}')
 ABLATIONS = {'zeroed': 'hidden pixels zeroed, dense network', 'single_level': 'decoder sees the smallest map only',
@@ -200,18 +202,17 @@ def main():
     parser.add_argument('--jobs', type=int, default=2, help='programs at a time')
     args = parser.parse_args()
     folder = Path(args.folder).resolve()
-    for where, train, val, seed in (('world', 3000, 2400, 0), ('tune', 0, 600, 1)):
+    for where, train, val, seed in (('world', 3000, IMAGES, 0), ('tune', 0, 600, 1)):
         if not (folder / where / 'complete').exists():
             write_world(folder / where, train, val, 64, seed)
             (folder / where / 'complete').touch()
     run(folder, args.jobs)
     main_table, ablations = collect(folder)
-    docs = ROOT / 'docs' / 'transfer.md'
-    text = docs.read_text() if docs.exists() else '<!-- results -->\n<!-- end -->\n'
-    docs.write_text(re.sub(r'(<!-- results -->\n).*(<!-- end -->)',
-                           lambda match: match[1] + page(main_table, ablations, 2400) + '\n' + match[2], text, flags=re.S))
-    plot(main_table, docs.with_suffix('.svg'))
-    print(page(main_table, ablations, 2400))
+    tables = page(main_table, ablations, IMAGES)
+    PAGE.write_text(re.sub(r'(<!-- results -->\n).*(<!-- end -->)', lambda match: f'{match[1]}{tables}\n{match[2]}',
+                           PAGE.read_text(), flags=re.S))
+    plot(main_table, PAGE.with_suffix('.svg'))
+    print(tables)
 
 
 if __name__ == '__main__':
