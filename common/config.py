@@ -123,11 +123,12 @@ class RunOptions(ImageOptions):
         require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
                 f'accum must be auto, 1 or more, not {self.accum}')
         require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
-        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
         require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
         require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
                 f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')
-        require(self.name or self.run_dir, 'give the experiment a name: --name=my_run')
+        require(self.name or self.run_dir or not self.needs_folder, 'give the experiment a name: --name=my_run')
+
+    needs_folder = True
 
     @property
     def folder(self):

@@ -149,7 +149,8 @@ class Augmented(Dataset):
     images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start with one; with
     labelled, of (image, class). transform: image -> image of the network's size, which may draw random numbers: they are seeded
     by an item's (epoch, index). erase: what is done to the normalised tensor. An image that cannot be read is replaced by the
-    next one that can: items are (image, class or None, indices that could not be read).
+    next one that can: items are (image, class or None, indices that could not be read). An image that can be read and not
+    transformed is an error.
     """
 
     def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None):
@@ -166,22 +167,29 @@ class Augmented(Dataset):
             for offset in range(min(PATIENCE, len(self.images))):
                 at = (index + offset) % len(self.images)
                 try:
-                    return *self.read(at), failed
+                    item = self.images[at]
+                    image = item[0] if isinstance(item, (tuple, list)) else item
+                    if isinstance(image, Image.Image):
+                        image.load()  # Pillow reads a file only when asked for its pixels
                 except Exception as error:  # whatever a file can do to a reader
                     failed.append((at, f'{type(error).__name__}: {error}'))
+                    continue
+                image = self.to_tensor(image, at)
+                if image.isfinite().all():
+                    return image if self.erase is None else self.erase(image), item[1] if self.labelled else None, failed
+                failed.append((at, 'it holds NaN or infinite values'))
         raise ValueError(f'{len(failed)} images in a row could not be read, from number {index} on; the last said '
                          f'"{failed[-1][1]}"')
 
-    def read(self, index):
-        """(image, class or None) of an index."""
-        item = self.images[index]
-        image = self.transform(item[0] if isinstance(item, (tuple, list)) else item)
-        if not torch.is_tensor(image):
-            image = F.pil_to_tensor(image)
-        image = F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
-        if not image.isfinite().all():
-            raise ValueError('it holds NaN or infinite values')
-        return image if self.erase is None else self.erase(image), int(item[1]) if self.labelled else None
+    def to_tensor(self, image, index):
+        """An image as the network takes it. Raises ValueError that names the image."""
+        try:
+            image = self.transform(image)
+            if not torch.is_tensor(image):
+                image = F.pil_to_tensor(image)
+            return F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
+        except Exception as error:
+            raise ValueError(f'image {self.name(index)} can be read, but not be prepared: {error}') from error
 
     def name(self, index):
         return self.images.name(index) if hasattr(self.images, 'name') else f'number {index}'
@@ -209,8 +217,9 @@ class Steps(Sampler):
     """The (epoch, index) pairs that a rank takes at each step from `start` on, in `accum` parts: its share of each batch.
 
     An epoch has ceil(images / batch) steps; the last batch is filled up from the beginning of the order. repeats: how often an
-    image comes in a row, each time augmented in another way (repeated augmentation, Hoffer et al. 2020): an epoch then sees
-    images / repeats of them. Items are (draw, index); without repeats the draw is the epoch.
+    image comes in a batch, each time augmented in another way (repeated augmentation, Hoffer et al. 2020): an epoch then sees
+    images / repeats of them. The copies stand apart, on other ranks where there are some: mixup takes neighbours. Items are
+    (draw, index); without repeats the draw is the epoch.
     """
 
     def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1, accum=1, repeats=1):
@@ -229,16 +238,18 @@ class Steps(Sampler):
                 epoch = step // self.steps_per_epoch
                 generator = torch.Generator().manual_seed(seed_for('order', self.seed, epoch))
                 order = torch.randperm(self.images, generator=generator)
-            first, part = step % self.steps_per_epoch * self.batch + self.rank * self.share, self.share // self.accum
-            for begin in range(first, first + self.share, part):
-                yield [(epoch * self.repeats + i % self.repeats, int(order[i // self.repeats % self.images]))
+            different, part = -(-self.batch // self.repeats), self.share // self.accum
+            first = step % self.steps_per_epoch * different
+            for begin in range(self.rank * self.share, (self.rank + 1) * self.share, part):
+                yield [(epoch * self.repeats + i // different, int(order[(first + i % different) % self.images]))
                        for i in range(begin, begin + part)]
 
 
 def collate(items):
     """[(image, class or None, failures)] -> images (B, C, H, W), classes (B,) or None, all failures."""
     images, classes, failures = zip(*items)
-    return torch.stack(images), None if None in classes else torch.tensor(classes), [f for each in failures for f in each]
+    labels = None if any(label is None for label in classes) else torch.as_tensor([int(label) for label in classes])
+    return torch.stack(images), labels, [failure for each in failures for failure in each]
 
 
 def loader(augmented, batches, workers, device):

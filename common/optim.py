@@ -27,8 +27,8 @@ def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
     """
     if name == 'lamb':
         return Lamb(groups, lr=0.0, betas=betas, eps=1e-6, bias_correction=not official, always_adapt=official)
-    if name == 'lars':
-        return Lars(groups, lr=0.0, momentum=0.9)
+    if name == 'lars':  # timm's scales a step where there is weight decay; MAE's probe has none, and scales
+        return Lars([{**group, 'always_adapt': group['decays']} for group in groups], lr=0.0, momentum=0.9)
     if name == 'adamw':
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
@@ -50,8 +50,8 @@ class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2020) with bias correction and gradient averaging: timm's `Lamb(max_grad_norm=None)`.
 
     Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the step off
-    without a look from the host), and multi-tensor operations whatever timm's version. The trust ratio applies to
-    groups with weight decay only, as in timm, or always (always_adapt).
+    without a look from the host), and multi-tensor operations whatever timm's version. The trust ratio applies to the
+    groups that decay (also by 0, unlike timm), or to all (always_adapt).
     """
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):
@@ -93,7 +93,7 @@ class Lamb(torch.optim.Optimizer):
         updates = torch._foreach_div(means, scale)
         if corrects:
             torch._foreach_div_(updates, (1 - beta1 ** done).to(like.dtype))
-        if decay or group.get('always_adapt'):
+        if group.get('decays', decay != 0) or group.get('always_adapt'):
             torch._foreach_add_(updates, params, alpha=decay)
             weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
             trust = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from timm.models import convnext
+from timm.models import convnext, densenet
 from torch import nn
 
 from common.checkpoint import read_plain
@@ -70,6 +70,10 @@ def to_timm(state, cnn):
     for prefix in (OURS, OFFICIAL):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if any(key.startswith('cnn.') for key in state) and all(key.startswith(('cnn.', 'norm.', 'fc.')) for key in state):
+        state = {key.removeprefix('cnn.'): value for key, value in state.items() if key.startswith('cnn.')}  # a linear probe
+    if isinstance(cnn, densenet.DenseNet):  # files of torchvision, which renames them when it loads
+        state = {re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', key): value for key, value in state.items()}
     if any(key.startswith('downsample_layers.') for key in state):
         if not isinstance(cnn, convnext.ConvNeXt):
             raise ValueError(f'the weights are those of a ConvNeXt, the network is a {type(cnn).__name__}: '
@@ -81,7 +85,7 @@ def to_timm(state, cnn):
 
 
 def torchvision_convnext(key):
-    """torchvision's name of a ConvNeXt's parameter -> timm's. (torchvision's ResNets and DenseNets have timm's names.)"""
+    """torchvision's name of a ConvNeXt's parameter -> timm's. (torchvision's ResNets have timm's names.)"""
     inner = {'0': 'conv_dw', '2': 'norm', '3': 'mlp.fc1', '5': 'mlp.fc2'}
     block = re.fullmatch(r'features\.(\d)\.(\d+)\.(?:block\.(\d)\.(\w+)|(layer_scale))', key)
     if block:
@@ -138,6 +142,17 @@ def timm_weights(model, in_chans=3):
         return create_cnn(model, in_chans=in_chans, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
+
+
+def try_size(cnn, name, size, in_chans=3):
+    """Raise a ValueError if a network cannot take images of this size."""
+    mode, like = cnn.training, next(cnn.parameters())
+    try:
+        with torch.no_grad():
+            cnn.eval()(torch.zeros(1, in_chans, *size, device=like.device))
+    except Exception as error:  # whatever a network can raise
+        raise ValueError(f'{name} cannot take images of {size[0]}x{size[1]} ({error}): give another --img_size') from error
+    cnn.train(mode)
 
 
 def head_parameters(cnn, size, in_chans=3):

@@ -106,6 +106,10 @@ class Options(RunOptions):
         require(not self.official_lamb or self.opt == 'lamb', '--official_lamb is for --opt=lamb')
 
     @property
+    def needs_folder(self):
+        return self.eval is None
+
+    @property
     def warmup(self):
         return self.warmup_epochs
 

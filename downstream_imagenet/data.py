@@ -15,6 +15,9 @@ from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, check_datas
 from common.engine import to_device
 from common.schedule import seed_for
 
+NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or float files, data sets '
+              'of your own): give --augment=none')
+
 
 class LabelledFolder(ImageFiles):
     """ImageNet's layout: a folder of images for each class. Yields (image, class).
@@ -42,7 +45,12 @@ class LabelledFolder(ImageFiles):
 def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
     """(training images, validation images), each yielding (image, class). Raises ValueError."""
     if dataset is not None:
-        return timm_dataset(dataset, data_path, 'train', in_chans), timm_dataset(dataset, data_path, 'validation', in_chans)
+        images, val = (timm_dataset(dataset, data_path, split, in_chans) for split in ('train', 'validation'))
+        indices = [getattr(getattr(part, 'reader', None), 'class_to_idx', None) for part in (images, val)]
+        if indices[0] != indices[1]:
+            raise ValueError(f'{dataset} numbers the classes of its validation images in another way than those of its '
+                             'training images, since not all have both: for folders leave --dataset out')
+        return images, val
     if data_path is None:
         raise ValueError('say where the images are: --data_path=DIR, with train/ and val/ in it')
     train, val = Path(data_path, 'train'), Path(val_path or Path(data_path, 'val'))
@@ -71,25 +79,57 @@ def class_names(images, num_classes=None):
     return [str(name) for name in names]
 
 
-def check_labelled(images, options):
+def labels_of(images):
+    """The class of each image where a data set lists them (as torchvision's and timm's folders do), else None."""
+    for name in ('labels', 'targets'):
+        if getattr(images, name, None) is not None:
+            return [int(label) for label in getattr(images, name)]
+    samples = getattr(getattr(images, 'reader', None), 'samples', None)
+    return [int(label) for _, label in samples] if isinstance(samples, list) else None
+
+
+def check_classes(labels, number):
+    """Raise a ValueError for a class that is none of 0 ... number - 1."""
+    wrong = [label for label in labels if not 0 <= label < number]
+    if wrong:
+        raise ValueError(f'an image has class {wrong[0]}, but there are {number} classes, counted from 0: number them so, or '
+                         'give --num_classes')
+
+
+def check_labelled(images, options, number):
     """Refuse what does not yield (image, class), or images that the augmentation cannot take; its first item tells."""
     check_dataset(images, options.in_chans)
+    check_classes(labels_of(images) or [], number)
     try:
         item = images[0]
     except Exception:  # an unreadable image is replaced later, and named
         return
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise ValueError(f'the data set yields {type(item).__name__}: each item must be (image, class)')
+    try:
+        whole = int(item[1]) == item[1]
+    except (TypeError, ValueError):  # one-hot, text
+        whole = False
+    if not whole:
+        raise ValueError(f'the data set yields the class {item[1]}: it must be a number, 0, 1, 2, ...')
+    check_classes([int(item[1])], number)
     if torch.is_tensor(item[0]) and options.augmentation != 'none':
-        raise ValueError(f'--augment={options.augmentation} is for 8-bit images that Pillow reads, not for tensors (16-bit or '
-                         'float files, data sets of your own): give --augment=none')
+        raise ValueError(NO_TENSORS)
+
+
+class Share(Subset):
+    """Some images of a data set, known by their names there."""
+
+    def name(self, index):
+        at = self.indices[index]
+        return self.dataset.name(at) if hasattr(self.dataset, 'name') else f'number {at}'
 
 
 def share_of(images, fraction, seed):
     """The same share of each class of the images, one at least, drawn from the seed."""
     if fraction == 1:
         return images
-    labels = images.labels if hasattr(images, 'labels') else [int(images[i][1]) for i in range(len(images))]
+    labels = labels_of(images) or [int(images[i][1]) for i in range(len(images))]
     places = defaultdict(list)
     for place, label in enumerate(labels):
         places[int(label)].append(place)
@@ -98,13 +138,13 @@ def share_of(images, fraction, seed):
         of_class = places[label]
         order = torch.randperm(len(of_class), generator=generator)[:max(1, round(fraction * len(of_class)))]
         chosen += [of_class[i] for i in order]
-    return Subset(images, sorted(chosen))
+    return Share(images, sorted(chosen))
 
 
-def each_once(images, batch, workers, ranks, warn):
+def each_once(images, number, batch, workers, ranks, warn):
     """(images, classes) on the device, this rank's share of a data set, each once and in order.
 
-    images: an Augmented data set with labels. What cannot be read is left out, and warn(text) told.
+    images: an Augmented data set with labels of `number` classes. What cannot be read is left out, and warn(text) told.
     """
     mine = range(ranks.rank, len(images), ranks.size)
     places = [list(mine[i:i + batch]) for i in range(0, len(mine), batch)]
@@ -116,18 +156,40 @@ def each_once(images, batch, workers, ranks, warn):
                 warn(f'unreadable image {images.name(place)} ({failed[place]}): it is left out')
         read = [i for i, place in enumerate(part) if place not in failed]
         if read:
+            check_classes(classes[read].tolist(), number)
             yield to_device(x[read], ranks.device), to_device(classes[read], ranks.device)
 
 
 def training_transform(options):
     """The crop and what is done to the cropped image (paper, appendix): RandomResizedCrop, flip, an automatic augmentation."""
     steps = [RandomCrop(options.size, options.crop_scale, options.flip)]
-    if options.augmentation == 'trivial':
-        steps.append(TrivialAugmentWide(interpolation=BICUBIC))
-    if options.augmentation == 'v0':
-        fill = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)[:options.in_chans]
-        steps.append(auto_augment_transform('v0', {'translate_const': int(min(options.size) * 0.45), 'img_mean': fill}))
+    if options.augmentation != 'none':
+        steps.append(Automatic(options))
     return Compose(steps)
+
+
+class Automatic:
+    """TrivialAugmentWide (torchvision) or AutoAugment v0 (timm), for 8-bit images."""
+
+    def __init__(self, options):
+        if options.augmentation == 'trivial':
+            self.way = TrivialAugmentWide(interpolation=BICUBIC)
+            return
+        fill = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)[:options.in_chans]
+        self.way = auto_augment_transform('v0', {'translate_const': int(min(options.size) * 0.45), 'img_mean': fill})
+        for operation in (operation for policy in self.way.policy for operation in policy):
+            if operation.name == 'Posterize':
+                operation.level_fn = bits_to_keep
+
+    def __call__(self, image):
+        if torch.is_tensor(image):
+            raise ValueError(NO_TENSORS)
+        return self.way(image)
+
+
+def bits_to_keep(level, hparams):
+    """timm's, but one bit at least: Pillow refuses to keep none."""
+    return (max(1, int(level / 10 * 4)),)
 
 
 def evaluation_transform(options):
@@ -165,5 +227,6 @@ class Mixing:
 def mixed(batches, mixing, seed, start, accum, ranks):
     """(images, targets) on the device, `accum` times a step from `start` on: the arguments of Classifier(...)."""
     for number, (images, classes) in enumerate(batches, start * accum):
+        check_classes(classes.tolist(), mixing.num_classes)
         yield mixing(to_device(images, ranks.device), to_device(classes, ranks.device),
                      seed_for('mixing', seed, number, ranks.rank))

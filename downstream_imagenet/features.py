@@ -10,7 +10,7 @@ from common.data import Augmented
 from common.distributed import Ranks
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
-from common.weights import create_cnn, load_classifier
+from common.weights import create_cnn, load_classifier, try_size
 from downstream_imagenet.config import register
 from downstream_imagenet.data import check_labelled, class_names, each_once, evaluation_transform, find_labelled, share_of
 from downstream_imagenet.engine import pooled_features
@@ -67,11 +67,12 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     register(options.register)
     images, val = (dataset, val_dataset) if dataset is not None else \
         find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
-    check_labelled(images, options), check_labelled(val, options)
     classes = class_names(images, options.num_classes)
+    check_labelled(images, options, len(classes)), check_labelled(val, options, len(classes))
     images = share_of(images, options.label_fraction, options.seed)
     torch.manual_seed(seed_for('weights', options.seed))
     cnn = create_cnn(options.model, options.in_chans)
+    try_size(cnn, options.model, options.size, options.in_chans)
     if not options.random:
         source = 'timm' if options.timm else options.weights
         loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans)
@@ -80,15 +81,15 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
     say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
         f'{len(classes)} classes')
-    parts = [_of(cnn, Augmented(of, evaluation_transform(options), options.normalisation, labelled=True), options, ranks, say)
-             for of in (images, val)]
+    parts = [_of(cnn, Augmented(of, evaluation_transform(options), options.normalisation, labelled=True), len(classes), options,
+                 ranks, say) for of in (images, val)]
     return Features(*parts[0], *parts[1], classes)
 
 
 @torch.no_grad()
-def _of(cnn, images, options, ranks, say):
+def _of(cnn, images, number, options, ranks, say):
     features, labels = [], []
-    for x, classes in each_once(images, options.batch_size, loading_processes(options, ranks), ranks, say):
+    for x, classes in each_once(images, number, options.batch_size, loading_processes(options, ranks), ranks, say):
         with autocast(options, ranks):
             features.append(pooled_features(cnn, x).float())
         labels.append(classes)

@@ -85,6 +85,9 @@ def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     if '--mae' in argv:
         argv.remove('--mae')
+        kinds = {word.split('=')[0] for word in argv} & {'--weights', '--finetune_from', '--random', '--timm'}
+        if len(kinds) != 1:
+            sys.exit('error: say which weights: one of --weights=FILE, --random and --timm')
         argv = ['--weights=timm' if word == '--timm' else word for word in argv if word != '--random']
         options = parse(config.Options, 'downstream_imagenet.linear --mae', 'Linear probe with the recipe of MAE.', argv,
                         mae_recipe)

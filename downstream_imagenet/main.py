@@ -25,10 +25,12 @@ from common.log import RunLog
 from common.optim import BufferGuard, build_optimizer
 from common.optim import parameter_groups as plain_groups
 from common.progress import Progress
+from common.run import autocast, loading_processes
 from common.schedule import seed_for
-from common.weights import create_cnn, load_classifier, load_strictly, unwrap
+from common.weights import create_cnn, load_classifier, load_strictly, try_size, unwrap
 from downstream_imagenet.config import parse_options, register
 from downstream_imagenet.data import (
+    LabelledFolder,
     Mixing,
     check_labelled,
     class_names,
@@ -43,6 +45,7 @@ from downstream_imagenet.engine import Classifier, LinearProbe, evaluate, pooled
 from downstream_imagenet.layer_decay import default_decay, layers_of, parameter_groups, table
 from downstream_imagenet.run import Run
 
+AT_A_TIME = 256  # images of an evaluation on a rank, at most
 
 def fine_tune(options, dataset=None, val_dataset=None):
     """Run, or go on with, a fine-tuning; returns the run folder, or with options.eval the accuracies.
@@ -52,20 +55,21 @@ def fine_tune(options, dataset=None, val_dataset=None):
     """
     with distributed() as ranks:
         register(options.register)
+        if options.eval:
+            return measure(options, ranks, val_dataset)
         images, val = (dataset, val_dataset) if dataset is not None else \
             find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
         if val is None:
             raise ValueError('give a val_dataset beside dataset: an accuracy needs images that are not trained on')
-        check_labelled(images, options), check_labelled(val, options)
         classes = class_names(images, options.num_classes)
+        check_labelled(images, options, len(classes)), check_labelled(val, options, len(classes))
         images = share_of(images, options.label_fraction, options.seed)
         if options.resume and not is_own_run(options.resume):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
+        if options.fresh and options.resume:
+            raise ValueError('--fresh starts over and --resume goes on: give one of them')
         run = Run(options, ranks, len(images))
-        torch.manual_seed(seed_for('weights', options.seed))
         model = build(options, len(classes))
-        if options.eval:
-            return measure(run, model, val)
         saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
         loaded = None
         if saved:
@@ -89,8 +93,10 @@ def fine_tune(options, dataset=None, val_dataset=None):
 
 
 def build(options, num_classes):
-    """The Classifier, or LinearProbe, of the options."""
+    """The Classifier, or LinearProbe, of the options, with random weights. Raises ValueError."""
+    torch.manual_seed(seed_for('weights', options.seed))
     cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes)
+    try_size(cnn, options.model, options.size, options.in_chans)
     if not options.freeze:
         return Classifier(cnn, options.loss_name)
     with torch.no_grad():
@@ -150,7 +156,8 @@ def train(run, model, images, val, classes, saved, log):
             log.warn(text)
 
     def accuracy(of):
-        return evaluate(of, watched, run.share // accum, ranks, run.autocast, run.workers, warn_once)
+        return evaluate(of, watched, len(classes), min(run.share // accum, AT_A_TIME), ranks, run.autocast, run.workers,
+                        warn_once)
 
     def averaged():
         """The classifier with the averaged weights: the same module, its weights exchanged for a while."""
@@ -214,12 +221,35 @@ def verdict(last, best, epochs, images):
     return '\n'.join([*lines, 'The best epoch was chosen on these same images, so it is no test result: report the last.'])
 
 
-def measure(run, model, val):
-    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its classes."""
-    options, content = run.options, read_plain(run.options.eval)
-    watched, found = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True), {}
-    model = model.to(run.ranks.device, memory_format=torch.channels_last)
-    averaged = {'ema': content['ema']} if isinstance(content, dict) and isinstance(content.get('ema'), dict) else {}
+def measure(options, ranks, val_dataset=None):
+    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its classes.
+
+    The classes are those that the file names, else those of the training images.
+    """
+    content = read_plain(options.eval)
+    content = content if isinstance(content, dict) else {}
+    then, classes = content.get('config') or {}, content.get('classes')
+    if val_dataset is not None:
+        val, classes = val_dataset, classes or class_names(val_dataset, options.num_classes)
+    elif classes and options.dataset is None:
+        if not (options.val_path or options.data_path):
+            raise ValueError('say where the images are: --val_path=DIR, or --data_path=DIR with val/ in it')
+        val = LabelledFolder(options.val_path or Path(options.data_path, 'val'), options.in_chans, classes)
+    else:
+        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
+        found = class_names(images, options.num_classes)
+        if classes and list(classes) != found:
+            raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, ...), the images '
+                             f'have others ({", ".join(found[:3])}, ...)')
+        classes = found
+    check_labelled(val, options, len(classes))
+    options = dataclasses.replace(options, freeze=then.get('freeze', options.freeze))
+    for name in ('input_size', 'crop', 'mean', 'std'):
+        if name in then and then[name] != getattr(options, name) and ranks.is_main:
+            print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
+    watched, results = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True), {}
+    model = build(options, len(classes)).to(ranks.device, memory_format=torch.channels_last)
+    averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         if options.freeze:
             load_strictly(model, unwrap(state, options.eval))
@@ -228,11 +258,13 @@ def measure(run, model, val):
             if loaded.missing or loaded.left_out:
                 raise ValueError(f'{options.eval} holds no classifier for these classes ({loaded}): there is nothing to '
                                  'measure. Fine-tune first, with --finetune_from')
-        found[which] = evaluate(model, watched, run.share, run.ranks, run.autocast, run.workers)
-        if run.ranks.is_main:
-            print(f'{which}: top-1 {found[which]["top1"]:.2f} %, top-5 {found[which]["top5"]:.2f} % on '
-                  f'{found[which]["images"]:,} images')
-    return found
+        batch = min(max(options.batch_size // ranks.size, 1), AT_A_TIME)
+        results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),
+                                  loading_processes(options, ranks))
+        if ranks.is_main:
+            print(f'{which}: top-1 {results[which]["top1"]:.2f} %, top-5 {results[which]["top5"]:.2f} % on '
+                  f'{results[which]["images"]:,} images')
+    return results
 
 
 def main(argv=None):

@@ -46,6 +46,7 @@ class Options(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
         for field in ('val_every', 'decoder_width'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.picture_every >= 0, f'picture_every must be 0 or more, not {self.picture_every}')

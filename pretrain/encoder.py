@@ -44,19 +44,24 @@ class SparseEncoder(nn.Module):
         """With every cell visible, strips must give what the dense network gives: catches what the probe cannot see.
 
         Tried on a twin of the network with random scales: zero-initialised branches and small layer scales would hide their
-        errors, which then are of the size of the features. In float64, since such a twin magnifies rounding, unless
-        constants of its own forbid that.
+        errors, which then are of the size of the features. BatchNorm takes the statistics of this very batch, since a deep
+        network of random scales would explode without. In float64, unless constants of its own forbid that.
         """
         generator = torch.Generator().manual_seed(0)
         for parameter in twin.parameters():
             if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
                 parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1.0
         view, cause, fault = View(self.grid, [(0, 0)] * len(image), self.grid, image.device), None, ''
-        try:
-            dense = self.pyramid(image.double(), cnn=twin.double().eval())
-            image = image.double()
-        except RuntimeError:
-            dense = self.pyramid(image, cnn=twin.to(image.dtype))
+        with torch.random.fork_rng(devices=[]):
+            try:
+                self.pyramid(image.double(), cnn=twin.double().train())
+                image = image.double()
+            except RuntimeError:
+                self.pyramid(image, cnn=twin.to(image.dtype).train())
+        dense = self.pyramid(image, cnn=twin.eval())
         try:
             strips = self.pyramid(image, view.geometry, twin)
             same = error([view.bring(strip) for strip in strips], dense) <= 0.01

@@ -194,10 +194,14 @@ def test_repeated_augmentation_draws_an_image_again_in_the_same_batch():
     steps = list(Steps(images=10, batch=6, epochs=2, seed=0, repeats=3))
     assert len(steps) == 4
     for epoch in (0, 1):
-        items = [item for batch in steps[2 * epoch:2 * epoch + 2] for item in batch]
-        indices = [index for _, index in items]
-        assert all(len(set(indices[i:i + 3])) == 1 for i in range(0, 12, 3)) and len(set(indices)) == 4
-        assert [draw for draw, _ in items] == [3 * epoch, 3 * epoch + 1, 3 * epoch + 2] * 4
+        batches = steps[2 * epoch:2 * epoch + 2]
+        for batch in batches:
+            indices = [index for _, index in batch]
+            assert indices == indices[:2] * 3 and len(set(indices)) == 2  # copies stand apart: mixup takes neighbours
+            assert [draw - 3 * epoch for draw, _ in batch] == [0, 0, 1, 1, 2, 2]
+        assert len({index for batch in batches for _, index in batch}) == 4
+    whole, parts = ([Steps(10, 6, 1, 0, rank=rank, ranks=ranks, repeats=3) for rank in range(ranks)] for ranks in (1, 2))
+    assert list(whole[0]) == [a + b for a, b in zip(*parts)]
 
 
 def test_timm_datasets_by_name(tmp_path):

@@ -2,6 +2,8 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -38,6 +40,7 @@ from downstream_imagenet.features import Features
 from downstream_imagenet.features import Options as FeatureOptions
 from downstream_imagenet.layer_decay import default_decay, layers_of, parameter_groups
 from downstream_imagenet.main import build, fine_tune
+from downstream_imagenet.main import main as finetune_main
 from tests.conftest import ROOT, randomise
 from tests.test_run import Stop, same, stop_after
 
@@ -276,9 +279,9 @@ def test_classes_are_counted_and_named(labelled):
         class_names([(torch.zeros(3, 8, 8), 0)])
     assert class_names([(torch.zeros(3, 8, 8), 0)], 3) == ['0', '1', '2']
     with pytest.raises(ValueError, match='must be .image, class.'):
-        check_labelled([torch.zeros(3, 8, 8)], parse('--augment=none'))
+        check_labelled([torch.zeros(3, 8, 8)], parse('--augment=none'), 2)
     with pytest.raises(ValueError, match='--augment=none'):
-        check_labelled([(torch.zeros(3, 8, 8), 0)], parse(''))
+        check_labelled([(torch.zeros(3, 8, 8), 0)], parse(''), 2)
     timms = timm.data.create_dataset('folder/', root=str(labelled), split='train')
     assert class_names(timms) == images.classes
 
@@ -358,7 +361,7 @@ with distributed() as ranks:
         torch.nn.init.normal_(model.cnn.stages[0].bn1.running_mean)  # only the main rank's statistics count
     _, val = find_labelled(sys.argv[1])
     images = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True)
-    found = evaluate(model, images, int(sys.argv[2]), ranks, torch.enable_grad)
+    found = evaluate(model, images, 12, int(sys.argv[2]), ranks, torch.enable_grad)
     if ranks.is_main:
         print(repr(found))
 '''
@@ -384,7 +387,7 @@ def test_unreadable_validation_images_are_left_out_and_named(tmp_path):
     options = recommended(name='n', model='your_convnet', input_size=16)
     images = Augmented(LabelledFolder(tmp_path), evaluation_transform(options), options.normalisation, labelled=True)
     told = []
-    found = evaluate(build(options, 2), images, 3, ALONE, torch.enable_grad, warn=told.append)
+    found = evaluate(build(options, 2), images, 2, 3, ALONE, torch.enable_grad, warn=told.append)
     assert found['images'] == 6 and len(told) == 1 and '0/2.png' in told[0]
 
 
@@ -554,3 +557,104 @@ def test_a_linear_probe_trains_its_classifier_only():
 def test_probes_ask_for_one_kind_of_weights(given):
     with pytest.raises(ValueError, match='one of --weights=FILE, --random and --timm'):
         FeatureOptions(**given)
+
+
+# -- what went wrong once ---------------------------------------------------------------------------------------------
+
+def test_lars_and_lamb_scale_their_steps_without_weight_decay_too():
+    for name, lr, share in (('lars', 0.5, 0.5 * 0.001), ('lamb', 0.01, 0.01)):
+        weight = nn.Parameter(torch.randn(4, 6))
+        optimizer = build_optimizer(name, [{'params': [weight], 'weight_decay': 0.0, 'decays': True}])
+        engine.set_schedule(optimizer, lr, 0.0)
+        before, weight.grad = weight.detach().clone(), torch.randn(4, 6)
+        optimizer.step()
+        assert ((weight - before).norm() / before.norm()).item() == pytest.approx(share, rel=1e-3)
+
+
+def test_auto_augment_takes_every_image(labelled):
+    options, (images, _) = parse('--img_size=32 --augment=v0'), find_labelled(labelled)
+    augmented = Augmented(images, training_transform(options), options.normalisation, labelled=True)
+    assert all(augmented[(epoch, 3)][2] == [] for epoch in range(200))
+
+
+def test_images_that_cannot_be_augmented_end_the_run(small, tmp_path):
+    for i in range(8):
+        picture(tmp_path / f'w/train/{i % 2}/{i}.png', i)
+        picture(tmp_path / f'w/val/{i % 2}/{i}.png', i)
+    Image.fromarray(np.full((20, 20), 40000, dtype=np.uint16)).save(tmp_path / 'w/train/1/7.png')
+    with pytest.raises(ValueError, match=r'image .*7.png can be read, but not be prepared: .*--augment=none'):
+        fine_tune(small(data_path=str(tmp_path / 'w'), in_chans=1, batch_size=8))
+
+
+@pytest.mark.parametrize(('label', 'word'), [(2, 'an image has class 2, but there are 2 classes'), (-1, 'class -1'),
+                                             (0.7, 'must be a number'), (torch.tensor([0, 1]), 'must be a number')])
+def test_labels_that_are_none(small, label, word):
+    images = [(torch.zeros(3, 20, 20), label)] * 6
+    with pytest.raises(ValueError, match=word):
+        fine_tune(small(num_classes=2, data_path=None, augment='none'), images, images)
+
+
+def test_later_labels_are_checked_too(small):
+    images = [(torch.zeros(3, 20, 20), 0)] * 11 + [(torch.zeros(3, 20, 20), 5)]
+    with pytest.raises(ValueError, match='an image has class 5'):
+        fine_tune(small(num_classes=2, data_path=None, augment='none', epochs=1, warmup_epochs=0.0), images, images)
+
+
+def test_eval_minds_the_classes_and_asks_for_no_more_than_it_needs(small, labelled, tmp_path, capsys, monkeypatch):
+    folder = fine_tune(small(epochs=1, warmup_epochs=0.0))
+    file = folder / 'your_convnet_1kfinetuned_best.pth'
+    shutil.copytree(labelled / 'val', tmp_path / 'test')
+    monkeypatch.setattr(sys, 'argv', ['main'])
+    finetune_main([f'--eval={file}', f'--val_path={tmp_path}/test', '--model=your_convnet', '--img_size=40', '--workers=0'])
+    assert 'note: input_size was 32 in training, and is 40 here' in capsys.readouterr().out
+    (tmp_path / 'test/bar_stripes').rename(tmp_path / 'test/bars')
+    with pytest.raises(SystemExit, match='classes that the training images do not have: bars'):
+        finetune_main([f'--eval={file}', f'--val_path={tmp_path}/test', '--model=your_convnet', '--img_size=32', '--workers=0'])
+
+
+def test_a_linear_probes_file_is_evaluated_and_fine_tuned(small, tmp_path):
+    probe = fine_tune(small(freeze=True, opt='lars', ema=0.0, run_dir=str(tmp_path / 'probe'), epochs=1, warmup_epochs=0.0))
+    file = str(probe / 'your_convnet_1kfinetuned_last.pth')
+    assert fine_tune(small(eval=file))['model']['images'] == 26
+    cnn = create_cnn('your_convnet', num_classes=12)
+    loaded = load_classifier(cnn, file, 'your_convnet', (32, 32))
+    assert not loaded.missing
+    assert torch.equal(cnn.stages[0].conv1.weight, saved(probe)['model']['cnn.stages.0.conv1.weight'])
+
+
+def test_torchvisions_densenet_files_have_older_names():
+    theirs = torchvision.models.densenet121().state_dict()
+    file = {re.sub(r'(denselayer\d+\.(?:norm|conv))([12])\.', r'\1.\2.', key): value for key, value in theirs.items()}
+    assert file.keys() != theirs.keys()
+    assert not load_classifier(create_cnn('densenet121'), file, 'densenet121', (64, 64)).missing
+
+
+def test_too_small_an_image_is_refused(small):
+    with pytest.raises(ValueError, match='inception_v3 cannot take images of 32x32 .*--img_size'):
+        fine_tune(small(model='inception_v3'))
+
+
+def test_mae_asks_for_one_kind_of_weights():
+    for flags in ([], ['--random', '--weights=f']):
+        with pytest.raises(SystemExit, match='one of --weights=FILE, --random and --timm'):
+            linear.main(['--mae', '--data_path=D', *flags])
+
+
+def test_a_share_knows_its_images_by_name(labelled):
+    images, _ = find_labelled(labelled)
+    half = share_of(images, 0.5, 0)
+    assert half.name(3) == images.name(half.indices[3])
+
+
+def test_fresh_goes_with_weights_given_to_resume_from(small, tmp_path, capsys):
+    save(tmp_path / 'w.pth', create_cnn('your_convnet').state_dict())
+    folder = fine_tune(small(resume=str(tmp_path / 'w.pth'), fresh=True, epochs=1, warmup_epochs=0.0))
+    with pytest.raises(ValueError, match='--fresh starts over'):
+        fine_tune(small(resume=str(folder / 'your_convnet_1kfinetuned_last.pth'), fresh=True, epochs=1, warmup_epochs=0.0))
+
+
+def test_timms_folders_must_have_the_same_classes(small, tmp_path):
+    for name in ('train/a', 'train/b', 'val/b'):
+        picture(tmp_path / f'w/{name}/1.png')
+    with pytest.raises(ValueError, match='numbers the classes of its validation images in another way'):
+        fine_tune(small(data_path=str(tmp_path / 'w'), dataset='folder/'))
