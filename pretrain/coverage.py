@@ -141,8 +141,8 @@ def page(networks, done):
 Written by `make coverage`, with timm {timm.__version__} and torch {torch.__version__}. {exact} of the {total.total()}
 convolutional networks were checked one by one and equal their own dense selves (`python -m pretrain.check NAME` shows
 how): with all cells visible, and on a visible rectangle, in features, gradients and running statistics, to a relative
-error of 1e-8 in float64 (1e-5 for a few that compute in float32 by themselves). {total['larger']} more have over {TOO_LARGE / 1e6:.0f} M parameters and were not run: "as NAME" is the
-largest checked network of the same family.
+error of 1e-8 in float64 (1e-5 for a few that compute in float32 by themselves). {total['larger']} more have over
+{TOO_LARGE / 1e6:.0f} M parameters and were not run: "as NAME" is the largest checked network of the same family.
 
 "Convolutional" is a network whose features meet no attention; transformers, hybrids and MLPs are no part of this
 list, and refused by the module at fault.
