@@ -47,6 +47,7 @@ from downstream_imagenet.run import Run
 
 AT_A_TIME = 256  # images of an evaluation on a rank, at most
 
+
 def fine_tune(options, dataset=None, val_dataset=None):
     """Run, or go on with, a fine-tuning; returns the run folder, or with options.eval the accuracies.
 
