@@ -28,7 +28,7 @@ PRETRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--picture_
 ABLATIONS = {'zeroed': 'hidden pixels zeroed, dense network', 'single_level': 'decoder sees the smallest map only',
              'mask_40': 'mask ratio 0.4', 'mask_75': 'mask ratio 0.75'}
 FRACTIONS = {'1': ('0.01', 150), '10': ('0.1', 100), '100': ('1', 30)}  # percent: (share of the labels, epochs)
-RATES = ('3e-3', '1e-2', '3e-2')
+RATES = ('3e-3', '1e-2', '3e-2', '1e-1')
 FINE_TUNING = (*MODEL, '--bs=24', '--ema=0', '--mixup=0', '--cutmix=0', '--augment=none', '--crop_scale=0.5,1',
                '--layer_decay=1', '--wp_ep=1', '--val_every=1000')
 MEASURES = {'knn': 'k-NN', 'linear': 'linear probe', '1': '1 % of labels', '10': '10 % of labels', '100': 'all labels'}
