@@ -43,7 +43,7 @@ def open_folder(folder, fresh, ranks, own):
     """
     aside = None
     if ranks.is_main:
-        runs = ('*_still_pretraining.pth', '*_1kfinetuned_last.pth')
+        runs = ('*_still_pretraining.pth', '*_1kfinetuned_last.pth', '*_coco_last.pth')
         others = [path for kind in runs for path in folder.glob(kind) if path != own]
         if others and not fresh:
             raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or --fresh to move '
@@ -79,7 +79,7 @@ def load_run(resume, own, ranks):
 def refuse_changes(options, saved, **facts):
     """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name."""
     wrong = changes(options, saved['config'], harmless=False)
-    wrong += [(name, value, saved[name]) for name, value in facts.items() if value != saved[name]]
+    wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
     if wrong:
         raise ValueError(f'{saved["path"]} is of another run: '
                          + '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
@@ -104,7 +104,7 @@ def read_run(path):
     """The content of a checkpoint that this program wrote. Raises ValueError for any other file."""
     content = read_plain(path)
     if not isinstance(content, dict) or not content.keys() >= {'version', 'step', 'config', 'model', 'optimizer'}:
-        raise ValueError(f'{path} holds weights, not a run: start from them with --init={path}')
+        raise ValueError(f'{path} holds weights, not a run: start from them with --init or --finetune_from')
     if content['version'] > VERSION:
         raise ValueError(f'{path} was written by a later version of this program: update it to resume that run')
     return content

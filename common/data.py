@@ -68,7 +68,11 @@ class ImageFiles(Dataset):
                 if values.max() > 1 or values.min() < 0:
                     raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
                 return values.expand(3, -1, -1) if self.mode == 'RGB' else values
-            return image.convert(self.mode)
+            return self.turned(image, index).convert(self.mode)
+
+    def turned(self, image, index):
+        """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
+        return image
 
 
 def find_files(folder, endings):
@@ -149,13 +153,13 @@ class Augmented(Dataset):
     images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start with one; with
     labelled, of (image, class). transform: image -> image of the network's size, which may draw random numbers: they are seeded
     by an item's (epoch, index). erase: what is done to the normalised tensor. An image that cannot be read is replaced by the
-    next one that can: items are (image, class or None, indices that could not be read). An image that can be read and not
-    transformed is an error.
+    next one that can: items are (image, class or None, indices that could not be read); without stand_ins, by None. An image
+    that can be read and not transformed is an error.
     """
 
-    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None):
+    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None, stand_ins=True):
         self.images, self.transform, self.normalisation = images, transform, normalisation
-        self.seed, self.labelled, self.erase = seed, labelled, erase
+        self.seed, self.labelled, self.erase, self.stand_ins = seed, labelled, erase, stand_ins
 
     def __len__(self):
         return len(self.images)
@@ -164,7 +168,7 @@ class Augmented(Dataset):
         epoch, index = item
         failed = []
         with seeded(seed_for('augmentation', self.seed, epoch, index)):
-            for offset in range(min(PATIENCE, len(self.images))):
+            for offset in range(min(PATIENCE, len(self.images)) if self.stand_ins else 1):
                 at = (index + offset) % len(self.images)
                 try:
                     item = self.images[at]
@@ -174,22 +178,27 @@ class Augmented(Dataset):
                 except Exception as error:  # whatever a file can do to a reader
                     failed.append((at, f'{type(error).__name__}: {error}'))
                     continue
-                image = self.to_tensor(image, at)
-                if image.isfinite().all():
-                    return image if self.erase is None else self.erase(image), item[1] if self.labelled else None, failed
+                try:
+                    tensor, label = self.prepare(image, item, at)
+                except Exception as error:
+                    raise ValueError(f'image {self.name(at)} can be read, but not be prepared: {error}') from error
+                if tensor.isfinite().all():
+                    return tensor, label, failed
                 failed.append((at, 'it holds NaN or infinite values'))
+        if not self.stand_ins:
+            return None, None, failed
         raise ValueError(f'{len(failed)} images in a row could not be read, from number {index} on; the last said '
                          f'"{failed[-1][1]}"')
 
-    def to_tensor(self, image, index):
-        """An image as the network takes it. Raises ValueError that names the image."""
-        try:
-            image = self.transform(image)
-            if not torch.is_tensor(image):
-                image = F.pil_to_tensor(image)
-            return F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
-        except Exception as error:
-            raise ValueError(f'image {self.name(index)} can be read, but not be prepared: {error}') from error
+    def prepare(self, image, item, index):
+        """What was read of number `index` -> (the image as the network takes it, its class or None)."""
+        tensor = self.as_input(self.transform(image))
+        return tensor if self.erase is None else self.erase(tensor), item[1] if self.labelled else None
+
+    def as_input(self, image):
+        """A PIL image or a tensor -> (C, H, W) float32, normalised."""
+        image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
+        return F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
 
     def name(self, index):
         return self.images.name(index) if hasattr(self.images, 'name') else f'number {index}'
@@ -231,13 +240,16 @@ class Steps(Sampler):
     def __len__(self):
         return (self.stop - self.start) * self.accum
 
+    def order(self, epoch):
+        """All images in the order of an epoch, (images,)."""
+        return torch.randperm(self.images, generator=torch.Generator().manual_seed(seed_for('order', self.seed, epoch)))
+
     def __iter__(self):
         epoch = order = None
         for step in range(self.start, self.stop):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                generator = torch.Generator().manual_seed(seed_for('order', self.seed, epoch))
-                order = torch.randperm(self.images, generator=generator)
+                order = self.order(epoch)
             different, part = -(-self.batch // self.repeats), self.share // self.accum
             first = step % self.steps_per_epoch * different
             for begin in range(self.rank * self.share, (self.rank + 1) * self.share, part):
@@ -246,13 +258,16 @@ class Steps(Sampler):
 
 
 def collate(items):
-    """[(image, class or None, failures)] -> images (B, C, H, W), classes (B,) or None, all failures."""
-    images, classes, failures = zip(*items)
+    """[(image, class or None, failures)] -> images (B, C, H, W), classes (B,) or None, all failures; None is left out."""
+    failures, read = [one for *_, each in items for one in each], [item[:2] for item in items if item[0] is not None]
+    if not read:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), failures
+    images, classes = zip(*read)
     labels = None if any(label is None for label in classes) else torch.as_tensor([int(label) for label in classes])
-    return torch.stack(images), labels, [failure for each in failures for failure in each]
+    return torch.stack(images), labels, failures
 
 
-def loader(augmented, batches, workers, device):
+def loader(augmented, batches, workers, device, collate=collate):
     """Batches of images, in the order of `batches`, ahead of time in `workers` processes."""
     # A generator of its own: the loader draws a seed when it starts, in the middle of a step's random numbers.
     return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=torch.Generator(),

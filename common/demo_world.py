@@ -1,11 +1,13 @@
-"""A small picture world, drawn: classes that differ in outline and in texture, in ImageNet's layout.
+"""A small picture world, drawn: classes that differ in outline and in texture.
 
-    python -m common.demo_world DIR --train 3000 --val 200 --size 64 --seed 0
+    python -m common.demo_world DIR --train 3000 --val 200 --size 64 --seed 0         an object an image, ImageNet's layout
+    python -m common.demo_world --coco DIR --train 200 --val 50 --size 128            several, with boxes and masks, COCO's
 
 Each class has an outline and a texture of its own, at random places, sizes, colours and rotations on smooth backgrounds.
 An image is a function of (seed, split, number). Needs NumPy and Pillow only.
 """
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,23 +94,31 @@ def background(rng, side):
     return colours[0] * (1 - t) ** 2 + 2 * colours[1] * t * (1 - t) + colours[2] * t ** 2
 
 
-def draw(name, rng, side):
-    """One object of a class on a background: PIL image, side x side."""
+def paint(name, rng, side, radius, centre):
+    """An object of a class on a canvas: where it is (side, side), its colours there (side, side, 3), its corners (n, 2)."""
     outline, texture = CLASSES[name]
-    big = side * SCALE
-    radius = rng.uniform(0.28, 0.46) * big
-    centre = rng.uniform(radius * 0.8, big - radius * 0.8, 2)
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = (outline * (1, squeeze)) @ turn.T * radius + centre
-    inside = Image.new('L', (big, big))
+    inside = Image.new('L', (side, side))
     ImageDraw.Draw(inside).polygon([tuple(c) for c in corners], fill=255)
-    y, x = np.mgrid[0:big, 0:big]
+    y, x = np.mgrid[0:side, 0:side]
     u, v = np.moveaxis((np.stack([x, y], -1) - centre) / radius @ turn, -1, 0)
     one, other = colour_pair(rng)
-    painted = np.where(texture(u, v / squeeze)[..., None], one, other)
-    picture = np.where(np.array(inside)[..., None] > 0, painted, background(rng, big))
+    return np.array(inside) > 0, np.where(texture(u, v / squeeze)[..., None], one, other), corners
+
+
+def reduced(picture, side):
     return Image.fromarray(picture.astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
+
+
+def draw(name, rng, side):
+    """One object of a class on a background: PIL image, side x side."""
+    big = side * SCALE
+    radius = rng.uniform(0.28, 0.46) * big
+    centre = rng.uniform(radius * 0.8, big - radius * 0.8, 2)
+    inside, colours, _ = paint(name, rng, big, radius, centre)
+    return reduced(np.where(inside[..., None], colours, background(rng, big)), side)
 
 
 def write_world(folder, train, val, side, seed):
@@ -121,18 +131,100 @@ def write_world(folder, train, val, side, seed):
             draw(label, np.random.default_rng([seed, split, i]), side).save(path)
 
 
+def run_lengths(mask):
+    """COCO's run-length encoding of a mask (h, w), uncompressed: columns in turn, the first run is of zeros."""
+    pixels = np.concatenate([[0], mask.T.reshape(-1).astype(int), [1 - int(mask[-1, -1])]])
+    ends = np.flatnonzero(np.diff(pixels))
+    return {'size': list(mask.shape), 'counts': np.diff(np.concatenate([[0], ends])).tolist()}
+
+
+def draw_scene(rng, side, objects, crowd):
+    """(PIL image, annotations without ids) of so many objects, some behind others, and of a crowd of small ones or none.
+
+    Objects in full view have polygons, others and crowds run lengths.
+    """
+    big, picture, seen = side * SCALE, background(rng, side * SCALE), []  # seen: [name, visible (big, big), corners, is crowd]
+
+    def place(name, low, high, near=None):
+        for _ in range(20):
+            radius = rng.uniform(low, high) * big
+            spot = rng.uniform(radius, big - radius, 2) if near is None else \
+                np.clip(near + rng.normal(0, 0.1 * big, 2), radius, big - radius)
+            inside, colours, corners = paint(name, rng, big, radius, spot)
+            if all((other & inside).sum() < 0.5 * other.sum() for _, other, _, _ in seen):
+                picture[inside] = colours[inside]
+                for entry in seen:
+                    if (entry[1] & inside).any():
+                        entry[1], entry[2] = entry[1] & ~inside, None
+                return inside, corners
+        return None, None
+
+    if crowd:
+        name, near = rng.choice(list(CLASSES)), rng.uniform(0.2 * big, 0.8 * big, 2)
+        parts = [place(name, 0.05, 0.08, near)[0] for _ in range(6)]
+        seen.append([name, np.logical_or.reduce([part for part in parts if part is not None]), None, True])
+    for _ in range(objects):
+        name = rng.choice(list(CLASSES))
+        inside, corners = place(name, 0.12, 0.25)
+        if inside is not None:
+            seen.append([name, inside, corners, False])
+    annotations = []
+    for name, visible, corners, is_crowd in seen:
+        mask = visible.reshape(side, SCALE, side, SCALE).mean((1, 3)) > 0.5
+        if not mask.any():  # behind others
+            continue
+        if corners is None:
+            y, x = np.nonzero(mask)
+            low, high, shape = (x.min(), y.min()), (x.max() + 1, y.max() + 1), run_lengths(mask)
+        else:
+            corners = corners / SCALE
+            low, high, shape = corners.min(0), corners.max(0), [corners.flatten().round(2).tolist()]
+        annotations.append({
+            'category_id': category_id(list(CLASSES).index(name)), 'iscrowd': int(is_crowd), 'area': int(mask.sum()),
+            'bbox': [round(float(v), 2) for v in (*low, *np.subtract(high, low))], 'segmentation': shape})
+    return reduced(picture, side), annotations
+
+
+def category_id(number):
+    """As COCO's, the ids have gaps: 1, 2, 3, 5, 6, 7, 9, ..."""
+    return 1 + number + number // 3
+
+
+def write_coco(folder, train, val, side, seed):
+    """Write train2017/, val2017/ and annotations/: one to five objects an image, crowds in some, nothing in a few."""
+    folder = Path(folder)
+    (folder / 'annotations').mkdir(parents=True, exist_ok=True)
+    for split, (name, count) in enumerate((('train2017', train), ('val2017', val))):
+        (folder / name).mkdir(exist_ok=True)
+        images, annotations = [], []
+        for i in range(count):
+            rng = np.random.default_rng([seed, 2 + split, i])
+            image, found = draw_scene(rng, side, 0 if i % 12 == 11 else rng.integers(1, 6), crowd=i % 8 == 5)
+            entry = {'id': 1000 + 7 * i, 'file_name': f'{1000 + 7 * i:012}.png', 'height': side, 'width': side}
+            image.save(folder / name / entry['file_name'])
+            images.append(entry)
+            annotations += [{'id': len(annotations) + j + 1, 'image_id': entry['id'], **one} for j, one in enumerate(found)]
+        categories = [{'id': category_id(i), 'name': one, 'supercategory': 'object'} for i, one in enumerate(CLASSES)]
+        (folder / 'annotations' / f'instances_{name}.json').write_text(json.dumps(
+            {'info': {'description': 'drawn by common.demo_world'}, 'licenses': [], 'images': images,
+             'annotations': annotations, 'categories': categories}))
+
+
 def main():
     parser = argparse.ArgumentParser('common.demo_world', description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('folder', help='where to write, in ImageNet\'s layout')
-    parser.add_argument('--train', type=int, default=3000, help='training images')
-    parser.add_argument('--val', type=int, default=200, help='held-out images')
-    parser.add_argument('--size', type=int, default=64, help='side of an image in pixels')
+    parser.add_argument('folder', help="where to write, in ImageNet's layout")
+    parser.add_argument('--coco', action='store_true', help="several objects an image with boxes and masks, in COCO's layout")
+    parser.add_argument('--train', type=int, help='training images (3000; with --coco 200)')
+    parser.add_argument('--val', type=int, help='held-out images (200; with --coco 50)')
+    parser.add_argument('--size', type=int, help='side of an image in pixels (64; with --coco 128)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    if args.train < 0 or args.val < 0 or args.size < 8:
+    train, val, size = (default if value is None else value for value, default in
+                        zip((args.train, args.val, args.size), (200, 50, 128) if args.coco else (3000, 200, 64)))
+    if train < 0 or val < 0 or size < 8:
         parser.error('--train and --val must be 0 or more, --size 8 or more')
-    write_world(args.folder, args.train, args.val, args.size, args.seed)
-    print(f'{args.train} training and {args.val} held-out images of {len(CLASSES)} classes in {args.folder}')
+    (write_coco if args.coco else write_world)(args.folder, train, val, size, args.seed)
+    print(f'{train} training and {val} held-out images of {len(CLASSES)} classes in {args.folder}')
 
 
 if __name__ == '__main__':

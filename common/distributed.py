@@ -2,6 +2,7 @@
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from inspect import signature
 
 import torch
@@ -33,13 +34,24 @@ class Ranks:
         for tensor in tensors if self.size > 1 else ():
             dist.broadcast(tensor, 0)
 
-    def union(self, items):
-        """The union of a set of plain objects over all ranks."""
+    def gather(self, items):
+        """The lists of plain objects of all ranks, one after the other."""
         everyone = [items]
         if self.size > 1:
             everyone = [None] * self.size
             dist.all_gather_object(everyone, items)
-        return set().union(*everyone)
+        return [item for each in everyone for item in each]
+
+    def union(self, items):
+        """The union of a set of plain objects over all ranks."""
+        return set(self.gather(list(items)))
+
+    def broadcast_object(self, item):
+        """What a plain object is on the main rank."""
+        item = [item]
+        if self.size > 1:
+            dist.broadcast_object_list(item, 0)
+        return item[0]
 
     def barrier(self):
         if self.size > 1:
@@ -47,8 +59,11 @@ class Ranks:
 
 
 @contextmanager
-def distributed():
-    """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs."""
+def distributed(patience=None):
+    """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs.
+
+    patience: minutes that ranks wait for each other before they give up; torch's if not given.
+    """
     rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     local = int(os.environ.get('LOCAL_RANK', 0))
     cuda = torch.cuda.is_available()
@@ -59,7 +74,8 @@ def distributed():
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}))
+        dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}),
+                                **({'timeout': timedelta(minutes=patience)} if patience else {}))
     yield Ranks(rank, size, device)
     if size > 1:  # not after an error: it would wait for ranks that wait for this one
         dist.destroy_process_group()
@@ -84,25 +100,27 @@ class _AllReduce(torch.autograd.Function):
 class CPUSyncBatchNorm(nn.BatchNorm2d):
     """What SyncBatchNorm is on GPUs, for CPU processes, which torch refuses: so that they mean the same as GPUs.
 
-    Statistics go through a differentiable all-reduce; every rank must hold the same number of positions.
+    Statistics go through a differentiable all-reduce, weighted by the positions that each rank holds.
     """
 
     def forward(self, x):
         if not self.training or not dist.is_initialized():
             return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
                                             self.momentum, self.eps)
-        ranks, shape = dist.get_world_size(), (1, -1, 1, 1)
+        shape = (1, -1, 1, 1)
+        count = torch.tensor(x.numel() // x.shape[1], dtype=torch.float64)
+        dist.all_reduce(total := count.clone())
+        share = (count / total).item()
         exact = x if x.dtype == torch.float64 else x.float()  # statistics in fp32 under autocast too
-        mean = _AllReduce.apply(exact.mean((0, 2, 3))) / ranks
+        mean = _AllReduce.apply(exact.mean((0, 2, 3)) * share)
         centred = exact - mean.view(shape)
-        var = _AllReduce.apply(centred.square().mean((0, 2, 3))) / ranks
+        var = _AllReduce.apply(centred.square().mean((0, 2, 3)) * share)
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                count = x.numel() // x.shape[1] * ranks
-                self.running_mean += share * (mean - self.running_mean)
-                self.running_var += share * (var * count / (count - 1) - self.running_var)
+                momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                self.running_mean += momentum * (mean - self.running_mean)
+                self.running_var += momentum * (var * (total / (total - 1)).item() - self.running_var)
         out = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)

@@ -4,6 +4,7 @@ All files are read with `weights_only=True`. Renaming is done by functions on pl
 the exceptions written here.
 """
 import difflib
+import importlib
 import re
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import nn
 from common.checkpoint import read_plain
 
 OURS, OFFICIAL = 'encoder.cnn.', 'sparse_encoder.sp_cnn.'  # where the CNN sits in a whole SparK, ours and the official
+DETECTOR = 'backbone.cnn.'  # and in a detector of downstream_coco
 OFFICIAL_UNUSED = frozenset({'imn_m', 'imn_s', 'norm_black'})
 WRAPPERS = ('module', 'model', 'state_dict')
 
@@ -30,6 +32,15 @@ class Loaded:
         def names(keys):
             return f'{len(keys)}' + (f' ({", ".join(keys[:4])}{", ..." if len(keys) > 4 else ""})' if keys else '')
         return f'matched {len(self.matched)} entries, missing {names(self.missing)}, left out {names(self.left_out)}'
+
+
+def register(module):
+    """Import the module in which a user's networks are registered. Raises ValueError."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if module != 'pretrain.models':  # which may be left away
+            raise ValueError(f'--register={module}: {error}') from error
 
 
 def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=None):
@@ -67,7 +78,7 @@ def unwrap(content, path='the given object'):
 
 def to_timm(state, cnn):
     """Any state_dict of a network, ours, official or timm's, as the keys of that network in timm."""
-    for prefix in (OURS, OFFICIAL):
+    for prefix in (OURS, OFFICIAL, DETECTOR):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if any(key.startswith('cnn.') for key in state) and all(key.startswith(('cnn.', 'norm.', 'fc.')) for key in state):

@@ -1,5 +1,4 @@
 """The options of a fine-tuning run, and its recipes: the paper's by model, a relative's for any other network."""
-import importlib
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +6,7 @@ from torch import nn
 
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
-from common.weights import create_cnn
+from common.weights import create_cnn, register
 
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4, 'layer_decay': 0.7,
             'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3, 'ema': 0.9999}
@@ -129,15 +128,6 @@ class Options(RunOptions):
     @property
     def augmentation(self):
         return self.augment or ('none' if self.in_chans not in (1, 3) else 'v0' if self.is_large else 'trivial')
-
-
-def register(module):
-    """Import the module in which a user's networks are registered. Raises ValueError."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if module != 'pretrain.models':  # this folder also works alone
-            raise ValueError(f'--register={module}: {error}') from error
 
 
 def recipe_of(model, input_size=224):

@@ -144,20 +144,18 @@ def share_of(images, fraction, seed):
 def each_once(images, number, batch, workers, ranks, warn):
     """(images, classes) on the device, this rank's share of a data set, each once and in order.
 
-    images: an Augmented data set with labels of `number` classes. What cannot be read is left out, and warn(text) told.
+    images: an Augmented data set with labels of `number` classes and without stand-ins. What cannot be read is left out, and
+    warn(text) told.
     """
     mine = range(ranks.rank, len(images), ranks.size)
     places = [list(mine[i:i + batch]) for i in range(0, len(mine), batch)]
     batches = loader(images, [[(0, place) for place in part] for part in places], workers, ranks.device)
-    for (x, classes, failures), part in zip(batches, places):
-        failed = dict(failures)  # and others, which another image's stand-in would have been
-        for place in part:
-            if place in failed:
-                warn(f'unreadable image {images.name(place)} ({failed[place]}): it is left out')
-        read = [i for i, place in enumerate(part) if place not in failed]
-        if read:
-            check_classes(classes[read].tolist(), number)
-            yield to_device(x[read], ranks.device), to_device(classes[read], ranks.device)
+    for x, classes, failures in batches:
+        for place, error in failures:
+            warn(f'unreadable image {images.name(place)} ({error}): it is left out')
+        if len(x):
+            check_classes(classes.tolist(), number)
+            yield to_device(x, ranks.device), to_device(classes, ranks.device)
 
 
 def training_transform(options):

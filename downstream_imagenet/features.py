@@ -10,8 +10,7 @@ from common.data import Augmented
 from common.distributed import Ranks
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
-from common.weights import create_cnn, load_classifier, try_size
-from downstream_imagenet.config import register
+from common.weights import create_cnn, load_classifier, register, try_size
 from downstream_imagenet.data import check_labelled, class_names, each_once, evaluation_transform, find_labelled, share_of
 from downstream_imagenet.engine import pooled_features
 
@@ -81,8 +80,8 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
     say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
         f'{len(classes)} classes')
-    parts = [_of(cnn, Augmented(of, evaluation_transform(options), options.normalisation, labelled=True), len(classes), options,
-                 ranks, say) for of in (images, val)]
+    parts = [_of(cnn, Augmented(of, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False),
+                 len(classes), options, ranks, say) for of in (images, val)]
     return Features(*parts[0], *parts[1], classes)
 
 

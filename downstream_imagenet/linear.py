@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse
+from common.weights import register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
 from downstream_imagenet.main import fine_tune
@@ -101,7 +102,7 @@ def main(argv=None):
 
 def mae_recipe(given):
     """MAE's options, under those that are given."""
-    config.register(given.get('register', 'pretrain.models'))
+    register(given.get('register', 'pretrain.models'))
     return {**MAE, 'warmup_epochs': min(10.0, given.get('epochs', 90) / 9)}
 
 

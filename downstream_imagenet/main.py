@@ -14,21 +14,19 @@ if not __package__:  # started as a file: imports are absolute from the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from timm.utils import ModelEmaV3
 
-from common.checkpoint import git_commit, load_run, open_folder, plain_state, read_plain, refuse_changes, save
+from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
 from common.data import Augmented, Steps, loader, without_failures
-from common.distributed import data_parallel, distributed, synchronise_batchnorm
-from common.engine import fit_accumulation, train_one_epoch
+from common.distributed import distributed
+from common.finetuning import finetune
+from common.layer_decay import default_decay, layers_of, parameter_groups, table
 from common.log import RunLog
-from common.optim import BufferGuard, build_optimizer
 from common.optim import parameter_groups as plain_groups
-from common.progress import Progress
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
-from common.weights import create_cnn, load_classifier, load_strictly, try_size, unwrap
-from downstream_imagenet.config import parse_options, register
+from common.weights import create_cnn, load_classifier, load_strictly, register, try_size, unwrap
+from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import (
     LabelledFolder,
     Mixing,
@@ -42,7 +40,6 @@ from downstream_imagenet.data import (
     training_transform,
 )
 from downstream_imagenet.engine import Classifier, LinearProbe, evaluate, pooled_features
-from downstream_imagenet.layer_decay import default_decay, layers_of, parameter_groups, table
 from downstream_imagenet.run import Run
 
 AT_A_TIME = 256  # images of an evaluation on a rank, at most
@@ -114,100 +111,44 @@ def is_own_run(path):
 def train(run, model, images, val, classes, saved, log):
     """The run itself, from the state that was saved or from the beginning."""
     options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
-    trained = model if options.freeze else model.cnn  # what is saved
-    if saved:
-        trained.load_state_dict(saved.pop('model'))  # popped: not kept in memory for days
-    model = model.to(ranks.device, memory_format=torch.channels_last)
-    ema = ModelEmaV3(trained, decay=options.ema) if options.ema else None
-    if ema and saved:
-        ema.module.load_state_dict(saved.pop('ema'))
-    mixing, accum = Mixing(options, len(classes)), options.accum
-    if accum == 'auto':
-        alike = saved and saved['ranks'] == ranks.size
-        accum = saved['accum'] if alike else fit_accumulation(
-            model, lambda n: (torch.randn(n, options.in_chans, *options.size, device=ranks.device).to(
-                memory_format=torch.channels_last), torch.rand(n, len(classes), device=ranks.device)),
-            run.share, ranks, run.autocast)
-    if ranks.size > 1 and options.sync_bn:
-        model = synchronise_batchnorm(model)
     decay = default_decay(layers_of(model.cnn)[1]) if options.layer_decay is None else options.layer_decay
-    groups = plain_groups(model, options.weight_decay) if options.freeze else \
-        parameter_groups(model.cnn, options.weight_decay, decay)
-    optimizer = build_optimizer(options.opt, groups, official=options.official_lamb)
-    if saved:
-        optimizer.load_state_dict(saved.pop('optimizer'))
-    if options.compile:
-        model.compile()
-    torch.backends.cudnn.benchmark = True  # shapes never change
-    parallel = data_parallel(model, ranks, same_buffers=options.sync_bn)
-
     augmented = Augmented(images, training_transform(options), options.normalisation, options.seed, True, erasing(options))
-    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True)
-    steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum,
-                  max(options.repeats, 1))
-    unreadable, warned = set(), set()
-    read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
-    batches = mixed(read, mixing, options.seed, start, accum, ranks)
-    progress = Progress(run, log, saved['sums'] if saved else None)
-    guard, best = BufferGuard(model), saved['best'] if saved else {}
+    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
+    mixing, warned = Mixing(options, len(classes)), set()
+    torch.backends.cudnn.benchmark = True  # shapes never change
+
+    def arguments(n):
+        return (torch.randn(n, options.in_chans, *options.size, device=ranks.device).to(memory_format=torch.channels_last),
+                torch.rand(n, len(classes), device=ranks.device))
+
+    def groups():
+        return plain_groups(model, options.weight_decay) if options.freeze else \
+            parameter_groups(model.cnn, options.weight_decay, decay)
+
+    def batches(accum):
+        steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum,
+                      max(options.repeats, 1))
+        unreadable = set()
+        read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
+        return mixed(read, mixing, options.seed, start, accum, ranks), unreadable
 
     def warn_once(text):
         if text not in warned:
             warned.add(text)
             log.warn(text)
 
-    def accuracy(of):
-        return evaluate(of, watched, len(classes), min(run.share // accum, AT_A_TIME), ranks, run.autocast, run.workers,
-                        warn_once)
+    def measure(averaged, accum):
+        of = model if averaged is None else averaged if options.freeze else Classifier(averaged, options.loss_name)
+        found = evaluate(of, watched, len(classes), min(run.share // accum, AT_A_TIME), ranks, run.autocast, run.workers,
+                         warn_once)
+        return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
-    def averaged():
-        """The classifier with the averaged weights: the same module, its weights exchanged for a while."""
-        return Classifier(ema.module, options.loss_name) if not options.freeze else ema.module
+    def describe(accum):
+        layers = '' if options.freeze else table(model.cnn, decay)
+        return run.describe(model, accum, images, val, classes, layers, saved)
 
-    def save_checkpoint(step):
-        if ranks.is_main:
-            save(run.checkpoint, {'version': 1, 'step': step, 'sums': progress.sums, 'images': len(images), 'accum': accum,
-                                  'ranks': ranks.size, 'config': options.as_dict(), 'model': plain_state(trained),
-                                  'ema': plain_state(ema.module) if ema else None, 'optimizer': optimizer.state_dict(),
-                                  'classes': classes, 'best': best})
-
-    log.forget_after(start if saved else -1)
-    layers = '' if options.freeze else table(model.cnn, decay)
-    log.say(run.describe(model, accum, images, val, classes, layers, saved))
-    for warning in run.warnings(saved) if ranks.is_main else ():
-        log.warn(warning)
-    if ranks.is_main:
-        log.record(run.record(start, accum, git_commit(), sys.argv))
-    for epoch in range(start // run.per_epoch, options.epochs):
-        progress.start_epoch()
-        for first, stop in run.stretches(epoch, start):
-            train_one_epoch(parallel, batches, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
-                            seed=options.seed, schedule=run.schedule, autocast=run.autocast, accum=accum,
-                            clip_grad=options.clipping, log_every=options.log_every, look=progress.look,
-                            after_step=(lambda: ema.update(trained)) if ema else None)
-            if stop % run.per_epoch:
-                save_checkpoint(stop)
-        done, final = epoch + 1, epoch + 1 == options.epochs
-        metrics, said = {}, ''
-        if final or done % options.val_every == 0:
-            for which, of in (('model', model), ('ema', averaged() if ema else None)):
-                if of is not None:
-                    found = accuracy(of)
-                    suffix = '' if which == 'model' else '_ema'
-                    metrics |= {f'{name}{suffix}': found[name] for name in ('top1', 'top5')} | {
-                        f'val_loss{suffix}': found['loss']}
-                    said += f'{which} {found["top1"]:.2f} %  '
-                    if found['top1'] > best.get(which, {'top1': -1.0})['top1']:
-                        best[which] = {'epoch': done, **{name: found[name] for name in ('top1', 'top5')}}
-                        if ranks.is_main:
-                            save(run.file(f'best{suffix}'), {
-                                'model': plain_state(trained if which == 'model' else ema.module), 'classes': classes,
-                                'config': options.as_dict(), **best[which]})
-            last = metrics
-        unreadable |= ranks.union(unreadable)
-        progress.end_epoch(done, metrics, len(unreadable), said)
-        if final or done % options.save_every == 0:
-            save_checkpoint(done * run.per_epoch)
+    last, best = finetune(run, log, saved, model, model if options.freeze else model.cnn, batches=batches, measure=measure,
+                          groups=groups, arguments=arguments, describe=describe, facts={'classes': classes}, chosen='top1')
     log.say(verdict(last, best, options.epochs, len(val)))
 
 
@@ -248,8 +189,8 @@ def measure(options, ranks, val_dataset=None):
     for name in ('input_size', 'crop', 'mean', 'std'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:
             print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
-    watched, results = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True), {}
-    model = build(options, len(classes)).to(ranks.device, memory_format=torch.channels_last)
+    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
+    model, results = build(options, len(classes)).to(ranks.device, memory_format=torch.channels_last), {}
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         if options.freeze:

@@ -53,7 +53,7 @@ machine     {self.machine}
 folder      {self.folder}{self.going_on(saved)}
 {layers}'''
 
-    def warnings(self, saved):
+    def warnings(self, saved, model, accum):
         """What is allowed and seldom meant."""
         options = self.options
         yield from super().warnings(saved)

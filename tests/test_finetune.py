@@ -21,6 +21,7 @@ from common.checkpoint import save
 from common.data import Augmented
 from common.demo_world import write_world
 from common.distributed import Ranks
+from common.layer_decay import default_decay, layers_of, parameter_groups
 from common.optim import build_optimizer
 from common.weights import create_cnn, head_parameters, load_classifier
 from downstream_imagenet import knn, linear
@@ -38,7 +39,6 @@ from downstream_imagenet.data import (
 from downstream_imagenet.engine import Classifier, LinearProbe, counts, evaluate
 from downstream_imagenet.features import Features
 from downstream_imagenet.features import Options as FeatureOptions
-from downstream_imagenet.layer_decay import default_decay, layers_of, parameter_groups
 from downstream_imagenet.main import build, fine_tune
 from downstream_imagenet.main import main as finetune_main
 from tests.conftest import ROOT, randomise
@@ -360,7 +360,7 @@ with distributed() as ranks:
     if ranks.rank:
         torch.nn.init.normal_(model.cnn.stages[0].bn1.running_mean)  # only the main rank's statistics count
     _, val = find_labelled(sys.argv[1])
-    images = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True)
+    images = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
     found = evaluate(model, images, 12, int(sys.argv[2]), ranks, torch.enable_grad)
     if ranks.is_main:
         print(repr(found))
@@ -385,7 +385,8 @@ def test_unreadable_validation_images_are_left_out_and_named(tmp_path):
         picture(tmp_path / f'{i % 2}/{i}.png', i)
     (tmp_path / '0/2.png').write_bytes(b'')
     options = recommended(name='n', model='your_convnet', input_size=16)
-    images = Augmented(LabelledFolder(tmp_path), evaluation_transform(options), options.normalisation, labelled=True)
+    images = Augmented(LabelledFolder(tmp_path), evaluation_transform(options), options.normalisation, labelled=True,
+                       stand_ins=False)
     told = []
     found = evaluate(build(options, 2), images, 2, 3, ALONE, torch.enable_grad, warn=told.append)
     assert found['images'] == 6 and len(told) == 1 and '0/2.png' in told[0]

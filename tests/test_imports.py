@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {'pretrain', 'common', 'downstream_imagenet', 'downstream_d2', 'downstream_mmdet', 'tests', 'benchmarks'}
 MAY = {'common': {'common'}, 'pretrain': {'pretrain', 'common'}, 'downstream_imagenet': {'downstream_imagenet', 'common'},
-       'downstream_d2': set(), 'downstream_mmdet': set()}
+       'downstream_coco': {'downstream_coco', 'common'}, 'downstream_d2': {'downstream_d2'},
+       'downstream_mmdet': {'downstream_mmdet'}}
+OURS = {*MAY, 'tests', 'benchmarks'}
 
 
 def imports(path):

@@ -1,0 +1,94 @@
+"""How a detector is measured: COCO's average precision, each image looked at once, on any number of processes."""
+import contextlib
+import io
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from downstream_coco.data import each_once, read_annotations
+
+PIXELS = 2 ** 26  # of masks that are drawn at a time
+NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
+
+
+def encoded(masks, boxes, height, width):
+    """COCO's run lengths of masks (N, 1, 28, 28) in boxes (N, 4), drawn into an image; a few at a time, for they are large."""
+    found, some = [], max(1, PIXELS // (height * width))
+    for mask, box in zip(masks.split(some), boxes.split(some)):
+        drawn = paste_masks_in_image(mask, box, (height, width), padding=1)[:, 0] > 0.5
+        lengths = coco_mask.encode(np.asfortranarray(drawn.permute(1, 2, 0).cpu().numpy().astype(np.uint8)))
+        found += [{**one, 'counts': one['counts'].decode()} for one in lengths]
+    return found
+
+
+def as_results(found, image_id, categories, height, width):
+    """What Detector.detect found in an image, as COCO's result format has it."""
+    boxes = found['boxes'].cpu()
+    shapes = encoded(found['masks'], found['boxes'], height, width) if 'masks' in found else [None] * len(boxes)
+    return [{'image_id': image_id, 'category_id': categories[label - 1]['id'], 'score': score,
+             'bbox': [x1, y1, x2 - x1, y2 - y1], **({'segmentation': shape} if shape else {})}
+            for (x1, y1, x2, y2), label, score, shape in
+            zip(boxes.tolist(), found['labels'].tolist(), found['scores'].tolist(), shapes)]
+
+
+@torch.no_grad()
+def evaluate(model, scenes, batch, ranks, autocast, stride, workers=0, warn=print):
+    """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all ranks.
+
+    scenes: of a CocoImages data set; what cannot be read is left out, and warn(text) told. batch: images at a time on a rank.
+    """
+    ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
+    images, mode = scenes.images, model.training
+    model.eval()
+    results, looked = [], []
+    for x, targets in each_once(scenes, stride, batch, workers, ranks, warn):
+        places = [one['number'] for one in targets]
+        originals = [tuple(map(int, images.shapes[place])) for place in places]
+        with autocast():
+            found = model.detect(x, [one['size'] for one in targets], originals)
+        for one, place, original in zip(found, places, originals):
+            looked.append(images.ids[place])
+            results += as_results(one, images.ids[place], images.categories, *original)
+    model.train(mode)
+    looked, results = ranks.gather(looked), ranks.gather(results)
+    if not looked:
+        raise ValueError('none of the validation images can be read')
+    metrics = average_precision(images.annotations, results, looked, images.has_masks) if ranks.is_main else None
+    return ranks.broadcast_object(metrics)
+
+
+def average_precision(annotations, results, looked, masks, dry=False):
+    """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing to find.
+
+    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match them. dry: go through
+    the truth even if there are no results, to see whether pycocotools takes it.
+    """
+    metrics, content = {'images': len(looked), 'objects_found': len(results)}, read_annotations(annotations)
+    for kind, name in (('bbox', 'box'), *((('segm', 'mask'),) if masks else ())):
+        there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])]
+        # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO itself.
+        found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
+                 for one in results]
+        if dry and there:
+            found = [{key: there[0][key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 1.0}]
+        stats = compared({**content, 'annotations': there}, found, looked, kind) if found else [0.0] * len(NAMES)
+        metrics |= {f'{name}_{one}': None if value < 0 else 100 * float(value) for one, value in zip(NAMES, stats)}
+    return metrics
+
+
+def compared(content, results, looked, kind):
+    """pycocotools' twelve figures, -1 where there is nothing to find."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
+        measured = COCOeval(truth, truth.loadRes(results), kind)
+        measured.params.imgIds = sorted(looked)
+        measured.evaluate()
+        measured.accumulate()
+        measured.summarize()
+    return measured.stats

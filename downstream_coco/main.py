@@ -1,0 +1,192 @@
+"""Train Mask R-CNN or Faster R-CNN with any timm CNN, on any images in COCO's format, and measure average precision.
+
+    bash downstream_coco/main.sh my_run --data_path=DIR --model=resnet50 --finetune_from=FILE    # from any folder
+    torchrun --nproc_per_node=8 -m downstream_coco.main --name=my_run ...                        # the same
+    python -m downstream_coco.main --name=my_run ...                                             # one process
+
+The same command again goes on where the run stopped. From Python: `train_detector(Options(...))`.
+"""
+import dataclasses
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: imports are absolute from the root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import nn
+
+from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
+from common.cli import errors_in_one_sentence
+from common.data import loader, without_failures
+from common.distributed import distributed
+from common.finetuning import finetune
+from common.layer_decay import default_decay, layers_of, parameter_groups, table
+from common.log import RunLog
+from common.optim import parameter_groups as plain_groups
+from common.run import autocast, loading_processes
+from common.schedule import seed_for
+from common.weights import create_cnn, load_classifier, load_strictly, register
+from downstream_coco.config import parse_options
+from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, TrainingView, WholeView, moved
+from downstream_coco.detector import SIDE, Detector
+from downstream_coco.engine import average_precision, evaluate
+from downstream_coco.run import Run
+
+
+def train_detector(options):
+    """Run, or go on with, a training; returns the run folder, or with options.eval the average precisions.
+
+    Raises ValueError, before any work, for whatever does not fit together.
+    """
+    with distributed(patience=120) as ranks:  # while the main rank compares what all have found
+        register(options.register)
+        if options.eval:
+            return measure(options, ranks)
+        images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
+                            masks={'mask': True, 'box': False}.get(options.heads))
+        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks)
+        if len(set(ranks.gather([images.digest + val.digest]))) > 1:
+            raise ValueError('not all ranks see the same images: each node needs all of them, and the same annotation files')
+        average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
+        run = Run(options, ranks, len(images))
+        model, loaded = build(options, len(images.categories), images.has_masks)
+        saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
+        facts = {'categories': images.categories, 'masks': images.has_masks}
+        if saved:
+            refuse_changes(options, saved, images=len(images), **facts)
+        aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
+        with RunLog(run.folder, ranks.rank, 'coco_log.txt', options.tensorboard_dir, saved['step'] + 1 if saved else 0) as log:
+            if aside:
+                log.say(f'What was in {run.folder} is in {aside} now.')
+            if loaded and not saved:
+                log.say(f'{options.finetune_from}: {loaded}')
+            if saved and saved['step'] >= run.steps:
+                log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+            else:
+                train(run, model, images, val, facts, saved, log)
+        return run.folder
+
+
+def build(options, classes, masks):
+    """(a Detector with the CNN's weights in it, what was loaded or None). Raises ValueError."""
+    torch.manual_seed(seed_for('weights', options.seed))
+    cnn, loaded = create_cnn(options.model, options.in_chans, options.drop_path), None
+    if options.finetune_from and not options.eval:
+        loaded = load_classifier(cnn, options.finetune_from, options.model, (SIDE, SIDE), options.in_chans)
+    return Detector(cnn, classes, masks, options.in_chans, options.fpn_channels, options.head_channels, options.mask_layers,
+                    options.rois, options.detections, options.freeze, options.frozen_bn), loaded
+
+
+def scenes(options, val):
+    return Scenes(val, WholeView(options.input_size, options.long_side), options.normalisation, stand_ins=False)
+
+
+def train(run, model, images, val, facts, saved, log):
+    """The run itself, from the state that was saved or from the beginning."""
+    options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
+    pyramid, warned = model.backbone, set()
+    decay = default_decay(layers_of(pyramid.cnn)[1]) if options.layer_decay is None else options.layer_decay
+    augmented = Scenes(images, TrainingView(options.short_sides, options.long_side, options.crop_scale, options.flip),
+                       options.normalisation, options.seed)
+    collate, watched = Collate(max(32, pyramid.strides[-1])), scenes(options, val)
+
+    def arguments(n):
+        side = max(options.short_sides)
+        long = min(options.long_side, round(side * options.long_side / options.input_size))
+        height, width = (-(-one // collate.stride) * collate.stride for one in (side, long))
+        boxes = torch.tensor([[0.0, 0.0, side / 2, side / 2]]).expand(images.most, 4)
+        one = {'boxes': boxes, 'labels': torch.ones(len(boxes), dtype=torch.int64), 'size': (height, width)}
+        if facts['masks']:
+            one['masks'] = torch.ones(len(boxes), height, width, dtype=torch.uint8)
+        return next(moved([(torch.randn(n, options.in_chans, height, width), [one] * n)], ranks.device))
+
+    def groups():
+        rest = nn.ModuleList([pyramid.fpn, model.rpn, model.roi_heads])
+        return parameter_groups(pyramid.cnn, options.weight_decay, decay) + plain_groups(rest, options.weight_decay)
+
+    def batches(accum):
+        steps = SimilarShapes(images.upright, options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size,
+                              accum)
+        unreadable = set()
+        read = loader(augmented, steps, run.workers, ranks.device, collate)
+        return moved(without_failures(read, augmented, unreadable, log), ranks.device), unreadable
+
+    def warn_once(text):
+        if text not in warned:
+            warned.add(text)
+            log.warn(text)
+
+    def measure(averaged, accum):
+        return evaluate(averaged or model, watched, max(run.share // accum, 1), ranks, run.autocast, collate.stride,
+                        run.workers, warn_once)
+
+    def describe(accum):
+        return run.describe(model, accum, images, val, '' if options.freeze else table(pyramid.cnn, decay), saved)
+
+    chosen = 'mask_AP' if facts['masks'] else 'box_AP'
+    last, best = finetune(run, log, saved, model, model, batches=batches, measure=measure, groups=groups, arguments=arguments,
+                          describe=describe, facts=facts, chosen=chosen)
+    log.say(verdict(last, best, chosen))
+
+
+def verdict(last, best, chosen):
+    """The average precisions of a finished run, and what was chosen on what."""
+    lines = [f'Finished. On {last["images"]:,} validation images, {chosen.replace("_", " ")} picks the best epoch:']
+    for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
+        if which in best:
+            lines.append(f'  {what}: {figures(last, suffix)} after the last epoch; best {chosen.replace("_", " ")} '
+                         f'{best[which][chosen]:.2f} % after epoch {best[which]["epoch"]}')
+    return '\n'.join([*lines, 'The best epoch was chosen on these same images, so it is no test result: report the last.'])
+
+
+def figures(metrics, suffix=''):
+    """AP and AP50 of boxes, and of masks where there are some, for a person."""
+    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 {metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
+                     for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)
+
+
+def restore(path, options):
+    """(options, a Detector for each of the file's weights, its categories, whether it finds masks). Raises ValueError.
+
+    The network's options are those of the file; so are those of its images unless others than the defaults were given.
+    """
+    content = read_plain(path)
+    if not isinstance(content, dict) or not content.keys() >= {'config', 'model', 'categories', 'masks'}:
+        raise ValueError(f'{path} holds no detector of this program')
+    fixed = {name: value for name, value in content['config'].items() if name in
+             ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
+    default = {field.name: field.default for field in dataclasses.fields(options)}
+    fixed |= {name: content['config'][name] for name in ('input_size', 'long_side', 'mean', 'std')
+              if getattr(options, name) == default[name]}
+    options, models = dataclasses.replace(options, **fixed, finetune_from=None), {}
+    for which, state in (('model', content['model']), ('ema', content.get('ema'))):
+        if state is not None:
+            models[which], _ = build(options, len(content['categories']), content['masks'])
+            load_strictly(models[which], state)
+    return options, models, content['categories'], content['masks']
+
+
+def measure(options, ranks):
+    """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
+    options, models, categories, masks = restore(options.eval, options)
+    val, results = CocoImages(*options.files('val'), options.in_chans, categories, True, masks), {}
+    for which, model in models.items():
+        model = model.to(ranks.device, memory_format=torch.channels_last)
+        stride = max(32, model.backbone.strides[-1])
+        results[which] = evaluate(model, scenes(options, val), max(options.batch_size // ranks.size, 1), ranks,
+                                  lambda: autocast(options, ranks), stride, loading_processes(options, ranks))
+        if ranks.is_main:
+            print(f'{which}: {figures(results[which])} on {results[which]["images"]:,} images')
+    return results
+
+
+def main(argv=None):
+    """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
+    options = parse_options(argv)
+    with errors_in_one_sentence(options.accum):
+        train_detector(options)
+
+
+if __name__ == '__main__':
+    main()

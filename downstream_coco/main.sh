@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# bash main.sh <experiment_name> [--num_nodes=1 --ngpu_per_node=8 --node_rank=0 --master_address=... --master_port=...]
+#              --data_path=DIR --model=resnet50 --finetune_from=FILE [any option of python -m downstream_coco.main --help]
+#
+# Starts detection training through torchrun, from any folder: on all GPUs of this machine by default, on the CPU where
+# there is none (--ngpu_per_node then is the number of CPU processes). Signals and exit codes are handed on.
+case "${1:-}" in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0" ;; esac
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../common/launch.sh" downstream_coco.main "$@"
