@@ -1,0 +1,51 @@
+"""Weights of a ConvNeXt, of any kind, under timm's keys. Needs nothing of MMDetection."""
+import timm
+import torch
+from timm.models.convnext import checkpoint_filter_fn
+
+PREFIXES = ('module.', 'encoder.cnn.', 'sparse_encoder.sp_cnn.')  # of DDP, and where a whole SparK keeps its encoder
+
+
+def convnext(arch, drop_path_rate=0.0, layer_scale=1.0):
+    """A timm ConvNeXt. Raises ValueError for another network."""
+    if not timm.is_model(arch) or not arch.startswith('convnext'):
+        raise ValueError(f'arch is the timm name of a ConvNeXt, such as convnext_base, not {arch}')
+    return timm.create_model(arch, drop_path_rate=drop_path_rate, ls_init_value=layer_scale)
+
+
+def read(path, cnn):
+    """A file's tensors under timm's keys, without the classifier: SparK's encoder or whole run, official style, fine-tuned.
+
+    Read with `weights_only=True`. Raises ValueError.
+    """
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError as error:
+        raise ValueError(f'cannot read {path}: {error.strerror}') from error
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(f'{path} is damaged, or no file of weights: {str(error).splitlines()[0]}') from error
+    while isinstance(content, dict):
+        inner = next((content[key] for key in ('module', 'model', 'state_dict') if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    state = {key: value for key, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
+    for prefix in PREFIXES:
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if any(key.startswith('downsample_layers.') for key in state):  # the ConvNeXt authors' names; timm ships the renaming
+        state = checkpoint_filter_fn(dict(state), cnn)
+    return {key: value for key, value in state.items() if not key.startswith(('head.', 'norm_pre.'))}
+
+
+def load(module, path, cnn):
+    """Fill the stem and the stages of a module from a file; the number of tensors. Raises ValueError if any does not fit."""
+    state, own = read(path, cnn), {key: value for key, value in module.state_dict().items() if not key.startswith('norm')}
+    wrong = [f'{key} is missing' for key in own if key not in state]
+    wrong += [f'{key} is too much' for key in state if key not in own]
+    wrong += [f'{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}' for key in own
+              if key in state and state[key].shape != own[key].shape]
+    if wrong:
+        raise ValueError(f'{path} does not hold the weights of this ConvNeXt: {wrong[0]}, and {len(wrong) - 1} more')
+    module.load_state_dict(state, strict=False)  # strict above; the norms of the outputs are new
+    return len(state)
