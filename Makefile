@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV_PYTHON ?= .venv/bin/python
 
-.PHONY: setup demo test test-all test-lowest lint bench coverage transfer
+.PHONY: setup demo test test-all test-lowest test-d2 test-mmdet lint bench coverage transfer
 
 setup: .venv/complete
 
@@ -36,6 +36,21 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet -r .venv-lowest/requirements.txt -r requirements-dev.txt
 	.venv-lowest/bin/python -m pytest -q -m "not slow"
 
+# Detectron2's and MMDetection's folders with the real thing, each in an environment of its own, which takes minutes to build.
+# D2_SRC: a checkout of Detectron2; where git finds it if not given.
+test-d2: .venv-d2/complete
+	.venv-d2/bin/python -m pytest -q tests/test_d2.py
+
+test-mmdet: .venv-mmdet/complete
+	.venv-mmdet/bin/python -m pytest -q tests/test_mmdet.py
+
+.venv-d2/complete .venv-mmdet/complete: .venv-%/complete: requirements.txt requirements-dev.txt downstream_%/install.sh
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	PYTHON=$(CURDIR)/.venv-$*/bin/python bash downstream_$*/install.sh
+	touch $@
+
 lint:
 	$(VENV_PYTHON) -m ruff check .
 
@@ -51,3 +66,4 @@ transfer:
 bench:
 	$(VENV_PYTHON) -m benchmarks.encoder
 	$(VENV_PYTHON) -m benchmarks.step
+	$(VENV_PYTHON) -m benchmarks.detection
