@@ -161,7 +161,7 @@ def test_contradictions_foreign_and_damaged_checkpoints_are_refused(whole, tiny,
     write_world(tmp_path / 'few', 16, 0, 16, 0)
     with pytest.raises(ValueError, match='images was 40 and is 16 now'):
         pretrain(tiny(run_dir=str(whole), data_path=str(tmp_path / 'few')))
-    with pytest.raises(ValueError, match='--init='):
+    with pytest.raises(ValueError, match='start from them with --init or --finetune_from'):
         pretrain(tiny(resume=str(whole / 'your_convnet_1kpretrained.pth')))
     (tmp_path / 'cut.pth').write_bytes(before[:len(before) // 2])
     with pytest.raises(ValueError, match='damaged'):
