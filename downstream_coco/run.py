@@ -37,7 +37,7 @@ class Run(run.Run):
         total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (False, True))
         levels = ', '.join(f'{stride} ({one.in_channels} channels)' for stride, one in
                            zip(pyramid.strides, (block[0] for block in pyramid.fpn.inner_blocks)))
-        unused = ', '.join(dict.fromkeys('.'.join(name.split('.')[2:4]) for name in model.unused))
+        unused = ', '.join(dict.fromkeys('.'.join(name.split('.')[1:-1][:2]) for name in model.unused))
         kind = 'Mask R-CNN' if model.roi_heads.has_mask() else 'Faster R-CNN'
         norms = 'frozen' if options.freeze or options.frozen_bn else 'shared by the ranks' \
             if options.sync_bn and self.ranks.size > 1 else 'of the images of a rank'
