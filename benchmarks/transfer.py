@@ -3,7 +3,8 @@
     make transfer       or       python -m benchmarks.transfer [FOLDER] [--jobs=2]
 
 Pretrains `your_convnet` three times, and compares it with the same network untrained: k-NN, linear probe, fine-tuning with 1,
-10 and 100 % of the labels. Learning rates of fine-tuning are chosen for each side on other images, by runs with another seed.
+4, 10 and 100 % of the labels. Learning rates of fine-tuning are chosen for each side on other images, by runs with another
+seed.
 Every stage is a job that resumes; what is done is not done again. Writes the tables and the plot of docs/transfer.md.
 """
 import argparse
@@ -27,11 +28,14 @@ MODEL = ('--model=your_convnet', '--input_size=64')
 PRETRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--picture_every=0', '--val_every=10', f'--ep={EPOCHS}')
 ABLATIONS = {'zeroed': 'hidden pixels zeroed, dense network', 'single_level': 'decoder sees the smallest map only',
              'mask_40': 'mask ratio 0.4', 'mask_75': 'mask ratio 0.75'}
-FRACTIONS = {'1': ('0.01', 150), '10': ('0.1', 100), '100': ('1', 30)}  # percent: (share of the labels, epochs)
+# percent: (share of the labels, epochs)
+FRACTIONS = {'1': ('0.01', 150), '4': ('0.04', 150), '10': ('0.1', 100), '100': ('1', 30)}
 RATES = ('3e-3', '1e-2', '3e-2', '1e-1')
 FINE_TUNING = (*MODEL, '--bs=24', '--ema=0', '--mixup=0', '--cutmix=0', '--augment=none', '--crop_scale=0.5,1',
                '--layer_decay=1', '--wp_ep=1', '--val_every=1000')
-MEASURES = {'knn': 'k-NN', 'linear': 'linear probe', '1': '1 % of labels', '10': '10 % of labels', '100': 'all labels'}
+MEASURES = {'knn': 'k-NN', 'linear': 'linear probe', '1': '1 % of labels', '4': '4 % of labels', '10': '10 % of labels',
+            '100': 'all labels'}
+PROBES = ('knn', 'linear', '4', '10')  # of the ablations
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def jobs():
     for seed in SEEDS:
         found.append(Job(f'pretrain_{seed}', (), lambda f, seed=seed: module(
             'pretrain.main', f'--name=pretrain_{seed}', f'--seed={seed}', f'--data_path={f}/world', *PRETRAINING)))
-    for percent in ('1', '10'):
+    for percent in ('1', '4', '10'):
         found += [finetune('tune', start, percent, TUNING_SEED, rate)
                   for start in ('pretrain_0', 'untrained') for rate in RATES]
     for seed in SEEDS:
@@ -72,7 +76,8 @@ def jobs():
         else:
             found.append(Job(name, (), lambda f, name=name: module(
                 'benchmarks.ablations', name, f'--name={name}', f'--data_path={f}/world', *PRETRAINING)))
-        found += [*probes(name, 0), finetune('final', name, '10', 0)]
+        found += probes(name, 0)
+        found += [finetune('final', name, percent, 0) for percent in PROBES if percent in FRACTIONS]
     return found
 
 
@@ -90,7 +95,7 @@ def finetune(stage, start, percent, seed, rate=None):
     share, epochs = FRACTIONS[percent]
     name = f'{stage}_{percent}_{start}_{seed}' + (f'_{rate}' if rate else '')
     side = 'untrained' if start == 'untrained' else 'pretrain_0'
-    tuned_on = '1' if percent == '1' else '10'
+    tuned_on = min(percent, '10', key=int)  # the rate of 10 % serves all labels too
 
     def command(folder):
         lr = rate or max(RATES, key=lambda r: result(folder, f'tune_{tuned_on}_{side}_{TUNING_SEED}_{r}'))
@@ -154,7 +159,7 @@ def collect(folder):
                 stage = measure if measure in ('knn', 'linear') else f'final_{measure}'
                 main.setdefault((side, measure), []).append(result(folder, f'{stage}_{start}_{seed}'))
     for name in ('pretrain_0', *ABLATIONS):
-        for measure in ('knn', 'linear', '10'):
+        for measure in PROBES:
             stage = measure if measure in ('knn', 'linear') else f'final_{measure}'
             ablations[name, measure] = result(folder, f'{stage}_{name}_0')
     return main, ablations
@@ -173,9 +178,9 @@ def page(main, ablations, images):
     gains = [statistics.mean(main['pretrained', m]) - statistics.mean(main['untrained', m]) for m in MEASURES]
     lines += ['| gain | ' + ' | '.join(f'{gain:+.1f}' for gain in gains) + ' |', '',
               'Ablations, one pretraining (seed 0) each:', '',
-              '| | k-NN | linear probe | 10 % of labels |', '|---|---|---|---|']
+              '| | ' + ' | '.join(MEASURES[m] for m in PROBES) + ' |', '|' + '---|' * (len(PROBES) + 1)]
     for name, words in {'pretrain_0': 'as in the paper (mask ratio 0.6)', **ABLATIONS}.items():
-        lines.append(f'| {words} | ' + ' | '.join(f'{ablations[name, m]:.1f}' for m in ('knn', 'linear', '10')) + ' |')
+        lines.append(f'| {words} | ' + ' | '.join(f'{ablations[name, m]:.1f}' for m in PROBES) + ' |')
     return '\n'.join(lines)
 
 
