@@ -30,7 +30,7 @@ ABLATIONS = {'zeroed': 'hidden pixels zeroed, dense network', 'single_level': 'd
              'mask_40': 'mask ratio 0.4', 'mask_75': 'mask ratio 0.75'}
 # percent: (share of the labels, epochs)
 FRACTIONS = {'1': ('0.01', 150), '4': ('0.04', 150), '10': ('0.1', 100), '100': ('1', 30)}
-RATES = ('3e-3', '1e-2', '3e-2', '1e-1')
+RATES = ('3e-3', '1e-2', '3e-2', '1e-1', '3e-1')
 FINE_TUNING = (*MODEL, '--bs=24', '--ema=0', '--mixup=0', '--cutmix=0', '--augment=none', '--crop_scale=0.5,1',
                '--layer_decay=1', '--wp_ep=1', '--val_every=1000')
 MEASURES = {'knn': 'k-NN', 'linear': 'linear probe', '1': '1 % of labels', '4': '4 % of labels', '10': '10 % of labels',
@@ -181,7 +181,7 @@ def page(main, ablations, images):
               '| | ' + ' | '.join(MEASURES[m] for m in PROBES) + ' |', '|' + '---|' * (len(PROBES) + 1)]
     for name, words in {'pretrain_0': 'as in the paper (mask ratio 0.6)', **ABLATIONS}.items():
         lines.append(f'| {words} | ' + ' | '.join(f'{ablations[name, m]:.1f}' for m in PROBES) + ' |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', f'![accuracies]({PAGE.stem}.svg)'])
 
 
 def plot(main, path):
