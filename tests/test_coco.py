@@ -19,7 +19,7 @@ from common.weights import create_cnn
 from downstream_coco.config import Options, parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, read_annotations, resized
 from downstream_coco.detector import Detector, Pyramid, measure
-from downstream_coco.engine import average_precision, encoded
+from downstream_coco.engine import as_results, average_precision, encoded
 from downstream_coco.main import build, train_detector
 from downstream_coco.main import main as coco_main
 from downstream_coco.predict import predict
@@ -371,6 +371,17 @@ def test_degenerate_truth_does_not_count(tmp_path):
                 'segmentation': coco_mask.merge(coco_mask.frPyObjects(one['segmentation'], 30, 40))}]
     found = average_precision(file, results, [7], True)
     assert found['mask_AP'] == pytest.approx(100) and found['box_AP'] == pytest.approx(50, abs=1)
+
+
+def test_results_are_in_cocos_format():
+    found = {'boxes': torch.tensor([[2.0, 3, 30, 20]]), 'labels': torch.tensor([2]), 'scores': torch.tensor([0.5]),
+             'masks': torch.ones(1, 1, 28, 28)}
+    result, = as_results(found, 7, [{'id': 1}, {'id': 5}], 40, 50)
+    assert (result['image_id'], result['category_id'], result['score'], result['bbox']) == (7, 5, 0.5, [2, 3, 28, 17])
+    mask = coco_mask.decode({**result['segmentation'], 'counts': result['segmentation']['counts'].encode()})
+    assert mask.shape == (40, 50) and mask[5:18, 5:28].all() and not mask[:, 33:].any() and not mask[23:].any()
+    del found['masks']
+    assert 'segmentation' not in as_results(found, 7, [{'id': 1}, {'id': 5}], 40, 50)[0]
 
 
 def test_masks_are_drawn_a_few_at_a_time(monkeypatch):
