@@ -1,7 +1,6 @@
 """The options of a fine-tuning run, and its recipes: the paper's by model, a relative's for any other network."""
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from common.cli import numbers, option, parse
@@ -137,17 +136,14 @@ def recipe_of(model, input_size=224):
         name = 'convnext_large at 384 px'
     if name in RECIPES:
         return name, RECIPES[name]
-    with torch.device('meta'):
-        cnn = create_cnn(model)
+    try:  # on the CPU: not every timm can make every network on the meta device
+        cnn, drops = create_cnn(model, drop_path=0.1), True
+    except ValueError:
+        cnn, drops = create_cnn(model), False
     norms = [isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cnn.modules()
              if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))]
     like = 'resnet50' if sum(norms) > len(norms) / 2 else 'convnext_small'
-    try:
-        with torch.device('meta'):
-            create_cnn(model, drop_path=0.1)
-        drop_path = {'resnet50': 0.05, 'convnext_small': 0.1}[like]
-    except ValueError:
-        drop_path = None
+    drop_path = {'resnet50': 0.05, 'convnext_small': 0.1}[like] if drops else None
     return like, {**RECIPES[like], 'layer_decay': None, 'drop_path': drop_path}
 
 

@@ -134,11 +134,6 @@ def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
 
 # -- layer decay ------------------------------------------------------------------------------------------------------
 
-def meta(name):
-    with torch.device('meta'):
-        return timm.create_model(name)
-
-
 @pytest.mark.parametrize(('name', 'last', 'some'), [
     ('resnet50', 7, {'conv1.weight': 0, 'bn1.bias': 0, 'layer1.2.conv3.weight': 1, 'layer2.1.bn1.weight': 2,
                      'layer2.2.conv1.weight': 3, 'layer3.0.conv1.weight': 4, 'layer3.5.conv1.weight': 5,
@@ -159,7 +154,7 @@ def meta(name):
     ('regnety_032', 22, {'stem.conv.weight': 0, 's1.b1.conv1.conv.weight': 1, 'head.fc.weight': 22}),
 ])
 def test_layers(name, last, some):
-    cnn = meta(name)
+    cnn = timm.create_model(name)
     layers, found, _ = layers_of(cnn)
     assert found == last and {key: layers[key] for key in some} == some
     assert sorted(layers) == sorted(key for key, _ in cnn.named_parameters()) and set(layers.values()) == set(range(last + 1))
