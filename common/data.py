@@ -274,6 +274,21 @@ def loader(augmented, batches, workers, device, collate=collate):
                       pin_memory=device.type == 'cuda')
 
 
+def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None):
+    """(images, labels) of this rank's share of a data set, each image once; in order, or in that of key(place).
+
+    augmented: without stand-ins; what cannot be read is left out, and warn(text) told.
+    """
+    mine = sorted(range(ranks.rank, len(augmented), ranks.size), key=key)
+    places = [mine[i:i + batch] for i in range(0, len(mine), batch)]
+    for images, labels, failures in loader(augmented, [[(0, place) for place in part] for part in places], workers,
+                                           ranks.device, collate):
+        for place, error in failures:
+            warn(f'unreadable image {augmented.name(place)} ({error}): it is left out')
+        if len(images):
+            yield images, labels
+
+
 def without_failures(batches, augmented, named, log):
     """(images, classes) of each batch; what could not be read is warned of once, and added to the set `named`."""
     for images, classes, failures in batches:

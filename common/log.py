@@ -20,7 +20,7 @@ class RunLog:
         self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
         self.err.addHandler(logging.StreamHandler(sys.stderr))
-        self.board = None
+        self.board, self.warned = None, set()
         if is_main:
             from torch.utils.tensorboard import SummaryWriter
             self.out.addHandler(logging.StreamHandler(sys.stdout))
@@ -60,6 +60,11 @@ class RunLog:
     def warn(self, message):
         self.end_line()
         self.err.warning('warning: %s', message)
+
+    def warn_once(self, message):
+        if message not in self.warned:
+            self.warned.add(message)
+            self.warn(message)
 
     def progress(self, message):
         """One line that replaces itself in a terminal; elsewhere a line of its own, at most once a minute."""

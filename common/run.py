@@ -71,9 +71,12 @@ class Run:
     def workers(self):
         return loading_processes(self.options, self.ranks)
 
+    @property
+    def warmup_steps(self):
+        return round(self.options.warmup * self.per_epoch)
+
     def learning_rate(self, step):
-        options, warmup = self.options, round(self.options.warmup * self.per_epoch)
-        return learning_rate(step, self.steps, warmup, options.peak_lr)
+        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr)
 
     @property
     def machine(self):

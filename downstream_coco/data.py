@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.data import Augmented, ImageFiles, Steps, loader
+from common.data import Augmented, ImageFiles, Steps
 from common.engine import to_device
 from common.schedule import seed_for
 
@@ -45,7 +45,7 @@ def read_annotations(path):
             missing = [key for key in needed[name] if key not in entry]
             if missing:
                 raise ValueError(f'{path}: an entry of {name} has no {missing[0]!r}: {str(entry)[:80]}')
-    images, categories = ({one['id'] for one in content[name]} for name in ('images', 'categories'))
+    images, categories = ({one['id']: one for one in content[name]} for name in ('images', 'categories'))
     if len(images) < len(content['images']) or len(categories) < len(content['categories']):
         raise ValueError(f'{path} uses an id twice, of an image or a category')
     if not images or not categories:
@@ -55,7 +55,6 @@ def read_annotations(path):
                                                             for side in ('width', 'height')):
             raise ValueError(f'{path}: an image has no file_name that is text, or no width and height that are whole numbers: '
                              f'{str(one)[:120]}')
-    images = {one['id']: one for one in content['images']}
     for number, one in enumerate(content['annotations'], 1):
         what = f'{path}: annotation {one.get("id", number)}'
         if one['image_id'] not in images or one['category_id'] not in categories:
@@ -338,19 +337,3 @@ def moved(batches, device):
     for images, targets in batches:
         yield to_device(images, device), [{key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
                                            for key, value in one.items()} for one in targets]
-
-
-def each_once(scenes, stride, batch, workers, ranks, warn):
-    """(images on the device, targets) of this rank's share of a data set, each image once; batches of the same orientation.
-
-    scenes: without stand-ins; what cannot be read is left out, and warn(text) told.
-    """
-    upright = scenes.images.upright
-    mine = sorted(range(ranks.rank, len(scenes), ranks.size), key=lambda place: bool(upright[place]))
-    places = [mine[i:i + batch] for i in range(0, len(mine), batch)]
-    batches = loader(scenes, [[(0, place) for place in part] for part in places], workers, ranks.device, Collate(stride))
-    for images, targets, failures in batches:
-        for place, error in failures:
-            warn(f'unreadable image {scenes.name(place)} ({error}): it is left out')
-        if targets:
-            yield to_device(images, ranks.device), targets

@@ -142,6 +142,11 @@ class Detector(nn.Module):
             parts = FasterRCNN(self.backbone, **given)
         self.rpn, self.roi_heads = parts.rpn, parts.roi_heads
 
+    @property
+    def stride(self):
+        """Images are padded to a multiple of this."""
+        return max(32, self.backbone.strides[-1])
+
     def train(self, mode=True):
         super().train(mode)
         if self.frozen:

@@ -9,7 +9,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from downstream_coco.data import each_once, read_annotations
+from common.data import each_once
+from common.engine import to_device
+from downstream_coco.data import Collate, read_annotations
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
@@ -36,20 +38,21 @@ def as_results(found, image_id, categories, height, width):
 
 
 @torch.no_grad()
-def evaluate(model, scenes, batch, ranks, autocast, stride, workers=0, warn=print):
+def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print):
     """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all ranks.
 
-    scenes: of a CocoImages data set; what cannot be read is left out, and warn(text) told. batch: images at a time on a rank.
+    scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told. batch: images at
+    a time on a rank, upright ones after wide ones.
     """
     ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     images, mode = scenes.images, model.training
     model.eval()
     results, looked = [], []
-    for x, targets in each_once(scenes, stride, batch, workers, ranks, warn):
+    for x, targets in each_once(scenes, batch, workers, ranks, warn, Collate(model.stride), images.upright.__getitem__):
         places = [one['number'] for one in targets]
         originals = [tuple(map(int, images.shapes[place])) for place in places]
         with autocast():
-            found = model.detect(x, [one['size'] for one in targets], originals)
+            found = model.detect(to_device(x, ranks.device), [one['size'] for one in targets], originals)
         for one, place, original in zip(found, places, originals):
             looked.append(images.ids[place])
             results += as_results(one, images.ids[place], images.categories, *original)

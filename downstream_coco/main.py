@@ -85,11 +85,11 @@ def scenes(options, val):
 def train(run, model, images, val, facts, saved, log):
     """The run itself, from the state that was saved or from the beginning."""
     options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
-    pyramid, warned = model.backbone, set()
+    pyramid = model.backbone
     decay = default_decay(layers_of(pyramid.cnn)[1]) if options.layer_decay is None else options.layer_decay
     augmented = Scenes(images, TrainingView(options.short_sides, options.long_side, options.crop_scale, options.flip),
                        options.normalisation, options.seed)
-    collate, watched = Collate(max(32, pyramid.strides[-1])), scenes(options, val)
+    collate, watched = Collate(model.stride), scenes(options, val)
 
     def arguments(n):
         side = max(options.short_sides)
@@ -112,14 +112,9 @@ def train(run, model, images, val, facts, saved, log):
         read = loader(augmented, steps, run.workers, ranks.device, collate)
         return moved(without_failures(read, augmented, unreadable, log), ranks.device), unreadable
 
-    def warn_once(text):
-        if text not in warned:
-            warned.add(text)
-            log.warn(text)
-
     def measure(averaged, accum):
-        return evaluate(averaged or model, watched, max(run.share // accum, 1), ranks, run.autocast, collate.stride,
-                        run.workers, warn_once)
+        return evaluate(averaged or model, watched, max(run.share // accum, 1), ranks, run.autocast, run.workers,
+                        log.warn_once)
 
     def describe(accum):
         return run.describe(model, accum, images, val, '' if options.freeze else table(pyramid.cnn, decay), saved)
@@ -146,14 +141,19 @@ def figures(metrics, suffix=''):
                      for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)
 
 
-def restore(path, options):
+def read_detector(path):
+    """What a run of this program wrote. Raises ValueError for any other file."""
+    content = read_plain(path)
+    if not isinstance(content, dict) or not content.keys() >= {'config', 'model', 'categories', 'masks'}:
+        raise ValueError(f'{path} holds no detector of downstream_coco')
+    return content
+
+
+def restore(content, options):
     """(options, a Detector for each of the file's weights, its categories, whether it finds masks). Raises ValueError.
 
     The network's options are those of the file; so are those of its images unless others than the defaults were given.
     """
-    content = read_plain(path)
-    if not isinstance(content, dict) or not content.keys() >= {'config', 'model', 'categories', 'masks'}:
-        raise ValueError(f'{path} holds no detector of this program')
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
     default = {field.name: field.default for field in dataclasses.fields(options)}
@@ -169,13 +169,12 @@ def restore(path, options):
 
 def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
-    options, models, categories, masks = restore(options.eval, options)
+    options, models, categories, masks = restore(read_detector(options.eval), options)
     val, results = CocoImages(*options.files('val'), options.in_chans, categories, True, masks), {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)
-        stride = max(32, model.backbone.strides[-1])
         results[which] = evaluate(model, scenes(options, val), max(options.batch_size // ranks.size, 1), ranks,
-                                  lambda: autocast(options, ranks), stride, loading_processes(options, ranks))
+                                  lambda: autocast(options, ranks), loading_processes(options, ranks))
         if ranks.is_main:
             print(f'{which}: {figures(results[which])} on {results[which]["images"]:,} images')
     return results

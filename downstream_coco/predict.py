@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from common.checkpoint import read_plain, write_atomically
+from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence
 from common.data import ImageFiles
 from common.distributed import distributed
@@ -21,7 +21,7 @@ from common.weights import register
 from downstream_coco.config import Options
 from downstream_coco.data import Collate, WholeView
 from downstream_coco.engine import as_results
-from downstream_coco.main import restore
+from downstream_coco.main import read_detector, restore
 
 COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#46f0f0', '#f032e6', '#bcf60c', '#fabebe', '#008080',
            '#9a6324', '#800000', '#808000', '#000075')
@@ -58,32 +58,23 @@ def drawn(image, found, names):
     return draw_bounding_boxes(image, found['boxes'], texts, colours) if texts else image
 
 
-def options_of(path):
-    """The options with which a detector was trained. Raises ValueError."""
-    content = read_plain(path)
-    config = content.get('config') if isinstance(content, dict) else None
-    if not isinstance(config, dict) or 'fpn_channels' not in config:
-        raise ValueError(f'{path} holds no detector of downstream_coco')
-    return Options(**{**{name: config[name] for name in config.keys() & Options.__dataclass_fields__.keys()},
-                      'resume': None, 'finetune_from': None, 'eval': str(path)})
-
-
 @torch.no_grad()
 def predict(weights, sources, out, score=0.5, which='model', say=print):
     """Write <name>.png for each image, and predictions.json, into the folder out; returns what is in the latter.
 
     which: 'model', or 'ema' for the average of a file that has one. Objects below the score are left out. Raises ValueError.
     """
-    images, found = None, []
+    found, content = [], read_detector(weights)
+    config = {name: value for name, value in content['config'].items() if name in Options.__dataclass_fields__}
+    options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
     with distributed() as ranks:
-        options = options_of(weights)
         register(options.register)
-        images, (options, models, categories, _) = Several(sources, options.in_chans), restore(weights, options)
+        images, (_, models, categories, _) = Several(sources, options.in_chans), restore(content, options)
         if which not in models:
             raise ValueError(f'{weights} holds no average of the weights (EMA)')
         model = models[which].to(ranks.device, memory_format=torch.channels_last).eval()
         model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, score)
-        view, collate = WholeView(options.input_size, options.long_side), Collate(max(32, model.backbone.strides[-1]))
+        view, collate = WholeView(options.input_size, options.long_side), Collate(model.stride)
         Path(out).mkdir(parents=True, exist_ok=True)
         for number in range(len(images)):
             try:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from common import run
-from common.schedule import learning_rate
 from downstream_coco.config import Options
 
 WARMUP = 500  # steps
@@ -29,7 +28,7 @@ class Run(run.Run):
 
     def schedule(self, step):
         """(learning rate, weight decay) of a step."""
-        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr), self.options.weight_decay
+        return self.learning_rate(step), self.options.weight_decay
 
     def describe(self, model, accum, images, val, layers, saved):
         """What the run will do, for a person."""

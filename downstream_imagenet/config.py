@@ -129,20 +129,31 @@ class Options(RunOptions):
         return self.augment or ('none' if self.in_chans not in (1, 3) else 'v0' if self.is_large else 'trivial')
 
 
-def recipe_of(model, input_size=224):
-    """(the name of the recipe for a model, its options). Raises ValueError for a name that timm does not know."""
+def papers_recipe(model, input_size=224):
+    """The name of the paper's recipe for a model; None if there is none."""
     name = model.split('.')[0]  # without the tag of pretrained weights
     if name == 'convnext_large' and min(input_size if isinstance(input_size, tuple) else (input_size,)) >= 384:
         name = 'convnext_large at 384 px'
-    if name in RECIPES:
+    return name if name in RECIPES else None
+
+
+def relatives_recipe(cnn):
+    """The name of the recipe for any other network, by its norms."""
+    norms = [isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cnn.modules()
+             if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))]
+    return 'resnet50' if sum(norms) > len(norms) / 2 else 'convnext_small'
+
+
+def recipe_of(model, input_size=224):
+    """(the name of the recipe for a model, its options). Raises ValueError for a name that timm does not know."""
+    name = papers_recipe(model, input_size)
+    if name:
         return name, RECIPES[name]
     try:  # on the CPU: not every timm can make every network on the meta device
         cnn, drops = create_cnn(model, drop_path=0.1), True
     except ValueError:
         cnn, drops = create_cnn(model), False
-    norms = [isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cnn.modules()
-             if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))]
-    like = 'resnet50' if sum(norms) > len(norms) / 2 else 'convnext_small'
+    like = relatives_recipe(cnn)
     drop_path = {'resnet50': 0.05, 'convnext_small': 0.1}[like] if drops else None
     return like, {**RECIPES[like], 'layer_decay': None, 'drop_path': drop_path}
 

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, check_dataset, loader, seeded, timm_dataset
+from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, check_dataset, each_once, seeded, timm_dataset
 from common.engine import to_device
 from common.schedule import seed_for
 
@@ -141,21 +141,11 @@ def share_of(images, fraction, seed):
     return Share(images, sorted(chosen))
 
 
-def each_once(images, number, batch, workers, ranks, warn):
-    """(images, classes) on the device, this rank's share of a data set, each once and in order.
-
-    images: an Augmented data set with labels of `number` classes and without stand-ins. What cannot be read is left out, and
-    warn(text) told.
-    """
-    mine = range(ranks.rank, len(images), ranks.size)
-    places = [list(mine[i:i + batch]) for i in range(0, len(mine), batch)]
-    batches = loader(images, [[(0, place) for place in part] for part in places], workers, ranks.device)
-    for x, classes, failures in batches:
-        for place, error in failures:
-            warn(f'unreadable image {images.name(place)} ({error}): it is left out')
-        if len(x):
-            check_classes(classes.tolist(), number)
-            yield to_device(x, ranks.device), to_device(classes, ranks.device)
+def labelled_once(images, number, batch, workers, ranks, warn):
+    """(images, classes) on the device, as each_once yields them; classes are of `number`. Raises ValueError for others."""
+    for x, classes in each_once(images, batch, workers, ranks, warn):
+        check_classes(classes.tolist(), number)
+        yield to_device(x, ranks.device), to_device(classes, ranks.device)
 
 
 def training_transform(options):

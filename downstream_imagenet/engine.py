@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from downstream_imagenet.data import each_once
+from downstream_imagenet.data import labelled_once
 
 LOSSES = {'bce': F.binary_cross_entropy_with_logits, 'ce': F.cross_entropy}  # of soft targets (B, K)
 
@@ -60,7 +60,7 @@ def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=prin
     mode = model.training
     model.eval()
     total = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    for x, classes in each_once(images, number, batch, workers, ranks, warn):
+    for x, classes in labelled_once(images, number, batch, workers, ranks, warn):
         with autocast():
             logits = model.logits(x).float()
         total += counts(logits, classes)

@@ -11,7 +11,7 @@ from common.distributed import Ranks
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.weights import create_cnn, load_classifier, register, try_size
-from downstream_imagenet.data import check_labelled, class_names, each_once, evaluation_transform, find_labelled, share_of
+from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, find_labelled, labelled_once, share_of
 from downstream_imagenet.engine import pooled_features
 
 
@@ -88,7 +88,7 @@ def compute(options, dataset=None, val_dataset=None, say=print):
 @torch.no_grad()
 def _of(cnn, images, number, options, ranks, say):
     features, labels = [], []
-    for x, classes in each_once(images, number, options.batch_size, loading_processes(options, ranks), ranks, say):
+    for x, classes in labelled_once(images, number, options.batch_size, loading_processes(options, ranks), ranks, say):
         with autocast(options, ranks):
             features.append(pooled_features(cnn, x).float())
         labels.append(classes)

@@ -114,7 +114,7 @@ def train(run, model, images, val, classes, saved, log):
     decay = default_decay(layers_of(model.cnn)[1]) if options.layer_decay is None else options.layer_decay
     augmented = Augmented(images, training_transform(options), options.normalisation, options.seed, True, erasing(options))
     watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
-    mixing, warned = Mixing(options, len(classes)), set()
+    mixing = Mixing(options, len(classes))
     torch.backends.cudnn.benchmark = True  # shapes never change
 
     def arguments(n):
@@ -132,15 +132,10 @@ def train(run, model, images, val, classes, saved, log):
         read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
         return mixed(read, mixing, options.seed, start, accum, ranks), unreadable
 
-    def warn_once(text):
-        if text not in warned:
-            warned.add(text)
-            log.warn(text)
-
     def measure(averaged, accum):
         of = model if averaged is None else averaged if options.freeze else Classifier(averaged, options.loss_name)
         found = evaluate(of, watched, len(classes), min(run.share // accum, AT_A_TIME), ranks, run.autocast, run.workers,
-                         warn_once)
+                         log.warn_once)
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
     def describe(accum):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from timm.layers import DropPath
 
 from common import run
-from downstream_imagenet.config import Options, recipe_of
+from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Run(run.Run):
         options = self.options
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         drop_path = max((module.drop_prob or 0 for module in model.modules() if isinstance(module, DropPath)), default=0)
-        like = recipe_of(options.model, options.input_size)[0]
+        own = papers_recipe(options.model, options.input_size)
         ways = (('mixup', options.mixup), ('CutMix', options.cutmix))
         mixing = ' or '.join(f'{name} {alpha:g}' for name, alpha in ways if alpha) or 'nothing mixed'
-        whose = "the paper's for" if like.split()[0] == options.model.split('.')[0] else 'none of its own; that of'
-        recipe = 'linear probe' if options.freeze else f'{whose} {like}, under what was given'
+        whose = f"the paper's for {own}" if own else f'none of its own; that of {relatives_recipe(model.cnn)}'
+        recipe = 'linear probe' if options.freeze else f'{whose}, under what was given'
         clipping = 'not clipped' if options.clipping == float('inf') else f'clipped to norm {options.clipping:g}'
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
