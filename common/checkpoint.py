@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import distributed as dist
 
 from common.cli import changes
@@ -28,7 +29,7 @@ def write_atomically(path, write):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise ValueError(f'cannot write {path}: {error}. Make room there or give another folder (--run_dir); '
+        raise ValueError(f'cannot write {path}: {error}. Make room there or give another folder; '
                          'what was written before is untouched') from error
 
 
@@ -87,27 +88,36 @@ def refuse_changes(options, saved, **facts):
 
 
 def read_plain(path):
-    """What torch saved in a file, tensors and plain data only: nothing in it can run code. Raises ValueError."""
+    """What is in a file of torch (tensors and plain data only) or safetensors; no code in it can run. Raises ValueError."""
     if not Path(path).is_file():
         raise ValueError(f'there is no file {path}')
     try:
+        if Path(path).suffix == '.safetensors':
+            return load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f'{path} is refused: it is no file of weights, or it holds Python objects besides tensors and '
                          'plain data, which could run code when loaded. Save its state_dict alone') from error
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give another file, '
-                         'or start over with --fresh') from error
+        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give another '
+                         'file; a run starts over with --fresh') from error
 
 
 def read_run(path):
     """The content of a checkpoint that this program wrote. Raises ValueError for any other file."""
     content = read_plain(path)
-    if not isinstance(content, dict) or not content.keys() >= {'version', 'step', 'config', 'model', 'optimizer'}:
+    if not is_run(content, path):
         raise ValueError(f'{path} holds weights, not a run: start from them with --init or --finetune_from')
-    if content['version'] > VERSION:
-        raise ValueError(f'{path} was written by a later version of this program: update it to resume that run')
     return content
+
+
+def is_run(content, path):
+    """Whether a file's content is the checkpoint of a run. Raises ValueError if a later version of this program wrote it."""
+    if not isinstance(content, dict) or not content.keys() >= {'version', 'step', 'config', 'model', 'optimizer'}:
+        return False
+    if content['version'] > VERSION:
+        raise ValueError(f'{path} was written by a later version of this program: update it to read that run')
+    return True
 
 
 def plain_state(module):

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import os
 import sys
 from contextlib import contextmanager
@@ -118,9 +119,19 @@ def changes(options, saved, harmless):
     return [(name, value, saved[name]) for name, value in now.items() if name in saved and saved[name] != value]
 
 
+def needs(*modules):
+    """Raise a ValueError that says how to install those of some packages that are missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f'this needs {" and ".join(missing)}: pip install {" ".join(missing)}')
+
+
 @contextmanager
-def errors_in_one_sentence(accum=1):
-    """Around a run started from the command line: exits with 1 and one sentence for what does not fit."""
+def errors_in_one_sentence(accum=None):
+    """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
+
+    accum: of a training run, which the same command resumes; None for other programs.
+    """
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:
         yield
@@ -130,16 +141,17 @@ def errors_in_one_sentence(accum=1):
         message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
         sys.exit(f'error: {message}' if speaks else 1)
     except OSError as error:
-        sys.exit(f'error: {error}. Nothing that was saved is lost; the same command goes on from the last checkpoint' if speaks
-                 else 1)
+        resumes = '' if accum is None else '. Nothing that was saved is lost; the same command goes on from the last checkpoint'
+        sys.exit(f'error: {error}{resumes}' if speaks else 1)
     except torch.OutOfMemoryError as error:
-        parts = 2 * (accum if accum != 'auto' else 1)
-        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) Cut the batch into more parts with '
-                 f'--accum={parts} or --accum=auto, or give a smaller --bs or --input_size')
+        cut = '' if accum is None else f'Cut the batch into more parts with --accum={2 * accum if accum != "auto" else 2} or ' \
+            '--accum=auto, or '
+        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or --input_size')
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
         sys.exit(f'error: a loading process died, most often because memory ran out: give fewer --workers ({error})')
     except KeyboardInterrupt:
-        sys.stderr.write('interrupted: the same command goes on from the last checkpoint\n' if speaks else '')
+        goes_on = '' if accum is None else ': the same command goes on from the last checkpoint'
+        sys.stderr.write(f'interrupted{goes_on}\n' if speaks else '')
         sys.exit(130)

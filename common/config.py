@@ -113,6 +113,9 @@ class RunOptions(ImageOptions):
     tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log', ('tb_lg_dir',), str,
                                   harmless=True)
 
+    tracker: str = option(None, 'send scalars and pictures to this one too; it must be installed', 'log', parse=str,
+                          choices=('wandb', 'trackio'), harmless=True)
+
     def __post_init__(self):
         super().__post_init__()
         for field in ('epochs', 'save_every', 'log_every'):

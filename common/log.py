@@ -1,32 +1,38 @@
-"""What a run says: to the terminal, to files in its folder, to TensorBoard."""
+"""What a run says: to the terminal, to files in its folder, to TensorBoard, and to a tracker if one is asked for."""
+import importlib
 import json
 import logging
 import sys
 import time
+import uuid
 from pathlib import Path
 
+import torch
+
 from common.checkpoint import write_atomically
+from common.cli import needs
 
 
 class RunLog:
     """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
 
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
-    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard.
+    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard, and to the options' tracker.
     """
 
-    def __init__(self, folder, rank, log_name, tensorboard_dir=None, purge_step=0):
+    def __init__(self, folder, rank, log_name, options, purge_step=0):
         is_main, self.rank = rank == 0, rank
         self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
         self.err.addHandler(logging.StreamHandler(sys.stderr))
-        self.board, self.warned = None, set()
+        self.board, self.tracker, self.warned = None, None, set()
         if is_main:
             from torch.utils.tensorboard import SummaryWriter
             self.out.addHandler(logging.StreamHandler(sys.stdout))
             self.out.addHandler(logging.FileHandler(Path(folder, 'stdout_backup.txt'), encoding='utf-8'))
             self.err.addHandler(logging.FileHandler(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
-            self.board = SummaryWriter(tensorboard_dir or str(Path(folder, 'tensorboard_log')), purge_step=purge_step)
+            self.board = SummaryWriter(options.tensorboard_dir or str(Path(folder, 'tensorboard_log')), purge_step=purge_step)
+            self.tracker = start_tracker(options, folder) if options.tracker else None
         else:
             self.out.addHandler(logging.NullHandler())
 
@@ -43,6 +49,11 @@ class RunLog:
         elif isinstance(error, Exception) and not getattr(error, 'on_all_ranks', False):
             self.err.error('error on rank %d: %s', self.rank, error)
         self.end_line()
+        if self.tracker is not None:
+            try:
+                self.tracker.finish()
+            except Exception as failure:  # what the run has come to is more important
+                self.warn(f'{self.tracker.__name__} cannot end its run: {type(failure).__name__}: {failure}')
         logging.captureWarnings(False)
         for handler in self.err.handlers:
             logging.getLogger('py.warnings').removeHandler(handler)
@@ -96,10 +107,38 @@ class RunLog:
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.track(values, step)
 
     def picture(self, name, image, step):
         if self.board is not None:
             self.board.add_image(name, image, step)
+        if self.tracker is not None:
+            self.track({name: image}, step)
+
+    def track(self, values, step):
+        """Tell the tracker: {name: number, or picture (3, H, W)}. Whatever a service can do, it must not stop a run."""
+        try:
+            self.tracker.log({name: self.tracker.Image(value.permute(1, 2, 0).mul(255).byte().numpy())
+                              if torch.is_tensor(value) else value for name, value in values.items()}, step=step)
+        except Exception as error:
+            self.warn_once(f'{self.tracker.__name__} takes nothing any more: {type(error).__name__}: {error}')
+
+
+def start_tracker(options, folder):
+    """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises ValueError."""
+    needs(options.tracker)
+    tracker, known = importlib.import_module(options.tracker), Path(folder, 'tracker_run.txt')
+    if not known.exists():  # --fresh moves it away with the folder, and begins another run there too
+        write_atomically(known, lambda file: file.write(f'{Path(folder).name}-{uuid.uuid4().hex[:8]}'.encode()))
+    name = known.read_text()
+    more = {'id': name} if options.tracker == 'wandb' else {}
+    try:
+        tracker.init(project='spark', name=name, config=options.as_dict(), resume='allow', **more)
+    except Exception as error:  # no login, no network: as the tracker puts it
+        raise ValueError(f'{options.tracker} cannot begin ({type(error).__name__}: {error}): set it up, or leave --tracker '
+                         'away') from error
+    return tracker
 
 
 def duration(seconds):

@@ -1,6 +1,7 @@
 """How a run tells what it does while it trains: the progress line, scalars, the time to go."""
 import time
 
+from common.energy import Meter
 from common.log import clock, duration
 
 
@@ -13,7 +14,7 @@ class Progress:
     def __init__(self, run, log, sums=None):
         self.run, self.log, self.sums = run, log, list(sums or (0.0, 0.0, 0))
         self.seconds, self.timed = 0.0, 0  # spent in training steps, and how many: evaluation and saving do not count
-        self.announced, self.metric = False, ''
+        self.announced, self.metric, self.meter = False, '', Meter(run.ranks.device)
 
     @property
     def step_time(self):
@@ -43,16 +44,18 @@ class Progress:
                          f'until {clock(left)}.')
 
     def end_epoch(self, epoch, metrics, unreadable, said):
-        """Write the line of an epoch (counted from 1) to the log and the terminal.
+        """Write the line of an epoch (counted from 1) to the log and the terminal; called on all ranks.
 
         metrics: {name: value} for the log, None where not measured; said: the same for a person. unreadable: images so far.
         """
         step, (loss, norm, steps) = epoch * self.run.per_epoch, self.sums
         (lr, decay), left = self.run.schedule(step - 1), (self.run.steps - step) * self.step_time
+        drawn = self.run.ranks.gather([self.meter.kwh()])
         entry = {'epoch': epoch, 'step': step, 'loss': loss / steps, **metrics, 'gradient_norm': norm / steps,
                  'lr': lr, 'weight_decay': decay, 'unreadable': unreadable,
                  'images_per_second': self.epoch_steps * self.run.options.batch_size / self.epoch_seconds,
-                 'seconds': time.perf_counter() - self.began, 'remaining': duration(left), 'finish': clock(left)}
+                 'seconds': time.perf_counter() - self.began, 'gpu_kwh': None if None in drawn else sum(drawn),
+                 'remaining': duration(left), 'finish': clock(left)}
         self.sums = [0.0, 0.0, 0]
         self.log.record(entry)
         self.log.scalars({name: value for name, value in metrics.items() if value is not None}, step)

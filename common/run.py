@@ -128,4 +128,5 @@ class Run:
         """The first line of a run, or of its continuation, in the log."""
         return {'run': self.options.name, 'step': start, 'time': clock(), 'commit': commit, 'command': command,
                 'versions': {'python': sys.version.split()[0], 'torch': torch.__version__, 'timm': timm.__version__},
-                'ranks': self.ranks.size, 'accum': accum, 'config': self.options.as_dict()}
+                'machine': self.machine, 'precision': self.precision, 'ranks': self.ranks.size, 'accum': accum,
+                'config': self.options.as_dict()}

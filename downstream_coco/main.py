@@ -56,7 +56,7 @@ def train_detector(options):
         if saved:
             refuse_changes(options, saved, images=len(images), **facts)
         aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
-        with RunLog(run.folder, ranks.rank, 'coco_log.txt', options.tensorboard_dir, saved['step'] + 1 if saved else 0) as log:
+        with RunLog(run.folder, ranks.rank, 'coco_log.txt', options, saved['step'] + 1 if saved else 0) as log:
             if aside:
                 log.say(f'What was in {run.folder} is in {aside} now.')
             if loaded and not saved:

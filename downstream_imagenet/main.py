@@ -75,8 +75,7 @@ def fine_tune(options, dataset=None, val_dataset=None):
         elif options.finetune_from:
             loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
         aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
-        with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options.tensorboard_dir,
-                    saved['step'] + 1 if saved else 0) as log:
+        with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options, saved['step'] + 1 if saved else 0) as log:
             if aside:
                 log.say(f'What was in {run.folder} is in {aside} now.')
             if loaded:

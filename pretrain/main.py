@@ -55,8 +55,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
         elif options.init:
             loaded = load_init(spark, options.init, options.model)
         aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
-        with RunLog(run.folder, ranks.rank, 'pretrain_log.txt', options.tensorboard_dir,
-                    saved['step'] + 1 if saved else 0) as log:
+        with RunLog(run.folder, ranks.rank, 'pretrain_log.txt', options, saved['step'] + 1 if saved else 0) as log:
             if aside:
                 log.say(f'What was in {run.folder} is in {aside} now.')
             if loaded:
