@@ -7,7 +7,7 @@ VENV_PYTHON ?= .venv/bin/python
 
 setup: .venv/complete
 
-.venv/complete: requirements.txt requirements-dev.txt
+.venv/complete: requirements.txt requirements-dev.txt pretrain/requirements.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
@@ -53,6 +53,7 @@ test-mmdet: .venv-mmdet/complete
 
 lint:
 	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m nbstripout --verify pretrain/*.ipynb  # outputs stay out of git; without --verify it strips them
 
 # Every convolutional network of timm, into docs/coverage.md: hours on two cores. Run again, it goes on where it stopped.
 coverage:

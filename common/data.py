@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_dataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -30,9 +30,7 @@ class ImageFiles(Dataset):
 
     def __init__(self, source, in_chans=3):
         source = Path(source)
-        if in_chans not in (1, 3):
-            raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your own in '
-                             'code (README, "Your own data")')
+        check_channels(in_chans)
         if source.is_dir():
             paths = sorted(find_files(source, tuple(Image.registered_extensions())))
             self.root = source
@@ -61,18 +59,51 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index):
         with Image.open(self.name(index)) as image:
-            if image.mode.startswith('I') or image.mode == 'F':  # 16-bit or float grey, which Pillow would clip to 8 bits
-                values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
-                if image.mode != 'F':
-                    values = values / 65535
-                if values.max() > 1 or values.min() < 0:
-                    raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
-                return values.expand(3, -1, -1) if self.mode == 'RGB' else values
-            return self.turned(image, index).convert(self.mode)
+            return as_channels(self.turned(image, index), 3 if self.mode == 'RGB' else 1)
 
     def turned(self, image, index):
         """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
         return image
+
+
+def as_channels(image, in_chans):
+    """A PIL image as one of 1 or 3 channels; with 16 bits or floats as a tensor (C, h, w) in [0, 1]. Raises ValueError."""
+    if image.mode.startswith('I') or image.mode == 'F':  # 16-bit or float grey, which Pillow would clip to 8 bits
+        values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
+        if image.mode != 'F':
+            values = values / 65535
+        if values.max() > 1 or values.min() < 0:
+            raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
+        return values.expand(3, -1, -1) if in_chans == 3 else values
+    return image.convert('RGB' if in_chans == 3 else 'L')
+
+
+class SeveralFiles(ImageFiles):
+    """The images of files and folders, in the order in which they are named. Raises ValueError for what is neither."""
+
+    def __init__(self, sources, in_chans=3):
+        check_channels(in_chans)
+        self.mode, self.files = 'RGB' if in_chans == 3 else 'L', []
+        for source in map(Path, sources):
+            parts = ImageFiles(source, in_chans) if source.is_dir() else None
+            if parts is None and not source.is_file():
+                raise ValueError(f'there is no image or folder {source}')
+            self.files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
+
+    def __len__(self):
+        return len(self.files)
+
+    def name(self, index):
+        return self.files[index]
+
+    def turned(self, image, index):
+        return ImageOps.exif_transpose(image)
+
+
+def check_channels(in_chans):
+    if in_chans not in (1, 3):
+        raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: use tensors in code (README, "Your own '
+                         'data")')
 
 
 def find_files(folder, endings):
@@ -192,16 +223,17 @@ class Augmented(Dataset):
 
     def prepare(self, image, item, index):
         """What was read of number `index` -> (the image as the network takes it, its class or None)."""
-        tensor = self.as_input(self.transform(image))
+        tensor = as_input(self.transform(image), self.normalisation)
         return tensor if self.erase is None else self.erase(tensor), item[1] if self.labelled else None
-
-    def as_input(self, image):
-        """A PIL image or a tensor -> (C, H, W) float32, normalised."""
-        image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
-        return F.normalize(F.convert_image_dtype(image, torch.float32), *self.normalisation)
 
     def name(self, index):
         return self.images.name(index) if hasattr(self.images, 'name') else f'number {index}'
+
+
+def as_input(image, normalisation):
+    """A PIL image or a tensor (C, H, W), uint8 or float -> (C, H, W) float32, normalised with (mean, std)."""
+    image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
+    return F.normalize(F.convert_image_dtype(image, torch.float32), *normalisation)
 
 
 class seeded:

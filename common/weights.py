@@ -76,6 +76,28 @@ def unwrap(content, path='the given object'):
     return tensors
 
 
+RESNETS = {(2, 2, 2, 2, False): 'resnet18', (3, 4, 6, 3, False): 'resnet34', (2, 2, 2, 2, True): 'resnet26',
+           (3, 4, 6, 3, True): 'resnet50', (3, 4, 23, 3, True): 'resnet101', (3, 8, 36, 3, True): 'resnet152',
+           (3, 24, 36, 3, True): 'resnet200'}
+CONVNEXTS = {(9, 96): 'convnext_tiny', (27, 96): 'convnext_small', (27, 128): 'convnext_base', (27, 192): 'convnext_large'}
+
+
+def guess_model(state):
+    """timm's name of the network whose tensors these are, for plain ResNets and ConvNeXts; None for others.
+
+    state: under timm's or official names, with or without a decoder. Loading says whether the guess is right.
+    """
+    for prefix in (OURS, OFFICIAL):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    blocks = [len({key.split('.')[1] for key in state if key.startswith(f'layer{stage}.')}) for stage in (1, 2, 3, 4)]
+    if any(blocks):
+        return RESNETS.get((*blocks, 'layer1.0.conv3.weight' in state))
+    third = {match[1] for key in state if (match := re.match(r'stages\.2\.(?:blocks\.)?(\d+)\.(?:dwconv|conv_dw)\.', key))}
+    first = next((state[key] for key in ('stages.0.0.dwconv.weight', 'stages.0.blocks.0.conv_dw.weight') if key in state), None)
+    return CONVNEXTS.get((len(third), len(first))) if first is not None else None
+
+
 def to_timm(state, cnn):
     """Any state_dict of a network, ours, official or timm's, as the keys of that network in timm."""
     for prefix in (OURS, OFFICIAL, DETECTOR):
@@ -107,6 +129,45 @@ def torchvision_convnext(key):
         stage, part, what = down.groups()
         return f'stem.{part}.{what}' if stage == '0' else f'stages.{int(stage) // 2}.downsample.{part}.{what}'
     return key.replace('classifier.0', 'head.norm').replace('classifier.2', 'head.fc')
+
+
+def to_official(state):
+    """timm's names of a ResNet or a ConvNeXt -> those of official SparK (the ConvNeXt authors'), without the classifier."""
+    renamed = {}
+    for key, value in state.items():
+        block = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.(.+)', key)
+        down = re.fullmatch(r'stages\.(\d)\.downsample\.(.+)', key)
+        if block:
+            stage, number, inner = block.groups()
+            inner = inner.replace('conv_dw.', 'dwconv.').replace('mlp.fc', 'pwconv')
+            key = f'stages.{stage}.{number}.{inner}'
+        elif down:
+            key = f'downsample_layers.{down[1]}.{down[2]}'
+        elif key.startswith('stem.'):
+            key = key.replace('stem.', 'downsample_layers.0.')
+        if not key.startswith(('fc.', 'head.')):
+            renamed[key] = value
+    return renamed
+
+
+def to_torchvision(state):
+    """timm's names of a ResNet, ConvNeXt or DenseNet -> torchvision's."""
+    if not any(key.startswith('stages.') for key in state):
+        return dict(state)  # alike
+    parts, renamed = {'conv_dw': '0', 'norm': '2', 'mlp.fc1': '3', 'mlp.fc2': '5'}, {}
+    for key, value in state.items():
+        block = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.(?:(.+)\.(\w+)|(gamma))', key)
+        down = re.fullmatch(r'stages\.(\d)\.downsample\.(.+)', key)
+        if block:
+            stage, number, part, what, gamma = block.groups()
+            inner = 'layer_scale' if gamma else f'block.{parts[part]}.{what}'
+            key, value = f'features.{2 * int(stage) + 1}.{number}.{inner}', value.view(-1, 1, 1) if gamma else value
+        elif down:
+            key = f'features.{2 * int(down[1])}.{down[2]}'
+        else:
+            key = key.replace('stem.', 'features.0.').replace('head.norm', 'classifier.0').replace('head.fc', 'classifier.2')
+        renamed[key] = value
+    return renamed
 
 
 def load_strictly(module, state, may_miss=()):
@@ -197,11 +258,14 @@ def load_classifier(cnn, source, model, size, in_chans=3):
 
 
 def load_init(spark, source, model=None):
-    """Start from weights: a file of any kind, or 'timm' for timm's own pretrained weights. Returns Loaded.
+    """Start from weights: a file of any kind, its content, or 'timm' for timm's own pretrained weights. Returns Loaded.
 
     A whole SparK, ours or official, fills encoder and decoder; any other file fills the encoder.
     """
-    state = timm_weights(model, spark.encoder.in_chans) if source == 'timm' else unwrap(read_plain(source), source)
+    if isinstance(source, dict):
+        state = unwrap(source)
+    else:
+        state = timm_weights(model, spark.encoder.in_chans) if source == 'timm' else unwrap(read_plain(source), source)
     if any(key.startswith(OFFICIAL) for key in state) and any(key.startswith('dense_decoder.') for key in state):
         return load_official_spark(state, spark)
     if any(key.startswith(OURS) for key in state):

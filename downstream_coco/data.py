@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.data import Augmented, ImageFiles, Steps
+from common.data import Augmented, ImageFiles, Steps, as_input
 from common.engine import to_device
 from common.schedule import seed_for
 
@@ -244,7 +244,7 @@ class Scenes(Augmented):
 
     def prepare(self, image, item, index):
         objects, view = item[1], self.view(*F.get_dimensions(image)[1:])
-        tensor = self.as_input(view.image(image))
+        tensor = as_input(view.image(image), self.normalisation)
         boxes = view.boxes(objects['boxes'])
         centres = view.corners((objects['boxes'][:, :2] + objects['boxes'][:, 2:]) / 2)
         inside = ((centres >= 0) & (centres <= view.size[::-1])).all(1) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)

@@ -7,14 +7,13 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence
-from common.data import ImageFiles
+from common.data import SeveralFiles
 from common.distributed import distributed
 from common.run import autocast
 from common.weights import register
@@ -25,27 +24,6 @@ from downstream_coco.main import read_detector, restore
 
 COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#46f0f0', '#f032e6', '#bcf60c', '#fabebe', '#008080',
            '#9a6324', '#800000', '#808000', '#000075')
-
-
-class Several(ImageFiles):
-    """The images of files and folders, in the order in which they are named. Raises ValueError for what is neither."""
-
-    def __init__(self, sources, in_chans=3):
-        self.mode, self.files = 'RGB' if in_chans == 3 else 'L', []
-        for source in map(Path, sources):
-            parts = ImageFiles(source, in_chans) if source.is_dir() else None
-            if parts is None and not source.is_file():
-                raise ValueError(f'there is no image or folder {source}')
-            self.files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
-
-    def __len__(self):
-        return len(self.files)
-
-    def name(self, index):
-        return self.files[index]
-
-    def turned(self, image, index):
-        return ImageOps.exif_transpose(image)
 
 
 def drawn(image, found, names):
@@ -69,7 +47,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print):
     options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
     with distributed() as ranks:
         register(options.register)
-        images, (_, models, categories, _) = Several(sources, options.in_chans), restore(content, options)
+        images, (_, models, categories, _) = SeveralFiles(sources, options.in_chans), restore(content, options)
         if which not in models:
             raise ValueError(f'{weights} holds no average of the weights (EMA)')
         model = models[which].to(ranks.device, memory_format=torch.channels_last).eval()

@@ -1,4 +1,9 @@
-"""Weights of a ConvNeXt, of any kind, under timm's keys. Needs nothing of MMDetection."""
+"""Weights of a ConvNeXt, of any kind, under timm's keys. Needs nothing of MMDetection.
+
+    python weights.py FILE convnext_base        # can this file be the backbone's? Exits with 1 and one sentence if not
+"""
+import sys
+
 import timm
 import torch
 from timm.models.convnext import checkpoint_filter_fn
@@ -40,7 +45,8 @@ def read(path, cnn):
 
 def load(module, path, cnn):
     """Fill the stem and the stages of a module from a file; the number of tensors. Raises ValueError if any does not fit."""
-    state, own = read(path, cnn), {key: value for key, value in module.state_dict().items() if not key.startswith('norm')}
+    state = read(path, cnn)
+    own = {key: value for key, value in module.state_dict().items() if not key.startswith(('norm', 'head.'))}
     wrong = [f'{key} is missing' for key in own if key not in state]
     wrong += [f'{key} is too much' for key in state if key not in own]
     wrong += [f'{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}' for key in own
@@ -49,3 +55,11 @@ def load(module, path, cnn):
         raise ValueError(f'{path} does not hold the weights of this ConvNeXt: {wrong[0]}, and {len(wrong) - 1} more')
     module.load_state_dict(state, strict=False)  # strict above; the norms of the outputs are new
     return len(state)
+
+
+if __name__ == '__main__':
+    try:
+        network = convnext(sys.argv[2])
+        print(f'{load(network, sys.argv[1], network)} entries of {sys.argv[2]}')
+    except (IndexError, ValueError) as error:
+        sys.exit(f'error: {error if isinstance(error, ValueError) else "python weights.py FILE ARCH"}')

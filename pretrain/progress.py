@@ -1,11 +1,11 @@
 """What pretraining tells besides (common/progress.py): the held-out loss, and pictures of reconstructions."""
 import torch
 from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from common import progress
 from common.checkpoint import write_atomically
 from common.data import collate
+from pretrain.pictures import rows_of, views
 
 PICTURES = 8
 
@@ -26,27 +26,11 @@ class Progress(progress.Progress):
         places = torch.linspace(0, len(watched) - 1, min(PICTURES, len(watched))).long().tolist()
         images = collate([watched[(0, place)] for place in places])[0].to(self.run.ranks.device)
         visible = spark.draw_visible(len(images), self.run.generator('picture')).to(images.device)
+        spark.eval()
         with self.run.autocast():
-            grid = reconstruction_picture(spark, images, visible, self.run.options.normalisation)
+            grid = rows_of(views(spark, images, visible, self.run.options.normalisation))
+        spark.train()
         path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda file: to_pil_image(grid).save(file, 'PNG'))
         self.log.picture('input, masked, reconstruction', grid, epoch * self.run.per_epoch)
-
-
-@torch.no_grad()
-def reconstruction_picture(spark, images, visible, normalisation):
-    """images (B, C, H, W), normalised -> (3, H', W') in [0, 1]: rows of input, masked input, reconstruction.
-
-    Hidden cells are shown with their true mean and deviation (SparK.reconstruct). Of more than three channels the first
-    three are shown, of two the first.
-    """
-    mode = spark.training
-    spark.eval()
-    reconstruction = spark.reconstruct(images, visible)
-    spark.train(mode)
-    masked = spark.paste(spark.cut(images) * spark.geometry(images, visible).is_visible()[..., None])
-    mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in normalisation)
-    rows = torch.cat([images, masked, reconstruction]) * std + mean
-    rows = rows[:, :3] if rows.shape[1] >= 3 else rows[:, :1].expand(-1, 3, -1, -1)
-    return make_grid(rows.clamp(0, 1), nrow=len(images), padding=2, pad_value=1.0).cpu()

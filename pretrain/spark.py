@@ -115,11 +115,15 @@ class SparK(nn.Module):
         The decoder predicts normalised cells; they are shown with the true cell's mean and deviation, as in the paper's
         figures. Runs in the mode that the caller set, as `encode` does.
         """
+        predicted, (_, mean, deviation) = self.predict(images, visible), self.normalise(images)
+        cells = self.cut(predicted.to(images.dtype)) * deviation + mean
+        is_visible = self.geometry(images, visible).is_visible()
+        return self.paste(torch.where(is_visible[..., None], self.cut(images), cells))
+
+    def predict(self, images, visible):
+        """(B, C, H, W): what the decoder says, each cell normalised by its own mean and deviation, visible ones too."""
         geometry = self.geometry(images, self.check_visible(visible))
-        output = self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
-        _, mean, deviation = self.normalise(images)
-        cells = self.cut(output.to(images.dtype)) * deviation + mean
-        return self.paste(torch.where(geometry.is_visible()[..., None], self.cut(images), cells))
+        return self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
 
     def check_visible(self, visible):
         """Refuse indices that are no cells, for those who make their own; a look at the values, so not in `forward`."""

@@ -9,6 +9,7 @@ import torch
 
 from common.demo_world import write_world
 from pretrain.config import Options
+from pretrain.main import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,14 +22,23 @@ def world(tmp_path_factory):
     return folder
 
 
+TINY = {'name': 'tiny', 'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 8, 'epochs': 2,
+        'lr': 1e-2, 'workers': 0, 'warmup_epochs': 0.5, 'log_every': 3}
+
+
 @pytest.fixture
 def tiny(world, tmp_path):
     """Options of a run of 2 epochs with 5 steps each, a second or two; tiny(**changes)."""
     def make(**changes):
-        return Options(**{'name': 'tiny', 'run_dir': str(tmp_path / 'run'), 'data_path': str(world), 'model': 'your_convnet',
-                          'input_size': 32, 'decoder_width': 16, 'batch_size': 8, 'epochs': 2, 'lr': 1e-2, 'workers': 0,
-                          'warmup_epochs': 0.5, 'log_every': 3, **changes})
+        return Options(**{**TINY, 'run_dir': str(tmp_path / 'run'), 'data_path': str(world), **changes})
     return make
+
+
+@pytest.fixture(scope='session')
+def finished(world, tmp_path_factory):
+    """The folder of a finished run, with pictures after both epochs."""
+    folder = tmp_path_factory.mktemp('finished') / 'output_tiny'
+    return pretrain(Options(**TINY, run_dir=str(folder), data_path=str(world), val_every=1, picture_every=1))
 
 
 def flags(options):

@@ -1,0 +1,124 @@
+"""The model card of an exported network (Mitchell et al. 2019): its data, recipe, curve, a picture, its limits."""
+import shutil
+
+from common.checkpoint import write_atomically
+from common.cli import needs
+from pretrain.log import pictures_of, read_log
+
+PAPER = 'https://arxiv.org/abs/2301.03580'
+
+
+def write_card(saved, folder, licence=None):
+    """Write README.md into the folder, and curve.png and reconstructions.png where the run has what they show.
+
+    Raises ValueError if matplotlib, which draws the curve, is missing.
+    """
+    log, pictures = (read_log(saved.folder), pictures_of(saved.folder)) if saved.folder else (None, [])
+    parts = []
+    if log is not None and log.epochs:
+        needs('matplotlib')
+        draw_curve(log.epochs, folder / 'curve.png')
+        parts.append('![loss over the epochs](curve.png)')
+    if pictures:
+        shutil.copy(pictures[-1], folder / 'reconstructions.png')
+        parts.append(f'![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, reconstruction, after '
+                     f'epoch {int(pictures[-1].stem.split("_")[1])}. Hidden cells are shown with the true cell\'s mean and '
+                     'deviation: the network predicts normalised cells.')
+    text = TEXT.format(licence=licence or 'other', model=saved.model.split('.')[0], paper=PAPER, stated='' if licence else
+                       '**Licence.** Whoever exported this did not say; ask before you use it.\n\n', data=data(saved),
+                       recipe='\n'.join(f'| {name} | {value} |' for name, value in recipe(saved, log)),
+                       pictures='\n\n'.join(parts) or 'No log or pictures lay beside the weights.',
+                       size='x'.join(map(str, saved.spark.encoder.input_size)),
+                       channels=saved.options.in_chans)
+    write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
+
+
+def data(saved):
+    if saved.images is None:
+        return 'The file does not say which images it was trained on. **Fill this in.**'
+    return (f'{saved.images:,} images without labels. **Say here what they show, where they come from, and what their licence '
+            'is.**')
+
+
+def recipe(saved, log):
+    """(name, value) of what somebody would need to do the same again."""
+    options, encoder = saved.options, saved.spark.encoder
+    yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
+    yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {options.in_chans} channels'
+    yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
+    if log is None:
+        return
+    config, (low, high) = log.config, log.config['crop_scale']
+    peak = config['lr'] or config['base_lr'] * config['batch_size'] / 256
+    yield 'epochs', f'{log.epochs[-1]["epoch"] if log.epochs else 0} of {config["epochs"]}'
+    yield 'batch', config['batch_size']
+    yield 'optimiser', f'{config["opt"]}, learning rate up to {peak:.3g}'
+    yield 'weight decay', f'{config["weight_decay"]} to {config["weight_decay_end"]}'
+    yield 'crop', f'area {low} to {high}, {"half of them" if config["flip"] else "not"} mirrored'
+    if log.epochs:
+        yield 'loss of the last epoch', f'{log.epochs[-1]["loss"]:.4f}'
+        held = [entry['val_loss'] for entry in log.epochs if entry.get('val_loss') is not None]
+        if held:
+            yield 'held-out loss', f'{held[-1]:.4f}'
+    versions = ', '.join(f'{name} {version}' for name, version in log.runs[-1]['versions'].items())
+    yield 'program', f'commit {log.runs[-1]["commit"] or "unknown"}, {versions}'
+
+
+def draw_curve(epochs, path):
+    """The loss over the epochs, and the held-out one where there is one, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 3.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, label in (('loss', 'training'), ('val_loss', 'held-out images')):
+        points = [(entry['epoch'], entry[name]) for entry in epochs if entry.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points), label=label)
+    axes.set(xlabel='epoch', ylabel='loss', ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+TEXT = '''---
+license: {licence}
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [timm, spark, self-supervised, masked-image-modeling]
+---
+
+# {model}, pretrained with SparK
+
+A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the others, a decoder
+reconstructs what was hidden ([SparK]({paper}), ICLR 2023). These are the encoder's weights, without classifier and decoder.
+
+```python
+import timm
+model = timm.create_model('local-dir:FOLDER', pretrained=True)                    # features; 'hf-hub:USER/NAME' from a hub
+model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)    # a new classifier, to be trained
+```
+
+{stated}## Data
+
+{data}
+
+## Recipe
+
+| | |
+|---|---|
+{recipe}
+
+{pictures}
+
+## Limits
+
+* The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised weights.
+* Pretrained on images of {size} pixels with {channels} channels; other sizes work as they do for any convolutional network.
+* What the images did not show, the network has not learned; whatever bias they have, it may have too.
+* A low reconstruction loss does not rank networks: compare them on your task.
+
+## Citation
+
+Keyu Tian, Yi Jiang, Qishuai Diao, Chen Lin, Liwei Wang, Zehuan Yuan: *Designing BERT for Convolutional Networks: Sparse and
+Hierarchical Masked Modeling*, ICLR 2023, {paper}
+'''

@@ -1,0 +1,288 @@
+"""Write a pretrained network for whoever uses it next, and read it back as they do before calling it written.
+
+    python -m pretrain.export output_my_run --to=timm                    # resnet50_timm.safetensors
+    python -m pretrain.export output_my_run --to=hf --licence=mit        # a folder for timm's local-dir: or a model hub
+
+Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx. A file whose reader does not give the network's own features
+is deleted, and the command says why.
+"""
+import argparse
+import importlib.util
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from timm.models import save_for_hf
+from torch import nn
+
+from common.checkpoint import plain_state, read_plain, save, write_atomically
+from common.cli import errors_in_one_sentence, needs
+from common.weights import OFFICIAL, OURS, guess_model, load_official_spark, load_strictly, to_official, to_timm, to_torchvision
+from pretrain.card import write_card
+from pretrain.compare import error
+from pretrain.saved import add_network, build, network_of
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCE = 1e-4  # largest relative difference of features in fp32, which another order of summing brings about
+TORCHVISION = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x8d',
+               'resnext101_64x4d', 'wide_resnet50_2', 'wide_resnet101_2', 'convnext_tiny', 'convnext_small', 'convnext_base',
+               'convnext_large', 'densenet121', 'densenet161', 'densenet169', 'densenet201')  # layer for layer timm's
+
+
+def export(saved, to, out, suffix='.safetensors', licence=None):
+    """Write a Saved network in the format `to` into the folder out, once it was read back and is the same.
+
+    suffix: '.safetensors' or '.pth', where a format leaves the choice. Returns sentences on what was written and how it was
+    checked. Raises ValueError, and leaves what was there, if the network has no such form or does not come back as it was.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    name = saved.model.split('.')[0]
+    if to == 'hf' and (out / f'{name}_hf').exists():
+        raise ValueError(f'{out / f"{name}_hf"} is there already: move it away, or give another --out')
+    with tempfile.TemporaryDirectory(dir=out, prefix='.export') as folder:
+        sentences = WRITERS[to](saved, Path(folder).resolve() / f'{name}_{to}', suffix, licence)
+        for path in Path(folder).iterdir():
+            path.replace(out / path.name)
+    return [*sentences, f'Written to {out}']
+
+
+def write_state(path, state):
+    if path.suffix == '.safetensors':
+        write_atomically(path, lambda file: file.write(safetensors.torch.save(state, metadata={'format': 'pt'})))
+    else:
+        save(path, state)
+
+
+@torch.no_grad()
+def require_same(ours, theirs, reader):
+    """Raise a ValueError unless two lists of tensors are alike."""
+    difference = error(theirs, ours)
+    if not difference <= TOLERANCE:
+        raise ValueError(f'{reader} does not give the network\'s own output from what was written (relative difference '
+                         f'{difference:.1e})')
+
+
+def some_images(saved):
+    return torch.randn(2, saved.options.in_chans, *saved.spark.encoder.input_size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def to_timm_file(saved, stem, suffix, _):
+    path, cnn, images = stem.with_suffix(suffix), saved.spark.encoder.cnn, some_images(saved)
+    write_state(path, plain_state(cnn))
+    theirs = create(saved)
+    timm.models.load_checkpoint(theirs, str(path))
+    require_same([cnn(images)], [theirs.eval()(images)], 'timm')
+    return [f'{path.name}: read by timm.models.load_checkpoint, strictly; the same output']
+
+
+def create(saved, **more):
+    """The network anew, untrained, with the same classifier unless told otherwise."""
+    channels = {} if saved.options.in_chans == 3 else {'in_chans': saved.options.in_chans}
+    given = {'num_classes': saved.spark.encoder.cnn.num_classes, **channels, **more}
+    return timm.create_model(saved.model.split('.')[0], **given)
+
+
+@torch.no_grad()
+def to_torchvision_file(saved, stem, suffix, _):
+    name = saved.model.split('.')[0]
+    if name not in TORCHVISION or saved.options.in_chans != 3:
+        raise ValueError(f'torchvision has no {name} for images of {saved.options.in_chans} channels with the same layers as '
+                         f'timm\'s; it has {", ".join(TORCHVISION)}, for 3')
+    path, cnn, images = stem.with_suffix(suffix), saved.spark.encoder.cnn, some_images(saved)
+    write_state(path, to_torchvision(plain_state(cnn)))
+    theirs = torchvision.models.get_model(name, num_classes=cnn.num_classes)
+    theirs.load_state_dict(read_plain(path))
+    require_same([cnn(images)], [theirs.eval()(images)], 'torchvision')
+    return [f'{path.name}: read by torchvision.models.{name}, strictly; the same output']
+
+
+@torch.no_grad()
+def to_official_files(saved, stem, suffix, _):
+    """The encoder in the style of the published files, and the whole SparK where there is a decoder; always .pth."""
+    cnn, encoder = saved.spark.encoder.cnn, saved.spark.encoder
+    state = plain_state(cnn)
+    if guess_model(state) != saved.model.split('.')[0]:
+        raise ValueError(f'the official code knows plain ResNets and ConvNeXts, not {saved.model}')
+    style = 'official' if any(key.startswith('stages.') for key in state) else 'timm'
+    features, images, sentences = to_official(state), some_images(saved), []
+    name = stem.name.removesuffix('_official')
+    path = stem.with_name(f'{name}_1kpretrained_{style}_style.pth')
+    save(path, features)
+    theirs = create(saved)
+    load_strictly(theirs, to_timm(read_plain(path), theirs), may_miss=encoder.unused)
+    require_same(encoder(images), encoder.pyramid(images, cnn=theirs.eval()), 'our reader of official files')
+    sentences.append(f'{path.name}: the encoder; read by our reader of official files: the same features')
+    if saved.has_decoder:
+        path = stem.with_name(f'{name}_withdecoder_1kpretrained_spark_style.pth')
+        decoder = {key: value for key, value in plain_state(saved.spark).items() if not key.startswith(OURS)}
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in saved.options.normalisation)
+        unused = {'imn_m': mean, 'imn_s': std, 'norm_black': torch.zeros(1, *images.shape[1:])}
+        save(path, {'module': {**unused, **{OFFICIAL + key: value for key, value in features.items()}, **decoder}})
+        again, visible = build(saved.options).eval(), saved.spark.draw_visible(2, torch.Generator().manual_seed(0))
+        load_official_spark(read_plain(path), again)
+        require_same([saved.spark.predict(images, visible)], [again.predict(images, visible)], 'our reader of official files')
+        sentences.append(f'{path.name}: encoder and decoder; read by our reader of official files: the same reconstruction')
+    return sentences + ['Names and shapes are the official ones; the official program itself was not run']
+
+
+def run_reader(*command):
+    """Run a program of one of the downstream folders, with which this one shares files and no code. Raises ValueError."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError((done.stderr or done.stdout).strip().removeprefix('error: '))
+    return done.stdout.strip()
+
+
+@torch.no_grad()
+def to_detectron2_file(saved, stem, suffix, _):
+    path, cnn = stem.with_suffix('.pkl'), saved.spark.encoder.cnn
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder, 'weights.pth'), plain_state(cnn))
+        run_reader('downstream_d2/convert-timm-to-d2.py', Path(folder, 'weights.pth'), path)
+    with open(path, 'rb') as file:
+        entries = pickle.load(file)['model']  # noqa: S301  (written by ourselves a moment ago)
+    depth = int(guess_model(plain_state(cnn)).removeprefix('resnet'))
+    expected = detectron2_shapes(depth)
+    if {key: value.shape for key, value in entries.items()} != expected:
+        raise ValueError(f'the file has not the names and shapes of a ResNet-{depth} of Detectron2')
+    checked = f'names and shapes are those of its ResNet-{depth}; Detectron2 is not installed here and did not read it'
+    if importlib.util.find_spec('detectron2'):
+        images = some_images(saved)
+        require_same(saved.spark.encoder.pyramid(images), detectron2_features(path, depth, images), 'Detectron2')
+        checked = 'read by Detectron2: the same features'
+    return [f'{path.name}: {checked}. It is a pickle, which Detectron2 asks for']
+
+
+def detectron2_shapes(depth):
+    """{name: shape} of the backbone of Detectron2's ResNets."""
+    def norm(name, channels):
+        return {**{f'{name}.{part}': (channels,) for part in ('weight', 'bias', 'running_mean', 'running_var')},
+                f'{name}.num_batches_tracked': ()}
+    shapes = {'stem.conv1.weight': (64, 3, 7, 7), **norm('stem.conv1.norm', 64)}
+    cin = 64
+    for stage, (blocks, width) in enumerate(zip({50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth],
+                                                (64, 128, 256, 512)), 2):
+        for block in range(blocks):
+            at = f'res{stage}.{block}'
+            convolutions = {'conv1': (width, cin, 1, 1), 'conv2': (width, width, 3, 3), 'conv3': (4 * width, width, 1, 1)}
+            if block == 0:
+                convolutions['shortcut'] = (4 * width, cin, 1, 1)
+            for name, shape in convolutions.items():
+                shapes |= {f'{at}.{name}.weight': shape, **norm(f'{at}.{name}.norm', shape[0])}
+            cin = 4 * width
+    return shapes
+
+
+def detectron2_features(path, depth, images):
+    """The feature maps of Detectron2's own ResNet with a converted file."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import build_resnet_backbone
+    cfg = get_cfg()
+    cfg.merge_from_list(['MODEL.RESNETS.DEPTH', depth, 'MODEL.RESNETS.STRIDE_IN_1X1', False, 'MODEL.RESNETS.NORM', 'BN',
+                         'MODEL.RESNETS.OUT_FEATURES', ['res2', 'res3', 'res4', 'res5'], 'MODEL.BACKBONE.FREEZE_AT', 0])
+    holder = nn.Module()
+    holder.backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    DetectionCheckpointer(holder).load(str(path))
+    return list(holder.eval().backbone(images).values())
+
+
+def to_mmdet_file(saved, stem, suffix, _):
+    path, name = stem.with_suffix('.pth'), saved.model.split('.')[0]
+    if not name.startswith('convnext'):
+        raise ValueError(f'downstream_mmdet reads ConvNeXts, not {name}; for any network there is downstream_coco')
+    save(path, plain_state(saved.spark.encoder.cnn))
+    said = run_reader('-m', 'downstream_mmdet.weights', path, name)
+    return [f'{path.name}: read by downstream_mmdet/weights.py, strictly ({said})']
+
+
+@torch.no_grad()
+def to_hf_folder(saved, stem, suffix, licence):
+    folder, images, size = stem, some_images(saved), saved.spark.encoder.input_size
+    channels = saved.options.in_chans
+    mean, std = saved.options.normalisation
+    own = {'paper_name': 'SparK', 'paper_ids': 'arXiv:2301.03580', 'origin_url': None, 'test_input_size': None,
+           'test_crop_pct': None, 'file': None, 'pool_size': None}  # not what timm says of its own weights
+    overlay = {**own, 'mean': mean, 'std': std, 'input_size': (channels, *size), 'crop_pct': 1.0, 'num_classes': 0, 'url': '',
+               'hf_hub_id': None, 'license': licence or 'other', 'tag': 'spark', 'interpolation': 'bicubic'}
+    try:
+        cnn = create(saved, num_classes=0, pretrained_cfg_overlay=overlay)
+        classifier = [name for name, parameter in cnn.named_parameters() if not parameter.numel()]  # of no classes
+        state = {key: value for key, value in plain_state(saved.spark.encoder.cnn).items() if key in cnn.state_dict()}
+        load_strictly(cnn, state, may_miss=classifier)
+        save_for_hf(cnn, folder, model_args={} if channels == 3 else {'in_chans': channels}, safe_serialization=True)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'{saved.model} is not built as timm builds its networks (build_model_with_cfg, pretrained_cfg), so '
+                         'timm cannot load it from a folder: export it with --to=timm, and give your code with it') from error
+    except RuntimeError as error:
+        raise ValueError(f'timm {timm.__version__} cannot write it with the huggingface_hub that is installed ({error}): '
+                         'install a later timm') from error
+    write_card(saved, folder, licence)
+    theirs = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    require_same([cnn.eval()(images)], [theirs.eval()(images)], 'timm (local-dir:)')
+    require_same(saved.spark.encoder.pyramid(images), saved.spark.encoder.pyramid(images, cnn=theirs), 'timm (local-dir:)')
+    return [f'{folder.name}: read by timm.create_model("local-dir:.../{folder.name}", pretrained=True); the same features. '
+            'A hub takes the folder as it is; look at its README.md first']
+
+
+class Pyramid(nn.Module):
+    """What ONNX gets: images -> the feature maps, small stride to large, and the mean of the last one."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.cnn = encoder, encoder.cnn
+
+    def forward(self, images):
+        levels = self.encoder.pyramid(images)
+        return *levels, levels[-1].mean((2, 3))
+
+
+@torch.no_grad()
+def to_onnx_file(saved, stem, suffix, _):
+    needs('onnx', 'onnxscript', 'onnxruntime')
+    import onnxruntime
+    path, model, images = stem.with_suffix('.onnx'), Pyramid(saved.spark.encoder).eval(), some_images(saved)
+    outputs = [*(f'stride_{stride}' for stride in saved.spark.encoder.reductions), 'pooled']
+    try:
+        torch.onnx.export(model, (images,), str(path), dynamo=True, input_names=['images'], output_names=outputs, verbose=False,
+                          dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, external_data=False)
+    except Exception as error:  # whatever an exporter can meet in a network
+        raise ValueError(f'torch cannot export {saved.model} to ONNX: {type(error).__name__}: '
+                         f'{str(error).strip().splitlines()[0]}') from error
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    for batch in (images, images[:1], torch.cat([images, images, images[:1]])):
+        theirs = [torch.from_numpy(value) for value in session.run(outputs, {'images': batch.numpy()})]
+        require_same(list(model(batch)), theirs, 'onnxruntime')
+    return [f'{path.name}: run by onnxruntime {onnxruntime.__version__} with batches of 1, 2 and 5 images of '
+            f'{" x ".join(map(str, saved.spark.encoder.input_size))}; the same {", ".join(outputs)}']
+
+
+WRITERS = {'timm': to_timm_file, 'torchvision': to_torchvision_file, 'official': to_official_files,
+           'detectron2': to_detectron2_file, 'mmdet': to_mmdet_file, 'hf': to_hf_folder, 'onnx': to_onnx_file}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser('pretrain.export', description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_network(parser)
+    parser.add_argument('--to', required=True, choices=WRITERS, help='who is to read it')
+    parser.add_argument('--out', default='.', help='folder to write into (default: this one)')
+    parser.add_argument('--pth', action='store_true', help="torch's format instead of safetensors, for timm and torchvision")
+    parser.add_argument('--licence', '--license', help='of the weights, for the model card of --to=hf, such as mit')
+    args = parser.parse_args(argv)
+    with errors_in_one_sentence():
+        suffix = '.pth' if args.pth else '.safetensors'
+        for sentence in export(network_of(args), args.to, args.out, suffix, args.licence):
+            print(sentence)
+
+
+if __name__ == '__main__':
+    main()

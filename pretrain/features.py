@@ -1,0 +1,55 @@
+"""Features of images by a pretrained encoder, for whatever comes next: pooled, and the maps of each level.
+
+    python -m pretrain.features output_my_run photos/ --out=features        # features/0000_NAME.npz, and features/pooled.npz
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.checkpoint import write_atomically
+from common.cli import errors_in_one_sentence
+from pretrain.saved import add_network, network_of
+
+
+@torch.no_grad()
+def features(saved, sources, out, maps=True, say=print):
+    """Write pooled.npz (names (N,), pooled (N, C) float32) and, with maps, NUMBER_NAME.npz of each image into the folder out.
+
+    The latter hold `pooled` (C,), the mean over positions of the last map, and `stride_S` (C_S, H/S, W/S), the feature pyramid.
+    Images are resized and cut to the network's size, the network sees all of them. Returns (names, pooled). Raises ValueError.
+    """
+    encoder, names, pooled = saved.spark.encoder, [], []
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for index, name, image in saved.each(sources, say):
+        levels = [level[0] for level in encoder(image)]
+        names.append(name)
+        pooled.append(levels[-1].mean((1, 2)).numpy())
+        if maps:
+            arrays = {f'stride_{stride}': level.numpy() for stride, level in zip(encoder.reductions, levels)}
+            write_arrays(out / f'{index:04}_{Path(name).stem}.npz', pooled=pooled[-1], **arrays)
+    write_arrays(out / 'pooled.npz', names=np.array(names), pooled=np.stack(pooled))
+    say(f'{len(names)} images in {out}: pooled features of {len(pooled[0])} numbers'
+        + (f', maps of strides {", ".join(map(str, encoder.reductions))}' if maps else ''))
+    return names, np.stack(pooled)
+
+
+def write_arrays(path, **arrays):
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser('pretrain.features', description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_network(parser)
+    parser.add_argument('images', metavar='IMAGES', nargs='+', help='image files, or folders of them')
+    parser.add_argument('--out', default='features', help='folder for the arrays (default: features)')
+    parser.add_argument('--no_maps', action='store_true', help='pooled features only')
+    args = parser.parse_args(argv)
+    with errors_in_one_sentence():
+        features(network_of(args), args.images, args.out, not args.no_maps)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,45 @@
+"""The log of a run, read back."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Log:
+    """runs: what stands in the log of each start of the run. epochs: its epochs; number 0, before training, in `before`."""
+    folder: Path
+    runs: list
+    epochs: list
+    before: dict | None
+
+    @property
+    def name(self):
+        return self.runs[-1]['run'] or self.folder.name
+
+    @property
+    def config(self):
+        return self.runs[-1]['config']
+
+
+def pictures_of(folder):
+    """The pictures of reconstructions in a run folder, in the order of the epochs."""
+    found = [path for path in Path(folder, 'reconstructions').glob('epoch_*.png') if path.stem.removeprefix('epoch_').isdigit()]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix('epoch_')))
+
+
+def read_log(folder):
+    """The log of a run folder. Raises ValueError if there is none, or none of pretraining."""
+    path = Path(folder, 'pretrain_log.txt')
+    if not path.is_file():
+        raise ValueError(f'{folder} is no folder of a pretraining run: there is no pretrain_log.txt in it')
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+        entries = [json.loads(line) for line in lines if line.endswith('\n')]  # a run may be writing its last line
+        runs = [entry for entry in entries if 'run' in entry]
+        epochs = [entry for entry in entries if 'epoch' in entry]
+        if not runs or any(not run['config'].keys() >= {'model', 'epochs', 'mask_ratio'} for run in runs):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f'{path} is not the log of a pretraining run of this program') from None
+    return Log(Path(folder), runs, [entry for entry in epochs if entry['epoch'] > 0],
+               next((entry for entry in epochs if entry['epoch'] == 0), None))

@@ -1,0 +1,183 @@
+"""What a pretraining left behind, read back: a run folder, one of its files, or a file of the official release.
+
+    saved = read_saved('output_my_run')      # or resnet50_1kpretrained.pth, res50_withdecoder_1kpretrained_spark_style.pth
+    saved.spark.reconstruct(images, saved.spark.draw_visible(len(images)))
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from PIL import ImageOps
+
+from common.checkpoint import is_run, read_plain
+from common.cli import numbers
+from common.config import size
+from common.data import CentreCrop, SeveralFiles, as_channels, as_input, check_channels
+from common.weights import guess_model, load_init, unwrap
+from pretrain.config import Options
+from pretrain.log import read_log
+from pretrain.spark import SparK, build_spark
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A pretrained network and what is known of it.
+
+    spark: in evaluation mode, on the CPU. model: the network's name. options: of the run, or what was given and guessed.
+    has_decoder: whether the file had one; if not, the decoder is untrained. step, images: of the run, None if
+    they are not known. path: the file. folder: the run's, None if the file stands alone.
+    """
+    spark: SparK
+    options: Options
+    has_decoder: bool
+    step: int | None
+    images: int | None
+    path: Path
+    folder: Path | None
+
+    @property
+    def model(self):
+        return self.options.model
+
+    @property
+    def name(self):
+        """What to call it in a picture: the run's name, else the file's."""
+        return self.options.name or self.path.stem
+
+    def prepare(self, image):
+        """A PIL image or a tensor (C, h, w), uint8 or float -> (1, C, H, W): its middle, normalised. Raises ValueError."""
+        if not torch.is_tensor(image):
+            check_channels(self.options.in_chans)
+            image = as_channels(ImageOps.exif_transpose(image), self.options.in_chans)
+        image = as_input(CentreCrop(self.spark.encoder.input_size)(image), self.options.normalisation)
+        if not image.isfinite().all():
+            raise ValueError('it holds NaN or infinite values')
+        return image[None]
+
+    def each(self, sources, say=print):
+        """(number, file, (1, C, H, W)) of the images of files and folders; what cannot be read is said and left out.
+
+        Raises ValueError for a file or folder that is not there, and if none of the images can be read.
+        """
+        images, read = SeveralFiles(sources, self.options.in_chans), 0
+        for number in range(len(images)):
+            try:
+                image = self.prepare(images[number])
+            except Exception as error:  # whatever a file can do to a reader
+                say(f'unreadable image {images.name(number)} ({type(error).__name__}: {error}): it is left out')
+                continue
+            read += 1
+            yield number, images.name(number), image
+        if not read:
+            raise ValueError('none of the images can be read')
+
+    def require_decoder(self):
+        """Raise a ValueError if there is nothing to reconstruct with."""
+        if not self.has_decoder:
+            raise ValueError(f'{self.path} holds an encoder without its decoder, which cannot reconstruct: give the run folder '
+                             'or its *_still_pretraining.pth, or a *_withdecoder_1kpretrained_spark_style.pth')
+
+
+def read_saved(source, **given):
+    """Read a run folder, a file of it, or an official file. Raises ValueError.
+
+    given: options of pretraining (model, input_size, mask_ratio, in_chans, mean, std, ...) that the file does not tell.
+    """
+    path = find(source)
+    content = read_plain(path)
+    if is_run(content, path):
+        return of_run(content, path, given)
+    state, log = unwrap(content, path), log_of(path)
+    names = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std')
+    beside = {name: log.config[name] for name in names if name in log.config} if log else {}
+    config = {**beside, **{name: value for name, value in given.items() if value is not None}}
+    model = config.pop('model', None) or guess(path, state)
+    options = Options(**{'name': path.stem, **config, 'model': model,
+                         'decoder_width': width_of(state) or config.get('decoder_width', Options.decoder_width)})
+    spark = build(options)
+    load_init(spark, state, model)
+    return Saved(spark.eval(), options, width_of(state) is not None, None, None, path, log and log.folder)
+
+
+def of_run(content, path, given):
+    """Read what a run saved. What is given and differs from the run is refused, but for the share of hidden cells."""
+    config = content['config']
+    if not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
+        raise ValueError(f'{path} is no pretraining run: it says nothing of a mask or a decoder')
+    wrong = [f'{name} is {config.get(name)} there, not {value}' for name, value in given.items()
+             if value is not None and name != 'mask_ratio' and config.get(name) != value]
+    if wrong:
+        raise ValueError(f'{path} is of another network ({"; ".join(wrong)}): leave that away, a run says itself what it is')
+    known = {name: value for name, value in config.items() if name in Options.__dataclass_fields__}
+    ratio = given.get('mask_ratio')
+    options = Options(**{**known, 'mask_ratio': config['mask_ratio'] if ratio is None else ratio})
+    spark = build(options)
+    load_init(spark, content['model'])
+    log = log_of(path)
+    return Saved(spark.eval(), options, True, content['step'], content['images'], path, log and log.folder)
+
+
+def build(options):
+    with torch.random.fork_rng(devices=[]):  # what the file lacks is drawn: not from the caller's random numbers
+        torch.manual_seed(0)
+        return build_spark(options.model, options.input_size, options.mask_ratio, None, options.cell_size, options.in_chans,
+                           options.decoder_width, levels=options.levels and options.levels.split(','))
+
+
+def find(source):
+    """The file that a run folder is read from, or the file itself. Raises ValueError."""
+    source = Path(source)
+    if source.is_dir():
+        found = sorted(source.glob('*_still_pretraining.pth')) or sorted(source.glob('*_1kpretrained.pth'))
+        if len(found) != 1:
+            raise ValueError(f'{source} is no run folder: it holds {len(found) or "no"} *_still_pretraining.pth'
+                             + (', give one of them' if found else ''))
+        return found[0]
+    return source
+
+
+def log_of(path):
+    """The log of the run that wrote a file, if it lies beside it; None for a file that stands alone."""
+    try:
+        log = read_log(path.parent)
+    except ValueError:
+        return None
+    own = (f'{log.config.get("model")}_still_pretraining.pth', f'{log.config.get("model")}_1kpretrained.pth')
+    return log if path.name in own else None
+
+
+def guess(path, state):
+    """The network's name by the file's, or by its tensors. Raises ValueError."""
+    named = path.name.split('_1kpretrained')[0]
+    if timm.is_model(named):
+        return named
+    guessed = guess_model(state)
+    if guessed is None:
+        raise ValueError(f'{path} does not say which network it is: give --model=NAME')
+    return guessed
+
+
+def width_of(state):
+    """The width of the decoder that a file holds; None if it holds none."""
+    weight = state.get('dense_decoder.dec.0.up_sample.weight')
+    return None if weight is None else weight.shape[0]
+
+
+def add_network(parser, several=False):
+    """The arguments that say which network, for `network_of`."""
+    parser.add_argument('source', metavar='RUN_OR_FILE', help='run folder, a file of it, or a file of the official release',
+                        nargs='+' if several else None)
+    about = parser.add_argument_group('network', 'for files that do not say it themselves; a run does')
+    about.add_argument('--model', help="timm's name of the network")
+    about.add_argument('--input_size', type=size, help='side of an image in pixels, or height,width')
+    about.add_argument('--in_chans', type=int, help='channels of an image')
+    about.add_argument('--mean', type=numbers, help="of each channel; ImageNet's if not given")
+    about.add_argument('--std', type=numbers, help="of each channel; ImageNet's if not given")
+    about.add_argument('--levels', help='submodules whose outputs are the pyramid, with commas between')
+
+
+def network_of(args, source=None, **more):
+    """The network that a command line names; of several the one called source. Raises ValueError."""
+    return read_saved(source or args.source, model=args.model, input_size=args.input_size, in_chans=args.in_chans,
+                      mean=args.mean, std=args.std, levels=args.levels, **more)

@@ -1,0 +1,83 @@
+"""The documentation is true where that can be checked: links, commands, error messages."""
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDERS = ('.', 'docs', 'pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'downstream_mmdet')
+PAGES = [page for folder in FOLDERS for kind in ('*.md', '*.ipynb') for page in sorted((ROOT / folder).glob(kind))]
+
+
+def anchors(text):
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r'^#+ (.+)$', text, re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding='utf-8')
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        if re.match(r'https?://', link):
+            continue
+        path, _, anchor = link.partition('#')
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f'{page.name} links to {link}'
+        assert not anchor or anchor in anchors(target.read_text(encoding='utf-8')), f'{page.name} links to {link}'
+
+
+def test_pages_are_found():
+    assert {'README.md', 'method.md', 'viz_spconv.ipynb'} <= {page.name for page in PAGES}
+
+
+def said():
+    """All texts in our programs, one a literal, as they are written there; what is filled in is ..."""
+    for folder in ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco'):
+        for path in (ROOT / folder).rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+                if isinstance(node, ast.JoinedStr):
+                    yield ''.join(part.value if isinstance(part, ast.Constant) else '...' for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    texts = list(said())
+    quoted = re.findall(r'^### `(.+)`$', (ROOT / 'docs/troubleshooting.md').read_text(encoding='utf-8'), re.MULTILINE)
+    assert len(quoted) > 10
+    for message in quoted:
+        assert any(message in text for text in texts), message
+
+
+def test_modules_that_are_named_exist():
+    for page in PAGES:
+        for module in re.findall(r'python3? -m ((?:pretrain|downstream_\w+|common|benchmarks)(?:\.\w+)+)', page.read_text()):
+            assert (ROOT / f'{module.replace(".", "/")}.py').exists(), f'{page.name}: {module}'
+
+
+def test_flags_that_are_named_exist():
+    """Every --flag in a page is one of some program of ours, or of one of those that we start or name."""
+    known = {'logdir', 'nproc_per_node', 'time', 'output', 'nodes'}  # of TensorBoard, torchrun, SLURM
+    for path in (path for folder in (*FOLDERS[2:], 'common') for path in (ROOT / folder).rglob('*')):
+        if path.suffix in ('.py', '.sh'):
+            known |= set(re.findall(r"""['"(|\s]--([a-z]\w*)""", path.read_text(encoding='utf-8')))
+    from downstream_coco.config import Options as Coco
+    from downstream_imagenet.config import Options as Classes
+    from downstream_imagenet.features import Options as Features
+    from pretrain.config import Options
+    for options in (Options, Classes, Features, Coco):
+        for name, field in options.__dataclass_fields__.items():
+            known |= {name, f'no_{name}', *field.metadata.get('aliases', ())}
+    for page in PAGES:
+        for flag in re.findall(r'(?<![\w-])--([a-z]\w*)(?![\w-])', page.read_text(encoding='utf-8')):
+            assert flag in known, f'{page.name}: --{flag}'
+
+
+def test_notebooks_hold_no_outputs():
+    pytest.importorskip('nbstripout', reason='pip install -r pretrain/requirements.txt')
+    done = subprocess.run([sys.executable, '-m', 'nbstripout', '--verify', *map(str, ROOT.glob('pretrain/*.ipynb'))])
+    assert done.returncode == 0
