@@ -278,6 +278,10 @@ def main(argv=None):
     parser.add_argument('--pth', action='store_true', help="torch's format instead of safetensors, for timm and torchvision")
     parser.add_argument('--licence', '--license', help='of the weights, for the model card of --to=hf, such as mit')
     args = parser.parse_args(argv)
+    if args.pth and args.to not in ('timm', 'torchvision'):
+        parser.error(f'--to={args.to} has one format only: leave --pth away')
+    if args.licence and args.to != 'hf':
+        parser.error(f'--to={args.to} has no place for a licence: leave --licence away')
     with errors_in_one_sentence():
         suffix = '.pth' if args.pth else '.safetensors'
         for sentence in export(network_of(args), args.to, args.out, suffix, args.licence):

@@ -73,6 +73,8 @@ def main(argv=None):
                         '(hidden), or the indices of the visible cells')
     parser.add_argument('--grid', action='store_true', help='draw lines between the cells')
     args = parser.parse_args(argv)
+    if args.visible is not None and args.mask_ratio is not None:
+        parser.error('--visible is the mask itself: leave --mask_ratio away')
     with errors_in_one_sentence():
         mask = None if args.visible is None else mask_file(args.visible)
         saved = network_of(args, mask_ratio=args.mask_ratio)

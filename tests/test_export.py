@@ -241,6 +241,13 @@ def test_the_card_of_an_encoder_alone_tells_the_run_s_recipe(finished, tmp_path)
         assert text in card
 
 
+@pytest.mark.parametrize('flags', [['--to=hf', '--pth'], ['--to=timm', '--licence=mit'], ['--to=nobody']])
+def test_flags_that_mean_nothing(finished, tmp_path, flags):
+    with pytest.raises(SystemExit) as stop:
+        export.main([str(finished), f'--out={tmp_path}', *flags])
+    assert stop.value.code == 2 and not list(tmp_path.iterdir())
+
+
 def test_onnx_without_its_packages(finished, tmp_path, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install onnx onnxscript onnxruntime'):

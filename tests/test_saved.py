@@ -248,6 +248,8 @@ def test_a_given_mask_and_ratio(finished, photos, tmp_path):
     masked = np.asarray(Image.open(out / '0000_a_masked.png')).reshape(4, 8, 4, 8, 3)
     flat = masked.std((1, 3)).max(-1) == 0
     assert (~flat).tolist() == np.eye(4, dtype=bool).tolist()
+    with pytest.raises(SystemExit):
+        reconstruct.main([str(finished), str(photos), f'--visible={tmp_path / "mask.txt"}', '--mask_ratio=0.5'])
     losses = reconstruct.reconstruct(read_saved(finished, mask_ratio=0.9), [photos / 'a.png'], out, say=lambda _: None)
     assert [name for name, _ in losses] == [str(photos / 'a.png')]
     masked = np.asarray(Image.open(out / '0000_a_masked.png')).reshape(4, 8, 4, 8, 3)
