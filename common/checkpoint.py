@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 
 from common.cli import changes
+from common.lock import FolderLock
 
 VERSION = 1
 
@@ -40,7 +41,8 @@ def save(path, content):
 def open_folder(folder, fresh, ranks, own):
     """Make the run folder; if fresh, move the old one aside, and return where to (on the main rank, else None).
 
-    own: the run's checkpoint in it. Raises ValueError if the folder is another run's, or if nothing can be written there.
+    own: the run's checkpoint in it. Raises ValueError if the folder is another run's, if another process writes into it, or if
+    nothing can be written there.
     """
     aside = None
     if ranks.is_main:
@@ -49,6 +51,8 @@ def open_folder(folder, fresh, ranks, own):
         if others and not fresh:
             raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or --fresh to move '
                              'that one aside')
+        if folder.exists():
+            FolderLock(folder).release()  # RunLog holds it for the run
         try:
             if fresh and folder.exists():
                 aside = next(path for i in itertools.count(1)

@@ -11,13 +11,15 @@ import torch
 
 from common.checkpoint import write_atomically
 from common.cli import needs
+from common.lock import FolderLock
 
 
 class RunLog:
     """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
 
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
-    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard, and to the options' tracker.
+    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard, and to the options' tracker. Holds the
+    folder's lock. Raises ValueError if another process does.
     """
 
     def __init__(self, folder, rank, log_name, options, purge_step=0):
@@ -26,6 +28,7 @@ class RunLog:
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
         self.err.addHandler(logging.StreamHandler(sys.stderr))
         self.board, self.tracker, self.warned = None, None, set()
+        self.lock = FolderLock(Path(folder)) if is_main else None
         if is_main:
             from torch.utils.tensorboard import SummaryWriter
             self.out.addHandler(logging.StreamHandler(sys.stdout))
@@ -62,6 +65,8 @@ class RunLog:
                 handler.close()
         if self.board is not None:
             self.board.close()
+        if self.lock is not None:
+            self.lock.release()
 
     def say(self, message):
         self.said = time.monotonic()
