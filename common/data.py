@@ -102,8 +102,8 @@ class SeveralFiles(ImageFiles):
 
 def check_channels(in_chans):
     if in_chans not in (1, 3):
-        raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: use tensors in code (README, "Your own '
-                         'data")')
+        raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your own, or tensors, '
+                         'in code (README, "Your own data")')
 
 
 def find_files(folder, endings):
