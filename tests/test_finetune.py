@@ -393,7 +393,7 @@ def test_a_run_leaves_its_files(small, capsys):
     folder = fine_tune(small())
     assert {p.name for p in folder.iterdir()} == {
         'your_convnet_1kfinetuned_last.pth', 'your_convnet_1kfinetuned_best.pth', 'your_convnet_1kfinetuned_best_ema.pth',
-        'finetune_log.txt', 'stdout_backup.txt', 'stderr_backup.txt', 'tensorboard_log'}
+        'finetune_log.txt', 'stdout_backup.txt', 'stderr_backup.txt', 'tensorboard_log', 'run.lock'}
     lines = [json.loads(line) for line in (folder / 'finetune_log.txt').read_text().splitlines()]
     assert [line.get('epoch') for line in lines] == [None, 1, 2]
     assert {'top1', 'top5', 'top1_ema', 'val_loss'} <= lines[-1].keys()

@@ -87,7 +87,7 @@ def whole(tiny, tmp_path):
 def test_a_run_leaves_its_files(whole, tiny, capsys):
     files = {p.name for p in whole.iterdir()}
     assert files == {'your_convnet_still_pretraining.pth', 'your_convnet_1kpretrained.pth', 'pretrain_log.txt',
-                     'stdout_backup.txt', 'stderr_backup.txt', 'tensorboard_log', 'reconstructions'}
+                     'stdout_backup.txt', 'stderr_backup.txt', 'tensorboard_log', 'reconstructions', 'run.lock'}
     assert [p.name for p in (whole / 'reconstructions').iterdir()] == ['epoch_0002.png']
     state = torch.load(whole / 'your_convnet_1kpretrained.pth', weights_only=True)
     cnn = timm.create_model('your_convnet', num_classes=7)
