@@ -4,7 +4,7 @@
     python -m pretrain.export output_my_run --to=hf --licence=mit        # a folder for timm's local-dir: or a model hub
 
 Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx. A file whose reader does not give the network's own features
-is deleted, and the command says why.
+is not kept, and the command says why.
 """
 import argparse
 import importlib.util

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from common.checkpoint import write_atomically
+
 CAPTIONS = {'image': 'image', 'masked': 'what the network sees', 'reconstruction': "reconstruction, each hidden cell\nwith the "
             "true cell's mean and deviation", 'own': "the same without them: with those\nof the image's visible cells",
             'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
@@ -124,3 +126,8 @@ def rows_of(view):
     """Rows of input, masked input, reconstruction, as one picture (3, H', W')."""
     return make_grid(torch.cat([view.image, view.masked, view.reconstruction]), nrow=len(view.image), padding=2,
                      pad_value=1.0).cpu()
+
+
+def write_picture(path, image):
+    """Write a PIL image as PNG, whole or not at all. Raises ValueError."""
+    write_atomically(path, lambda file: image.save(file, 'PNG'))

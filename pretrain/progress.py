@@ -3,9 +3,8 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from common import progress
-from common.checkpoint import write_atomically
 from common.data import collate
-from pretrain.pictures import rows_of, views
+from pretrain.pictures import rows_of, views, write_picture
 
 PICTURES = 8
 
@@ -32,5 +31,5 @@ class Progress(progress.Progress):
         spark.train()
         path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, lambda file: to_pil_image(grid).save(file, 'PNG'))
+        write_picture(path, to_pil_image(grid))
         self.log.picture('input, masked, reconstruction', grid, epoch * self.run.per_epoch)

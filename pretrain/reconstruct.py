@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence
 from pretrain.masks import read_mask
-from pretrain.pictures import CAPTIONS, contact_sheet, views, with_grid
+from pretrain.pictures import CAPTIONS, contact_sheet, views, with_grid, write_picture
 from pretrain.saved import add_network, network_of
 
 SHEET = 50  # images on it at most
@@ -47,10 +46,6 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
     say(f'{len(losses)} image{"s" * (len(losses) > 1)} in {out}, all on {out / "contact_sheet.png"}'
         + (f' (the first {SHEET})' if len(losses) > SHEET else ''))
     return losses
-
-
-def write_picture(path, image):
-    write_atomically(path, lambda file: image.save(file, 'PNG'))
 
 
 def mask_file(path):
