@@ -11,6 +11,8 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
+from common.stopping import Stopped, Unwritten, leave
+
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
     """A dataclass field that is an option. harmless: it may change when a run is resumed."""
@@ -130,11 +132,14 @@ def needs(*modules):
 def errors_in_one_sentence(accum=None):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
 
-    accum: of a training run, which the same command resumes; None for other programs.
+    accum: of a training run, which the same command resumes; None for other programs. A run that was stopped has its own
+    codes (common/stopping.py).
     """
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:
         yield
+    except (Stopped, Unwritten) as error:
+        leave(error.code, f'{error}' if speaks else None)
     except ValueError as error:
         lines = str(error).strip().splitlines()
         # A loading process hands its error on as a traceback in the message.
@@ -148,9 +153,10 @@ def errors_in_one_sentence(accum=None):
             '--accum=auto, or '
         sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or --input_size')
     except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
-            raise
-        sys.exit(f'error: a loading process died, most often because memory ran out: give fewer --workers ({error})')
+        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection reset by peer')):
+            sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it says itself, or '
+                     f'its machine is gone. The same command goes on from the last checkpoint ({str(error).splitlines()[0]})')
+        raise
     except KeyboardInterrupt:
         goes_on = '' if accum is None else ': the same command goes on from the last checkpoint'
         sys.stderr.write(f'interrupted{goes_on}\n' if speaks else '')

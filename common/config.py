@@ -92,6 +92,9 @@ class RunOptions(ImageOptions):
                          ('resume_from',), str, harmless=True)
     fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', harmless=True)
 
+    allow_changed_data: bool = option(False, 'go on although the training images are not those of before', 'data',
+                                      harmless=True)
+    read_timeout: float = option(120.0, 'seconds after which an image that cannot be read is given up', 'data', harmless=True)
     crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
@@ -103,12 +106,22 @@ class RunOptions(ImageOptions):
                             harmless=True)
     lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float,
                        harmless=True)
+    max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run stops; such a step '
+                            'changes nothing', 'optimisation', harmless=True)
+    rewind: bool = option(False, 'go back to the last checkpoint then, and go on without the images of those steps',
+                          'optimisation', harmless=True)
     sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
+    stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is gone, after which the '
+                                  'run ends; 0 for never', 'machine', harmless=True)
     compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
 
     save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
     save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int, harmless=True)
+    save_every_minutes: float = option(30.0, 'minutes between checkpoints, whatever the epochs; 0 for none', 'log',
+                                       harmless=True)
+    keep: int = option(2, 'checkpoints that stay, the newest counted', 'log', harmless=True)
+    keep_every: int = option(None, 'epochs between checkpoints that stay for good', 'log', parse=int, harmless=True)
     log_every: int = option(10, 'steps between looks at the loss', 'log', harmless=True)
     tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log', ('tb_lg_dir',), str,
                                   harmless=True)
@@ -118,7 +131,7 @@ class RunOptions(ImageOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ('epochs', 'save_every', 'log_every'):
+        for field in ('epochs', 'save_every', 'log_every', 'keep', 'max_skips'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
                 f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would be left to '
@@ -126,6 +139,10 @@ class RunOptions(ImageOptions):
         require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
                 f'accum must be auto, 1 or more, not {self.accum}')
         require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
+        for field in ('save_every_minutes', 'stall_minutes'):
+            require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
+        require(self.read_timeout > 0, f'read_timeout must be more than 0, not {self.read_timeout}')
+        require(self.keep_every is None or self.keep_every >= 1, f'keep_every must be 1 or more, not {self.keep_every}')
         require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
         require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
                 f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')

@@ -260,33 +260,40 @@ class Steps(Sampler):
     An epoch has ceil(images / batch) steps; the last batch is filled up from the beginning of the order. repeats: how often an
     image comes in a batch, each time augmented in another way (repeated augmentation, Hoffer et al. 2020): an epoch then sees
     images / repeats of them. The copies stand apart, on other ranks where there are some: mixup takes neighbours. Items are
-    (draw, index); without repeats the draw is the epoch.
+    (draw, index); without repeats the draw is the epoch. left_out: ((first step, step behind the last), ...) that do not come.
     """
 
-    def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1, accum=1, repeats=1):
-        self.images, self.batch, self.seed, self.start, self.repeats = images, batch, seed, start, repeats
+    def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1, accum=1, repeats=1, left_out=()):
+        self.images, self.batch, self.seed, self.repeats = images, batch, seed, repeats
         self.rank, self.share, self.accum = rank, batch // ranks, accum
         self.steps_per_epoch = -(-images // batch)
-        self.stop = epochs * self.steps_per_epoch
+        out = {step for first, stop in left_out for step in range(first, stop)}
+        self.steps = [step for step in range(start, epochs * self.steps_per_epoch) if step not in out] if out else \
+            range(start, epochs * self.steps_per_epoch)
 
     def __len__(self):
-        return (self.stop - self.start) * self.accum
+        return len(self.steps) * self.accum
 
     def order(self, epoch):
         """All images in the order of an epoch, (images,)."""
         return torch.randperm(self.images, generator=torch.Generator().manual_seed(seed_for('order', self.seed, epoch)))
 
+    def batch_of(self, step, order=None):
+        """The (epoch, index) pairs of a step on all ranks; order: of its epoch, drawn if not given."""
+        epoch, different = step // self.steps_per_epoch, -(-self.batch // self.repeats)
+        order, first = self.order(epoch) if order is None else order, step % self.steps_per_epoch * different
+        return [(epoch * self.repeats + i // different, int(order[(first + i % different) % self.images]))
+                for i in range(self.batch)]
+
     def __iter__(self):
         epoch = order = None
-        for step in range(self.start, self.stop):
+        for step in self.steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.order(epoch)
-            different, part = -(-self.batch // self.repeats), self.share // self.accum
-            first = step % self.steps_per_epoch * different
+            batch, part = self.batch_of(step, order), self.share // self.accum
             for begin in range(self.rank * self.share, (self.rank + 1) * self.share, part):
-                yield [(epoch * self.repeats + i // different, int(order[(first + i % different) % self.images]))
-                       for i in range(begin, begin + part)]
+                yield batch[begin:begin + part]
 
 
 def collate(items):
@@ -306,10 +313,11 @@ def loader(augmented, batches, workers, device, collate=collate):
                       pin_memory=device.type == 'cuda')
 
 
-def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None):
+def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None, go_on=None):
     """(images, labels) of this rank's share of a data set, each image once; in order, or in that of key(place).
 
-    augmented: without stand-ins; what cannot be read is left out, and warn(text) told.
+    augmented: without stand-ins; what cannot be read is left out, and warn(text) told. go_on() -> whether to go on with the
+    next batch.
     """
     mine = sorted(range(ranks.rank, len(augmented), ranks.size), key=key)
     places = [mine[i:i + batch] for i in range(0, len(mine), batch)]
@@ -319,6 +327,8 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None)
             warn(f'unreadable image {augmented.name(place)} ({error}): it is left out')
         if len(images):
             yield images, labels
+        if go_on and not go_on():
+            return
 
 
 def without_failures(batches, augmented, named, log):
@@ -330,3 +340,12 @@ def without_failures(batches, augmented, named, log):
                 named.add(name)
                 log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so far')
         yield images, classes
+
+
+def same_images(images, ranks):
+    """The fingerprint of the training images, which is the same on all ranks. Raises ValueError if it is not."""
+    mark = fingerprint(images)
+    if len({(len(images), mark), *ranks.gather([(len(images), mark)])}) > 1:
+        raise ValueError('not all ranks see the same images: each node needs all of them, with the same names, and the same '
+                         'annotation files')
+    return mark

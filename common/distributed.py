@@ -59,10 +59,11 @@ class Ranks:
 
 
 @contextmanager
-def distributed(patience=None):
+def distributed(patience=0):
     """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs.
 
-    patience: minutes that ranks wait for each other before they give up; torch's if not given.
+    patience: minutes without progress after which the watch (common/watch.py) ends a rank and says which one is missing; ranks
+    wait a little longer for each other, so that it comes first. 0: as long as torch has them wait.
     """
     rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     local = int(os.environ.get('LOCAL_RANK', 0))
@@ -75,9 +76,14 @@ def distributed(patience=None):
         torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}),
-                                **({'timeout': timedelta(minutes=patience)} if patience else {}))
-    yield Ranks(rank, size, device)
-    if size > 1:  # not after an error: it would wait for ranks that wait for this one
+                                **({'timeout': timedelta(minutes=patience + 5)} if patience else {}))
+    try:
+        yield Ranks(rank, size, device)
+    except Exception as error:
+        if size > 1 and getattr(error, 'on_all_ranks', False):
+            dist.destroy_process_group()  # not after others: it would wait for ranks that wait for this one
+        raise
+    if size > 1:
         dist.destroy_process_group()
 
 

@@ -1,8 +1,9 @@
-"""One epoch: batches in, losses out. Within a step the host does not wait for the device; it looks every few steps.
+"""One epoch: batches in, losses out. The host does not wait for the device's step, but reads what came of it two steps later.
 
 (torch's SyncBatchNorm does wait, once a layer, when several GPUs share their statistics.)
 """
 import time
+from collections import deque
 from contextlib import nullcontext
 from itertools import islice
 
@@ -12,42 +13,59 @@ from torch import distributed as dist
 from common.optim import set_schedule
 from common.schedule import seed_for
 
-
-class NotFinite(ValueError):
-    """The loss or the gradient of a step was NaN or infinite; that step changed nothing."""
-    on_all_ranks = True  # so that one of them says it
+LAG = 2  # steps by which the host reads results later than a GPU is given them: by then it has them, and nobody waits
 
 
 def train_one_epoch(model, batches, steps, *, optimizer, guard, ranks, seed, schedule, autocast, accum, clip_grad, log_every,
-                    look, after_step=None):
-    """Train on the steps of a range.
+                    wishes, tell, look, after_step=None):
+    """Train on the steps of a range; the step that comes next, which is its end unless a rank asked to be heard before.
 
     batches yields the arguments of model(...) -> loss, on the device, `accum` times a step: this rank's images (B / accum, C,
     H, W) and what belongs to them. schedule(step) -> (lr, weight decay). autocast() -> the context of the forward pass.
-    look(results, seconds) is called every `log_every` steps and after the last one with [(step, loss, gradient norm before
-    clipping)] since the look before; after_step() after each. Raises NotFinite.
+    wishes() -> (2,) on the device, not 0 where this rank wants to stop, or to save. tell(step, loss, gradient norm before
+    clipping, 1 if finite, how many ranks want to stop, to save) is called for each step in turn, and returns whether to return
+    to the caller for it; look(seconds) every `log_every` steps and at the end; after_step(1 if finite) after each, on the
+    device. All ranks return at the same step, with all steps told.
     """
     model.train()
-    window, first, began = [], steps.start, time.perf_counter()
+    first, began, waiting, wanted, step = steps.start, time.perf_counter(), deque(), False, steps.start - 1
+
+    def read():
+        at, result, arrived = waiting.popleft()
+        if arrived is not None:
+            arrived.synchronize()
+        return tell(at, *result.tolist())
+
     for step in steps:
         # Drop path and dropout: a function of where we are, so that there is no random state to save.
         torch.manual_seed(seed_for('noise', seed, step, ranks.rank))
         set_schedule(optimizer, *schedule(step))
-        window.append(train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad))
+        result = train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, wishes)
         if after_step is not None:
-            after_step()
-        if (step + 1) % log_every == 0 or step + 1 in (first + 5, steps.stop):
-            results = torch.stack(window).tolist()  # the one wait for the device
-            done = range(step + 1 - len(results), step + 1)
-            for at, (loss, norm, finite) in zip(done, results):
-                if not finite:
-                    raise NotFinite(
-                        f'step {at}: the loss was {loss:.4g} and the gradient norm {norm:.4g} at a learning rate of '
-                        f'{schedule(at)[0]:.3g}. That step changed nothing, and the last checkpoint is untouched. Go on from '
-                        'it with a lower rate (--lr or --base_lr) or clipping (--clip), or with --precision=fp32')
+            after_step(result[2])
+        waiting.append((step, *on_its_way(result)))
+        while len(waiting) > (LAG if result.is_cuda else 0):
+            wanted |= read()
+        if wanted:  # on all ranks at the same step, for all read the same result
+            break
+        if (step + 1) % log_every == 0 or step + 1 == first + 5:
             now = time.perf_counter()
-            look([(at, loss, norm) for at, (loss, norm, _) in zip(done, results)], now - began)
-            window, began = [], now
+            look(now - began)
+            began = now
+    while waiting:
+        read()
+    look(time.perf_counter() - began)
+    return step + 1
+
+
+def on_its_way(result):
+    """A small tensor on its way to the host, and the event of its arrival; itself and None on the CPU."""
+    if not result.is_cuda:
+        return result, None
+    host = torch.empty_like(result, device='cpu', pin_memory=True).copy_(result, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived
 
 
 def to_device(tensor, device):
@@ -58,10 +76,11 @@ def to_device(tensor, device):
     return tensor.to(device, non_blocking=True).to(memory_format=layout)
 
 
-def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad):
-    """One optimiser step on the next `accum` of the batches, of equal size; (loss, gradient norm, 1 if finite) on the device.
+def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, wishes):
+    """One optimiser step on the next `accum` of the batches, of equal size.
 
-    Whether the step is finite is decided on the device, alike on all ranks; if it is not, it changes nothing.
+    wishes as for train_one_epoch. Returns (loss, gradient norm, 1 if finite, how many ranks want to stop, to save), (5,) on
+    the device. Whether the step is finite is decided on the device, alike on all ranks; if it is not, it changes nothing.
     """
     before = guard.snapshot()
     optimizer.zero_grad(set_to_none=True)
@@ -74,12 +93,12 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
             loss.backward()
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip_grad)
-    verdict = ranks.all_reduce(torch.stack([total, (~torch.isfinite(total + norm)).float()]))
+    verdict = ranks.all_reduce(torch.cat([torch.stack([total, (~torch.isfinite(total + norm)).float()]), wishes()]))
     off = verdict[1] > 0
     optimizer.found_inf, optimizer.grad_scale = off.float(), None
     optimizer.step()
     guard.restore(before, off)
-    return torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()])
+    return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])
 
 
 def fit_accumulation(model, arguments, share, ranks, autocast):

@@ -1,36 +1,51 @@
 """A fine-tuning run of any kind: train, average, measure, keep the last state and the best weights."""
-import sys
+from functools import partial
 
+import torch
 from timm.utils import ModelEmaV3
 from torch import channels_last
 
-from common.checkpoint import git_commit, plain_state, save
+from common.checkpoint import plain_state, save
+from common.data import naming_the_file
 from common.distributed import data_parallel, synchronise_batchnorm
-from common.engine import fit_accumulation, train_one_epoch
-from common.optim import BufferGuard, build_optimizer
+from common.engine import fit_accumulation
+from common.optim import build_optimizer
 from common.progress import Progress
+from common.training import train
 
 
-def finetune(run, log, saved, model, trained, *, batches, measure, groups, arguments, describe, facts, chosen):
+class Average(ModelEmaV3):
+    """timm's average of the weights, which a step that was called off leaves as it was."""
+
+    @torch.no_grad()
+    def update(self, model, finite):
+        """finite: 0-dim tensor on the device, 1 or 0."""
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values()))
+        mine, theirs = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
+        torch._foreach_add_(mine, torch._foreach_mul(torch._foreach_sub(theirs, mine), (1 - self.decay) * finite))
+        for kept, value in pairs:
+            if not kept.is_floating_point():
+                kept.copy_(value)  # a count of BatchNorm's, which a step that is called off does not change either
+
+
+def finetune(run, log, session, saved, model, trained, *, images, batches, measure, groups, arguments, describe, facts, chosen):
     """Train on from the state that was saved, or from the beginning; (metrics after the last epoch, {which: best epoch's}).
 
-    model: forward(*batch) -> loss; trained: the part of it whose weights are saved and averaged. batches(accum) -> (those of
-    train_one_epoch, the set of images that could not be read). measure(averaged weights or None, accum) -> {name: number, or
-    None}; chosen: the name of the number by which the best epoch is picked; epochs are 'model' and, of the average, 'ema'.
-    groups() -> the optimiser's parameter groups. arguments(n): those of model(...) for n images, to try what fits in memory.
-    describe(accum) -> what the run says at its start. facts: what the files hold besides.
+    model: forward(*batch) -> loss; trained: the part of it whose weights are saved and averaged. images: all data sets that are
+    read, as common.data.Augmented, the training images first. batches(accum, set of images that cannot be read, which grows) ->
+    (those of train_one_epoch, their Steps). measure(averaged weights or None, accum) -> {name: number, or None}; chosen: the
+    name of the number by which the best epoch is picked; epochs are 'model' and, of the average, 'ema'. groups() -> the
+    optimiser's parameter groups. arguments(n): those of model(...) for n images, to try what fits in memory. describe(accum) ->
+    what the run says at its start. facts: what the files hold besides.
     """
-    options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
+    options, ranks = run.options, run.ranks
     if saved:
         trained.load_state_dict(saved.pop('model'))  # popped: not kept in memory for days
     model = model.to(ranks.device, memory_format=channels_last)
-    ema = ModelEmaV3(trained, decay=options.ema) if options.ema else None
+    ema = Average(trained, decay=options.ema) if options.ema else None
     if ema and saved:
         ema.module.load_state_dict(saved.pop('ema'))
-    accum = options.accum
-    if accum == 'auto':
-        alike = saved and saved['ranks'] == ranks.size
-        accum = saved['accum'] if alike else fit_accumulation(model, arguments, run.share, ranks, run.autocast)
+    accum = run.parts(saved) or fit_accumulation(model, arguments, run.share, ranks, run.autocast)
     if ranks.size > 1 and options.sync_bn:
         model = synchronise_batchnorm(model)
     optimizer = build_optimizer(options.opt, groups(), official=getattr(options, 'official_lamb', False))
@@ -39,50 +54,37 @@ def finetune(run, log, saved, model, trained, *, batches, measure, groups, argum
     if options.compile:
         model.compile()
     parallel = data_parallel(model, ranks, same_buffers=options.sync_bn)
-    read, unreadable = batches(accum)
-    progress = Progress(run, log, saved['sums'] if saved else None)
-    guard, best, last = BufferGuard(model), saved['best'] if saved else {}, {}
+    unreadable = set(saved.get('unreadable', ())) if saved else set()
+    read, steps = batches(accum, unreadable)
+    progress = Progress(run, log, saved, lambda step: [images[0].name(index) for _, index in steps.batch_of(step)])
+    best, last = saved['best'] if saved else {}, {}
 
-    def save_checkpoint(step):
-        if ranks.is_main:
-            save(run.checkpoint, {'version': 1, 'step': step, 'sums': progress.sums, 'images': run.images, 'accum': accum,
-                                  'ranks': ranks.size, 'config': options.as_dict(), 'model': plain_state(trained),
-                                  'ema': plain_state(ema.module) if ema else None, 'optimizer': optimizer.state_dict(),
-                                  'best': best, **facts})
+    def content():
+        return {'model': plain_state(trained), 'ema': plain_state(ema.module) if ema else None, 'best': dict(best), **facts}
 
-    log.forget_after(start if saved else -1)
-    log.say(describe(accum))
-    for warning in run.warnings(saved, model, accum) if ranks.is_main else ():
-        log.warn(warning)
-    if ranks.is_main:
-        log.record(run.record(start, accum, git_commit(), sys.argv))
-    for epoch in range(start // run.per_epoch, options.epochs):
-        progress.start_epoch()
-        for first, stop in run.stretches(epoch, start):
-            train_one_epoch(parallel, read, range(first, stop), optimizer=optimizer, guard=guard, ranks=ranks,
-                            seed=options.seed, schedule=run.schedule, autocast=run.autocast, accum=accum,
-                            clip_grad=options.clipping, log_every=options.log_every, look=progress.look,
-                            after_step=(lambda: ema.update(trained)) if ema else None)
-            if stop % run.per_epoch:
-                save_checkpoint(stop)
-        done, final = epoch + 1, epoch + 1 == options.epochs
+    def measure_epoch(epoch, final):
         metrics, said = {}, ''
-        if final or done % options.val_every == 0:
-            for which, module in (('model', None), ('ema', ema and ema.module)):
-                if which == 'ema' and not ema:
-                    continue
-                found, suffix = measure(module, accum), '' if which == 'model' else '_ema'
-                metrics |= {f'{name}{suffix}': value for name, value in found.items()}
-                value = found[chosen] or 0.0
-                said += f'{which} {value:.2f} %  '
-                if value > best.get(which, {chosen: -1.0})[chosen]:
-                    best[which] = {'epoch': done, **found, chosen: value}
-                    if ranks.is_main:
-                        save(run.file(f'best{suffix}'), {'model': plain_state(module or trained), 'config': options.as_dict(),
-                                                         **best[which], **facts})
-            last = metrics
-        unreadable |= ranks.union(unreadable)
-        progress.end_epoch(done, metrics, len(unreadable), said)
-        if final or done % options.save_every == 0:
-            save_checkpoint(done * run.per_epoch)
+        for which, module in (('model', None), ('ema', ema and ema.module)):
+            if not final and epoch % options.val_every or which == 'ema' and not ema:
+                continue
+            found, suffix = measure(module, accum), '' if which == 'model' else '_ema'
+            if session.asked_to_stop():
+                return None
+            metrics |= {f'{name}{suffix}': value for name, value in found.items()}
+            value = found[chosen] or 0.0
+            said += f'{which} {value:.2f} %  '
+            if value > best.get(which, {chosen: -1.0})[chosen]:
+                best[which] = {'epoch': epoch, **found, chosen: value}
+                if ranks.is_main:
+                    state = {'model': plain_state(module or trained), 'config': options.as_dict(), **best[which], **facts}
+                    path = run.file(f'best{suffix}')
+                    session.put(path, partial(save, path, state))
+        last.update(metrics)
+        return None if session.asked_to_stop() else (metrics, said)
+
+    with naming_the_file(*images):
+        train(run, log, session, saved, progress, parallel=parallel, module=model, optimizer=optimizer, accum=accum,
+              clip_grad=options.clipping, description=describe(accum), warnings=run.warnings(saved, model, accum),
+              batches=session.batches(read), unreadable=unreadable, content=content, measure=measure_epoch,
+              after_step=(lambda finite: ema.update(trained, finite)) if ema else None)
     return last, best

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What the main.sh of each program does: start a module through torchrun, from any folder.
 #   launch.sh <module> <experiment_name> [--num_nodes=1 --ngpu_per_node=8 --node_rank=0 --master_address=... --master_port=...]
-#             [any option of the module]
+#             [--max_restarts=0] [any option of the module]
+# Exits with the module's code (common/stopping.py), and hands on SIGTERM, SIGINT, SIGHUP and SIGUSR1.
 set -eu
 
 module=$1; shift
@@ -14,11 +15,11 @@ case "${1:-}" in
 esac
 name=$1; shift
 
-nodes=1 processes='' node_rank='' address='' port=29500
+nodes=1 processes='' node_rank='' address='' port=29500 restarts=0
 options=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --num_nodes|--ngpu_per_node|--node_rank|--master_address|--master_port)  # --flag value
+    --num_nodes|--ngpu_per_node|--node_rank|--master_address|--master_port|--max_restarts)  # --flag value
       [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; }
       set -- "$1=$2" "${@:3}"; continue ;;
     --num_nodes=*) nodes=${1#*=} ;;
@@ -26,6 +27,7 @@ while [ $# -gt 0 ]; do
     --node_rank=*) node_rank=${1#*=} ;;
     --master_address=*) address=${1#*=} ;;
     --master_port=*) port=${1#*=} ;;
+    --max_restarts=*) restarts=${1#*=} ;;
     --name|--name=*|--exp_name|--exp_name=*)
       echo "error: the name is the first argument, $name; leave out $1" >&2; exit 2 ;;
     *) options+=("$1") ;;
@@ -39,9 +41,9 @@ fi
 if [ "$processes" = 0 ] || [ "$nodes" = 0 ]; then
   echo 'error: --num_nodes and --ngpu_per_node must be 1 or more' >&2; exit 2
 fi
-for number in "$nodes" "$processes" "$port" "${node_rank:-0}"; do
+for number in "$nodes" "$processes" "$port" "${node_rank:-0}" "$restarts"; do
   case "$number" in
-    ''|*[!0-9]*) echo "error: --num_nodes, --ngpu_per_node, --node_rank and --master_port are numbers, not '$number'" >&2; exit 2 ;;
+    ''|*[!0-9]*) echo "error: --num_nodes, --ngpu_per_node, --node_rank, --master_port and --max_restarts are numbers, not '$number'" >&2; exit 2 ;;
   esac
 done
 if [ "$nodes" -gt 1 ]; then
@@ -57,7 +59,30 @@ fi
 cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores / processes > 1 ? cores / processes : 1 ))}
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-if [ "$nodes" -eq 1 ] && [ "$processes" -eq 1 ]; then  # torchrun would wrap an error in a report of its own
+if [ "$nodes" -eq 1 ] && [ "$processes" -eq 1 ] && [ "$restarts" -eq 0 ]; then  # needs no torchrun
   exec "$python" -m "$module" --name="$name" ${options[@]+"${options[@]}"}
 fi
-exec "$python" -m torch.distributed.run "${meet[@]}" --nproc_per_node="$processes" -m "$module" --name="$name" ${options[@]+"${options[@]}"}
+
+# torchrun ends with 1 whatever its processes end with, and kills them 30 seconds after a signal, in the middle of a save perhaps.
+# So it runs in a process group of its own (set -m), where signals to this one do not reach it; they are handed to its processes,
+# as the one that means no harm, and what these end with is read from a file.
+told=$(mktemp)
+trap 'rm -f "$told"' EXIT
+set -m
+RUN_EXIT_CODE_FILE=$told "$python" -m torch.distributed.run "${meet[@]}" --nproc_per_node="$processes" \
+  --max_restarts="$restarts" -m "$module" --name="$name" ${options[@]+"${options[@]}"} &
+torchrun=$!
+hand_on() {
+  local processes
+  processes=$(pgrep -P "$torchrun" 2>/dev/null || cat "/proc/$torchrun/task/$torchrun/children" 2>/dev/null || true)
+  # shellcheck disable=SC2086  (numbers with spaces between them)
+  kill -USR1 $processes 2>/dev/null || kill "$torchrun" 2>/dev/null || true
+}
+trap hand_on TERM INT HUP USR1
+while true; do  # a signal ends `wait`, not torchrun
+  code=0
+  wait "$torchrun" || code=$?
+  kill -0 "$torchrun" 2>/dev/null || break
+done
+if [ -s "$told" ]; then code=$(cat "$told"); fi
+exit "$code"

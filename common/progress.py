@@ -4,35 +4,73 @@ import time
 from common.energy import Meter
 from common.log import clock, duration
 
+SHOWN = 5  # names of images
+
 
 class Progress:
-    """Follows the losses of a run. `sums` (loss, gradient norm, steps of this epoch so far) is the part to save.
+    """Follows the losses of a run. `sums` (loss, gradient norm, steps) and `skipped` (steps that were not finite), of this
+    epoch so far, are the part to save.
 
-    metric: what the progress line says besides, from the last evaluation.
+    batch_of(step) -> names of the images of a step, on all ranks together. metric: what the progress line says besides, from
+    the last evaluation. bad: [(step, loss, gradient norm)] of the steps in a row, up to the last one, that were not finite.
     """
 
-    def __init__(self, run, log, sums=None):
-        self.run, self.log, self.sums = run, log, list(sums or (0.0, 0.0, 0))
+    def __init__(self, run, log, saved, batch_of):
+        self.run, self.log, self.batch_of = run, log, batch_of
+        self.sums, self.skipped = (list(saved['sums']), saved.get('skipped', 0)) if saved else ([0.0, 0.0, 0], 0)
         self.seconds, self.timed = 0.0, 0  # spent in training steps, and how many: evaluation and saving do not count
         self.announced, self.metric, self.meter = False, '', Meter(run.ranks.device)
+        self.bad, self.unsaid, self.told, self.latest = [], [], 0, None
 
     @property
     def step_time(self):
         return self.seconds / max(self.timed, 1)
 
+    @property
+    def is_lost(self):
+        """Whether so many steps in a row were not finite that it makes no sense to go on."""
+        return len(self.bad) >= self.run.options.max_skips
+
     def start_epoch(self):
         self.began = time.perf_counter()
         self.epoch_seconds = self.epoch_steps = 0
 
-    def look(self, results, seconds):
-        """results: [(step, loss, gradient norm)] of the steps since the last look, which took so many seconds."""
-        for _, loss, norm in results:
+    def add(self, step, loss, norm, finite):
+        """What a step came to; in turn, and as soon as the device has told."""
+        self.told += 1
+        if finite:
             self.sums[0], self.sums[1], self.sums[2] = self.sums[0] + loss, self.sums[1] + norm, self.sums[2] + 1
-        self.seconds, self.timed = self.seconds + seconds, self.timed + len(results)
-        self.epoch_seconds, self.epoch_steps = self.epoch_seconds + seconds, self.epoch_steps + len(results)
-        step, loss, norm = results[-1]
+            self.latest, self.bad = (step, loss, norm), []
+        else:
+            self.skipped += 1
+            self.bad.append((step, loss, norm))
+            self.unsaid.append((step, loss, norm))
+
+    def story(self, bad):
+        """What went wrong in steps that were not finite, for a person."""
+        step, loss, norm = bad[-1]
+        names, several = self.batch_of(step), len(bad) > 1
+        steps = f'steps {bad[0][0]:,} to {step:,}, {len(bad)} of them, were' if several else f'step {step:,} was'
+        return (f'{steps} not finite: {"in the last one " * several}the loss was {loss:.4g} and the gradient norm {norm:.4g} '
+                f'at a learning rate of {self.run.schedule(step)[0]:.3g}, on {", ".join(names[:SHOWN])}'
+                + (f' and {len(names) - SHOWN:,} more images' if len(names) > SHOWN else ''))
+
+    def look(self, seconds):
+        """Tell of the steps since the last look, which took so many seconds."""
+        count, self.told = self.told, 0
+        if self.unsaid:
+            self.log.warn(f'{self.story(self.unsaid)}. Such a step changes nothing; {self.skipped} in this epoch so far')
+            last = self.unsaid[-1][0]
+            self.log.record({'skipped': [step for step, *_ in self.unsaid], 'step': last + 1, 'lr': self.run.schedule(last)[0],
+                             'images': self.batch_of(last)[:SHOWN]})
+            self.unsaid = []
+        self.seconds, self.timed = self.seconds + seconds, self.timed + count
+        self.epoch_seconds, self.epoch_steps = self.epoch_seconds + seconds, self.epoch_steps + count
+        if not count or self.latest is None:
+            return
+        step, loss, norm = self.latest
         (lr, decay), left = self.run.schedule(step), (self.run.steps - 1 - step) * self.step_time
-        rate = len(results) * self.run.options.batch_size / seconds
+        rate = count * self.run.options.batch_size / seconds
         self.log.scalars({'loss': loss, 'gradient_norm': norm, 'learning_rate': lr, 'weight_decay': decay,
                           'images_per_second': rate}, step + 1)
         self.log.progress(f'epoch {step // self.run.per_epoch + 1}/{self.run.options.epochs}  step {step + 1}/'
@@ -49,17 +87,20 @@ class Progress:
         metrics: {name: value} for the log, None where not measured; said: the same for a person. unreadable: images so far.
         """
         step, (loss, norm, steps) = epoch * self.run.per_epoch, self.sums
+        loss, norm = (loss / steps, norm / steps) if steps else (None, None)
         (lr, decay), left = self.run.schedule(step - 1), (self.run.steps - step) * self.step_time
         drawn = self.run.ranks.gather([self.meter.kwh()])
-        entry = {'epoch': epoch, 'step': step, 'loss': loss / steps, **metrics, 'gradient_norm': norm / steps,
-                 'lr': lr, 'weight_decay': decay, 'unreadable': unreadable,
-                 'images_per_second': self.epoch_steps * self.run.options.batch_size / self.epoch_seconds,
+        rate = self.epoch_steps * self.run.options.batch_size / self.epoch_seconds if self.epoch_steps else None
+        entry = {'epoch': epoch, 'step': step, 'loss': loss, **metrics, 'gradient_norm': norm, 'lr': lr, 'weight_decay': decay,
+                 'skipped': self.skipped, 'unreadable': unreadable, 'images_per_second': rate,
                  'seconds': time.perf_counter() - self.began, 'gpu_kwh': None if None in drawn else sum(drawn),
                  'remaining': duration(left), 'finish': clock(left)}
-        self.sums = [0.0, 0.0, 0]
+        self.sums, self.skipped = [0.0, 0.0, 0], 0
         self.log.record(entry)
         self.log.scalars({name: value for name, value in metrics.items() if value is not None}, step)
         self.metric = said or self.metric
-        self.log.say(f'epoch {epoch}/{self.run.options.epochs}: loss {entry["loss"]:.4f}, {said.strip() + ", " if said else ""}'
-                     f'lr {lr:.2e}, gradient norm {entry["gradient_norm"]:.3f}, {entry["images_per_second"]:.1f} images/s, '
-                     f'{duration(left)} left' + (f', {unreadable} unreadable images so far' if unreadable else ''))
+        figures = 'no finite step' if loss is None else f'loss {loss:.4f}, {said.strip() + ", " if said else ""}lr {lr:.2e}, ' \
+            f'gradient norm {norm:.3f}' + (f', {rate:.1f} images/s' if rate else '')
+        self.log.say(f'epoch {epoch}/{self.run.options.epochs}: {figures}, {duration(left)} left'
+                     + (f', {entry["skipped"]} steps were not finite' if entry['skipped'] else '')
+                     + (f', {unreadable} unreadable images so far' if unreadable else ''))

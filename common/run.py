@@ -1,4 +1,5 @@
 """What any run computes from its options, its data and its machines; none of it is an option."""
+import dataclasses
 import os
 import sys
 from contextlib import nullcontext
@@ -8,11 +9,19 @@ from pathlib import Path
 import timm
 import torch
 
+from common.checkpoint import data_changed
 from common.cli import changes
 from common.config import RunOptions
 from common.distributed import Ranks
 from common.log import clock
 from common.schedule import learning_rate, seed_for
+
+
+def divisors(batch, near):
+    """The numbers that divide a batch and are nearest to `near`, below and above, for a person."""
+    fitting = [number for number in range(1, batch + 1) if batch % number == 0]
+    return ' or '.join(str(choose(found)) for choose, found in (
+        (max, [n for n in fitting if n <= near]), (min, [n for n in fitting if n > near])) if found)
 
 
 def in_bf16(options, ranks):
@@ -36,19 +45,42 @@ def loading_processes(options, ranks):
 
 @dataclass(frozen=True)
 class Run:
-    """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not fit."""
+    """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
+
+    images: their number. fingerprint: of common.data, None if they have none. left_out: ((first step, step behind the last),
+    ...) that are not trained on, since they went wrong.
+    """
     options: RunOptions
     ranks: Ranks
     images: int
+    fingerprint: str | None = None
+    left_out: tuple = ()
 
     def __post_init__(self):
         batch, ranks = self.options.batch_size, self.ranks.size
-        parts = 1 if self.options.accum == 'auto' else self.options.accum
-        if batch % (ranks * parts):
-            near = [b for b in (batch // (ranks * parts) * ranks * parts, -(-batch // (ranks * parts)) * ranks * parts) if b]
-            raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} rank{"s" * (ranks > 1)}'
-                             + (f' in {parts} parts each' if parts > 1 else '')
-                             + f': give --bs={" or --bs=".join(map(str, near))}')
+        if batch % ranks:
+            near = [b for b in (batch // ranks * ranks, -(-batch // ranks) * ranks) if b]
+            raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} ranks: give --bs='
+                             f'{" or --bs=".join(map(str, near))}; or, to go on with a run of that batch, start '
+                             f'{divisors(batch, ranks)} processes')
+
+    def parts(self, saved):
+        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out. Raises ValueError.
+
+        A run that goes on with another number of ranks may need more parts than it was given.
+        """
+        parts, alike = self.options.accum, saved and saved['ranks'] == self.ranks.size
+        if parts == 'auto':
+            return saved['accum'] if alike else None
+        if self.share % parts == 0:
+            return parts
+        if saved and not alike and parts < self.share:
+            return next(more for more in range(parts, self.share + 1) if self.share % more == 0)
+        batch, whole = self.options.batch_size, self.ranks.size * parts
+        near = [b for b in (batch // whole * whole, -(-batch // whole) * whole) if b]
+        ranks = f'{self.ranks.size} rank{"s" * (self.ranks.size > 1)}'
+        raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} in {parts} parts each: give --bs='
+                         f'{" or --bs=".join(map(str, near))}')
 
     @property
     def share(self):
@@ -104,19 +136,46 @@ class Run:
     def generator(self, purpose, *numbers):
         return torch.Generator().manual_seed(seed_for(purpose, self.options.seed, *numbers))
 
-    def stretches(self, epoch, start):
-        """(first step, step behind the last) of the parts of an epoch, cut where checkpoints fall inside it."""
-        begin, end, every = max(start, epoch * self.per_epoch), (epoch + 1) * self.per_epoch, self.options.save_every_steps
-        stops = [step for step in range(begin + 1, end) if every and step % every == 0] + [end]
-        return list(zip([begin, *stops], stops))
+    def without(self, saved, left_out):
+        """The same run without the steps that were left out until now, and more of them."""
+        known = [tuple(pair) for pair in (saved or {}).get('left_out', ())]
+        return dataclasses.replace(self, left_out=tuple(dict.fromkeys([*known, *left_out])))
 
-    def warnings(self, saved):
+    def is_left_out(self, step):
+        return any(first <= step < stop for first, stop in self.left_out)
+
+    def todo(self, start):
+        """The steps from `start` on, but for those that are left out."""
+        return (step for step in range(start, self.steps) if not self.is_left_out(step))
+
+    def saves_at(self, step):
+        """Whether a checkpoint falls on the end of a step inside an epoch."""
+        every = self.options.save_every_steps
+        return bool(every) and step % every == 0 and step % self.per_epoch != 0
+
+    def stretches(self, epoch, start):
+        """(first step, step behind the last) of the parts of an epoch: cut where checkpoints fall, without what is left out."""
+        begin, end = max(start, epoch * self.per_epoch), (epoch + 1) * self.per_epoch
+        borders = {border for pair in self.left_out for border in pair}
+        cuts = [begin, *(step for step in range(begin + 1, end) if self.saves_at(step) or step in borders), end]
+        return [pair for pair in zip(cuts, cuts[1:]) if pair[0] < pair[1] and not self.is_left_out(pair[0])]
+
+    def warnings(self, saved, accum):
         """What is allowed and seldom meant."""
         options = self.options
+        if options.accum not in ('auto', accum):
+            yield (f'{self.share} images a rank cannot be cut into {options.accum} parts: they are in {accum}, and BatchNorm '
+                   'sees those')
+        if self.left_out:
+            parts = ', '.join(f'{first:,} to {stop - 1:,}' for first, stop in self.left_out)
+            yield f'the steps {parts} are left out: they were not finite'
         if saved:
             for name, now, then in changes(options, saved['config'], harmless=True):
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum'):
                     yield f'{name} was {then} until now, and is {now} from here on'
+            if data_changed(saved, self.images, self.fingerprint):
+                yield (f'the training images are not those of before ({saved["images"]:,} then, {self.images:,} now); the run '
+                       'goes on with them from here on')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
         if self.images < options.batch_size:
@@ -129,4 +188,4 @@ class Run:
         return {'run': self.options.name, 'step': start, 'time': clock(), 'commit': commit, 'command': command,
                 'versions': {'python': sys.version.split()[0], 'torch': torch.__version__, 'timm': timm.__version__},
                 'machine': self.machine, 'precision': self.precision, 'ranks': self.ranks.size, 'accum': accum,
-                'config': self.options.as_dict()}
+                'left_out': self.left_out, 'config': self.options.as_dict()}

@@ -38,17 +38,18 @@ def as_results(found, image_id, categories, height, width):
 
 
 @torch.no_grad()
-def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print):
+def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on=None):
     """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all ranks.
 
     scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told. batch: images at
-    a time on a rank, upright ones after wide ones.
+    a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next batch; if not, the figures mean
+    nothing.
     """
     ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     images, mode = scenes.images, model.training
     model.eval()
     results, looked = [], []
-    for x, targets in each_once(scenes, batch, workers, ranks, warn, Collate(model.stride), images.upright.__getitem__):
+    for x, targets in each_once(scenes, batch, workers, ranks, warn, Collate(model.stride), images.upright.__getitem__, go_on):
         places = [one['number'] for one in targets]
         originals = [tuple(map(int, images.shapes[place])) for place in places]
         with autocast():

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
-from common.data import loader, without_failures
+from common.data import loader, same_images, without_failures
 from common.distributed import distributed
 from common.finetuning import finetune
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
@@ -26,6 +26,7 @@ from common.log import RunLog
 from common.optim import parameter_groups as plain_groups
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
+from common.training import Session, is_finished, rewinding
 from common.weights import create_cnn, load_classifier, load_strictly, register
 from downstream_coco.config import parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, TrainingView, WholeView, moved
@@ -39,32 +40,38 @@ def train_detector(options):
 
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed(patience=120) as ranks:  # while the main rank compares what all have found
+    with distributed(max(options.stall_minutes, 120)) as ranks:  # while the main rank compares what all have found
         register(options.register)
         if options.eval:
             return measure(options, ranks)
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
                             masks={'mask': True, 'box': False}.get(options.heads))
         val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks)
-        if len(set(ranks.gather([images.digest + val.digest]))) > 1:
-            raise ValueError('not all ranks see the same images: each node needs all of them, and the same annotation files')
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
-        run = Run(options, ranks, len(images))
-        model, loaded = build(options, len(images.categories), images.has_masks)
-        saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
+        run = Run(options, ranks, len(images), same_images(images, ranks))
+        same_images(val, ranks)
         facts = {'categories': images.categories, 'masks': images.has_masks}
-        if saved:
-            refuse_changes(options, saved, images=len(images), **facts)
-        aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
-        with RunLog(run.folder, ranks.rank, 'coco_log.txt', options, saved['step'] + 1 if saved else 0) as log:
-            if aside:
-                log.say(f'What was in {run.folder} is in {aside} now.')
-            if loaded and not saved:
-                log.say(f'{options.finetune_from}: {loaded}')
-            if saved and saved['step'] >= run.steps:
-                log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
-            else:
-                train(run, model, images, val, facts, saved, log)
+
+        def attempt(fresh, left_out):
+            model, loaded = build(options, len(images.categories), images.has_masks)
+            saved = None if fresh else load_run(options.resume, run.checkpoint, ranks)
+            now = run.without(saved, left_out)
+            now.parts(saved)
+            if saved:
+                refuse_changes(options, saved, run.images, run.fingerprint, **facts)
+            aside = open_folder(run.folder, fresh, ranks, run.checkpoint)
+            with RunLog(run.folder, ranks.rank, 'coco_log.txt', options, saved['step'] + 1 if saved else 0) as log:
+                if aside:
+                    log.say(f'What was in {run.folder} is in {aside} now.')
+                if loaded and not saved:
+                    log.say(f'{options.finetune_from}: {loaded}')
+                if is_finished(run, saved):
+                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+                else:
+                    with Session(now, log, saved).opened() as session:
+                        set_up_and_train(now, model, images, val, facts, saved, log, session)
+
+        rewinding(attempt, options)
         return run.folder
 
 
@@ -79,16 +86,17 @@ def build(options, classes, masks):
 
 
 def scenes(options, val):
-    return Scenes(val, WholeView(options.input_size, options.long_side), options.normalisation, stand_ins=False)
+    return Scenes(val, WholeView(options.input_size, options.long_side), options.normalisation, stand_ins=False,
+                  timeout=options.read_timeout)
 
 
-def train(run, model, images, val, facts, saved, log):
+def set_up_and_train(run, model, images, val, facts, saved, log, session):
     """The run itself, from the state that was saved or from the beginning."""
     options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
     pyramid = model.backbone
     decay = default_decay(layers_of(pyramid.cnn)[1]) if options.layer_decay is None else options.layer_decay
     augmented = Scenes(images, TrainingView(options.short_sides, options.long_side, options.crop_scale, options.flip),
-                       options.normalisation, options.seed)
+                       options.normalisation, options.seed, timeout=options.read_timeout)
     collate, watched = Collate(model.stride), scenes(options, val)
 
     def arguments(n):
@@ -105,23 +113,22 @@ def train(run, model, images, val, facts, saved, log):
         rest = nn.ModuleList([pyramid.fpn, model.rpn, model.roi_heads])
         return parameter_groups(pyramid.cnn, options.weight_decay, decay) + plain_groups(rest, options.weight_decay)
 
-    def batches(accum):
+    def batches(accum, unreadable):
         steps = SimilarShapes(images.upright, options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size,
-                              accum)
-        unreadable = set()
+                              accum, left_out=run.left_out)
         read = loader(augmented, steps, run.workers, ranks.device, collate)
-        return moved(without_failures(read, augmented, unreadable, log), ranks.device), unreadable
+        return moved(without_failures(read, augmented, unreadable, log), ranks.device), steps
 
     def measure(averaged, accum):
         return evaluate(averaged or model, watched, max(run.share // accum, 1), ranks, run.autocast, run.workers,
-                        log.warn_once)
+                        log.warn_once, session.go_on)
 
     def describe(accum):
         return run.describe(model, accum, images, val, '' if options.freeze else table(pyramid.cnn, decay), saved)
 
     chosen = 'mask_AP' if facts['masks'] else 'box_AP'
-    last, best = finetune(run, log, saved, model, model, batches=batches, measure=measure, groups=groups, arguments=arguments,
-                          describe=describe, facts=facts, chosen=chosen)
+    last, best = finetune(run, log, session, saved, model, model, images=(augmented, watched), batches=batches, measure=measure,
+                          groups=groups, arguments=arguments, describe=describe, facts=facts, chosen=chosen)
     log.say(verdict(last, best, chosen))
 
 

@@ -64,7 +64,7 @@ folder      {self.folder}{self.going_on(saved)}
     def warnings(self, saved, model, accum):
         """What is allowed and seldom meant."""
         options = self.options
-        yield from super().warnings(saved)
+        yield from super().warnings(saved, accum)
         together = self.share // accum * (self.ranks.size if options.sync_bn else 1)
         if has_batchnorm(model) and not options.freeze and together < 8:
             yield (f'the BatchNorms of {options.model} see {together} images at a time, which is few for good statistics: give '

@@ -141,9 +141,9 @@ def share_of(images, fraction, seed):
     return Share(images, sorted(chosen))
 
 
-def labelled_once(images, number, batch, workers, ranks, warn):
+def labelled_once(images, number, batch, workers, ranks, warn, go_on=None):
     """(images, classes) on the device, as each_once yields them; classes are of `number`. Raises ValueError for others."""
-    for x, classes in each_once(images, batch, workers, ranks, warn):
+    for x, classes in each_once(images, batch, workers, ranks, warn, go_on=go_on):
         check_classes(classes.tolist(), number)
         yield to_device(x, ranks.device), to_device(classes, ranks.device)
 
@@ -212,9 +212,10 @@ class Mixing:
         return images, targets * (1 - self.smoothing) + self.smoothing / self.num_classes
 
 
-def mixed(batches, mixing, seed, start, accum, ranks):
-    """(images, targets) on the device, `accum` times a step from `start` on: the arguments of Classifier(...)."""
-    for number, (images, classes) in enumerate(batches, start * accum):
+def mixed(batches, mixing, seed, steps, accum, ranks):
+    """(images, targets) on the device, `accum` times for each of the steps: the arguments of Classifier(...)."""
+    for number in (step * accum + part for step in steps for part in range(accum)):
+        images, classes = next(batches)
         check_classes(classes.tolist(), mixing.num_classes)
         yield mixing(to_device(images, ranks.device), to_device(classes, ranks.device),
                      seed_for('mixing', seed, number, ranks.rank))

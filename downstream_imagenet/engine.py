@@ -50,17 +50,18 @@ def pooled_features(cnn, images):
 
 
 @torch.no_grad()
-def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=print):
+def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=print, go_on=None):
     """{'top1', 'top5' in percent, 'loss', 'images'} over a data set, each image once, on any number of ranks.
 
     model: a Classifier. images: an Augmented data set with labels of `number` classes; what cannot be read is left out, and
-    warn(text) told. batch: images at a time on a rank.
+    warn(text) told. batch: images at a time on a rank. go_on() -> whether to go on with the next batch; if not, the figures
+    mean nothing.
     """
     ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     mode = model.training
     model.eval()
     total = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    for x, classes in labelled_once(images, number, batch, workers, ranks, warn):
+    for x, classes in labelled_once(images, number, batch, workers, ranks, warn, go_on):
         with autocast():
             logits = model.logits(x).float()
         total += counts(logits, classes)

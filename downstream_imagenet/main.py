@@ -17,7 +17,7 @@ import torch
 
 from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
-from common.data import Augmented, Steps, loader, without_failures
+from common.data import Augmented, Steps, loader, same_images, without_failures
 from common.distributed import distributed
 from common.finetuning import finetune
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
@@ -25,6 +25,7 @@ from common.log import RunLog
 from common.optim import parameter_groups as plain_groups
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
+from common.training import Session, is_finished, rewinding
 from common.weights import create_cnn, load_classifier, load_strictly, register, try_size, unwrap
 from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import (
@@ -51,7 +52,7 @@ def fine_tune(options, dataset=None, val_dataset=None):
     dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in the options.
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed() as ranks:
+    with distributed(options.stall_minutes) as ranks:
         register(options.register)
         if options.eval:
             return measure(options, ranks, val_dataset)
@@ -66,26 +67,32 @@ def fine_tune(options, dataset=None, val_dataset=None):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:
             raise ValueError('--fresh starts over and --resume goes on: give one of them')
-        run = Run(options, ranks, len(images))
-        model = build(options, len(classes))
-        saved = None if options.fresh else load_run(options.resume, run.checkpoint, ranks)
-        loaded = None
-        if saved:
-            refuse_changes(options, saved, images=len(images), classes=classes)
-        elif options.finetune_from:
-            loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
-        aside = open_folder(run.folder, options.fresh, ranks, run.checkpoint)
-        with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options, saved['step'] + 1 if saved else 0) as log:
-            if aside:
-                log.say(f'What was in {run.folder} is in {aside} now.')
-            if loaded:
-                log.say(f'{options.finetune_from}: {loaded}')
-            elif not saved and not options.finetune_from:
-                log.say('No weights given (--finetune_from): training from random ones.')
-            if saved and saved['step'] >= run.steps:
-                log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
-            else:
-                train(run, model, images, val, classes, saved, log)
+        run = Run(options, ranks, len(images), same_images(images, ranks))
+
+        def attempt(fresh, left_out):
+            model = build(options, len(classes))
+            saved, loaded = None if fresh else load_run(options.resume, run.checkpoint, ranks), None
+            now = run.without(saved, left_out)
+            now.parts(saved)
+            if saved:
+                refuse_changes(options, saved, run.images, run.fingerprint, classes=classes)
+            elif options.finetune_from:
+                loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
+            aside = open_folder(run.folder, fresh, ranks, run.checkpoint)
+            with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options, saved['step'] + 1 if saved else 0) as log:
+                if aside:
+                    log.say(f'What was in {run.folder} is in {aside} now.')
+                if loaded:
+                    log.say(f'{options.finetune_from}: {loaded}')
+                elif not saved and not options.finetune_from:
+                    log.say('No weights given (--finetune_from): training from random ones.')
+                if is_finished(run, saved):
+                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+                else:
+                    with Session(now, log, saved).opened() as session:
+                        set_up_and_train(now, model, images, val, classes, saved, log, session)
+
+        rewinding(attempt, options)
         return run.folder
 
 
@@ -107,12 +114,14 @@ def is_own_run(path):
     return isinstance(content, dict) and 'finetune_from' in (content.get('config') or {}) and 'optimizer' in content
 
 
-def train(run, model, images, val, classes, saved, log):
+def set_up_and_train(run, model, images, val, classes, saved, log, session):
     """The run itself, from the state that was saved or from the beginning."""
     options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
     decay = default_decay(layers_of(model.cnn)[1]) if options.layer_decay is None else options.layer_decay
-    augmented = Augmented(images, training_transform(options), options.normalisation, options.seed, True, erasing(options))
-    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
+    augmented = Augmented(images, training_transform(options), options.normalisation, options.seed, True, erasing(options),
+                          timeout=options.read_timeout)
+    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False,
+                        timeout=options.read_timeout)
     mixing = Mixing(options, len(classes))
     torch.backends.cudnn.benchmark = True  # shapes never change
 
@@ -124,25 +133,25 @@ def train(run, model, images, val, classes, saved, log):
         return plain_groups(model, options.weight_decay) if options.freeze else \
             parameter_groups(model.cnn, options.weight_decay, decay)
 
-    def batches(accum):
+    def batches(accum, unreadable):
         steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum,
-                      max(options.repeats, 1))
-        unreadable = set()
+                      max(options.repeats, 1), run.left_out)
         read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
-        return mixed(read, mixing, options.seed, start, accum, ranks), unreadable
+        return mixed(read, mixing, options.seed, run.todo(start), accum, ranks), steps
 
     def measure(averaged, accum):
         of = model if averaged is None else averaged if options.freeze else Classifier(averaged, options.loss_name)
         found = evaluate(of, watched, len(classes), min(run.share // accum, AT_A_TIME), ranks, run.autocast, run.workers,
-                         log.warn_once)
+                         log.warn_once, session.go_on)
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
     def describe(accum):
         layers = '' if options.freeze else table(model.cnn, decay)
         return run.describe(model, accum, images, val, classes, layers, saved)
 
-    last, best = finetune(run, log, saved, model, model if options.freeze else model.cnn, batches=batches, measure=measure,
-                          groups=groups, arguments=arguments, describe=describe, facts={'classes': classes}, chosen='top1')
+    last, best = finetune(run, log, session, saved, model, model if options.freeze else model.cnn, images=(augmented, watched),
+                          batches=batches, measure=measure, groups=groups, arguments=arguments, describe=describe,
+                          facts={'classes': classes}, chosen='top1')
     log.say(verdict(last, best, options.epochs, len(val)))
 
 

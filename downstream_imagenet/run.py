@@ -56,7 +56,7 @@ folder      {self.folder}{self.going_on(saved)}
     def warnings(self, saved, model, accum):
         """What is allowed and seldom meant."""
         options = self.options
-        yield from super().warnings(saved)
+        yield from super().warnings(saved, accum)
         if options.ema and self.steps * (1 - options.ema) < 3:
             yield (f'the EMA averages over {1 / (1 - options.ema):,.0f} steps, and the run has {self.steps:,}: it stays near '
                    f'the weights at the start. Give --ema={max(1 - 10 / self.steps, 0):.3g} or so, or --ema=0')

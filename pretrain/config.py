@@ -22,6 +22,9 @@ class Options(RunOptions):
     val_path: str = option(None, 'held-out images; val/ in data_path if not given and there is one', 'data',
                            parse=str, harmless=True)
 
+    list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie in; that of the '
+                            'list if not given', 'data', parse=str, harmless=True)
+
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
     cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given", 'method',
                             parse=int)

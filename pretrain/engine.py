@@ -1,26 +1,25 @@
 """What pretraining adds to an epoch (common/engine.py): masks for the batches, and the held-out loss."""
-from itertools import count
-
 import torch
 
 from common.engine import to_device
 
 
-def masked(images, draw_visible, start, accum, device):
-    """(images, visible) on the device, `accum` times a step from `start` on: the arguments of spark(...).
+def masked(images, draw_visible, steps, accum, device):
+    """(images, visible) on the device, `accum` times for each of the steps: the arguments of spark(...).
 
     images yields (B / accum, C, H, W). draw_visible(step) -> LongTensor (B, k), this rank's part of the step's masks.
     """
-    for step in count(start):
+    for step in steps:
         for visible in draw_visible(step).chunk(accum):
             yield to_device(next(images), device), to_device(visible, device)
 
 
 @torch.no_grad()
-def evaluate(spark, batches, places, visible, ranks, autocast):
+def evaluate(spark, batches, places, visible, ranks, autocast, go_on=None):
     """The mean loss over a data set, each image counted once; on all ranks alike.
 
-    batches yields this rank's images, places their indices; visible (N, k) are the masks of the whole set.
+    batches yields this rank's images, places their indices; visible (N, k) are the masks of the whole set. go_on() -> whether
+    to go on with the next batch; if not, the loss means nothing.
     """
     ranks.broadcast(spark.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     spark.eval()
@@ -29,5 +28,7 @@ def evaluate(spark, batches, places, visible, ranks, autocast):
         with autocast():  # not compiled: the last batch is smaller
             loss = spark.forward(to_device(images, ranks.device), to_device(visible[part], ranks.device))
         total += loss.double() * len(images)
+        if go_on and not go_on():
+            break
     spark.train()
     return ranks.all_reduce(total).item() / len(visible)

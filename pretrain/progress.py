@@ -3,6 +3,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from common import progress
+from common.checkpoint import CannotWrite
 from common.data import collate
 from pretrain.pictures import rows_of, views, write_picture
 
@@ -30,6 +31,9 @@ class Progress(progress.Progress):
             grid = rows_of(views(spark, images, visible, self.run.options.normalisation))
         spark.train()
         path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
-        path.parent.mkdir(exist_ok=True)
-        write_picture(path, to_pil_image(grid))
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_picture(path, to_pil_image(grid))
+        except (OSError, CannotWrite) as error:
+            self.log.warn(f'{error}. The run goes on without this picture')
         self.log.picture('input, masked, reconstruction', grid, epoch * self.run.per_epoch)

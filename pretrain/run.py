@@ -59,7 +59,7 @@ machine     {self.machine}
 folder      {self.folder}{self.going_on(saved)}
 '''
 
-    def warnings(self, saved, uncompiled=False):
+    def warnings(self, saved, accum, uncompiled=False):
         """What is allowed and seldom meant."""
         options = self.options
         if options.compile and uncompiled:
@@ -67,7 +67,7 @@ folder      {self.folder}{self.going_on(saved)}
                    'torch.compile hides from the rules of the encoder')
         if saved and options.init and options.init != saved['config']['init']:
             yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
-        yield from super().warnings(saved)
+        yield from super().warnings(saved, accum)
         if options.lr is None and options.batch_size < 1024:
             yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate goes up to '
                    f'{options.peak_lr:.2g} only, at which little is learned. Give --lr (README, "Learning rate")')

@@ -1,4 +1,5 @@
 """What the tests share: a small picture world, options of a run that takes seconds, and randomised networks."""
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import engine
 from common.demo_world import write_world
 from pretrain.config import Options
 from pretrain.main import pretrain
@@ -39,6 +41,60 @@ def finished(world, tmp_path_factory):
     """The folder of a finished run, with pictures after both epochs."""
     folder = tmp_path_factory.mktemp('finished') / 'output_tiny'
     return pretrain(Options(**TINY, run_dir=str(folder), data_path=str(world), val_every=1, picture_every=1))
+
+
+@pytest.fixture
+def whole(tiny, tmp_path):
+    """The folder of a run that nothing happened to."""
+    return pretrain(tiny(run_dir=str(tmp_path / 'whole')))
+
+
+class Stop(BaseException):
+    """Ends a run in the middle, as a kill would."""
+
+
+def stop_after(monkeypatch, steps):
+    """Make the run die in the step after so many."""
+    original, count = engine.train_step, []
+
+    def train_step(*arguments):
+        if len(count) == steps:
+            raise Stop
+        count.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, 'train_step', train_step)
+
+
+def saved(folder, model='your_convnet'):
+    return torch.load(os.path.join(folder, f'{model}_still_pretraining.pth'), weights_only=True)
+
+
+def log_of(folder):
+    lines = [json.loads(line) for line in Path(folder, 'pretrain_log.txt').read_text().splitlines()]
+    return [line for line in lines if 'epoch' in line], [line for line in lines if 'run' in line]
+
+
+def same(one, other):
+    """Equal to the last bit, through dicts and lists."""
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+VARYING = ('seconds', 'images_per_second', 'remaining', 'finish')
+
+
+def assert_same_run(one, other):
+    a, b = saved(one), saved(other)
+    for key in ('step', 'sums', 'images', 'accum', 'model', 'optimizer'):
+        assert same(a[key], b[key]), key
+    entries = [[{k: v for k, v in line.items() if k not in VARYING} for line in log_of(folder)[0]] for folder in (one, other)]
+    assert entries[0] == entries[1]
 
 
 def flags(options):

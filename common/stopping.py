@@ -1,0 +1,72 @@
+"""How a run is asked to stop, and the exit codes by which it says how it ended.
+
+A run that is asked to stop by a signal finishes the step that all ranks agree on, saves, and exits with STOPPED: the same
+command goes on from there. A second signal ends it at once, as the signal does by itself.
+"""
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+# Codes of sysexits.h; 0 is finished, 1 an error that a sentence explains, 2 a wrong flag.
+STALLED = 69  # a rank, or what it waits for, gave no sign of life; ended by the watchdog (common/watch.py)
+UNWRITTEN = 74  # the end was reached, but its files could not be written
+STOPPED = 75  # asked to stop, and saved
+
+SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
+ECHO = 3.0  # seconds in which the same signal may come twice: from the cluster, and handed on by torchrun
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and its state is saved; raised on all ranks."""
+    on_all_ranks, code = True, STOPPED
+
+
+class Unwritten(Exception):
+    """The run came to its end, or was asked to stop, but its files could not be written; raised on all ranks."""
+    on_all_ranks, code = True, UNWRITTEN
+
+
+class StopRequest:
+    """Within it, the signals that ask a run to stop are noted in `asked` instead of obeyed; a second one is obeyed."""
+
+    def __init__(self):
+        self.asked, self.before = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # Python takes signals there only
+            for name in SIGNALS:
+                number = getattr(signal, name, None)
+                ignored = number is not None and signal.getsignal(number) == signal.SIG_IGN
+                if number is not None and not (ignored and name in ('SIGHUP', 'SIGINT')):  # nohup, or & in a script
+                    self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def note(self, number, frame):
+        if self.asked is None:
+            self.ask(signal.Signals(number).name)
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, f'\n{self.asked}: the run saves and stops; a second signal ends it at once\n'.encode())
+        elif time.monotonic() - self.since > ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def ask(self, why):
+        self.since, self.asked = time.monotonic(), why
+
+
+def leave(code, message=None):
+    """End the program. torchrun knows only 0 and 1: main.sh asks for the code in a file, and is told 0."""
+    if message:
+        sys.stderr.write(f'{message}\n')
+    told = os.environ.get('RUN_EXIT_CODE_FILE')
+    if told and code in (STOPPED, UNWRITTEN):
+        Path(told).write_text(str(code))
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,591 @@
+"""What clusters, disks and numbers do to a run, and that it equals the run that nothing happened to."""
+import dataclasses
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import checkpoint, engine, training, writer
+from common.checkpoint import CannotWrite, earlier, load_run, read_plain, read_run, save, save_checkpoint, write_atomically
+from common.distributed import Ranks
+from common.finetuning import Average
+from common.run import Run
+from common.stopping import STOPPED, Stopped, Unwritten
+from common.training import NotFinite
+from common.watch import TRAINING, Watch
+from common.writer import Writer
+from pretrain.config import Options
+from pretrain.main import pretrain
+from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, main_sh, same, saved, stop_after
+
+NAME = 'your_convnet_still_pretraining'
+ALONE = Ranks(0, 1, torch.device('cpu'))
+
+
+@pytest.fixture(scope='module')
+def undisturbed(world, tmp_path_factory):
+    """The folder of a run of 10 steps that nothing happened to; tests do not touch it."""
+    from tests.conftest import TINY
+    return pretrain(Options(**TINY, run_dir=str(tmp_path_factory.mktemp('undisturbed') / 'run'), data_path=str(world)))
+
+
+def in_step(monkeypatch, number, act):
+    """Have act() called at the beginning of the step of that number (counted from 0, in this process)."""
+    original, count = engine.train_step, []
+
+    def train_step(*arguments):
+        count.append(1)
+        if len(count) == number + 1:
+            act()
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, 'train_step', train_step)
+
+
+def spoiled(monkeypatch, steps):
+    """Make the images of these steps (counted in this process) not finite."""
+    original, count = engine.train_step, []
+
+    def train_step(model, parts, *rest):
+        bad = float('nan') if len(count) in steps else 1
+        count.append(1)
+        return original(model, ((images * bad, visible) for images, visible in parts), *rest)
+
+    monkeypatch.setattr(engine, 'train_step', train_step)
+    return count
+
+
+# Checkpoints
+
+def test_the_last_checkpoints_stay_and_those_of_every_so_many_epochs_for_good(tiny):
+    folder = pretrain(tiny(epochs=6, save_every_steps=2, keep=3, keep_every=2, val_every=6))
+    assert sorted(earlier(folder / f'{NAME}.pth')) == [10, 20, 26, 28] and saved(folder)['step'] == 30
+    assert read_run(folder / f'{NAME}_step20.pth')['step'] == 20
+    folder = pretrain(tiny(run_dir=str(folder.with_name('one')), keep=1))
+    assert not earlier(folder / f'{NAME}.pth')
+
+
+def test_a_file_system_without_links_keeps_checkpoints_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'link', lambda *paths: _fail(errno.EPERM))
+    path = tmp_path / 'a.pth'
+    for step in (1, 2, 3):
+        save_checkpoint(path, {'step': step}, step - 1 or None, keep=2)
+    assert earlier(path) == {2: tmp_path / 'a_step2.pth'} and read_plain(tmp_path / 'a_step2.pth') == {'step': 2}
+
+
+def test_checkpoints_by_the_clock(tiny):
+    folder = pretrain(tiny(save_every_minutes=1e-6, keep=100, save_every=2))
+    assert sorted(earlier(folder / f'{NAME}.pth')) == list(range(1, 10))
+
+
+def test_what_is_written_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ('fsync', 'replace', 'link'):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, original=original: (calls.append(name), original(*given))[1])
+    (tmp_path / 'a').write_bytes(b'old')
+    write_atomically(tmp_path / 'a', lambda file: file.write(b'new'), tmp_path / 'before')
+    assert calls == ['fsync', 'link', 'replace', 'fsync']  # the file; names; the folder
+    assert (tmp_path / 'a').read_bytes() == b'new' and (tmp_path / 'before').read_bytes() == b'old'
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tiny, monkeypatch, undisturbed, tmp_path):
+    """The first write is held until the run has gone a step further; what it writes is the state at its own step."""
+    further, original, steps = threading.Event(), checkpoint.save, []
+
+    def slow(path, content, *rest):
+        if content.get('step') == 5:
+            assert further.wait(60)
+            assert len(steps) > 5
+        original(path, content, *rest)
+
+    monkeypatch.setattr(checkpoint, 'save', slow)
+    in_step(monkeypatch, 6, further.set)
+    in_step(monkeypatch, -1, None)
+    counting = engine.train_step
+    monkeypatch.setattr(engine, 'train_step', lambda *given: (steps.append(1), counting(*given))[1])
+    folder = pretrain(tiny())
+    assert_same_run(undisturbed, folder)
+    one, other = (read_run(run / f'{NAME}_step5.pth') for run in (undisturbed, folder))
+    assert same(one['model'], other['model']) and same(one['optimizer'], other['optimizer'])
+
+
+def test_an_error_in_the_writing_thread_ends_the_run_as_it_is(tiny, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'save', lambda *given: _raise(MemoryError('no memory for the copy')))
+    with pytest.raises(MemoryError, match='no memory for the copy'):
+        pretrain(tiny())
+
+
+def flip(path, position, bit=1):
+    data = bytearray(path.read_bytes())
+    data[position] ^= bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('damage', [
+    lambda path: path.write_bytes(b''), lambda path: os.truncate(path, path.stat().st_size // 2),
+    lambda path: flip(path, path.stat().st_size // 2), lambda path: path.write_bytes(b'\0' * 5000),
+])
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_used(tiny, undisturbed, tmp_path, monkeypatch, capsys, damage):
+    options = tiny(save_every_steps=2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(Stop):
+            pretrain(options)
+    newest = tmp_path / f'run/{NAME}.pth'
+    assert read_run(newest)['step'] == 8
+    damage(newest)
+    pretrain(options)
+    said = capsys.readouterr()
+    assert f'It is {NAME}_damaged.pth now' in said.err and 'going on from step 6' in said.out
+    assert (tmp_path / f'run/{NAME}_damaged.pth').exists()
+    assert_same_run(undisturbed, tmp_path / 'run')
+
+
+def test_nothing_whole_is_an_error_and_nothing_is_touched(undisturbed, tmp_path, tiny):
+    shutil.copytree(undisturbed, tmp_path / 'run')
+    for file in (tmp_path / 'run').glob(f'{NAME}*.pth'):
+        os.truncate(file, 100)
+    before = sorted(path.name for path in (tmp_path / 'run').iterdir())
+    with pytest.raises(ValueError, match=f'{NAME}.pth is damaged.*--fresh'):
+        pretrain(tiny())
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == before
+
+
+def fuzz(folder, number, seed):
+    """Truncate the newest checkpoint or flip a bit of it, so many times; what load_run makes of each.
+
+    Every one must be read as it was, or the one before it be taken; 'read' and 'before' are counted.
+    """
+    newest, old = folder / f'{NAME}.pth', folder / f'{NAME}_step5.pth'
+    whole, contents = newest.read_bytes(), [read_run(newest), read_run(old)]
+    rng, counts = random.Random(seed), {'read': 0, 'before': 0}
+    for i in range(number):
+        # A third cut off; a third with a bit flipped anywhere, a third near the end, where the directory of the archive is.
+        if i % 3 == 0:
+            damaged = whole[:rng.randrange(len(whole))]
+        else:
+            at = rng.randrange(len(whole)) if i % 3 == 1 else len(whole) - 1 - rng.randrange(20_000)
+            damaged = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:]
+        newest.write_bytes(damaged)
+        found = load_run(None, newest, ALONE)
+        which = 'before' if found['path'] == str(old) else 'read'
+        assert same({key: value for key, value in found.items() if key not in ('path', 'own', 'damaged')},
+                    contents[which == 'before']), i
+        counts[which] += 1
+    return counts
+
+
+def test_a_sample_of_damages_never_leads_to_a_wrong_resume(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / 'run')
+    counts = fuzz(tmp_path / 'run', 60, seed=0)
+    assert counts['before'] >= 35 and sum(counts.values()) == 60
+
+
+@pytest.mark.slow
+def test_a_thousand_damages_never_lead_to_a_wrong_resume(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / 'run')
+    counts = fuzz(tmp_path / 'run', 1000, seed=1)
+    print(counts)
+    assert counts['before'] >= 600 and sum(counts.values()) == 1000
+
+
+def test_versions(undisturbed, tmp_path, tiny, monkeypatch):
+    content = read_run(undisturbed / f'{NAME}_step5.pth')
+    (tmp_path / 'run').mkdir()
+    save(tmp_path / f'run/{NAME}.pth', {**content, 'version': 3})
+    with pytest.raises(ValueError, match='written by a later version of this program'):
+        pretrain(tiny())
+    first = {key: content[key] for key in ('step', 'sums', 'images', 'accum', 'ranks', 'config', 'model', 'optimizer')}
+    first['config'] = {key: value for key, value in first['config'].items() if key not in ('keep', 'max_skips', 'rewind')}
+    save(tmp_path / f'run/{NAME}.pth', {'version': 1, **first})  # as before there were fingerprints
+    folder = pretrain(tiny())
+    assert same(saved(folder)['model'], saved(undisturbed)['model'])
+
+
+def test_too_little_space_is_an_error_before_the_start(tiny, monkeypatch):
+    usage = shutil.disk_usage('/')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(ValueError, match=r'0\.00 GB of free space; a checkpoint takes 0\.00 GB, .* room for 2'):
+        pretrain(tiny())
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=50_000_000))
+    pretrain(tiny(epochs=1))
+
+
+# Disks that are full, read-only or gone
+
+def _raise(error):
+    raise error
+
+
+def _fail(number):
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_training_goes_on_when_the_disk_fails_and_writes_again_when_it_does_not(tiny, undisturbed, monkeypatch, capsys, number):
+    """From the first save to the last step nothing can be flushed to the disk."""
+    flush, broken = os.fsync, []
+    monkeypatch.setattr(writer, 'AGAIN', 0.0)
+    monkeypatch.setattr(os, 'fsync', lambda file: _fail(number) if broken else flush(file))
+    in_step(monkeypatch, 3, lambda: broken.append(1))
+    in_step(monkeypatch, 9, broken.clear)
+    folder = pretrain(tiny(save_every_steps=2))
+    assert_same_run(undisturbed, folder)
+    said = capsys.readouterr().err
+    assert f'{os.strerror(number)}. ' in said and 'The run goes on' in said and 'is written now' in said
+    assert 'Traceback' not in said and not list(folder.glob('.*writing'))
+
+
+def test_the_exit_tells_that_the_last_state_could_not_be_written(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, 'PATIENCE', 0.1)
+    monkeypatch.setattr(writer, 'AGAIN', 0.05)
+    flush = os.fsync
+    in_step(monkeypatch, 7, lambda: monkeypatch.setattr(os, 'fsync', lambda file: _fail(errno.ENOSPC)))
+    with pytest.raises(Unwritten, match='come to its end, but its last files could not be written'):
+        pretrain(tiny())
+    monkeypatch.setattr(os, 'fsync', flush)
+    assert saved(tmp_path / 'run')['step'] == 5  # what was there is there
+    pretrain(tiny())
+    assert saved(tmp_path / 'run')['step'] == 10 and [line['epoch'] for line in log_of(tmp_path / 'run')[0]] == [0, 1, 2]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB."""
+    where = tmp_path / 'disk'
+    where.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=24m', 'tmpfs', str(where)]
+    if sys.platform != 'linux' or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('no right to mount a small file system here; test_training_goes_on_when_the_disk_fails injects the errors')
+    yield where
+    subprocess.run(['umount', '-l', str(where)], capture_output=True)
+
+
+def test_a_disk_that_is_really_full_and_one_that_is_gone(tiny, undisturbed, monkeypatch, small_disk, capsys):
+    where = small_disk
+    monkeypatch.setattr(writer, 'AGAIN', 0.0)
+    big = where / 'of_others'
+
+    def fill():
+        with pytest.raises(OSError, match='No space left'), big.open('wb', buffering=0) as file:
+            while file.write(bytes(1 << 16)):
+                pass
+
+    in_step(monkeypatch, 3, fill)
+    in_step(monkeypatch, 6, big.unlink)
+    folder = pretrain(tiny(run_dir=str(where / 'run'), save_every_steps=1))
+    said = capsys.readouterr().err
+    assert 'No space left' in said and 'is written now' in said and 'Traceback' not in said
+    assert_same_run(undisturbed, folder)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(training, 'PATIENCE', 0.1)
+    in_step(monkeypatch, 6, lambda: subprocess.run(['umount', '-l', str(where)], check=True))
+    with pytest.raises(Unwritten, match='make room there'):
+        pretrain(tiny(run_dir=str(where / 'gone'), save_every_steps=1))
+    assert not (where / 'gone').exists()  # and nothing is written to where the mount was
+
+
+def test_one_that_failed_gives_way_to_the_next_for_the_same_path(monkeypatch):
+    """The writer's memory is bounded, its order kept."""
+    done, said = [], []
+
+    def failing():
+        raise CannotWrite('cannot write a')
+    one = Writer(lambda: None, said.append)
+    one.put('a', failing)
+    one.put('b', lambda: done.append('b'))
+    one.put('a', lambda: done.append('a'))
+    one.settle()
+    assert done == ['b', 'a'] and not one.pending and len(said) == 2
+    one.put('a', failing)
+    assert not one.close() and said[2].startswith('cannot write a')
+
+
+# Signals
+
+@pytest.mark.parametrize(('name', 'step', 'changes'), [
+    ('SIGTERM', 2, {}), ('SIGINT', 6, {'workers': 1}), ('SIGUSR1', 4, {}), ('SIGHUP', 9, {}), ('SIGTERM', 7, {'accum': 2}),
+])
+def test_a_signal_stops_the_run_after_the_step_and_it_goes_on_to_the_same_end(tiny, undisturbed, tmp_path, monkeypatch, name,
+                                                                              step, changes):
+    options = tiny(**changes)
+    before = signal.getsignal(getattr(signal, name))
+    with monkeypatch.context() as patch:
+        in_step(patch, step, lambda: os.kill(os.getpid(), getattr(signal, name)))
+        with pytest.raises(Stopped, match=f'stopped by {name} after step {step + 1}, which is saved'):
+            pretrain(options)
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert saved(tmp_path / 'run')['step'] == step + 1
+    assert 'stopped by' in (tmp_path / 'run/stdout_backup.txt').read_text()
+    assert (pretrain(options) / 'your_convnet_1kpretrained.pth').exists()
+    if 'accum' not in changes:
+        assert_same_run(undisturbed, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('when', [0, 1])
+def test_a_signal_during_an_evaluation_is_heard_and_the_evaluation_done_again(tiny, undisturbed, tmp_path, monkeypatch, when):
+    """Before the first step, and behind the last one: the log of the run that goes on has every line once."""
+    import pretrain.main as main
+    original, calls = main.evaluate, []
+
+    def evaluate(*arguments):
+        calls.append(1)
+        if len(calls) == when + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main, 'evaluate', evaluate)
+        with pytest.raises(Stopped):
+            pretrain(tiny())
+    assert saved(tmp_path / 'run')['step'] == (0, 10)[when]
+    pretrain(tiny())
+    assert_same_run(undisturbed, tmp_path / 'run')
+
+
+def test_a_second_signal_ends_a_process_at_once_but_not_an_echo_of_the_first():
+    code = """import os, signal, sys, time
+from common import stopping
+with stopping.StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print(stop.asked, flush=True)
+    stop.since -= stopping.ECHO
+    os.kill(os.getpid(), signal.SIGTERM)
+    print('still there', flush=True)"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM and done.stdout == 'SIGTERM\n' and 'a second signal ends it at once' in done.stderr
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    code = """import os, signal
+from common.stopping import StopRequest
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(stop.asked)"""
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True).stdout == 'None\n'
+
+
+def begun(name, *arguments, cwd, **more):
+    """bash pretrain/main.sh, running."""
+    environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen(['bash', str(ROOT / 'pretrain/main.sh'), name, *arguments], cwd=cwd, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'it did not happen'
+        time.sleep(0.02)
+
+
+def step_of(folder):
+    """The step of the last sign of life of the main rank; -1 before the first."""
+    try:
+        step = json.loads((folder / 'heartbeat/rank_00000.json').read_text())['step']
+        return -1 if step is None else step
+    except (OSError, ValueError):
+        return -1
+
+
+def line_of(options):
+    return [flag for flag in flags(options) if not flag.startswith('--run_dir')]
+
+
+def test_a_signal_to_all_processes_of_a_job_reaches_the_loading_ones_too(tiny, tmp_path):
+    """As SLURM and Ctrl-C send it: the run saves with what its loading processes still give it, and exits with 75."""
+    line = line_of(tiny(epochs=2000, workers=1, save_every=2000, val_every=2000))
+    process = begun('job', *line, '--ngpu_per_node=1', '--stall_minutes=0.02', cwd=tmp_path, start_new_session=True)
+    until(lambda: step_of(tmp_path / 'output_job') > 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, said
+    assert saved(tmp_path / 'output_job')['step'] > 3 and 'Traceback' not in said
+
+
+# Other numbers of ranks
+
+def test_four_ranks_become_three(tiny):
+    def run(batch, ranks, accum, saved=None):
+        return Run(tiny(batch_size=batch, accum=accum), Ranks(0, ranks, torch.device('cpu')), 40).parts(saved)
+    assert run(24, 4, 2) == 2 and run(24, 3, 2, {'ranks': 4, 'accum': 2}) == 2
+    assert run(12, 4, 3) == 3 and run(12, 3, 3, {'ranks': 4, 'accum': 3}) == 4  # 4 images a rank are not cut into 3 parts
+    assert run(24, 3, 'auto', {'ranks': 3, 'accum': 8}) == 8 and run(24, 3, 'auto', {'ranks': 4, 'accum': 8}) is None
+    with pytest.raises(ValueError, match='16 images cannot be divided among 3 ranks: give --bs=15 or --bs=18; or, to go on with a '
+                                         'run of that batch, start 2 or 4 processes'):
+        run(16, 3, 1, {'ranks': 4, 'accum': 1})
+    with pytest.raises(ValueError, match='12 images cannot be divided among 3 ranks in 3 parts each: give --bs=9 or --bs=18'):
+        run(12, 3, 3)
+
+
+# Numbers that are none
+
+def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(tiny, tmp_path, monkeypatch, capsys):
+    states = {}
+    original = engine.train_step
+
+    def watched(model, parts, accum, optimizer, *rest):
+        states[len(states)] = {key: value.clone() for key, value in model.state_dict().items()}
+        return original(model, parts, accum, optimizer, *rest)
+
+    monkeypatch.setattr(engine, 'train_step', watched)
+    spoiled(monkeypatch, {3, 6, 7})
+    folder = pretrain(tiny(log_every=1))
+    assert same(states[3], states[4]) and same(states[6], states[8]) and not same(states[4], states[5])
+    epochs = log_of(folder)[0]
+    assert [line.get('skipped') for line in epochs] == [None, 1, 2] and all(line['loss'] < 1.3 for line in epochs[1:])
+    said = capsys.readouterr().err
+    assert said.count('not finite') == 3 and 'at a learning rate of' in said and '.png' in said
+    skipped = [json.loads(line) for line in (folder / 'pretrain_log.txt').read_text().splitlines() if 'skipped": [' in line]
+    assert [line['skipped'] for line in skipped] == [[3], [6], [7]] and len(skipped[0]['images']) == 5
+
+
+def test_too_many_in_a_row_stop_the_run_in_its_last_good_state(tiny, undisturbed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoiled(patch, {1, 7, 8, 9})
+        with pytest.raises(NotFinite, match=r'steps 7 to 9, 3 of them, were not finite: in the last one the loss was nan .* at a '
+                                            r'learning rate of .*\.png.* the state at step 7 is saved'):
+            pretrain(tiny(max_skips=3))
+    state = saved(tmp_path / 'run')
+    assert state['step'] == 7 and state['sums'][2] == 2 and all(v.isfinite().all() for v in state['model'].values())
+    pretrain(dataclasses.replace(tiny(), lr=1e-3, clip_grad=1.0))  # the remedies that the error names
+    epochs = log_of(tmp_path / 'run')[0]
+    assert saved(tmp_path / 'run')['step'] == 10 and [line.get('skipped') for line in epochs] == [None, 1, 0]
+
+
+def test_a_row_over_the_end_of_an_epoch_is_taken_back_to_its_beginning(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoiled(patch, {4, 5, 6})
+        with pytest.raises(NotFinite, match='steps 4 to 6.* the state at step 5 is saved'):
+            pretrain(tiny(max_skips=3))
+    pretrain(tiny(max_skips=3))
+    assert [line.get('skipped') for line in log_of(tmp_path / 'run')[0]] == [None, 1, 0]
+
+
+def test_rewinding_goes_on_without_the_images_that_did_it(tiny, tmp_path, monkeypatch, capsys):
+    """Steps 6 and 7 are bad whenever they come; the run goes back to step 5, and on without them."""
+    from pretrain.run import Run as Pretraining
+    draw, drawn = Pretraining.draw_visible, []
+    original = engine.train_step
+
+    def train_step(model, parts, *rest):
+        return original(model, ((images * (float('nan') if drawn[-1] in (6, 7) else 1), visible) for images, visible in parts),
+                        *rest)
+
+    monkeypatch.setattr(Pretraining, 'draw_visible', lambda self, spark, step: (drawn.append(step), draw(self, spark, step))[1])
+    monkeypatch.setattr(engine, 'train_step', train_step)
+    folder = pretrain(tiny(rewind=True, max_skips=2))
+    assert drawn == [*range(8), 5, 8, 9] and saved(folder)['left_out'] == ((6, 8),)
+    epochs, runs = log_of(folder)
+    assert [line['epoch'] for line in epochs] == [0, 1, 2] and [line['step'] for line in runs] == [0, 5]
+    assert 'the steps 6 to 7 are left out' in capsys.readouterr().err
+    monkeypatch.undo()
+    pretrain(tiny(run_dir=str(tmp_path / 'other'), rewind=True))
+    assert not same(saved(tmp_path / 'other')['model'], saved(folder)['model'])
+
+
+def test_rewinding_ends(tiny, monkeypatch):
+    spoiled(monkeypatch, range(1, 10_000))
+    with pytest.raises(NotFinite):
+        pretrain(tiny(rewind=True, max_skips=1))
+
+
+def test_the_average_of_the_weights_stays_where_a_step_is_called_off():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    average, theirs = Average(net, decay=0.9), Average(net, decay=0.9)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 1
+    before = {key: value.clone() for key, value in average.module.state_dict().items()}
+    average.update(net, torch.tensor(0.0))
+    assert same(dict(average.module.state_dict()), before)
+    average.update(net, torch.tensor(1.0))
+    super(Average, theirs).update(net)
+    for one, other in zip(average.module.state_dict().values(), theirs.module.state_dict().values()):
+        torch.testing.assert_close(one, other)
+
+
+# Data that changed
+
+def test_data_that_changed_are_refused_or_allowed(tiny, world, tmp_path, monkeypatch, capsys):
+    shutil.copytree(world, tmp_path / 'data')
+    options = tiny(data_path=str(tmp_path / 'data'))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stop):
+            pretrain(options)
+    image = sorted((tmp_path / 'data/train').rglob('*.png'))[0]
+    image.rename(image.with_name('another_name.png'))
+    with pytest.raises(ValueError, match='the 40 training images have other names or sizes than then.*--allow_changed_data'):
+        pretrain(options)
+    pretrain(dataclasses.replace(options, allow_changed_data=True))
+    assert 'are not those of before' in capsys.readouterr().err and saved(tmp_path / 'run')['step'] == 10
+
+
+# Stalls
+
+def test_the_watch_says_which_rank_the_others_wait_for(tmp_path):
+    said, now = [], time.time()
+    ranks = Ranks(0, 4, torch.device('cpu'))
+    watch = Watch(tmp_path, ranks, 30, said.append, None)
+    watch.now(TRAINING)
+    watch.sign()
+    about = {'host': 'node7', 'pid': 4711, 'step': 56}
+    for rank, doing, since, sign in ((1, TRAINING, 300, 5), (2, TRAINING, 300, 300), (3, 'waiting for the images', 200, 5)):
+        (tmp_path / f'heartbeat/rank_{rank:05}.json').write_text(
+            json.dumps({'rank': rank, 'doing': doing, 'since': now - since, 'time': now - sign, **about}))
+    first, second, third = watch.story().split('; ')
+    assert first.startswith('rank 2 (process 4711 on node7) has given no sign of life for 300 s')
+    assert second.startswith('rank 3') and 'is waiting for the images since 200 s, the last step done being 56' in second
+    assert third.startswith('rank 0') and third.endswith('and 1 others is in the computation since 0 s, the last step done being '
+                                                         'None, which waits for the device or for the other ranks')
+
+
+def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_stopped_itself(tmp_path):
+    """Patience 3 s. The first process hangs; the second is stopped for longer than that, and then goes on."""
+    code = f"""import sys, time, types
+from pathlib import Path
+import torch
+from common.distributed import Ranks
+from common.watch import Watch
+with Watch(Path({str(tmp_path)!r}), Ranks(0, 1, torch.device('cpu')), 0.05, print, None) as watch:
+    print('begun', flush=True)
+    for i in range(int(sys.argv[1])):
+        time.sleep(0.1)
+        watch.now('working')
+    time.sleep(float(sys.argv[2]))"""
+    hanging, stopped = (subprocess.Popen([sys.executable, '-c', code, *given], cwd=ROOT, stdout=subprocess.PIPE,
+                                         stderr=subprocess.PIPE, text=True) for given in (('1', '600'), ('30', '0')))
+    assert stopped.stdout.readline() == 'begun\n'
+    stopped.send_signal(signal.SIGSTOP)
+    said = hanging.communicate(timeout=120)
+    assert hanging.returncode == 69 and 'no progress for 0.1 minutes (--stall_minutes); rank 0' in said[1]
+    assert 'no progress for' in said[0]  # the warning before
+    time.sleep(2)
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.wait(120) == 0
+
+
+def test_processes_whose_launcher_is_gone_stop(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')
+    asked, parent = [], os.getppid()
+    watch = Watch(tmp_path, ALONE, 0.01, print, asked.append)
+    monkeypatch.setattr(os, 'getppid', lambda: parent + 1)
+    with watch:
+        until(lambda: asked, 30)
+    assert asked[0] == 'the end of torchrun'
