@@ -3,8 +3,13 @@
 Nothing here has a random state. The order of an epoch is a function of (seed, epoch), the augmentation of an image one of
 (seed, epoch, index): neither workers, nor ranks, nor a resume change what a step sees.
 """
+import hashlib
+import math
 import os
 import random
+import stat
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_dataset
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -20,29 +25,29 @@ from common.schedule import seed_for
 
 BICUBIC = InterpolationMode.BICUBIC
 PATIENCE = 100  # unreadable images in a row before giving up: then it is not the images
+# What Pillow registers and is not read here: EPS starts Ghostscript, whatever the file is called; IPTC opens what it wraps as
+# anything, EPS too; BUFR, GRIB, HDF5 and WMF are stubs that ask for a program; MPEG has no decoder; PALM and PDF no reader.
+NOT_READ = frozenset({'EPS', 'IPTC', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG', 'PALM', 'PDF'})
 
 
 class ImageFiles(Dataset):
-    """The images of a folder (flat or nested, whatever Pillow reads) or of a text file with one path a line.
+    """The images of a folder (flat or nested, whatever Pillow reads, but for NOT_READ) or of a text file with one path a line.
 
-    Yields PIL images, or float tensors (C, H, W) in [0, 1] for 16-bit and float ones. Raises ValueError if there are none.
+    root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. Yields PIL
+    images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for
+    16-bit and float ones. Raises ValueError if there are none, or if a list names what does not lie below its root.
     """
 
-    def __init__(self, source, in_chans=3):
+    def __init__(self, source, in_chans=3, root=None):
         source = Path(source)
         check_channels(in_chans)
         if source.is_dir():
-            paths = sorted(find_files(source, tuple(Image.registered_extensions())))
+            endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ)
+            paths = sorted(find_files(source, endings))
             self.root = source
         elif source.is_file():
-            try:
-                paths = [line.strip() for line in source.read_text(encoding='utf-8').splitlines() if line.strip()]
-            except UnicodeDecodeError:
-                raise ValueError(f'{source} is neither a folder nor a text file with one image path a line') from None
-            self.root = source.parent
-            if paths and not (self.root / paths[0]).is_file():
-                raise ValueError(f'{source} names {paths[0]}, which is no file: a list has one path a line, absolute or from '
-                                 "the list's own folder on")
+            self.root = source.parent if root is None else Path(root)
+            paths = read_list(source, self.root)
         else:
             raise ValueError(f'there is no folder or list of images {source}')
         if not paths:
@@ -58,12 +63,94 @@ class ImageFiles(Dataset):
         return str(self.root / os.fsdecode(self.paths[index]))
 
     def __getitem__(self, index):
-        with Image.open(self.name(index)) as image:
+        with open_image(self.name(index)) as image:
             return as_channels(self.turned(image, index), 3 if self.mode == 'RGB' else 1)
+
+    def fingerprint(self):
+        """A short text that is the same for the same files: by their names, their number, and the sizes of 1,000 of them.
+
+        Asking for the sizes of all would take minutes on a file system across a network. A file that is gone has size -1.
+        """
+        some = np.linspace(0, len(self) - 1, min(len(self), 1000)).round().astype(int)
+        found = hashlib.sha256(f'{len(self)} {[size_of(self.name(index)) for index in some]}'.encode())
+        found.update(b'\0'.join(self.paths.tolist()))
+        return found.hexdigest()[:32]
 
     def turned(self, image, index):
         """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
         return image
+
+
+def read_list(source, root):
+    """The paths that a text file names, one a line, as paths below the folder `root`. Raises ValueError."""
+    try:
+        text = source.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        text = '\0'
+    if '\0' in text:
+        raise ValueError(f'{source} is neither a folder nor a text file with one image path a line (UTF-8, no NUL bytes)')
+    if not root.is_dir():
+        raise ValueError(f'there is no folder {root} for the paths of {source} to start from: give --list_root=DIR')
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    paths = inside(lines, root)
+    if None in paths:
+        raise ValueError(f'{source} names {lines[paths.index(None)]}, which does not lie below {root}: give the folder that '
+                         'all its images lie below, --list_root=DIR')
+    if paths and not os.path.isfile(os.path.join(root, paths[0])):
+        raise ValueError(f"{source} names {lines[0]}, which is no file: a list has one path a line, from the list's own folder "
+                         'on or from --list_root=DIR')
+    return paths
+
+
+def inside(paths, root):
+    """Each path, relative to the folder `root` or absolute, as one below it; None for each that leaves it.
+
+    Judged by the text, with '..' resolved: links below the folder are its owner's business.
+    """
+    whole = os.path.abspath(root)
+    starts = [os.path.join(start, '') for start in (whole, os.path.realpath(root))]
+
+    def below(path):
+        path = os.path.normpath(os.path.join(whole, path))
+        return next((path[len(start):] for start in starts if path.startswith(start)), None)
+
+    return [below(path) if '..' in path or os.path.isabs(path) else path for path in paths]
+
+
+@contextmanager
+def open_image(path):
+    """A regular file as a PIL image, whatever its name ends with, but for NOT_READ. Raises whatever a file does to Pillow.
+
+    Warnings are ignored inside: they do not name the file, many hold numbers and so come once an image, and an image is read
+    up to Pillow's own limit for bombs, which is twice the number of pixels that it warns of.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO waits for a writer, reading a device may never end
+        raise OSError('it is no regular file')
+    Image.init()  # Pillow's own plugins, which it imports only when they are needed
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with Image.open(path, formats=[name for name in Image.ID if name not in NOT_READ]) as image:
+            yield image
+
+
+def size_of(path):
+    """Bytes of a file, -1 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def fingerprint(images):
+    """A short text that is the same for the same images, None for a data set that does not know.
+
+    A data set of one's own may have `fingerprint`, a text or a method that returns one.
+    """
+    if isinstance(images, Subset):
+        whole, chosen = fingerprint(images.dataset), [int(index) for index in images.indices]
+        return None if whole is None else hashlib.sha256(f'{whole} {chosen}'.encode()).hexdigest()[:32]
+    known = getattr(images, 'fingerprint', None)
+    return known() if callable(known) else known
 
 
 def as_channels(image, in_chans):
@@ -72,7 +159,7 @@ def as_channels(image, in_chans):
         values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
         if image.mode != 'F':
             values = values / 65535
-        if values.max() > 1 or values.min() < 0:
+        if not (values.max() <= 1 and values.min() >= 0):  # written so that NaN is refused
             raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
         return values.expand(3, -1, -1) if in_chans == 3 else values
     return image.convert('RGB' if in_chans == 3 else 'L')
@@ -83,18 +170,13 @@ class SeveralFiles(ImageFiles):
 
     def __init__(self, sources, in_chans=3):
         check_channels(in_chans)
-        self.mode, self.files = 'RGB' if in_chans == 3 else 'L', []
+        self.mode, self.root, files = 'RGB' if in_chans == 3 else 'L', Path(), []
         for source in map(Path, sources):
             parts = ImageFiles(source, in_chans) if source.is_dir() else None
             if parts is None and not source.is_file():
                 raise ValueError(f'there is no image or folder {source}')
-            self.files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
-
-    def __len__(self):
-        return len(self.files)
-
-    def name(self, index):
-        return self.files[index]
+            files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
+        self.paths = np.array([os.fsencode(file) for file in files])
 
     def turned(self, image, index):
         return ImageOps.exif_transpose(image)
@@ -166,13 +248,19 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Resize until (height, width) fits inside, as the share `crop` of each side, and cut that out of the middle."""
+    """Resize until (height, width) fits inside, as the share `crop` of each side, and cut that out of the middle.
+
+    Of an image that would become more than 16 times as long as (height, width), only the middle is resized.
+    """
     size: tuple
     crop: float = 1.0
 
     def __call__(self, image):
         height, width = F.get_dimensions(image)[1:]
         scale = max(self.size[0] / height, self.size[1] / width) / self.crop
+        if max(height, width) * scale > 16 * max(self.size):  # a strip of 1 x 60,000 would be resized to gigapixels
+            height, width = (min(side, math.ceil(4 * seen / scale)) for side, seen in zip((height, width), self.size))
+            image = F.center_crop(image, [height, width])
         image = F.resize(image, [max(round(height * scale), self.size[0]), max(round(width * scale), self.size[1])],
                          BICUBIC, antialias=True)
         return F.center_crop(image, list(self.size))
