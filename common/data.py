@@ -5,11 +5,16 @@ Nothing here has a random state. The order of an epoch is a function of (seed, e
 """
 import hashlib
 import math
+import multiprocessing
 import os
 import random
+import re
+import signal
 import stat
+import threading
+import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,14 +208,15 @@ def find_files(folder, endings):
                 yield os.path.relpath(os.path.join(where, name), folder)
 
 
-def check_dataset(images, in_chans=3):
-    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells."""
+def check_dataset(images, in_chans=3, timeout=120.0):
+    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells in `timeout` s."""
     if isinstance(images, (str, IterableDataset)) or not hasattr(images, '__len__') or not hasattr(images, '__getitem__') \
             or len(images) == 0:
         raise ValueError(f'{type(images).__name__} is no map-style data set with at least one image: it needs __len__ and '
                          '__getitem__, since the order of the images is drawn from the seed')
     try:
-        item = images[0]
+        with at_most(timeout):
+            item = images[0]
     except Exception:  # an unreadable image is replaced later, and named
         return images
     image = item[0] if isinstance(item, (tuple, list)) else item
@@ -273,12 +279,17 @@ class Augmented(Dataset):
     labelled, of (image, class). transform: image -> image of the network's size, which may draw random numbers: they are seeded
     by an item's (epoch, index). erase: what is done to the normalised tensor. An image that cannot be read is replaced by the
     next one that can: items are (image, class or None, indices that could not be read); without stand_ins, by None. An image
-    that can be read and not transformed is an error.
+    that can be read and not transformed is an error. timeout: seconds after which the reading of an image is given up (see
+    at_most), which makes it one that cannot be read; None: never.
     """
 
-    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None, stand_ins=True):
+    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None, stand_ins=True, timeout=120.0):
         self.images, self.transform, self.normalisation = images, transform, normalisation
         self.seed, self.labelled, self.erase, self.stand_ins = seed, labelled, erase, stand_ins
+        self.timeout = timeout
+        # (process id, number of the image it is at or -1), in memory that loading processes share: what a dead one was at. A
+        # process has the row of its id modulo 1024, so that several loaders of the same images need not agree on anything.
+        self.at_work = torch.full((1024, 2), -1).share_memory_()
 
     def __len__(self):
         return len(self.images)
@@ -286,19 +297,27 @@ class Augmented(Dataset):
     def __getitem__(self, item):
         epoch, index = item
         failed = []
-        with seeded(seed_for('augmentation', self.seed, epoch, index)):
+        with seeded(seed_for('augmentation', self.seed, epoch, index)), self.own_row() as row:
             for offset in range(min(PATIENCE, len(self.images)) if self.stand_ins else 1):
                 at = (index + offset) % len(self.images)
+                row[:] = torch.tensor([os.getpid(), at])
                 try:
-                    item = self.images[at]
-                    image = item[0] if isinstance(item, (tuple, list)) else item
-                    if isinstance(image, Image.Image):
-                        image.load()  # Pillow reads a file only when asked for its pixels
+                    with at_most(self.timeout):
+                        item = self.images[at]
+                        image = item[0] if isinstance(item, (tuple, list)) else item
+                        if isinstance(image, Image.Image):
+                            image.load()  # Pillow reads a file only when asked for its pixels
+                    if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, 'shape', ())):
+                        raise ValueError('it has no pixels')
                 except Exception as error:  # whatever a file can do to a reader
                     failed.append((at, f'{type(error).__name__}: {error}'))
                     continue
+                huge = isinstance(image, Image.Image) and math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf)
                 try:
-                    tensor, label = self.prepare(image, item, at)
+                    with warnings.catch_warnings() if huge else nullcontext():
+                        if huge:  # every crop of it would warn again
+                            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+                        tensor, label = self.prepare(image, item, at)
                 except Exception as error:
                     raise ValueError(f'image {self.name(at)} can be read, but not be prepared: {error}') from error
                 if tensor.isfinite().all():
@@ -308,6 +327,15 @@ class Augmented(Dataset):
             return None, None, failed
         raise ValueError(f'{len(failed)} images in a row could not be read, from number {index} on; the last said '
                          f'"{failed[-1][1]}"')
+
+    @contextmanager
+    def own_row(self):
+        """This process's row of `at_work`, which afterwards says that it is at no image."""
+        row = self.at_work[os.getpid() % len(self.at_work)]
+        try:
+            yield row
+        finally:
+            row[1] = -1
 
     def prepare(self, image, item, index):
         """What was read of number `index` -> (the image as the network takes it, its class or None)."""
@@ -322,6 +350,33 @@ def as_input(image, normalisation):
     """A PIL image or a tensor (C, H, W), uint8 or float -> (C, H, W) float32, normalised with (mean, std)."""
     image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
     return F.normalize(F.convert_image_dtype(image, torch.float32), *normalisation)
+
+
+@contextmanager
+def at_most(seconds):
+    """TimeoutError if what is inside takes longer; None: it may take any time.
+
+    Only a signal interrupts a read: nothing is done outside of a process's main thread (loading processes are in theirs) or on
+    a system without SIGALRM, and code that does not return to Python is not interrupted.
+    """
+    if seconds is None or not hasattr(signal, 'SIGALRM') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_):
+        raise TimeoutError(f'it gave nothing for {seconds:g} seconds')
+
+    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, give_up)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # of its own: the alarm may still go off in the line before
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: C code's, out of reach
+        if left:  # someone else's timer; one that has run out meanwhile goes off now
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-6), interval)
 
 
 class seeded:
@@ -388,10 +443,81 @@ def collate(items):
 
 
 def loader(augmented, batches, workers, device, collate=collate):
-    """Batches of images, in the order of `batches`, ahead of time in `workers` processes."""
+    """Batches of images, in the order of `batches`, ahead of time in `workers` processes.
+
+    For errors of these processes that say which file was at fault, use it inside naming_the_file(augmented).
+    """
+    # No signal interrupts a read from a file system that hangs: then a batch that takes 30 times what one image may is the end.
+    timeout = 0 if not workers or augmented.timeout is None else 30 * augmented.timeout
     # A generator of its own: the loader draws a seed when it starts, in the middle of a step's random numbers.
     return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=torch.Generator(),
-                      pin_memory=device.type == 'cuda')
+                      pin_memory=device.type == 'cuda', timeout=timeout, worker_init_fn=outlive_stops)
+
+
+def outlive_stops(worker):
+    """Let a loading process go on when its whole group is told to stop: the training process saves, and then ends it itself."""
+    for name in ('SIGINT', 'SIGHUP', 'SIGUSR1'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Not for good: the loader, and at exit multiprocessing, end a stuck process by SIGTERM, and the latter waits until it is
+    # gone. So the first one only puts back the default. This replaces a handler in C that torch has set just before.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@contextmanager
+def naming_the_file(*augmented):
+    """Around all that happens while loaders of `augmented` are in use: what their processes die of, with the file.
+
+    torch tells of a death by a RuntimeError anywhere in the main thread, since a signal brings the news; of a batch that never
+    comes by one in the loop over the batches. Both become a ValueError. Other errors pass.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        died = death(error, augmented)
+        if died:
+            files = at_work(augmented, died[1])
+            raise ValueError(f'a loading process died ({died[0]}) '
+                             + (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
+                                'remove it; with others, memory' if files else 'between two images: memory')
+                             + ' or /dev/shm ran out: give fewer --workers') from error
+        if not str(error).startswith('DataLoader timed out'):
+            raise
+        children = multiprocessing.active_children()
+        files = at_work(augmented, [child.pid for child in children])
+        for child in children:
+            if at_work(augmented, [child.pid]):  # SIGTERM would wait for a handler, and the exit of this process for the child
+                with suppress(RuntimeError):  # torch, telling of this death
+                    child.kill()
+                    child.join(5)
+        raise ValueError(f'{str(error).replace("DataLoader", "loading")}, reading {", ".join(files) or "no file"}: is the '
+                         'storage still there? If it is only slow, allow an image more time') from error
+
+
+def death(error, augmented):
+    """(how, process ids) of the death of loading processes that an error tells of; None for any other error."""
+    gone = []
+    if not isinstance(error, RuntimeError):  # a batch that was being handed over when its process died? The signal follows,
+        try:  # or has been lost: Python ignores errors in destructors
+            for _ in range(50):
+                time.sleep(0.1)
+                living = {child.pid for child in multiprocessing.active_children()}
+                gone = [pid for one in augmented for pid, index in one.at_work.tolist() if index >= 0 and pid not in living]
+                if gone:
+                    break
+        except RuntimeError as news:
+            error = news
+    told = [re.match(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.]*)', str(one))
+            for one in (error.__cause__, error)]  # in the loop over the batches the loader hides the first news in its own
+    if told[1]:
+        return (told[0] or told[1])[2], [int(pid) for pid in told[1][1].split(', ')]
+    return ('exited unexpectedly', gone) if gone else None
+
+
+def at_work(augmented, pids):
+    """Names of the images that these processes are, or were, at."""
+    rows = [(one, one.at_work[pid % len(one.at_work)].tolist(), pid) for pid in pids for one in augmented]
+    return [one.name(index) for one, (owner, index), pid in rows if owner == pid and index >= 0]
 
 
 def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None):
