@@ -3,8 +3,18 @@
 Nothing here has a random state. The order of an epoch is a function of (seed, epoch), the augmentation of an image one of
 (seed, epoch, index): neither workers, nor ranks, nor a resume change what a step sees.
 """
+import hashlib
+import math
+import multiprocessing
 import os
 import random
+import re
+import signal
+import stat
+import threading
+import time
+import warnings
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_dataset
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -20,29 +30,29 @@ from common.schedule import seed_for
 
 BICUBIC = InterpolationMode.BICUBIC
 PATIENCE = 100  # unreadable images in a row before giving up: then it is not the images
+# What Pillow registers and is not read here: EPS starts Ghostscript, whatever the file is called; IPTC opens what it wraps as
+# anything, EPS too; BUFR, GRIB, HDF5 and WMF are stubs that ask for a program; MPEG has no decoder; PALM and PDF no reader.
+NOT_READ = frozenset({'EPS', 'IPTC', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG', 'PALM', 'PDF'})
 
 
 class ImageFiles(Dataset):
-    """The images of a folder (flat or nested, whatever Pillow reads) or of a text file with one path a line.
+    """The images of a folder (flat or nested, whatever Pillow reads, but for NOT_READ) or of a text file with one path a line.
 
-    Yields PIL images, or float tensors (C, H, W) in [0, 1] for 16-bit and float ones. Raises ValueError if there are none.
+    root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. Yields PIL
+    images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for
+    16-bit and float ones. Raises ValueError if there are none, or if a list names what does not lie below its root.
     """
 
-    def __init__(self, source, in_chans=3):
+    def __init__(self, source, in_chans=3, root=None):
         source = Path(source)
         check_channels(in_chans)
         if source.is_dir():
-            paths = sorted(find_files(source, tuple(Image.registered_extensions())))
+            endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ)
+            paths = sorted(find_files(source, endings))
             self.root = source
         elif source.is_file():
-            try:
-                paths = [line.strip() for line in source.read_text(encoding='utf-8').splitlines() if line.strip()]
-            except UnicodeDecodeError:
-                raise ValueError(f'{source} is neither a folder nor a text file with one image path a line') from None
-            self.root = source.parent
-            if paths and not (self.root / paths[0]).is_file():
-                raise ValueError(f'{source} names {paths[0]}, which is no file: a list has one path a line, absolute or from '
-                                 "the list's own folder on")
+            self.root = source.parent if root is None else Path(root)
+            paths = read_list(source, self.root)
         else:
             raise ValueError(f'there is no folder or list of images {source}')
         if not paths:
@@ -58,12 +68,94 @@ class ImageFiles(Dataset):
         return str(self.root / os.fsdecode(self.paths[index]))
 
     def __getitem__(self, index):
-        with Image.open(self.name(index)) as image:
+        with open_image(self.name(index)) as image:
             return as_channels(self.turned(image, index), 3 if self.mode == 'RGB' else 1)
+
+    def fingerprint(self):
+        """A short text that is the same for the same files: by their names, their number, and the sizes of 1,000 of them.
+
+        Asking for the sizes of all would take minutes on a file system across a network. A file that is gone has size -1.
+        """
+        some = np.linspace(0, len(self) - 1, min(len(self), 1000)).round().astype(int)
+        found = hashlib.sha256(f'{len(self)} {[size_of(self.name(index)) for index in some]}'.encode())
+        found.update(b'\0'.join(self.paths.tolist()))
+        return found.hexdigest()[:32]
 
     def turned(self, image, index):
         """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
         return image
+
+
+def read_list(source, root):
+    """The paths that a text file names, one a line, as paths below the folder `root`. Raises ValueError."""
+    try:
+        text = source.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        text = '\0'
+    if '\0' in text:
+        raise ValueError(f'{source} is neither a folder nor a text file with one image path a line (UTF-8, no NUL bytes)')
+    if not root.is_dir():
+        raise ValueError(f'there is no folder {root} for the paths of {source} to start from: give --list_root=DIR')
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    paths = inside(lines, root)
+    if None in paths:
+        raise ValueError(f'{source} names {lines[paths.index(None)]}, which does not lie below {root}: give the folder that '
+                         'all its images lie below, --list_root=DIR')
+    if paths and not os.path.isfile(os.path.join(root, paths[0])):
+        raise ValueError(f"{source} names {lines[0]}, which is no file: a list has one path a line, from the list's own folder "
+                         'on or from --list_root=DIR')
+    return paths
+
+
+def inside(paths, root):
+    """Each path, relative to the folder `root` or absolute, as one below it; None for each that leaves it.
+
+    Judged by the text, with '..' resolved: links below the folder are its owner's business.
+    """
+    whole = os.path.abspath(root)
+    starts = [os.path.join(start, '') for start in (whole, os.path.realpath(root))]
+
+    def below(path):
+        path = os.path.normpath(os.path.join(whole, path))
+        return next((path[len(start):] for start in starts if path.startswith(start)), None)
+
+    return [below(path) if '..' in path or os.path.isabs(path) else path for path in paths]
+
+
+@contextmanager
+def open_image(path):
+    """A regular file as a PIL image, whatever its name ends with, but for NOT_READ. Raises whatever a file does to Pillow.
+
+    Warnings are ignored inside: they do not name the file, many hold numbers and so come once an image, and an image is read
+    up to Pillow's own limit for bombs, which is twice the number of pixels that it warns of.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO waits for a writer, reading a device may never end
+        raise OSError('it is no regular file')
+    Image.init()  # Pillow's own plugins, which it imports only when they are needed
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with Image.open(path, formats=[name for name in Image.ID if name not in NOT_READ]) as image:
+            yield image
+
+
+def size_of(path):
+    """Bytes of a file, -1 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def fingerprint(images):
+    """A short text that is the same for the same images, None for a data set that does not know.
+
+    A data set of one's own may have `fingerprint`, a text or a method that returns one.
+    """
+    if isinstance(images, Subset):
+        whole, chosen = fingerprint(images.dataset), [int(index) for index in images.indices]
+        return None if whole is None else hashlib.sha256(f'{whole} {chosen}'.encode()).hexdigest()[:32]
+    known = getattr(images, 'fingerprint', None)
+    return known() if callable(known) else known
 
 
 def as_channels(image, in_chans):
@@ -72,7 +164,7 @@ def as_channels(image, in_chans):
         values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
         if image.mode != 'F':
             values = values / 65535
-        if values.max() > 1 or values.min() < 0:
+        if not (values.max() <= 1 and values.min() >= 0):  # written so that NaN is refused
             raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
         return values.expand(3, -1, -1) if in_chans == 3 else values
     return image.convert('RGB' if in_chans == 3 else 'L')
@@ -83,18 +175,13 @@ class SeveralFiles(ImageFiles):
 
     def __init__(self, sources, in_chans=3):
         check_channels(in_chans)
-        self.mode, self.files = 'RGB' if in_chans == 3 else 'L', []
+        self.mode, self.root, files = 'RGB' if in_chans == 3 else 'L', Path(), []
         for source in map(Path, sources):
             parts = ImageFiles(source, in_chans) if source.is_dir() else None
             if parts is None and not source.is_file():
                 raise ValueError(f'there is no image or folder {source}')
-            self.files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
-
-    def __len__(self):
-        return len(self.files)
-
-    def name(self, index):
-        return self.files[index]
+            files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
+        self.paths = np.array([os.fsencode(file) for file in files])
 
     def turned(self, image, index):
         return ImageOps.exif_transpose(image)
@@ -121,14 +208,15 @@ def find_files(folder, endings):
                 yield os.path.relpath(os.path.join(where, name), folder)
 
 
-def check_dataset(images, in_chans=3):
-    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells."""
+def check_dataset(images, in_chans=3, timeout=120.0):
+    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells in `timeout` s."""
     if isinstance(images, (str, IterableDataset)) or not hasattr(images, '__len__') or not hasattr(images, '__getitem__') \
             or len(images) == 0:
         raise ValueError(f'{type(images).__name__} is no map-style data set with at least one image: it needs __len__ and '
                          '__getitem__, since the order of the images is drawn from the seed')
     try:
-        item = images[0]
+        with at_most(timeout):
+            item = images[0]
     except Exception:  # an unreadable image is replaced later, and named
         return images
     image = item[0] if isinstance(item, (tuple, list)) else item
@@ -166,13 +254,19 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Resize until (height, width) fits inside, as the share `crop` of each side, and cut that out of the middle."""
+    """Resize until (height, width) fits inside, as the share `crop` of each side, and cut that out of the middle.
+
+    Of an image that would become more than 16 times as long as (height, width), only the middle is resized.
+    """
     size: tuple
     crop: float = 1.0
 
     def __call__(self, image):
         height, width = F.get_dimensions(image)[1:]
         scale = max(self.size[0] / height, self.size[1] / width) / self.crop
+        if max(height, width) * scale > 16 * max(self.size):  # a strip of 1 x 60,000 would be resized to gigapixels
+            height, width = (min(side, math.ceil(4 * seen / scale)) for side, seen in zip((height, width), self.size))
+            image = F.center_crop(image, [height, width])
         image = F.resize(image, [max(round(height * scale), self.size[0]), max(round(width * scale), self.size[1])],
                          BICUBIC, antialias=True)
         return F.center_crop(image, list(self.size))
@@ -185,12 +279,17 @@ class Augmented(Dataset):
     labelled, of (image, class). transform: image -> image of the network's size, which may draw random numbers: they are seeded
     by an item's (epoch, index). erase: what is done to the normalised tensor. An image that cannot be read is replaced by the
     next one that can: items are (image, class or None, indices that could not be read); without stand_ins, by None. An image
-    that can be read and not transformed is an error.
+    that can be read and not transformed is an error. timeout: seconds after which the reading of an image is given up (see
+    at_most), which makes it one that cannot be read; None: never.
     """
 
-    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None, stand_ins=True):
+    def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None, stand_ins=True, timeout=120.0):
         self.images, self.transform, self.normalisation = images, transform, normalisation
         self.seed, self.labelled, self.erase, self.stand_ins = seed, labelled, erase, stand_ins
+        self.timeout = timeout
+        # (process id, number of the image it is at or -1), in memory that loading processes share: what a dead one was at. A
+        # process has the row of its id modulo 1024, so that several loaders of the same images need not agree on anything.
+        self.at_work = torch.full((1024, 2), -1).share_memory_()
 
     def __len__(self):
         return len(self.images)
@@ -198,19 +297,27 @@ class Augmented(Dataset):
     def __getitem__(self, item):
         epoch, index = item
         failed = []
-        with seeded(seed_for('augmentation', self.seed, epoch, index)):
+        with seeded(seed_for('augmentation', self.seed, epoch, index)), self.own_row() as row:
             for offset in range(min(PATIENCE, len(self.images)) if self.stand_ins else 1):
                 at = (index + offset) % len(self.images)
+                row[:] = torch.tensor([os.getpid(), at])
                 try:
-                    item = self.images[at]
-                    image = item[0] if isinstance(item, (tuple, list)) else item
-                    if isinstance(image, Image.Image):
-                        image.load()  # Pillow reads a file only when asked for its pixels
+                    with at_most(self.timeout):
+                        item = self.images[at]
+                        image = item[0] if isinstance(item, (tuple, list)) else item
+                        if isinstance(image, Image.Image):
+                            image.load()  # Pillow reads a file only when asked for its pixels
+                    if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, 'shape', ())):
+                        raise ValueError('it has no pixels')
                 except Exception as error:  # whatever a file can do to a reader
                     failed.append((at, f'{type(error).__name__}: {error}'))
                     continue
+                huge = isinstance(image, Image.Image) and math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf)
                 try:
-                    tensor, label = self.prepare(image, item, at)
+                    with warnings.catch_warnings() if huge else nullcontext():
+                        if huge:  # every crop of it would warn again
+                            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+                        tensor, label = self.prepare(image, item, at)
                 except Exception as error:
                     raise ValueError(f'image {self.name(at)} can be read, but not be prepared: {error}') from error
                 if tensor.isfinite().all():
@@ -220,6 +327,15 @@ class Augmented(Dataset):
             return None, None, failed
         raise ValueError(f'{len(failed)} images in a row could not be read, from number {index} on; the last said '
                          f'"{failed[-1][1]}"')
+
+    @contextmanager
+    def own_row(self):
+        """This process's row of `at_work`, which afterwards says that it is at no image."""
+        row = self.at_work[os.getpid() % len(self.at_work)]
+        try:
+            yield row
+        finally:
+            row[1] = -1
 
     def prepare(self, image, item, index):
         """What was read of number `index` -> (the image as the network takes it, its class or None)."""
@@ -234,6 +350,33 @@ def as_input(image, normalisation):
     """A PIL image or a tensor (C, H, W), uint8 or float -> (C, H, W) float32, normalised with (mean, std)."""
     image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
     return F.normalize(F.convert_image_dtype(image, torch.float32), *normalisation)
+
+
+@contextmanager
+def at_most(seconds):
+    """TimeoutError if what is inside takes longer; None: it may take any time.
+
+    Only a signal interrupts a read: nothing is done outside of a process's main thread (loading processes are in theirs) or on
+    a system without SIGALRM, and code that does not return to Python is not interrupted.
+    """
+    if seconds is None or not hasattr(signal, 'SIGALRM') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_):
+        raise TimeoutError(f'it gave nothing for {seconds:g} seconds')
+
+    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, give_up)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # of its own: the alarm may still go off in the line before
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: C code's, out of reach
+        if left:  # someone else's timer; one that has run out meanwhile goes off now
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-6), interval)
 
 
 class seeded:
@@ -307,10 +450,81 @@ def collate(items):
 
 
 def loader(augmented, batches, workers, device, collate=collate):
-    """Batches of images, in the order of `batches`, ahead of time in `workers` processes."""
+    """Batches of images, in the order of `batches`, ahead of time in `workers` processes.
+
+    For errors of these processes that say which file was at fault, use it inside naming_the_file(augmented).
+    """
+    # No signal interrupts a read from a file system that hangs: then a batch that takes 30 times what one image may is the end.
+    timeout = 0 if not workers or augmented.timeout is None else 30 * augmented.timeout
     # A generator of its own: the loader draws a seed when it starts, in the middle of a step's random numbers.
     return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=torch.Generator(),
-                      pin_memory=device.type == 'cuda')
+                      pin_memory=device.type == 'cuda', timeout=timeout, worker_init_fn=outlive_stops)
+
+
+def outlive_stops(worker):
+    """Let a loading process go on when its whole group is told to stop: the training process saves, and then ends it itself."""
+    for name in ('SIGINT', 'SIGHUP', 'SIGUSR1'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Not for good: the loader, and at exit multiprocessing, end a stuck process by SIGTERM, and the latter waits until it is
+    # gone. So the first one only puts back the default. This replaces a handler in C that torch has set just before.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@contextmanager
+def naming_the_file(*augmented):
+    """Around all that happens while loaders of `augmented` are in use: what their processes die of, with the file.
+
+    torch tells of a death by a RuntimeError anywhere in the main thread, since a signal brings the news; of a batch that never
+    comes by one in the loop over the batches. Both become a ValueError. Other errors pass.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        died = death(error, augmented)
+        if died:
+            files = at_work(augmented, died[1])
+            raise ValueError(f'a loading process died ({died[0]}) '
+                             + (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
+                                'remove it; with others, memory' if files else 'between two images: memory')
+                             + ' or /dev/shm ran out: give fewer --workers') from error
+        if not str(error).startswith('DataLoader timed out'):
+            raise
+        children = multiprocessing.active_children()
+        files = at_work(augmented, [child.pid for child in children])
+        for child in children:
+            if at_work(augmented, [child.pid]):  # SIGTERM would wait for a handler, and the exit of this process for the child
+                with suppress(RuntimeError):  # torch, telling of this death
+                    child.kill()
+                    child.join(5)
+        raise ValueError(f'{str(error).replace("DataLoader", "loading")}, reading {", ".join(files) or "no file"}: is the '
+                         'storage still there? If it is only slow, allow an image more time') from error
+
+
+def death(error, augmented):
+    """(how, process ids) of the death of loading processes that an error tells of; None for any other error."""
+    gone = []
+    if not isinstance(error, RuntimeError):  # a batch that was being handed over when its process died? The signal follows,
+        try:  # or has been lost: Python ignores errors in destructors
+            for _ in range(50):
+                time.sleep(0.1)
+                living = {child.pid for child in multiprocessing.active_children()}
+                gone = [pid for one in augmented for pid, index in one.at_work.tolist() if index >= 0 and pid not in living]
+                if gone:
+                    break
+        except RuntimeError as news:
+            error = news
+    told = [re.match(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.]*)', str(one))
+            for one in (error.__cause__, error)]  # in the loop over the batches the loader hides the first news in its own
+    if told[1]:
+        return (told[0] or told[1])[2], [int(pid) for pid in told[1][1].split(', ')]
+    return ('exited unexpectedly', gone) if gone else None
+
+
+def at_work(augmented, pids):
+    """Names of the images that these processes are, or were, at."""
+    rows = [(one, one.at_work[pid % len(one.at_work)].tolist(), pid) for pid in pids for one in augmented]
+    return [one.name(index) for one, (owner, index), pid in rows if owner == pid and index >= 0]
 
 
 def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None, go_on=None):

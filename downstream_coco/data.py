@@ -5,6 +5,7 @@ Boxes are x1 y1 x2 y2 in pixels; labels count from 1, 0 is the background; masks
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.data import Augmented, ImageFiles, Steps, as_input
+from common.data import Augmented, ImageFiles, Steps, as_input, inside
 from common.engine import to_device
 from common.schedule import seed_for
 
@@ -108,7 +109,13 @@ class CocoImages(ImageFiles):
                              'images do not have')
         if not self.root.is_dir():
             raise ValueError(f'there is no folder of images {folder}')
-        missing = {one['id']: one['file_name'] for one in content['images'] if not (self.root / one['file_name']).is_file()}
+        paths = inside([one['file_name'] for one in content['images']], folder)
+        paths = {one['id']: path for one, path in zip(content['images'], paths)}
+        outside = [one['file_name'] for one in content['images'] if paths[one['id']] is None]
+        if outside:
+            raise ValueError(f'{annotations} names {outside[0]!r}, which does not lie below {folder}: give the folder that all '
+                             'its images lie below, and names from there on')
+        missing = {one['id']: one['file_name'] for one in content['images'] if not (self.root / paths[one['id']]).is_file()}
         images = {one['id']: one for one in content['images'] if one['id'] not in missing}
         if not images:
             raise ValueError(f'none of the {len(missing)} images that {annotations} names is in {folder}, for example '
@@ -129,7 +136,7 @@ class CocoImages(ImageFiles):
         self.ids = [images[key]['id'] for key in kept]
         self.shapes = np.array([(images[key]['height'], images[key]['width']) for key in kept])
         # One array, not lists of objects: loading processes share it, reference counts would copy it into each of them.
-        self.paths = np.array([images[key]['file_name'].encode() for key in kept])
+        self.paths = np.array([os.fsencode(paths[key]) for key in kept])
         texts = [json.dumps(found[key]).encode() for key in kept]
         self.texts, self.ends = np.frombuffer(b''.join(texts), np.uint8), np.cumsum([0, *map(len, texts)])
 
@@ -171,6 +178,9 @@ class CocoImages(ImageFiles):
     def digest(self):
         """A short text that is the same for the same images and objects."""
         return hashlib.sha256(self.texts.tobytes() + repr(self.ids).encode()).hexdigest()
+
+    def fingerprint(self):
+        return self.digest
 
     def objects(self, index):
         return json.loads(bytes(self.texts[self.ends[index]:self.ends[index + 1]]))
@@ -238,8 +248,8 @@ class Scenes(Augmented):
     image in its data set. view(height, width) -> View, which may draw random numbers.
     """
 
-    def __init__(self, images, view, normalisation, seed=0, stand_ins=True):
-        super().__init__(images, None, normalisation, seed, stand_ins=stand_ins)
+    def __init__(self, images, view, normalisation, seed=0, stand_ins=True, timeout=120.0):
+        super().__init__(images, None, normalisation, seed, stand_ins=stand_ins, timeout=timeout)
         self.view = view
 
     def prepare(self, image, item, index):

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, check_dataset, each_once, seeded, timm_dataset
+from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, at_most, check_dataset, each_once, seeded, timm_dataset
 from common.engine import to_device
 from common.schedule import seed_for
 
@@ -96,12 +96,13 @@ def check_classes(labels, number):
                          'give --num_classes')
 
 
-def check_labelled(images, options, number):
+def check_labelled(images, options, number, timeout=120.0):
     """Refuse what does not yield (image, class), or images that the augmentation cannot take; its first item tells."""
-    check_dataset(images, options.in_chans)
+    check_dataset(images, options.in_chans, timeout)
     check_classes(labels_of(images) or [], number)
     try:
-        item = images[0]
+        with at_most(timeout):
+            item = images[0]
     except Exception:  # an unreadable image is replaced later, and named
         return
     if not isinstance(item, (tuple, list)) or len(item) < 2:

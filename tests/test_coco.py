@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import nn
 
+from common.data import fingerprint
 from common.demo_world import CLASSES, write_coco
 from common.weights import create_cnn
 from downstream_coco.config import Options, parse_options
@@ -149,6 +150,20 @@ def test_images_are_turned_where_the_annotations_say_so(tmp_path, orientation, s
     else:
         with pytest.raises(ValueError, match='the annotations say 40x30'):
             images[0]
+
+
+@pytest.mark.parametrize('name', ['../images2/a.png', '{folder}/a.png', 'x/../../a.png', '/'])
+def test_annotations_name_nothing_outside_of_their_folder(tmp_path, name):
+    Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
+    name = name.format(folder=tmp_path)
+    sizes = {'width': 40, 'height': 30}
+    folder, file = written(tmp_path, images=[{'id': 7, 'file_name': 'a.png', **sizes}, {'id': 8, 'file_name': name, **sizes}])
+    with pytest.raises(ValueError, match='does not lie below') as error:
+        CocoImages(folder, file)
+    assert f'names {name!r}' in str(error.value)
+    written(tmp_path, images=[{'id': 7, 'file_name': 'x/../a.png', **sizes}])
+    assert CocoImages(folder, file).name(0) == str(folder / 'a.png')
+    assert fingerprint(CocoImages(folder, file)) == CocoImages(folder, file).digest
 
 
 @pytest.mark.parametrize(('changes', 'words'), [

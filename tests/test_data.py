@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Subset
+from torchvision.transforms import functional as F
 
-from common.data import Augmented, CentreCrop, ImageFiles, RandomCrop, Steps, check_dataset, collate, loader
+from common.data import Augmented, CentreCrop, ImageFiles, RandomCrop, Steps, check_dataset, collate, fingerprint, loader
 from pretrain.data import find_held_out, find_images
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -45,16 +47,96 @@ def test_flat_nested_class_folders_and_train(tmp_path):
 
 def test_a_list_of_paths(tmp_path):
     picture(tmp_path / 'a b.png')
-    other = picture(tmp_path / 'far/away.png')
-    (tmp_path / 'list.txt').write_text(f'a b.png\n\n{other}\n')
+    below = picture(tmp_path / 'far/away.png')
+    (tmp_path / 'list.txt').write_text(f'a b.png\n\n{below}\nfar/../a b.png\n')
     images = ImageFiles(tmp_path / 'list.txt')
-    assert len(images) == 2 and [images[i].mode for i in (0, 1)] == ['RGB', 'RGB']
+    assert [images.name(i) for i in range(3)] == [str(tmp_path / name) for name in ('a b.png', 'far/away.png', 'a b.png')]
+    assert [images[i].mode for i in range(3)] == ['RGB'] * 3
+
+
+@pytest.mark.parametrize('line', ['../b.png', 'x/../../b.png', '{outside}/b.png', '{root}/../b.png', '{root}x/b.png',
+                                  '{root}/x/../../b.png', '{root}//../b.png', '..', '{root}'])
+def test_a_list_names_nothing_outside_of_its_root(tmp_path, line):
+    root = tmp_path / 'root'
+    for name in ('root/a.png', 'b.png', 'rootx/b.png'):
+        picture(tmp_path / name)
+    line = line.format(outside=tmp_path, root=root)
+    (root / 'list.txt').write_text(f'a.png\n{line}\n')
+    with pytest.raises(ValueError, match='--list_root=DIR') as error:
+        find_images(root / 'list.txt')
+    assert f'names {line},' in str(error.value)
+
+
+def test_a_list_lies_where_it_likes_with_a_root(tmp_path):
+    picture(tmp_path / 'images/x/a.png')
+    (tmp_path / 'linked').symlink_to(tmp_path / 'images')
+    (tmp_path / 'lists').mkdir()
+    file = tmp_path / 'lists' / 'list.txt'
+    file.write_text(f'x/a.png\n{tmp_path}/images/x/a.png\n{tmp_path}/linked/x/a.png\n{tmp_path}/linked//x/a.png\n')
+    for images in (find_images(file, list_root=tmp_path / 'linked'), find_held_out(None, file, 3, str(tmp_path / 'linked'))):
+        assert [images.name(i) for i in range(4)] == [str(tmp_path / 'linked/x/a.png')] * 4  # as is, and where the link leads
+    with pytest.raises(ValueError, match='which is no file.*--list_root'):
+        file.write_text('x/a.png')
+        find_images(file)
+    with pytest.raises(ValueError, match='there is no folder .*--list_root'):
+        find_images(file, list_root=tmp_path / 'nowhere')
+
+
+def test_folders_are_searched_for_what_is_read(tmp_path):
+    for name in ('a.eps', 'b.pdf', 'c.mpg', 'd.h5', 'e.wmf', 'f.iim', 'g.png', 'h.JPG'):
+        picture(tmp_path / f'{name}.png').rename(tmp_path / name)
+    images = ImageFiles(tmp_path)
+    assert [images.name(i) for i in range(len(images))] == [str(tmp_path / name) for name in ('g.png', 'h.JPG')]
+
+
+def test_a_fingerprint_is_of_names_and_sizes(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f'{i}.png', seed=i)
+    images, before = ImageFiles(tmp_path), fingerprint(ImageFiles(tmp_path))
+    assert before == images.fingerprint() and len(before) == 32
+    halves = [fingerprint(Subset(images, indices)) for indices in ([0, 1], torch.tensor([0, 1]), [1, 2])]
+    assert halves[0] == halves[1] and len({before, *halves}) == 3
+    (tmp_path / '1.png').write_bytes(b'other')
+    assert fingerprint(ImageFiles(tmp_path)) != before
+    (tmp_path / '1.png').unlink()
+    gone = fingerprint(images)
+    assert gone not in (before, fingerprint(ImageFiles(tmp_path)))
+    picture(tmp_path / '1.png', seed=1)
+    assert fingerprint(images) == before
+    (tmp_path / '2.png').rename(tmp_path / '3.png')
+    assert fingerprint(ImageFiles(tmp_path)) != before
+
+
+def test_a_fingerprint_of_a_dataset_of_ones_own():
+    class Own(list):
+        fingerprint = 'abc'
+
+    class Counted(list):
+        def fingerprint(self):
+            return f'{len(self)} of mine'
+
+    assert fingerprint(Own()) == 'abc' and fingerprint(Counted([1])) == '1 of mine'
+    assert fingerprint([]) is None and fingerprint(Subset([1, 2], [0])) is None
+
+
+def test_a_strip_is_cut_before_it_is_resized():
+    assert CentreCrop((32, 32))(Image.new('RGB', (60000, 1))).size == (32, 32)
+    assert CentreCrop((32, 48), 0.95)(torch.rand(3, 50000, 1)).shape == (3, 32, 48)
+    middle = torch.zeros(3, 5, 4001)
+    middle[:, :, 1998:2003] = 1
+    assert CentreCrop((5, 5))(middle).min() > 0.99 and CentreCrop((4, 4), 0.5)(middle).min() > 0.99
+    ordinary = torch.rand(3, 40, 600, generator=torch.Generator().manual_seed(0))  # 15 to 1, as ever
+    whole = F.center_crop(F.resize(ordinary, [20, 300], F.InterpolationMode.BICUBIC, antialias=True), [20, 20])
+    assert torch.equal(CentreCrop((20, 20))(ordinary), whole)
 
 
 @pytest.mark.parametrize(('make', 'word'), [
     (lambda p: p / 'missing', 'no folder or list'), (lambda p: p, 'holds no images'),
     (lambda p: picture(p / 'x.png'), 'neither a folder nor a text file'),
     (lambda p: (p / 'l.txt').write_text('gone.png') and p / 'l.txt', "from the list's own folder on"),
+    (lambda p: (p / 'l.txt').write_text('a' * 9999) and p / 'l.txt', "from the list's own folder on"),
+    (lambda p: (p / 'l.txt').write_bytes(b'a.png\0\n') and p / 'l.txt', 'no NUL bytes'),
+    (lambda p: (p / 'l.txt').write_bytes(b'\xe9.png\n') and p / 'l.txt', 'UTF-8'),
 ])
 def test_no_images_is_an_error(tmp_path, make, word):
     with pytest.raises(ValueError, match=word):
