@@ -25,7 +25,8 @@ class Log:
 
 def pictures_of(folder):
     """The pictures of reconstructions in a run folder, in the order of the epochs."""
-    found = [path for path in Path(folder, 'reconstructions').glob('epoch_*.png') if path.stem.removeprefix('epoch_').isdecimal()]
+    paths = Path(folder, 'reconstructions').glob('epoch_*.png')
+    found = [path for path in paths if path.stem.removeprefix('epoch_').isdecimal()]
     return sorted(found, key=lambda path: int(path.stem.removeprefix('epoch_')))
 
 

@@ -32,7 +32,8 @@ def report(folders, out):
     try:
         page = PAGE.format(title=html.escape(', '.join(names)), summary=summary(logs, names), charts=charts(logs, names),
                            pictures=''.join(pictures(log, name, i) for i, (log, name) in enumerate(zip(logs, names))),
-                           options=options_table(logs, names), starts=''.join(starts(log, name) for log, name in zip(logs, names)))
+                           starts=''.join(starts(log, name) for log, name in zip(logs, names)),
+                           options=options_table(logs, names))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the log of one of these runs is not as this program writes it ({type(error).__name__}: {error}): '
                          'leave that run away') from error
