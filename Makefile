@@ -56,7 +56,7 @@ test-mmdet: .venv-mmdet/complete
 audit:
 	$(VENV_PYTHON) -m pip check
 	$(VENV_PYTHON) -m pip install --quiet pip-audit
-	$(VENV_PYTHON) -m pip_audit --skip-editable
+	$(VENV_PYTHON) -m pip_audit --strict  # not content with packages that the database does not know
 
 lint:
 	$(VENV_PYTHON) -m ruff check .
