@@ -54,6 +54,8 @@ def read(path, cnn):
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not state:
+        raise ValueError(f'{path} holds no weights')
     if any(key.startswith('downsample_layers.') for key in state):  # the ConvNeXt authors' names; timm ships the renaming
         state = checkpoint_filter_fn(dict(state), cnn)
     return {key: value for key, value in state.items() if not key.startswith(('head.', 'norm_pre.'))}

@@ -19,6 +19,8 @@ from pretrain.config import Options
 from pretrain.log import read_log
 from pretrain.spark import SparK, build_spark
 
+LARGE = 4096  # pixels; the network is tried on two images of its size when it is built
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -95,6 +97,7 @@ def read_saved(source, **given):
     model = config.pop('model', None) or guess(path, state)
     options = Options(**{'name': path.stem, **config, 'model': model,
                          'decoder_width': width_of(state) or config.get('decoder_width', Options.decoder_width)})
+    check_size(path, options, given)
     spark = build(options)
     load_init(spark, state, model)
     return Saved(spark.eval(), options, width_of(state) is not None, None, None, path, log and log.folder)
@@ -119,10 +122,18 @@ def of_run(content, path, given):
         raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
     if width_of(unwrap(state, path)) != options.decoder_width:  # before a network of any size is built
         raise ValueError(f'{path} is damaged: its decoder has not the {options.decoder_width} channels that it says')
+    check_size(path, options, given)
     spark = build(options)
     load_init(spark, state)
     log = log_of(path)
     return Saved(spark.eval(), options, True, content['step'], content['images'], path, log and log.folder)
+
+
+def check_size(path, options, given):
+    """Raise a ValueError if a file speaks of images that would fill the memory, and its user does not."""
+    if max(options.size) > LARGE and given.get('input_size') is None:
+        raise ValueError(f'{path} says that its images are {max(options.size)} px large: if that is so, say it too, with '
+                         '--input_size')
 
 
 def build(options):
