@@ -208,8 +208,8 @@ def test_words_arrive_as_they_were_given(program, name, processes, tmp_path):
 
 
 @pytest.mark.parametrize('words', [
-    ['--ngpu_per_node=$(touch X)'], ['--ngpu_per_node=a[$(touch X)]'], ['--ngpu_per_node=1;touch X'],
-    ['--num_nodes=a[$(touch X)0]'], ['--master_port=`touch X`'], ['--node_rank', 'x[$(touch X)]'],
+    ['--ngpu_per_node=$(touch X)'], ['--ngpu_per_node=BASH_VERSINFO[$(touch X)0]'], ['--ngpu_per_node=1;touch X'],
+    ['--num_nodes=BASH_VERSINFO[$(touch X)0]'], ['--master_port=`touch X`'], ['--node_rank', 'BASH_VERSINFO[$(touch X)0]'],
     ['--num_nodes=2', '--node_rank=0', '--master_address=$(touch X)', '--master_port=1 2']])
 def test_numbers_of_the_launcher_are_no_programs(words, tmp_path):
     environment = {**os.environ, 'PYTHON': 'false'}
@@ -583,6 +583,13 @@ SECRET = 'TOP-SECRET-4711'
 POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'
 
 
+def ghostscript(folder):
+    """A program in the place of Ghostscript, to which Pillow hands PostScript, that only says that it was called."""
+    folder.mkdir()
+    (folder / 'gs').write_text(f'#!/bin/sh\ntouch {folder}/was_called\n')
+    (folder / 'gs').chmod(0o755)
+
+
 @pytest.fixture(scope='module')
 def served(finished, tmp_path_factory):
     """(address, folder): a playground, and a folder with secrets wherever gradio looks by itself; it works in cwd/."""
@@ -594,8 +601,9 @@ def served(finished, tmp_path_factory):
         (folder / place).mkdir(parents=True, exist_ok=True)
         (folder / place / 'secret.txt').write_text(SECRET)
         Image.new('RGB', (40, 40), 'red').save(folder / place / 'secret.png')
-    (folder / 'home').mkdir()
+    ghostscript(folder / 'bin')
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'TMPDIR': str(folder / 'tmp'),
+                   'PATH': f'{folder / "bin"}:{os.environ["PATH"]}',
                    'GRADIO_ALLOWED_PATHS': str(folder / 'allowed'), 'GRADIO_SERVER_NAME': '0.0.0.0'}
     environment.pop('GRADIO_TEMP_DIR', None)
     with open(folder / 'log.txt', 'w') as log:
@@ -706,7 +714,7 @@ def test_what_is_uploaded_stays_in_a_folder_that_no_other_program_has(served):
         assert path.resolve().is_relative_to(own) and own.stat().st_mode & 0o77 == 0 and path.is_file()
     assert {path for path in folder.rglob('*') if 'tmp/playground' not in str(path)} == before
     said = called(address, 'opened', as_file(uploaded(address, 'a.png', POSTSCRIPT)))
-    assert 'event: error' in said and 'image.png' not in said  # no Ghostscript
+    assert 'event: error' in said and 'image.png' not in said and not (folder / 'bin/was_called').exists()
 
 
 def test_the_playground_is_on_this_machine_alone(served, finished, monkeypatch):
@@ -780,18 +788,22 @@ def test_a_log_of_other_kinds_of_values_is_one_sentence(finished, tmp_path, chan
                                    lambda path: path.write_bytes(png('red')[:60]),
                                    lambda path: path.write_bytes(png('red', (60_000, 60_000)))],
                          ids=['text', 'link', 'postscript', 'cut', 'bomb'])
-def test_pictures_of_a_foreign_run_are_pictures(finished, tmp_path, write):
+def test_pictures_of_a_foreign_run_are_pictures(finished, tmp_path, monkeypatch, write):
     for module in ('plotly', 'matplotlib'):
         pytest.importorskip(module, reason='pip install -r pretrain/requirements.txt')
     folder = shutil.copytree(finished, tmp_path / 'run')
     (folder / 'reconstructions/epoch_0002.png').unlink()
     write(folder / 'reconstructions/epoch_0002.png')
+    ghostscript(tmp_path / 'bin')
+    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
+    monkeypatch.setattr('PIL.EpsImagePlugin.gs_binary', None)  # not looked for yet
     with pytest.raises(SystemExit, match='error: .*epoch_0002.png is no picture that can be read'):
         report.main([str(folder), f'--out={tmp_path / "report.html"}'])
     (tmp_path / 'card').mkdir()
     with pytest.raises(ValueError, match='epoch_0002.png is no picture that can be read'):
         write_card(read_saved(folder), tmp_path / 'card')
     assert not (tmp_path / 'report.html').exists() and not (tmp_path / 'card/reconstructions.png').exists()
+    assert not (tmp_path / 'bin/was_called').exists()
 
 
 def test_a_card_shows_texts_as_texts(evil, tmp_path):
