@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV_PYTHON ?= .venv/bin/python
 
-.PHONY: setup demo test test-all test-lowest test-d2 test-mmdet lint bench coverage transfer
+.PHONY: setup audit demo test test-all test-lowest test-d2 test-mmdet lint bench coverage transfer
 
 setup: .venv/complete
 
@@ -11,10 +11,11 @@ setup: .venv/complete
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	.venv/bin/python -m pip check
 	touch $@
 
 ifeq ($(VENV_PYTHON),.venv/bin/python)
-demo test test-all lint bench coverage transfer: .venv/complete
+audit demo test test-all lint bench coverage transfer: .venv/complete
 endif
 
 # Pretrains a small network on drawn pictures and shows its reconstructions: under five minutes on two cores.
@@ -50,6 +51,12 @@ test-mmdet: .venv-mmdet/complete
 	.venv-$*/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
 	PYTHON=$(CURDIR)/.venv-$*/bin/python bash downstream_$*/install.sh
 	touch $@
+
+# Do the installed packages fit each other, and are vulnerabilities of them known? The latter is asked of a database on the network.
+audit:
+	$(VENV_PYTHON) -m pip check
+	$(VENV_PYTHON) -m pip install --quiet pip-audit
+	$(VENV_PYTHON) -m pip_audit --strict  # not content with packages that the database does not know
 
 lint:
 	$(VENV_PYTHON) -m ruff check .

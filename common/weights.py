@@ -62,17 +62,25 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
 
 
 def unwrap(content, path='the given object'):
-    """Find the state_dict in what a file held: it may sit under `module`, `model` or `state_dict`."""
-    while isinstance(content, dict):
+    """Find the state_dict in what a file held: it may sit under `module`, `model` or `state_dict`. Raises ValueError.
+
+    So it does for tensors of more values than are stored, which a few bytes of a file can claim to be of any size.
+    """
+    for _ in WRAPPERS:  # at most: a dictionary may hold itself
+        if not isinstance(content, dict):
+            break
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
         content = inner
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not the weights of a network')
-    tensors = {key.removeprefix('module.'): value for key, value in content.items() if torch.is_tensor(value)}
+    tensors = {str(key).removeprefix('module.'): value for key, value in content.items() if torch.is_tensor(value)}
     if not tensors:
         raise ValueError(f'{path} holds no weights')
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored with it')
     return tensors
 
 

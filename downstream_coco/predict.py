@@ -37,16 +37,18 @@ def drawn(image, found, names):
 
 
 @torch.no_grad()
-def predict(weights, sources, out, score=0.5, which='model', say=print):
+def predict(weights, sources, out, score=0.5, which='model', say=print, module='pretrain.models'):
     """Write <name>.png for each image, and predictions.json, into the folder out; returns what is in the latter.
 
-    which: 'model', or 'ema' for the average of a file that has one. Objects below the score are left out. Raises ValueError.
+    which: 'model', or 'ema' for the average of a file that has one. Objects below the score are left out.
+    module: in which your own networks are registered; the file's word for it is not followed, since importing one runs it.
+    Raises ValueError.
     """
     found, content = [], read_detector(weights)
     config = {name: value for name, value in content['config'].items() if name in Options.__dataclass_fields__}
     options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
     with distributed() as ranks:
-        register(options.register)
+        register(module)
         images, (_, models, categories, _) = SeveralFiles(sources, options.in_chans), restore(content, options)
         if which not in models:
             raise ValueError(f'{weights} holds no average of the weights (EMA)')
@@ -85,9 +87,12 @@ def main(argv=None):
     parser.add_argument('--out', default='predictions', help='folder for the pictures and predictions.json')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
     parser.add_argument('--ema', action='store_true', help='the average of the weights in <model>_coco_last.pth')
+    parser.add_argument('--register', default='pretrain.models', help='module in which your own networks are registered with '
+                        'timm (default: pretrain.models)')
     args = parser.parse_args(argv)
     with errors_in_one_sentence():
-        predict(args.weights, args.images, args.out, args.score, 'ema' if args.ema else 'model')
+        predict(args.weights, args.images, args.out, args.score, 'ema' if args.ema else 'model',
+                module=args.register)
 
 
 if __name__ == '__main__':

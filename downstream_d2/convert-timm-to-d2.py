@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 
 import torch
 
@@ -18,20 +19,34 @@ DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}  # of Detect
 PREFIXES = ('module.', 'encoder.cnn.', 'sparse_encoder.sp_cnn.')  # of DDP, and where a whole SparK keeps its encoder
 
 
+def check_archive(path):
+    """Raise a ValueError for a file that unpacks to more than it is: torch stores tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError('it unpacks to more than it is')
+
+
 def read(path):
     """The tensors in a file of weights, without the prefixes of what they were trained in. Raises ValueError."""
     try:
+        check_archive(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise ValueError(f'cannot read {path}: {error.strerror}') from error
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path} is damaged, or no file of weights: {str(error).splitlines()[0]}') from error
-    while isinstance(content, dict):
+    for _ in range(3):  # at most: a dictionary may hold itself
+        if not isinstance(content, dict):
+            break
         inner = next((content[key] for key in ('module', 'model', 'state_dict') if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
         content = inner
-    state = {key: value for key, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
+    state = {str(key): value for key, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored with it')
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

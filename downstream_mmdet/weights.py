@@ -2,7 +2,9 @@
 
     python weights.py FILE convnext_base        # can this file be the backbone's? Exits with 1 and one sentence if not
 """
+import os
 import sys
+import zipfile
 
 import timm
 import torch
@@ -18,26 +20,42 @@ def convnext(arch, drop_path_rate=0.0, layer_scale=1.0):
     return timm.create_model(arch, drop_path_rate=drop_path_rate, ls_init_value=layer_scale)
 
 
+def check_archive(path):
+    """Raise a ValueError for a file that unpacks to more than it is: torch stores tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError('it unpacks to more than it is')
+
+
 def read(path, cnn):
     """A file's tensors under timm's keys, without the classifier: SparK's encoder or whole run, official style, fine-tuned.
 
     Read with `weights_only=True`. Raises ValueError.
     """
     try:
+        check_archive(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise ValueError(f'cannot read {path}: {error.strerror}') from error
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path} is damaged, or no file of weights: {str(error).splitlines()[0]}') from error
-    while isinstance(content, dict):
+    for _ in range(3):  # at most: a dictionary may hold itself
+        if not isinstance(content, dict):
+            break
         inner = next((content[key] for key in ('module', 'model', 'state_dict') if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
         content = inner
-    state = {key: value for key, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
+    state = {str(key): value for key, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored with it')
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not state:
+        raise ValueError(f'{path} holds no weights')
     if any(key.startswith('downsample_layers.') for key in state):  # the ConvNeXt authors' names; timm ships the renaming
         state = checkpoint_filter_fn(dict(state), cnn)
     return {key: value for key, value in state.items() if not key.startswith(('head.', 'norm_pre.'))}

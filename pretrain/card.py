@@ -1,9 +1,10 @@
 """The model card of an exported network (Mitchell et al. 2019): its data, recipe, curve, a picture, its limits."""
-import shutil
+import re
 
 from common.checkpoint import write_atomically
 from common.cli import needs
 from pretrain.log import pictures_of, read_log
+from pretrain.pictures import read_picture, write_picture
 
 PAPER = 'https://arxiv.org/abs/2301.03580'
 
@@ -11,8 +12,11 @@ PAPER = 'https://arxiv.org/abs/2301.03580'
 def write_card(saved, folder, licence=None):
     """Write README.md into the folder, and curve.png and reconstructions.png where the run has what they show.
 
-    Raises ValueError if matplotlib, which draws the curve, is missing.
+    licence: an identifier such as mit or cc-by-4.0. Raises ValueError for another text, for a log that is not as runs write it,
+    and if matplotlib, which draws the curve, is missing.
     """
+    if licence and not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9.+-]*', licence):  # it stands in YAML
+        raise ValueError(f'--licence is an identifier, such as mit, apache-2.0 or cc-by-nc-4.0, not {licence!r}')
     log, pictures = (read_log(saved.folder), pictures_of(saved.folder)) if saved.folder else (None, [])
     parts = []
     if log is not None and log.epochs:
@@ -20,17 +24,23 @@ def write_card(saved, folder, licence=None):
         draw_curve(log.epochs, folder / 'curve.png')
         parts.append('![loss over the epochs](curve.png)')
     if pictures:
-        shutil.copy(pictures[-1], folder / 'reconstructions.png')
+        # Not copied: in a foreign run it may be a link to any file of this machine.
+        write_picture(folder / 'reconstructions.png', read_picture(pictures[-1]))
         parts.append(f'![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, reconstruction, after '
                      f'epoch {int(pictures[-1].stem.split("_")[1])}. Hidden cells are shown with the true cell\'s mean and '
                      'deviation: the network predicts normalised cells.')
     text = TEXT.format(licence=licence or 'other', model=saved.model.split('.')[0], paper=PAPER, stated='' if licence else
                        '**Licence.** Whoever exported this did not say; ask before you use it.\n\n', data=data(saved),
-                       recipe='\n'.join(f'| {name} | {value} |' for name, value in recipe(saved, log)),
+                       recipe=recipe_table(saved, log),
                        pictures='\n\n'.join(parts) or 'No log or pictures lay beside the weights.',
                        size='x'.join(map(str, saved.spark.encoder.input_size)),
                        channels=saved.options.in_chans)
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
+
+
+def as_markdown(text):
+    """A text from a file as one line of Markdown that shows it: no table cell, code, HTML, link or picture begins in it."""
+    return re.sub(r'([\\`*$!|&<>\[\]])', r'\\\1', ' '.join(str(text).split()))
 
 
 def data(saved):
@@ -38,6 +48,15 @@ def data(saved):
         return 'The file does not say which images it was trained on. **Fill this in.**'
     return (f'{saved.images:,} images without labels. **Say here what they show, where they come from, and what their licence '
             'is.**')
+
+
+def recipe_table(saved, log):
+    """The rows of the recipe, as Markdown. Raises ValueError for a log that is not as runs write it."""
+    try:
+        return '\n'.join(f'| {name} | {as_markdown(value)} |' for name, value in recipe(saved, log))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{saved.folder / "pretrain_log.txt"} is not as a run writes it ({type(error).__name__}: {error}): '
+                         'take it away, and the card says nothing of the recipe') from error
 
 
 def recipe(saved, log):

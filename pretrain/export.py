@@ -9,6 +9,7 @@ is not kept, and the command says why.
 import argparse
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,16 @@ def run_reader(*command):
     return done.stdout.strip()
 
 
+class ArraysAlone(pickle.Unpickler):
+    """Reads a pickle of plain data and NumPy's arrays. What names anything else, which could run code, is refused."""
+
+    def find_class(self, module, name):
+        if not re.fullmatch(r'numpy(\._?core\.(multiarray|numeric))?', module) or \
+                name not in ('ndarray', 'dtype', '_reconstruct', '_frombuffer'):
+            raise ValueError(f'the file holds {module}.{name} besides arrays')
+        return super().find_class(module, name)
+
+
 @torch.no_grad()
 def to_detectron2_file(saved, stem, suffix, _):
     path, cnn = stem.with_suffix('.pkl'), saved.spark.encoder.cnn
@@ -148,7 +159,7 @@ def to_detectron2_file(saved, stem, suffix, _):
         save(Path(folder, 'weights.pth'), plain_state(cnn))
         run_reader('downstream_d2/convert-timm-to-d2.py', Path(folder, 'weights.pth'), path)
     with open(path, 'rb') as file:
-        entries = pickle.load(file)['model']  # noqa: S301  (written by ourselves a moment ago)
+        entries = ArraysAlone(file).load()['model']
     depth = int(guess_model(plain_state(cnn)).removeprefix('resnet'))
     expected = detectron2_shapes(depth)
     if {key: value.shape for key, value in entries.items()} != expected:

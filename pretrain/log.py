@@ -3,6 +3,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+NUMBERS = ('epoch', 'step', 'loss', 'val_loss', 'lr', 'gradient_norm', 'images_per_second', 'seconds', 'gpu_kwh')
+
 
 @dataclass(frozen=True)
 class Log:
@@ -23,7 +25,8 @@ class Log:
 
 def pictures_of(folder):
     """The pictures of reconstructions in a run folder, in the order of the epochs."""
-    found = [path for path in Path(folder, 'reconstructions').glob('epoch_*.png') if path.stem.removeprefix('epoch_').isdigit()]
+    paths = Path(folder, 'reconstructions').glob('epoch_*.png')
+    found = [path for path in paths if path.stem.removeprefix('epoch_').isdecimal()]
     return sorted(found, key=lambda path: int(path.stem.removeprefix('epoch_')))
 
 
@@ -38,6 +41,10 @@ def read_log(folder):
         runs = [entry for entry in entries if 'run' in entry]
         epochs = [entry for entry in entries if 'epoch' in entry]
         if not runs or any(not run['config'].keys() >= {'model', 'epochs', 'mask_ratio'} for run in runs):
+            raise ValueError
+        if not all(isinstance(run['run'], str | None) for run in runs) or not all(
+                isinstance(value, int | float | None) for entry in epochs for name, value in entry.items() if name in NUMBERS
+        ) or not all(isinstance(entry['epoch'], int) for entry in epochs):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f'{path} is not the log of a pretraining run of this program') from None

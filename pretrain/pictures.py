@@ -128,6 +128,16 @@ def rows_of(view):
                      pad_value=1.0).cpu()
 
 
+def read_picture(path):
+    """A PIL image, loaded, from a PNG that a run wrote. Raises ValueError."""
+    try:
+        with Image.open(path, formats=['PNG']) as image:
+            image.load()
+            return image
+    except Exception as error:  # whatever a file can do to a reader
+        raise ValueError(f'{path} is no picture that can be read ({type(error).__name__}): take it away') from error
+
+
 def write_picture(path, image):
     """Write a PIL image as PNG, whole or not at all. Raises ValueError."""
     write_atomically(path, lambda file: image.save(file, 'PNG'))

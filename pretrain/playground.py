@@ -8,6 +8,7 @@ otherwise.
 import argparse
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from torchvision.transforms.functional import to_pil_image
 from common.cli import errors_in_one_sentence, needs
 from common.data import check_channels
 from common.demo_world import draw
+from pretrain.card import as_markdown
 from pretrain.masks import of_grid, to_visible
 from pretrain.pictures import enlarged, level_pictures, views, with_grid
 from pretrain.saved import add_network, network_of
 
 SIDE = 448  # pixels of a picture on the page, about
 SHOWN = ('reconstruction', 'own', 'error')
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not EPS, which Pillow hands to Ghostscript
 LABELS = ("reconstruction (true cells' mean, deviation)", 'without them', 'error')
 
 
@@ -91,7 +94,7 @@ def page(play):
 
     def opened(file, is_visible):
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 image.load()
                 play.networks[0].prepare(image)  # says what is wrong with it
         except Exception as error:  # whatever a file can do to a reader
@@ -121,7 +124,7 @@ def page(play):
                               format='png', buttons=[])
         outputs = [masked, hidden]
         for number, saved in enumerate(play.networks):
-            gr.Markdown(f'## {saved.name}: {saved.model}')
+            gr.Markdown(f'## {as_markdown(saved.name)}: {as_markdown(saved.model)}')
             with gr.Row():
                 outputs += [gr.Image(label=label, interactive=False, format='png', buttons=['fullscreen'],
                                      elem_id=f'{what}{number}') for what, label in zip(SHOWN, LABELS)]
@@ -136,6 +139,16 @@ def page(play):
         masked.select(clicked, [image, is_visible], [is_visible, *outputs], show_progress='hidden', trigger_mode='multiple')
         blocks.load(update, [image, is_visible], outputs)
     return blocks, gr.themes.Default(font=font, font_mono=('monospace',))
+
+
+def confine(folder):
+    """Let gradio serve the files of one folder, which no other program has, and ask the network for nothing.
+
+    By itself it serves whatever lies in /tmp/gradio, where every gradio program of this machine puts what was uploaded to it,
+    and .gradio/cached_examples in the working directory. To be called before gradio is imported.
+    """
+    os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_EXAMPLES_CACHE=str(Path(folder, 'examples')), GRADIO_ALLOWED_PATHS='')
+    os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # it would ask for its latest version
 
 
 def check_address(host, port):
@@ -165,13 +178,14 @@ def main(argv=None):
     with errors_in_one_sentence():
         needs('gradio')
         check_address(args.host, args.port)
-        os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # gradio asks the network for its version otherwise
         play = Playground([network_of(args, source) for source in args.source])
-        blocks, theme = page(play)
-        host = f'[{args.host}]' if ':' in args.host else args.host
-        print(f'http://{host}:{args.port} (control-C ends it)', flush=True)
-        blocks.launch(server_name=args.host, server_port=args.port, inbrowser=args.open, share=False, quiet=True, theme=theme,
-                      max_file_size='50mb')
+        with tempfile.TemporaryDirectory(prefix='playground') as folder:
+            confine(folder)
+            blocks, theme = page(play)
+            host = f'[{args.host}]' if ':' in args.host else args.host
+            print(f'http://{host}:{args.port} (control-C ends it)', flush=True)
+            blocks.launch(server_name=args.host, server_port=args.port, inbrowser=args.open, share=False, quiet=True,
+                          theme=theme, max_file_size='50mb', run_history=False, enable_monitoring=False)
 
 
 if __name__ == '__main__':

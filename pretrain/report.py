@@ -11,12 +11,11 @@ import io
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, needs
 from common.log import duration
 from pretrain.log import pictures_of, read_log
+from pretrain.pictures import read_picture
 
 COLOURS = ('#2563eb', '#dc2626', '#16a34a', '#9333ea', '#d97706', '#0891b2', '#be185d', '#4d7c0f')
 PICTURES = 24  # of a run at most, so that a page of a long run stays a few MB
@@ -30,9 +29,14 @@ def report(folders, out):
     needs('plotly')
     logs, out = [read_log(folder) for folder in folders], Path(out)
     names = [log.name if [other.name for other in logs].count(log.name) == 1 else str(log.folder) for log in logs]
-    page = PAGE.format(title=html.escape(', '.join(names)), summary=summary(logs, names), charts=charts(logs, names),
-                       pictures=''.join(pictures(log, name, number) for number, (log, name) in enumerate(zip(logs, names))),
-                       options=options_table(logs, names), starts=''.join(starts(log, name) for log, name in zip(logs, names)))
+    try:
+        page = PAGE.format(title=html.escape(', '.join(names)), summary=summary(logs, names), charts=charts(logs, names),
+                           pictures=''.join(pictures(log, name, i) for i, (log, name) in enumerate(zip(logs, names))),
+                           starts=''.join(starts(log, name) for log, name in zip(logs, names)),
+                           options=options_table(logs, names))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'the log of one of these runs is not as this program writes it ({type(error).__name__}: {error}): '
+                         'leave that run away') from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda file: file.write(page.encode()))
     return out
@@ -72,6 +76,7 @@ def summary(logs, names):
 
 def charts(logs, names):
     """The curves, one figure each; the first brings plotly's script along."""
+    names = [html.escape(name, quote=False) for name in names]  # plotly makes links of the tags in a text
     figures = [chart(logs, names, *about).to_html(full_html=False, include_plotlyjs=i == 0, config=CONFIG)
                for i, about in enumerate(CHARTS)]
     return ''.join(f'<figure>{figure}</figure>' for figure in figures)
@@ -128,11 +133,10 @@ def pictures(log, name, number):
 
 
 def embedded(path):
-    """A picture as a data: address."""
-    with Image.open(path) as image:
-        image.thumbnail((WIDTH, WIDTH))
-        file = io.BytesIO()
-        image.save(file, 'PNG', optimize=True)
+    """A picture as a data: address. Raises ValueError if it is none."""
+    image, file = read_picture(path), io.BytesIO()
+    image.thumbnail((WIDTH, WIDTH))
+    image.save(file, 'PNG', optimize=True)
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
 

@@ -19,6 +19,8 @@ from pretrain.config import Options
 from pretrain.log import read_log
 from pretrain.spark import SparK, build_spark
 
+LARGE = 4096  # pixels; the network is tried on two images of its size when it is built
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -95,6 +97,7 @@ def read_saved(source, **given):
     model = config.pop('model', None) or guess(path, state)
     options = Options(**{'name': path.stem, **config, 'model': model,
                          'decoder_width': width_of(state) or config.get('decoder_width', Options.decoder_width)})
+    check_size(path, options, given)
     spark = build(options)
     load_init(spark, state, model)
     return Saved(spark.eval(), options, width_of(state) is not None, None, None, path, log and log.folder)
@@ -102,20 +105,35 @@ def read_saved(source, **given):
 
 def of_run(content, path, given):
     """Read what a run saved. What is given and differs from the run is refused, but for the share of hidden cells."""
-    config = content['config']
-    if not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
+    config, state = content['config'], content['model']
+    if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
         raise ValueError(f'{path} is no pretraining run: it says nothing of a mask or a decoder')
+    if not isinstance(state, dict) or not all(isinstance(content.get(name), int) for name in ('step', 'images')):
+        raise ValueError(f'{path} is damaged: it does not hold weights, step and images as a run does')
     wrong = [f'{name} is {config.get(name)} there, not {value}' for name, value in given.items()
              if value is not None and name != 'mask_ratio' and config.get(name) != value]
     if wrong:
         raise ValueError(f'{path} is of another network ({"; ".join(wrong)}): leave that away, a run says itself what it is')
     known = {name: value for name, value in config.items() if name in Options.__dataclass_fields__}
     ratio = given.get('mask_ratio')
-    options = Options(**{**known, 'mask_ratio': config['mask_ratio'] if ratio is None else ratio})
+    try:
+        options = Options(**{**known, 'mask_ratio': config['mask_ratio'] if ratio is None else ratio})
+    except TypeError as error:
+        raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
+    if width_of(unwrap(state, path)) != options.decoder_width:  # before a network of any size is built
+        raise ValueError(f'{path} is damaged: its decoder has not the {options.decoder_width} channels that it says')
+    check_size(path, options, given)
     spark = build(options)
-    load_init(spark, content['model'])
+    load_init(spark, state)
     log = log_of(path)
     return Saved(spark.eval(), options, True, content['step'], content['images'], path, log and log.folder)
+
+
+def check_size(path, options, given):
+    """Raise a ValueError if a file speaks of images that would fill the memory, and its user does not."""
+    if max(options.size) > LARGE and given.get('input_size') is None:
+        raise ValueError(f'{path} says that its images are {max(options.size)} px large: if that is so, say it too, with '
+                         '--input_size')
 
 
 def build(options):
