@@ -229,14 +229,16 @@ def read_plain(path):
 
 
 def check_archive(path):
-    """Raise an error if an archive such as torch writes is not as it was written, by its parts' CRC-32; torch looks at none.
+    """Raise a ValueError if an archive such as torch writes is not as it was written, by its parts' CRC-32 that torch ignores.
 
-    Compressed parts, which torch never writes, are refused: they could be of any size. Files from before torch 1.6 are none.
+    One that unpacks to more than it is is refused before it is read: torch stores tensors as they are, but reads compressed
+    ones too. Files from before torch 1.6 are no archives.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise ValueError('it is a compressed archive')
+            whole = sum(part.file_size for part in archive.infolist())
+            if whole > os.path.getsize(path):
+                raise ValueError(f'it unpacks to {whole / 1e6:,.0f} MB, more than it is, which no file of torch does')
             broken = archive.testzip()
         if broken is not None:
             raise ValueError(f'the checksum of {broken} is wrong')
@@ -252,7 +254,8 @@ def read_run(path):
 
 def is_run(content, path):
     """Whether a file's content is the checkpoint of a run. Raises ValueError if a later version of this program wrote it."""
-    if not isinstance(content, dict) or not content.keys() >= {'version', 'step', 'config', 'model', 'optimizer'}:
+    kinds = {'version': int, 'step': int, 'config': dict, 'model': dict, 'optimizer': dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         return False
     if content['version'] > VERSION:
         raise WrittenLater(f'{path} was written by a later version of this program: update it to read that run')

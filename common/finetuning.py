@@ -12,6 +12,7 @@ from common.engine import fit_accumulation
 from common.optim import build_optimizer
 from common.progress import Progress
 from common.training import train
+from common.weights import load_strictly
 
 
 class Average(ModelEmaV3):
@@ -40,11 +41,11 @@ def finetune(run, log, session, saved, model, trained, *, images, batches, measu
     """
     options, ranks = run.options, run.ranks
     if saved:
-        trained.load_state_dict(saved.pop('model'))  # popped: not kept in memory for days
+        load_strictly(trained, saved.pop('model'))  # popped: not kept in memory for days
     model = model.to(ranks.device, memory_format=channels_last)
     ema = Average(trained, decay=options.ema) if options.ema else None
     if ema and saved:
-        ema.module.load_state_dict(saved.pop('ema'))
+        load_strictly(ema.module, saved.pop('ema') or {})
     accum = run.parts(saved) or fit_accumulation(model, arguments, run.share, ranks, run.autocast)
     if ranks.size > 1 and options.sync_bn:
         model = synchronise_batchnorm(model)

@@ -151,7 +151,9 @@ def figures(metrics, suffix=''):
 def read_detector(path):
     """What a run of this program wrote. Raises ValueError for any other file."""
     content = read_plain(path)
-    if not isinstance(content, dict) or not content.keys() >= {'config', 'model', 'categories', 'masks'}:
+    kinds = {'config': dict, 'model': dict, 'categories': list, 'masks': bool}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()) or not all(
+            isinstance(one, dict) and one.keys() >= {'id', 'name'} for one in content['categories']):
         raise ValueError(f'{path} holds no detector of downstream_coco')
     return content
 

@@ -15,7 +15,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 import torch
 
-from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
+from common.checkpoint import is_run, load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
 from common.data import Augmented, Steps, loader, same_images, without_failures
 from common.distributed import distributed
@@ -111,7 +111,7 @@ def build(options, num_classes):
 def is_own_run(path):
     """Whether a file is the checkpoint of a fine-tuning run, not weights, nor a pretraining run."""
     content = read_plain(path)
-    return isinstance(content, dict) and 'finetune_from' in (content.get('config') or {}) and 'optimizer' in content
+    return is_run(content, path) and 'finetune_from' in content['config']
 
 
 def set_up_and_train(run, model, images, val, classes, saved, log, session):
@@ -173,7 +173,10 @@ def measure(options, ranks, val_dataset=None):
     """
     content = read_plain(options.eval)
     content = content if isinstance(content, dict) else {}
-    then, classes = content.get('config') or {}, content.get('classes')
+    then, classes = content.get('config', {}), content.get('classes')
+    if not isinstance(then, dict) or not isinstance(classes, list | None) or \
+            not all(isinstance(name, str) for name in classes or ()):
+        raise ValueError(f'{options.eval} is no file of fine-tuning: its options or its classes are not as runs write them')
     if val_dataset is not None:
         val, classes = val_dataset, classes or class_names(val_dataset, options.num_classes)
     elif classes and options.dataset is None:

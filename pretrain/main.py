@@ -33,7 +33,7 @@ from common.log import RunLog
 from common.optim import build_optimizer, parameter_groups
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding, train
-from common.weights import load_init
+from common.weights import load_init, load_strictly
 from pretrain.config import parse_options
 from pretrain.data import find_held_out, find_images
 from pretrain.engine import evaluate, masked
@@ -66,7 +66,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
             now.parts(saved)
             if saved:
                 refuse_changes(options, saved, run.images, run.fingerprint)
-                spark.load_state_dict(saved.pop('model'))  # popped: not kept in memory for days
+                load_strictly(spark, saved.pop('model'))  # popped: not kept in memory for days
             elif options.init:
                 loaded = load_init(spark, options.init, options.model)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)

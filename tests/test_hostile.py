@@ -26,8 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.archive import check_archive
-from common.checkpoint import read_plain
+from common.checkpoint import check_archive, read_plain
 from common.demo_world import write_coco
 from common.weights import unwrap
 from pretrain import export, playground, report
@@ -444,7 +443,7 @@ MEASURE = '''
 import resource, runpy, sys, warnings
 from pathlib import Path
 warnings.simplefilter('ignore')
-from common.archive import check_archive
+from common.checkpoint import check_archive
 from common.checkpoint import read_plain
 from pretrain.saved import read_saved
 from downstream_mmdet import weights as mmdet
@@ -483,7 +482,6 @@ def test_what_claims_more_than_it_holds_costs_no_memory(tmp_path):
         assert grown < 60, (word, grown, said)
 
 
-@pytest.mark.xfail(strict=True, reason='read_plain does not ask check_archive yet')
 @pytest.mark.parametrize('write', [lambda path: bomb(path, 10 ** 6), overlapping])
 def test_a_zip_bomb_is_not_read(write, tmp_path):
     write(tmp_path / 'w.pth')
