@@ -56,6 +56,12 @@ def differences(folder, other):
     return wrong + ([] if epochs_of(folder) == epochs_of(other) else ['log'])
 
 
+def starts_of(folder):
+    """How often a run has begun to train, by its log."""
+    log = folder / 'pretrain_log.txt'
+    return log.read_text().count('{"run"') if log.exists() else 0
+
+
 def command(name, procs, images, epochs):
     return ['bash', str(ROOT / 'pretrain/main.sh'), name, f'--ngpu_per_node={procs}', f'--data_path={images}',
             '--model=your_convnet', '--input_size=32', '--decoder_width=128', '--bs=8', f'--ep={epochs}', '--lr=1e-2',
@@ -123,21 +129,13 @@ def wait_until(condition, process, seconds):
 
 def one_life(rng, number, start_it, folder, alone):
     """Start the run and kill it; what was done to it. 'finished' if it came to its end before."""
-    temporary, born = folder / f'.{NAME}.writing', time.time()
-
-    def trains():
-        try:
-            sign = json.loads((folder / 'heartbeat/rank_00000.json').read_text())
-            return sign['time'] > born and sign['step'] is not None
-        except (OSError, ValueError):
-            return False
-
+    temporary, before = folder / f'.{NAME}.writing', starts_of(folder)
     process = start_it()
     in_a_save, early = number % 10 in (1, 4, 7), number % 10 == 9
     if early:  # while it loads its packages, its checkpoint, its images
         time.sleep(rng.uniform(0, 6))
     else:
-        wait_until(trains, process, 300)
+        wait_until(lambda: starts_of(folder) > before, process, 300)
         time.sleep(rng.uniform(0, 0.4))
         if in_a_save:
             wait_until(temporary.exists, process, 60)
@@ -164,7 +162,7 @@ def one_life(rng, number, start_it, folder, alone):
 def chaos(kills, procs, seed, folder, say=print):
     """Returns {what was done: how often} and the list of what differs in the end."""
     rng, counts, furthest = random.Random(seed), Counter(), -1
-    images, epochs = folder / 'images', max(4, kills * 3)
+    images, epochs = folder / 'images', max(8, kills * 4)
     write_world(images, PER_EPOCH * 8, 10, 40, seed=3)
     say(f'{epochs * PER_EPOCH} steps, {procs} process{"es" * (procs > 1)}: first undisturbed')
     if start('whole', procs, images, epochs, folder).wait():

@@ -165,7 +165,8 @@ def as_channels(image, in_chans):
         if image.mode != 'F':
             values = values / 65535
         if not (values.max() <= 1 and values.min() >= 0):  # written so that NaN is refused
-            raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]' + ', but NaN' * bool(values.isnan().any()))
+            nan = ', but NaN' if values.isnan().any() else ''
+            raise ValueError(f'its grey values are neither 8 or 16 bits nor floats in [0, 1]{nan}')
         return values.expand(3, -1, -1) if in_chans == 3 else values
     return image.convert('RGB' if in_chans == 3 else 'L')
 

@@ -393,13 +393,10 @@ def until(condition, seconds=120):
         time.sleep(0.02)
 
 
-def step_of(folder):
-    """The step of the last sign of life of the main rank; -1 before the first."""
-    try:
-        step = json.loads((folder / 'heartbeat/rank_00000.json').read_text())['step']
-        return -1 if step is None else step
-    except (OSError, ValueError):
-        return -1
+def trains(folder):
+    """Whether the first steps are done."""
+    said = folder / 'stdout_backup.txt'
+    return said.exists() and 'steps took' in said.read_text()
 
 
 def line_of(options):
@@ -409,12 +406,12 @@ def line_of(options):
 def test_a_signal_to_all_processes_of_a_job_reaches_the_loading_ones_too(tiny, tmp_path):
     """As SLURM and Ctrl-C send it: the run saves with what its loading processes still give it, and exits with 75."""
     line = line_of(tiny(epochs=2000, workers=1, save_every=2000, val_every=2000))
-    process = begun('job', *line, '--ngpu_per_node=1', '--stall_minutes=0.02', cwd=tmp_path, start_new_session=True)
-    until(lambda: step_of(tmp_path / 'output_job') > 3)
+    process = begun('job', *line, '--ngpu_per_node=1', cwd=tmp_path, start_new_session=True)
+    until(lambda: trains(tmp_path / 'output_job'))
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == STOPPED, said
-    assert saved(tmp_path / 'output_job')['step'] > 3 and 'Traceback' not in said
+    assert saved(tmp_path / 'output_job')['step'] >= 3 and 'Traceback' not in said
 
 
 # Other numbers of ranks
