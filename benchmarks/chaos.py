@@ -136,8 +136,11 @@ def one_life(rng, number, start_it, folder, alone):
         time.sleep(rng.uniform(0, 6))
     else:
         wait_until(lambda: starts_of(folder) > before, process, 300)
-        time.sleep(rng.uniform(0, 0.4))
+        time.sleep(rng.uniform(0, 0.8))
         if in_a_save:
+            for _ in range(rng.randrange(4)):  # not always the first
+                wait_until(temporary.exists, process, 60)
+                wait_until(lambda: not temporary.exists(), process, 60)
             wait_until(temporary.exists, process, 60)
     if process.poll() is not None:
         return 'finished'
