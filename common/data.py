@@ -164,9 +164,10 @@ def as_channels(image, in_chans):
         values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
         if image.mode != 'F':
             values = values / 65535
-        if not (values.max() <= 1 and values.min() >= 0):  # written so that NaN is refused
-            nan = ', but NaN' if values.isnan().any() else ''
-            raise ValueError(f'its grey values are neither 8 or 16 bits nor floats in [0, 1]{nan}')
+        if not values.isfinite().all():
+            raise ValueError('it holds NaN or infinite values')
+        if values.max() > 1 or values.min() < 0:
+            raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
         return values.expand(3, -1, -1) if in_chans == 3 else values
     return image.convert('RGB' if in_chans == 3 else 'L')
 

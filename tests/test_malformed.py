@@ -131,6 +131,7 @@ def test_every_file_is_read_or_named(malformed, transform, workers):
     assert {name for name, good in files.items() if good is False} | {'gone.png'} <= set(said)
     bombs = {name for name in said if 'DecompressionBombError' in said[name] and files.get(name) is False}
     assert bombs == {'bomb.png', 'bomb.gif', 'bomb.bmp'}
+    assert said['nan.tif'] == said['inf.tif'] == 'ValueError: it holds NaN or infinite values'
     assert said['fifo.png'] == said['device.png'] == 'OSError: it is no regular file' and 'NotFound' in said['gone.png']
     assert 'UnidentifiedImageError' in said['script.jpg']  # Ghostscript is not asked
     damaged = {name for name, good in files.items() if good is None}
