@@ -104,10 +104,15 @@ def ranks_of(launcher):
 
 
 def words_of(pid):
+    """The command line of a process; empty if it is dead."""
     try:
-        return Path(f'/proc/{pid}/cmdline').read_text().split('\0')
+        return Path(f'/proc/{pid}/cmdline').read_text().split('\0')[:-1]
     except OSError:
         return []
+
+
+def is_alive(pid):
+    return bool(words_of(pid))
 
 
 def parent_of(pid):
@@ -151,9 +156,8 @@ def one_life(rng, number, start_it, folder, alone):
         process.wait(120)  # the others end, and torchrun with them
     kill(everyone)
     process.wait()
-    for pid in everyone:  # nothing of it writes any more
-        while Path(f'/proc/{pid}').exists() and 'Z' not in Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[:1]:
-            time.sleep(0.01)
+    while any(map(is_alive, everyone)):
+        time.sleep(0.01)
     if temporary.exists():
         return 'inside a save'
     newest = folder / NAME
