@@ -141,7 +141,7 @@ def one_life(rng, number, start_it, folder, alone):
         time.sleep(rng.uniform(0, 6))
     else:
         wait_until(lambda: starts_of(folder) > before, process, 300)
-        time.sleep(rng.uniform(0, 0.8))
+        time.sleep(rng.uniform(0, 0.4))
         if in_a_save:
             for _ in range(rng.randrange(4)):  # not always the first
                 wait_until(temporary.exists, process, 60)
@@ -169,7 +169,7 @@ def one_life(rng, number, start_it, folder, alone):
 def chaos(kills, procs, seed, folder, say=print):
     """Returns {what was done: how often} and the list of what differs in the end."""
     rng, counts, furthest = random.Random(seed), Counter(), -1
-    images, epochs = folder / 'images', max(8, kills * 4)
+    images, epochs = folder / 'images', max(24, kills * 2)
     write_world(images, PER_EPOCH * 8, 10, 40, seed=3)
     say(f'{epochs * PER_EPOCH} steps, {procs} process{"es" * (procs > 1)}: first undisturbed')
     if start('whole', procs, images, epochs, folder).wait():

@@ -62,11 +62,15 @@ class StopRequest:
 
 
 def leave(code, message=None):
-    """End the program. torchrun knows only 0 and 1: main.sh asks for the code in a file, and is told 0."""
+    """End the program. torchrun knows only 0 and 1, and may start again what ends with 1: it is told 0 where main.sh asks."""
     if message:
         sys.stderr.write(f'{message}\n')
-    told = os.environ.get('RUN_EXIT_CODE_FILE')
-    if told and code in (STOPPED, UNWRITTEN):
-        Path(told).write_text(str(code))
-        code = 0
-    sys.exit(code)
+    sys.exit(0 if tell(code) and code in (STOPPED, UNWRITTEN) else code)
+
+
+def tell(code):
+    """Write the exit code to be for main.sh, which asks for it where there is torchrun; whether it does."""
+    path = os.environ.get('RUN_EXIT_CODE_FILE')
+    if path:
+        Path(path).write_text(str(code))
+    return bool(path)

@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import suppress
 
-from common.stopping import STALLED
+from common.stopping import STALLED, tell
 
 PAUSE = 30.0  # seconds between signs of life, at most
 
@@ -98,6 +98,7 @@ class Watch:
         sys.stderr.write(f'error: rank {self.ranks.rank}: no progress for {still / 60:.1f} minutes (--stall_minutes); '
                          f'{self.story()}. The same command goes on from the last checkpoint\n')
         sys.stderr.flush()
+        tell(STALLED)
         os._exit(STALLED)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
-from common.data import loader, same_images, without_failures
+from common.data import loader, naming_the_file, same_images, without_failures
 from common.distributed import distributed
 from common.finetuning import finetune
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
@@ -179,11 +179,13 @@ def restore(content, options):
 def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    val, results = CocoImages(*options.files('val'), options.in_chans, categories, True, masks), {}
+    seen = scenes(options, CocoImages(*options.files('val'), options.in_chans, categories, True, masks))
+    results = {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)
-        results[which] = evaluate(model, scenes(options, val), max(options.batch_size // ranks.size, 1), ranks,
-                                  lambda: autocast(options, ranks), loading_processes(options, ranks))
+        with naming_the_file(seen):
+            results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
+                                      lambda: autocast(options, ranks), loading_processes(options, ranks))
         if ranks.is_main:
             print(f'{which}: {figures(results[which])} on {results[which]["images"]:,} images')
     return results

@@ -6,7 +6,7 @@ import torch
 
 from common.cli import option
 from common.config import ImageOptions, require
-from common.data import Augmented
+from common.data import Augmented, naming_the_file
 from common.distributed import Ranks
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
@@ -80,8 +80,10 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
     say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
         f'{len(classes)} classes')
-    parts = [_of(cnn, Augmented(of, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False),
-                 len(classes), options, ranks, say) for of in (images, val)]
+    seen = [Augmented(of, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
+            for of in (images, val)]
+    with naming_the_file(*seen):
+        parts = [_of(cnn, each, len(classes), options, ranks, say) for each in seen]
     return Features(*parts[0], *parts[1], classes)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from common.checkpoint import is_run, load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
-from common.data import Augmented, Steps, loader, same_images, without_failures
+from common.data import Augmented, Steps, loader, naming_the_file, same_images, without_failures
 from common.distributed import distributed
 from common.finetuning import finetune
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
@@ -195,7 +195,8 @@ def measure(options, ranks, val_dataset=None):
     for name in ('input_size', 'crop', 'mean', 'std'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:
             print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
-    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
+    watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False,
+                        timeout=options.read_timeout)
     model, results = build(options, len(classes)).to(ranks.device, memory_format=torch.channels_last), {}
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
@@ -207,8 +208,9 @@ def measure(options, ranks, val_dataset=None):
                 raise ValueError(f'{options.eval} holds no classifier for these classes ({loaded}): there is nothing to '
                                  'measure. Fine-tune first, with --finetune_from')
         batch = min(max(options.batch_size // ranks.size, 1), AT_A_TIME)
-        results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),
-                                  loading_processes(options, ranks))
+        with naming_the_file(watched):
+            results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),
+                                      loading_processes(options, ranks))
         if ranks.is_main:
             print(f'{which}: top-1 {results[which]["top1"]:.2f} %, top-5 {results[which]["top5"]:.2f} % on '
                   f'{results[which]["images"]:,} images')

@@ -1,4 +1,5 @@
 """The options of a pretraining run, and the paper's recipes by model (sections 4 and appendix)."""
+import os
 from dataclasses import dataclass
 
 from common.cli import option, parse
@@ -50,6 +51,8 @@ class Options(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
+        require(self.list_root is None or any(path and not os.path.isdir(path) for path in (self.data_path, self.val_path)),
+                '--list_root is for lists of images: give one as --data_path or --val_path')
         for field in ('val_every', 'decoder_width'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.picture_every >= 0, f'picture_every must be 0 or more, not {self.picture_every}')
