@@ -65,7 +65,7 @@ def leave(code, message=None):
     """End the program. torchrun knows only 0 and 1, and may start again what ends with 1: it is told 0 where main.sh asks."""
     if message:
         sys.stderr.write(f'{message}\n')
-    sys.exit(0 if tell(code) and code in (STOPPED, UNWRITTEN) else code)
+    sys.exit(0 if tell(code) else code)
 
 
 def tell(code):

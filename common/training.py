@@ -9,7 +9,7 @@ from torch import distributed as dist
 from common.checkpoint import VERSION, copied, earlier, git_commit, require_space, save_checkpoint, set_aside
 from common.engine import train_one_epoch
 from common.optim import BufferGuard, Lars
-from common.stopping import Stopped, StopRequest, Unwritten
+from common.stopping import Stopped, StopRequest, Unwritten, tell
 from common.watch import TRAINING, Watch
 from common.writer import Writer
 
@@ -42,6 +42,7 @@ class Session:
 
     @contextmanager
     def opened(self):
+        tell('')  # of a group that torchrun has started again, the last life counts
         with ExitStack() as stack:
             stack.enter_context(self.stop)
             stack.enter_context(self.watch)
