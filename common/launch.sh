@@ -15,7 +15,7 @@ case "${1:-}" in
 esac
 name=$1; shift
 
-nodes=1 processes='' node_rank='' address='' port=29500 restarts=0
+nodes=1 processes='' node_rank=${SLURM_NODEID:-} address='' port=29500 restarts=0
 options=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -73,10 +73,11 @@ RUN_EXIT_CODE_FILE=$told "$python" -m torch.distributed.run "${meet[@]}" --nproc
   --max_restarts="$restarts" -m "$module" --name="$name" ${options[@]+"${options[@]}"} &
 torchrun=$!
 hand_on() {
-  local processes
-  processes=$(pgrep -P "$torchrun" 2>/dev/null || cat "/proc/$torchrun/task/$torchrun/children" 2>/dev/null || true)
-  # shellcheck disable=SC2086  (numbers with spaces between them)
-  kill -USR1 $processes 2>/dev/null || kill "$torchrun" 2>/dev/null || true
+  local one handed=''
+  for one in $(pgrep -P "$torchrun" 2>/dev/null || cat "/proc/$torchrun/task/$torchrun/children" 2>/dev/null); do
+    if kill -USR1 "$one" 2>/dev/null; then handed=yes; fi
+  done
+  if [ -z "$handed" ]; then kill "$torchrun" 2>/dev/null || true; fi
 }
 trap hand_on TERM INT HUP USR1
 while true; do  # a signal ends `wait`, not torchrun

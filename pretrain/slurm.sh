@@ -17,10 +17,10 @@
 set -eu
 cd "$SLURM_SUBMIT_DIR"
 MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER
 code=0
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c 'exec bash pretrain/main.sh "$@" --num_nodes="$SLURM_NNODES" \
-    --ngpu_per_node="$SLURM_GPUS_ON_NODE" --node_rank="$SLURM_NODEID" --master_address="$MASTER"' main.sh "$@" || code=$?
+# main.sh takes the number of each node from SLURM_NODEID.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" bash pretrain/main.sh "$@" --num_nodes="$SLURM_NNODES" \
+  --ngpu_per_node="$SLURM_GPUS_ON_NODE" --master_address="$MASTER" || code=$?
 if [ "$code" -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
