@@ -189,7 +189,7 @@ def set_aside(damaged, warn):
 def refuse_changes(options, saved, images, fingerprint, **facts):
     """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name.
 
-    images, fingerprint: number of the training images, and what common.data.fingerprint says of them; they may differ with
+    images, fingerprint: number of the training images, and what common.images.fingerprint says of them; they may differ with
     the option allow_changed_data.
     """
     wrong = changes(options, saved['config'], harmless=False)

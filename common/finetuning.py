@@ -6,9 +6,9 @@ from timm.utils import ModelEmaV3
 from torch import channels_last
 
 from common.checkpoint import plain_state, save
-from common.data import naming_the_file
 from common.distributed import data_parallel, synchronise_batchnorm
 from common.engine import fit_accumulation
+from common.loading import naming_the_file
 from common.optim import build_optimizer
 from common.progress import Progress
 from common.training import train

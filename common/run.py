@@ -47,7 +47,7 @@ def loading_processes(options, ranks):
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
-    images: their number. fingerprint: of common.data, None if they have none. left_out: ((first step, step behind the last),
+    images: their number. fingerprint: of common.images, None if they have none. left_out: ((first step, step behind the last),
     ...) that are not trained on, since they went wrong.
     """
     options: RunOptions

@@ -17,8 +17,9 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.data import Augmented, ImageFiles, Steps, as_input, inside
+from common.data import Augmented, Steps, as_input
 from common.engine import to_device
+from common.images import ImageFiles, inside
 from common.schedule import seed_for
 
 

@@ -9,8 +9,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from common.data import each_once
 from common.engine import to_device
+from common.loading import each_once
 from downstream_coco.data import Collate, read_annotations
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time

@@ -13,8 +13,8 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence
-from common.data import SeveralFiles
 from common.distributed import distributed
+from common.images import SeveralFiles
 from common.run import autocast
 from common.weights import register
 from downstream_coco.config import Options

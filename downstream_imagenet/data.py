@@ -11,8 +11,10 @@ from torch.utils.data import Subset
 from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from common.data import BICUBIC, CentreCrop, ImageFiles, RandomCrop, at_most, check_dataset, each_once, seeded, timm_dataset
+from common.data import BICUBIC, CentreCrop, RandomCrop, seeded
 from common.engine import to_device
+from common.images import ImageFiles, at_most, check_dataset, timm_dataset
+from common.loading import each_once
 from common.schedule import seed_for
 
 NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or float files, data sets '

@@ -6,8 +6,9 @@ import torch
 
 from common.cli import option
 from common.config import ImageOptions, require
-from common.data import Augmented, naming_the_file
+from common.data import Augmented
 from common.distributed import Ranks
+from common.loading import naming_the_file
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.weights import create_cnn, load_classifier, register, try_size

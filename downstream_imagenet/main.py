@@ -17,10 +17,12 @@ import torch
 
 from common.checkpoint import is_run, load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence
-from common.data import Augmented, Steps, loader, naming_the_file, same_images, without_failures
+from common.data import Augmented, Steps
 from common.distributed import distributed
 from common.finetuning import finetune
+from common.images import same_images
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
+from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
 from common.optim import parameter_groups as plain_groups
 from common.run import autocast, loading_processes

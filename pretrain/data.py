@@ -1,7 +1,7 @@
 """Images without labels: where they are."""
 from pathlib import Path
 
-from common.data import ImageFiles, timm_dataset
+from common.images import ImageFiles, timm_dataset
 
 
 def find_images(data_path=None, dataset=None, in_chans=3, list_root=None):

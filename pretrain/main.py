@@ -16,19 +16,11 @@ import torch
 
 from common.checkpoint import load_run, open_folder, plain_state, refuse_changes, save
 from common.cli import errors_in_one_sentence
-from common.data import (
-    Augmented,
-    CentreCrop,
-    RandomCrop,
-    Steps,
-    check_dataset,
-    loader,
-    naming_the_file,
-    same_images,
-    without_failures,
-)
+from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
 from common.engine import fit_accumulation
+from common.images import check_dataset, same_images
+from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
 from common.optim import build_optimizer, parameter_groups
 from common.schedule import seed_for

@@ -17,8 +17,8 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, needs
-from common.data import check_channels
 from common.demo_world import draw
+from common.images import check_channels
 from pretrain.card import as_markdown
 from pretrain.masks import of_grid, to_visible
 from pretrain.pictures import enlarged, level_pictures, views, with_grid

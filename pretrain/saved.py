@@ -13,7 +13,8 @@ from PIL import ImageOps
 from common.checkpoint import is_run, read_plain
 from common.cli import numbers
 from common.config import size
-from common.data import CentreCrop, SeveralFiles, as_channels, as_input, check_channels
+from common.data import CentreCrop, as_input
+from common.images import SeveralFiles, as_channels, check_channels
 from common.weights import guess_model, load_init, unwrap
 from pretrain.config import Options
 from pretrain.log import read_log

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import nn
 
-from common.data import fingerprint
 from common.demo_world import CLASSES, write_coco
+from common.images import fingerprint
 from common.weights import create_cnn
 from downstream_coco.config import Options, parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, read_annotations, resized

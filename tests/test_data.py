@@ -6,7 +6,9 @@ from PIL import Image
 from torch.utils.data import Subset
 from torchvision.transforms import functional as F
 
-from common.data import Augmented, CentreCrop, ImageFiles, RandomCrop, Steps, check_dataset, collate, fingerprint, loader
+from common.data import Augmented, CentreCrop, RandomCrop, Steps, collate
+from common.images import ImageFiles, check_dataset, fingerprint
+from common.loading import loader
 from pretrain.data import find_held_out, find_images
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from common.data import Augmented, CentreCrop, ImageFiles, RandomCrop, at_most, check_dataset, loader, naming_the_file
+from common.data import Augmented, CentreCrop, RandomCrop
+from common.images import ImageFiles, at_most, check_dataset
+from common.loading import loader, naming_the_file
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device('cpu')

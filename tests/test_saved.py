@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.checkpoint import plain_state
-from common.data import SeveralFiles
+from common.images import SeveralFiles
 from common.weights import guess_model, to_official
 from pretrain import features, pictures, reconstruct
 from pretrain.masks import of_grid, read_mask, to_visible

@@ -1,0 +1,262 @@
+"""Images in files: finding them, reading them whatever they are, and telling whether they are the same as before."""
+import hashlib
+import os
+import signal
+import stat
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data import create_dataset
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+# What Pillow registers and is not read here: EPS starts Ghostscript, whatever the file is called; IPTC opens what it wraps as
+# anything, EPS too; BUFR, GRIB, HDF5 and WMF are stubs that ask for a program; MPEG has no decoder; PALM and PDF no reader.
+NOT_READ = frozenset({'EPS', 'IPTC', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG', 'PALM', 'PDF'})
+
+
+class ImageFiles(Dataset):
+    """The images of a folder (flat or nested, whatever Pillow reads, but for NOT_READ) or of a text file with one path a line.
+
+    root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. Yields PIL
+    images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for 16-bit and float ones.
+    Raises ValueError if there are none, or if a list names what does not lie below its root.
+    """
+
+    def __init__(self, source, in_chans=3, root=None):
+        source = Path(source)
+        check_channels(in_chans)
+        if source.is_dir():
+            endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ)
+            paths = sorted(find_files(source, endings))
+            self.root = source
+        elif source.is_file():
+            self.root = source.parent if root is None else Path(root)
+            paths = read_list(source, self.root)
+        else:
+            raise ValueError(f'there is no folder or list of images {source}')
+        if not paths:
+            raise ValueError(f'{source} holds no images that Pillow reads by their file names')
+        # One array, not a list of strings: workers share it, reference counts would copy it into each of them.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.mode = 'RGB' if in_chans == 3 else 'L'
+
+    def __len__(self):
+        return len(self.paths)
+
+    def name(self, index):
+        return str(self.root / os.fsdecode(self.paths[index]))
+
+    def __getitem__(self, index):
+        with open_image(self.name(index)) as image:
+            return as_channels(self.turned(image, index), 3 if self.mode == 'RGB' else 1)
+
+    def fingerprint(self):
+        """A short text that is the same for the same files: by their names, their number, and the sizes of 1,000 of them.
+
+        Asking for the sizes of all would take minutes on a file system across a network. A file that is gone has size -1.
+        """
+        some = np.linspace(0, len(self) - 1, min(len(self), 1000)).round().astype(int)
+        found = hashlib.sha256(f'{len(self)} {[size_of(self.name(index)) for index in some]}'.encode())
+        found.update(b'\0'.join(self.paths.tolist()))
+        return found.hexdigest()[:32]
+
+    def turned(self, image, index):
+        """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
+        return image
+
+
+def read_list(source, root):
+    """The paths that a text file names, one a line, as paths below the folder `root`. Raises ValueError."""
+    try:
+        text = source.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        text = '\0'
+    if '\0' in text:
+        raise ValueError(f'{source} is neither a folder nor a text file with one image path a line (UTF-8, no NUL bytes)')
+    if not root.is_dir():
+        raise ValueError(f'there is no folder {root} for the paths of {source} to start from: give --list_root=DIR')
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    paths = inside(lines, root)
+    if None in paths:
+        raise ValueError(f'{source} names {lines[paths.index(None)]}, which does not lie below {root}: give the folder that '
+                         'all its images lie below, --list_root=DIR')
+    if paths and not os.path.isfile(os.path.join(root, paths[0])):
+        raise ValueError(f"{source} names {lines[0]}, which is no file: a list has one path a line, from the list's own folder "
+                         'on or from --list_root=DIR')
+    return paths
+
+
+def inside(paths, root):
+    """Each path, relative to the folder `root` or absolute, as one below it; None for each that leaves it.
+
+    Judged by the text, with '..' resolved: links below the folder are its owner's business.
+    """
+    whole = os.path.abspath(root)
+    starts = [os.path.join(start, '') for start in (whole, os.path.realpath(root))]
+
+    def below(path):
+        path = os.path.normpath(os.path.join(whole, path))
+        return next((path[len(start):] for start in starts if path.startswith(start)), None)
+
+    return [below(path) if '..' in path or os.path.isabs(path) else path for path in paths]
+
+
+@contextmanager
+def open_image(path):
+    """A regular file as a PIL image, whatever its name ends with, but for NOT_READ. Raises whatever a file does to Pillow.
+
+    Warnings are ignored inside: they do not name the file, many hold numbers and so come once an image, and an image is read
+    up to Pillow's own limit for bombs, which is twice the number of pixels that it warns of.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO waits for a writer, reading a device may never end
+        raise OSError('it is no regular file')
+    Image.init()  # Pillow's own plugins, which it imports only when they are needed
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with Image.open(path, formats=[name for name in Image.ID if name not in NOT_READ]) as image:
+            yield image
+
+
+def size_of(path):
+    """Bytes of a file, -1 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def fingerprint(images):
+    """A short text that is the same for the same images, None for a data set that does not know.
+
+    A data set of one's own may have `fingerprint`, a text or a method that returns one.
+    """
+    if isinstance(images, Subset):
+        whole, chosen = fingerprint(images.dataset), [int(index) for index in images.indices]
+        return None if whole is None else hashlib.sha256(f'{whole} {chosen}'.encode()).hexdigest()[:32]
+    known = getattr(images, 'fingerprint', None)
+    return known() if callable(known) else known
+
+
+def as_channels(image, in_chans):
+    """A PIL image as one of 1 or 3 channels; with 16 bits or floats as a tensor (C, h, w) in [0, 1]. Raises ValueError."""
+    if image.mode.startswith('I') or image.mode == 'F':  # 16-bit or float grey, which Pillow would clip to 8 bits
+        values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
+        if image.mode != 'F':
+            values = values / 65535
+        if not values.isfinite().all():
+            raise ValueError('it holds NaN or infinite values')
+        if values.max() > 1 or values.min() < 0:
+            raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
+        return values.expand(3, -1, -1) if in_chans == 3 else values
+    return image.convert('RGB' if in_chans == 3 else 'L')
+
+
+class SeveralFiles(ImageFiles):
+    """The images of files and folders, in the order in which they are named. Raises ValueError for what is neither."""
+
+    def __init__(self, sources, in_chans=3):
+        check_channels(in_chans)
+        self.mode, self.root, files = 'RGB' if in_chans == 3 else 'L', Path(), []
+        for source in map(Path, sources):
+            parts = ImageFiles(source, in_chans) if source.is_dir() else None
+            if parts is None and not source.is_file():
+                raise ValueError(f'there is no image or folder {source}')
+            files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
+        self.paths = np.array([os.fsencode(file) for file in files])
+
+    def turned(self, image, index):
+        return ImageOps.exif_transpose(image)
+
+
+def check_channels(in_chans):
+    if in_chans not in (1, 3):
+        raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your own, or tensors, '
+                         'in code (README, "Your own data")')
+
+
+def find_files(folder, endings):
+    """Paths below a folder with one of the endings, links followed, hidden files left out."""
+    seen = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if name.lower().endswith(endings) and not name.startswith('.'):
+                yield os.path.relpath(os.path.join(where, name), folder)
+
+
+def check_dataset(images, in_chans=3, timeout=120.0):
+    """Refuse what is no map-style data set of images with so many channels, as far as its first item tells in `timeout` s."""
+    if isinstance(images, (str, IterableDataset)) or not hasattr(images, '__len__') or not hasattr(images, '__getitem__') \
+            or len(images) == 0:
+        raise ValueError(f'{type(images).__name__} is no map-style data set with at least one image: it needs __len__ and '
+                         '__getitem__, since the order of the images is drawn from the seed')
+    try:
+        with at_most(timeout):
+            item = images[0]
+    except Exception:  # an unreadable image is replaced later, and named
+        return images
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    what = f'{type(image).__name__}' + (f' {tuple(image.shape)} of {image.dtype}' if hasattr(image, 'shape') else '')
+    good = isinstance(image, Image.Image) and len(image.getbands()) == in_chans or torch.is_tensor(image) and \
+        image.ndim == 3 and image.shape[0] == in_chans and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not good:
+        raise ValueError(f'the data set yields {what}: each item must be (or start with) a PIL image of {in_chans} channels or '
+                         f'a tensor ({in_chans}, height, width), uint8 or float')
+    return images
+
+
+def timm_dataset(name, root, split, in_chans=3):
+    """A map-style data set by timm's name, such as hfds/user/name. Raises ValueError."""
+    mode = {1: 'L', 3: 'RGB'}.get(in_chans)
+    try:
+        images = create_dataset(name, root=root, split=split, **({'input_img_mode': mode} if mode else {}))
+    except Exception as error:  # a missing package, an unknown name, no network: as timm and its readers put it
+        raise ValueError(f'timm cannot make the data set {name}: {type(error).__name__}: {error}') from error
+    return check_dataset(images, in_chans)
+
+
+@contextmanager
+def at_most(seconds):
+    """TimeoutError if what is inside takes longer; None: it may take any time.
+
+    Only a signal interrupts a read: nothing is done outside of a process's main thread (loading processes are in theirs) or on
+    a system without SIGALRM, and code that does not return to Python is not interrupted.
+    """
+    if seconds is None or not hasattr(signal, 'SIGALRM') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_):
+        raise TimeoutError(f'it gave nothing for {seconds:g} seconds')
+
+    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, give_up)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # of its own: the alarm may still go off in the line before
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: C code's, out of reach
+        if left:  # someone else's timer; one that has run out meanwhile goes off now
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-6), interval)
+
+
+def same_images(images, ranks):
+    """The fingerprint of the training images, which is the same on all ranks. Raises ValueError if it is not."""
+    mark = fingerprint(images)
+    if len({(len(images), mark), *ranks.gather([(len(images), mark)])}) > 1:
+        raise ValueError('not all ranks see the same images: each node needs all of them, with the same names, and the same '
+                         'annotation files')
+    return mark
