@@ -4,7 +4,7 @@
     python -m benchmarks.chaos --kills=100 --procs=2
 
 Three in ten of the kills wait until a checkpoint is being written; the others come at random instants, from the start of the
-process on. With several processes every third kill takes one of them alone, and the others must end by themselves.
+process on. With several processes a fifth of the kills take one of them alone, and the others must end by themselves.
 The weights, the optimiser, the exported file and the lines of the log must be the same, bit for bit; exits with 1 if not.
 """
 import argparse
@@ -65,7 +65,8 @@ def starts_of(folder):
 def command(name, procs, images, epochs):
     return ['bash', str(ROOT / 'pretrain/main.sh'), name, f'--ngpu_per_node={procs}', f'--data_path={images}',
             '--model=your_convnet', '--input_size=32', '--decoder_width=128', '--bs=8', f'--ep={epochs}', '--lr=1e-2',
-            '--wp_ep=1', '--workers=1', '--save_every=2', '--save_every_steps=3', '--val_every=10', '--picture_every=0']
+            '--wp_ep=1', '--workers=1', '--save_every=2', '--save_every_steps=3',
+            '--save_every_minutes=0.01', '--val_every=10', '--picture_every=0']
 
 
 def start(name, procs, images, epochs, folder):
@@ -152,7 +153,7 @@ def one_life(rng, number, start_it, folder, alone):
     one_rank = alone and not in_a_save and not early and number % 3 == 0
     everyone = descendants(process.pid)
     if one_rank:
-        kill([rng.choice(ranks_of(process.pid))])
+        kill([rng.choice(ranks_of(process.pid) or [process.pid])])
         process.wait(120)  # the others end, and torchrun with them
     kill(everyone)
     process.wait()

@@ -38,7 +38,7 @@ def main(argv=None):
         return time.perf_counter() - began
 
     def content():
-        return {'model': plain_state(spark), 'optimizer': copied(optimizer.state_dict())}
+        return {'step': 0, 'model': plain_state(spark), 'optimizer': copied(optimizer.state_dict())}
 
     held, around = {'in the training thread': [], 'beside it': []}, {'in the training thread': [], 'beside it': []}
     steps()

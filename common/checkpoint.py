@@ -77,11 +77,10 @@ def another_name(path, name):
 
 def flush_folder(folder):
     """Make a rename outlive a power failure, where the system lets folders be opened."""
-    with suppress(PermissionError, IsADirectoryError):
+    with suppress(OSError):  # some file systems refuse it, and rename safely without
         opened = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # some network file systems refuse it, and rename safely without
-                os.fsync(opened)
+            os.fsync(opened)
         finally:
             os.close(opened)
 
@@ -103,14 +102,17 @@ def earlier(path):
 def save_checkpoint(path, content, before=None, keep=2, milestone=None):
     """Write a checkpoint to path. The one that stood there, of step `before`, stays beside it as <stem>_step<before>.pth.
 
-    keep: how many stay, the new one counted; those whose step is a multiple of `milestone` stay for good. Raises CannotWrite.
+    keep: how many stay, the new one counted; those whose step is a multiple of `milestone` stay for good. Those of later steps,
+    of a course that the run has left, go. Raises CannotWrite.
     """
     path = Path(path)
     save(path, content, None if before is None else path.with_name(f'{path.stem}_step{before}.pth'))
-    past = sorted((step for step in earlier(path) if not (milestone and step % milestone == 0)), reverse=True)
-    for step in past[keep - 1:]:
+    files = earlier(path)
+    past = [step for step in sorted(files, reverse=True) if step < content['step']]
+    gone = [step for step in past if not (milestone and step and step % milestone == 0)][keep - 1:]
+    for step in [*gone, *(files.keys() - past)]:
         with suppress(OSError):
-            earlier(path)[step].unlink()
+            files[step].unlink()
 
 
 def require_space(folder, size, files):
@@ -186,12 +188,13 @@ def set_aside(damaged, warn):
         path.replace(aside)
 
 
-def refuse_changes(options, saved, images, fingerprint, **facts):
+def refuse_changes(run, saved, **facts):
     """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name.
 
-    images, fingerprint: number of the training images, and what common.images.fingerprint says of them; they may differ with
-    the option allow_changed_data.
+    The training images, by their number and fingerprint, may differ with the option allow_changed_data, unless there are so
+    few now that nothing of the run would be left.
     """
+    options, images, fingerprint = run.options, run.images, run.fingerprint
     wrong = changes(options, saved['config'], harmless=False)
     wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
     if wrong:
@@ -203,6 +206,9 @@ def refuse_changes(options, saved, images, fingerprint, **facts):
             f'the {images:,} training images have other names or sizes than then'
         raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or go on with what is '
                          'there now: --allow_changed_data')
+    if images != saved['images'] and saved['step'] >= run.steps:
+        raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {images:,} images the run has {run.steps:,} '
+                         'steps only. Start another from its weights, with --init or --finetune_from')
 
 
 def data_changed(saved, images, fingerprint):

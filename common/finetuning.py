@@ -23,7 +23,9 @@ class Average(ModelEmaV3):
         """finite: 0-dim tensor on the device, 1 or 0."""
         pairs = list(zip(self.module.state_dict().values(), model.state_dict().values()))
         mine, theirs = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
-        torch._foreach_add_(mine, torch._foreach_mul(torch._foreach_sub(theirs, mine), (1 - self.decay) * finite))
+        steps = torch._foreach_sub(theirs, mine)
+        torch._foreach_mul_(steps, (1 - self.decay) * finite)
+        torch._foreach_add_(mine, steps)
         for kept, value in pairs:
             if not kept.is_floating_point():
                 kept.copy_(value)  # a count of BatchNorm's, which a step that is called off does not change either

@@ -68,22 +68,31 @@ fi
 # as the one that means no harm, and what these end with is read from a file.
 told=$(mktemp)
 trap 'rm -f "$told"' EXIT
-set -m
-RUN_EXIT_CODE_FILE=$told "$python" -m torch.distributed.run "${meet[@]}" --nproc_per_node="$processes" \
-  --max_restarts="$restarts" -m "$module" --name="$name" ${options[@]+"${options[@]}"} &
-torchrun=$!
+torchrun=''
 hand_on() {
   local one handed=''
+  [ -n "$torchrun" ] || exit 143
   for one in $(pgrep -P "$torchrun" 2>/dev/null || cat "/proc/$torchrun/task/$torchrun/children" 2>/dev/null); do
     if kill -USR1 "$one" 2>/dev/null; then handed=yes; fi
   done
   if [ -z "$handed" ]; then kill "$torchrun" 2>/dev/null || true; fi
 }
 trap hand_on TERM INT HUP USR1
+set -m
+(
+  trap '' USR1  # some clusters signal every process of a job; those that train take this one all the same
+  RUN_EXIT_CODE_FILE=$told exec "$python" -m torch.distributed.run "${meet[@]}" --nproc_per_node="$processes" \
+    --max_restarts="$restarts" -m "$module" --name="$name" ${options[@]+"${options[@]}"}
+) &
+torchrun=$!
 while true; do  # a signal ends `wait`, not torchrun
   code=0
   wait "$torchrun" || code=$?
   kill -0 "$torchrun" 2>/dev/null || break
 done
+if [ "$code" -gt 128 ]; then  # a signal came while torchrun was ending: ask again
+  code=0
+  wait "$torchrun" || code=$?
+fi
 if [ -s "$told" ]; then code=$(cat "$told"); fi
 exit "$code"

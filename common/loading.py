@@ -41,26 +41,35 @@ def naming_the_file(*augmented):
     comes by one in the loop over the batches. Both become a ValueError. Other errors pass.
     """
     try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        died = death(error, augmented)
-        if died:
-            files = at_work(augmented, died[1])
-            raise ValueError(f'a loading process died ({died[0]}) '
-                             + (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
-                                'remove it; with others, memory' if files else 'between two images: memory')
-                             + ' or /dev/shm ran out: give fewer --workers') from error
-        if not str(error).startswith('DataLoader timed out'):
-            raise
-        children = multiprocessing.active_children()
-        files = at_work(augmented, [child.pid for child in children])
-        for child in children:
-            if at_work(augmented, [child.pid]):  # SIGTERM would wait for a handler, and the exit of this process for the child
-                with suppress(RuntimeError):  # torch, telling of this death
-                    child.kill()
-                    child.join(5)
-        raise ValueError(f'{str(error).replace("DataLoader", "loading")}, reading {", ".join(files) or "no file"}: is the '
-                         'storage still there? If it is only slow, allow an image more time') from error
+        try:
+            yield
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            died = death(error, augmented)
+            if died:
+                files = at_work(augmented, died[1])
+                raise ValueError(f'a loading process died ({died[0]}) '
+                                 + (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
+                                    'remove it; with others, memory' if files else 'between two images: memory')
+                                 + ' or /dev/shm ran out: give fewer --workers') from error
+            if not str(error).startswith('DataLoader timed out'):
+                raise
+            files = at_work(augmented, [child.pid for child in multiprocessing.active_children()])
+            raise ValueError(f'{str(error).replace("DataLoader", "loading")}, reading {", ".join(files) or "no file"}: is the '
+                             'storage still there? If it is only slow, allow an image more time: --read_timeout') from error
+    except BaseException:
+        end_processes(augmented)
+        raise
+
+
+def end_processes(augmented):
+    """End the loading processes of an error that keeps their loader alive: at its exit Python sends each one SIGTERM, which
+    outlive_stops lets them ignore once, and waits for it for ever."""
+    pids = {pid for one in augmented for pid in one.at_work[:, 0].tolist()}
+    for child in multiprocessing.active_children():
+        if child.pid in pids:
+            with suppress(RuntimeError):  # torch, telling of this death
+                child.kill()
+                child.join(5)
 
 
 def death(error, augmented):

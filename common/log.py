@@ -20,11 +20,18 @@ from common.lock import FolderLock
 AGAIN = 60.0  # seconds after which TensorBoard is tried again
 
 
+class Terminal(logging.StreamHandler):
+    """What was said, to a terminal that may be gone; where logging prints a trace, the run goes on."""
+
+    def handleError(self, record):
+        pass
+
+
 class Backup(logging.FileHandler):
     """A copy of what was said; where it cannot be written, it stays in memory and the run goes on."""
 
     def handleError(self, record):
-        pass  # logging would print a trace; the same full disk is told of by what matters
+        pass  # the same full disk is told of by what matters
 
 
 class RunLog:
@@ -40,11 +47,11 @@ class RunLog:
         is_main, self.rank = rank == 0, rank
         self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
-        self.err.addHandler(logging.StreamHandler(sys.stderr))
+        self.err.addHandler(Terminal(sys.stderr))
         self.board, self.board_again, self.tracker, self.warned, self.lines = None, 0.0, None, set(), []
         self.lock = FolderLock(Path(folder)) if is_main else None
         if is_main:
-            self.out.addHandler(logging.StreamHandler(sys.stdout))
+            self.out.addHandler(Terminal(sys.stdout))
             self.out.addHandler(Backup(Path(folder, 'stdout_backup.txt'), encoding='utf-8'))
             self.err.addHandler(Backup(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
             self.board_folder = options.tensorboard_dir or str(Path(folder, 'tensorboard_log'))
@@ -107,16 +114,18 @@ class RunLog:
     def progress(self, message):
         """One line that replaces itself in a terminal; elsewhere a line of its own, at most once a minute."""
         if self.is_main and sys.stdout.isatty():
-            sys.stdout.write(f'\r\x1b[K{message}')
-            sys.stdout.flush()
             self.on_line = True
+            with suppress(OSError):
+                sys.stdout.write(f'\r\x1b[K{message}')
+                sys.stdout.flush()
         elif time.monotonic() - self.said > 60:
             self.say(message)
 
     def end_line(self):
         if self.on_line:
-            sys.stdout.write('\r\x1b[K')
             self.on_line = False
+            with suppress(OSError):
+                sys.stdout.write('\r\x1b[K')
 
     def record(self, entry):
         if self.is_main:
@@ -145,11 +154,15 @@ class RunLog:
             raise CannotWrite(f'cannot write {self.path}: {error}') from error
         self.lines = []
 
-    def forget_after(self, step):
-        """Drop what a run will do again after this step, so that each epoch stands in the log once."""
+    def forget_after(self, step, again=False):
+        """Drop what a run will do again after this step, so that each epoch stands in the log once.
+
+        again: it will write the line of the epoch that ends at this very step too.
+        """
         if self.is_main and self.path.exists():
             lines = [line for line in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
-            kept = [line for line in lines if 'run' in (entry := json.loads(line)) or entry['step'] <= step]
+            kept = [line for line in lines if 'run' in (entry := json.loads(line)) or entry['step'] < step
+                    or entry['step'] == step and not (again and 'epoch' in entry)]
             write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
 
     def scalars(self, values, step):

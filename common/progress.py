@@ -58,17 +58,17 @@ class Progress:
     def look(self, seconds):
         """Tell of the steps since the last look, which took so many seconds."""
         count, self.told = self.told, 0
-        if self.unsaid:
+        if self.unsaid and self.run.ranks.is_main:
             self.log.warn(f'{self.story(self.unsaid)}. Such a step changes nothing; {self.skipped} in this epoch so far')
             last = self.unsaid[-1][0]
             self.log.record({'skipped': [step for step, *_ in self.unsaid], 'step': last + 1, 'lr': self.run.schedule(last)[0],
                              'images': self.batch_of(last)[:SHOWN]})
-            self.unsaid = []
+        self.unsaid = []
         self.seconds, self.timed = self.seconds + seconds, self.timed + count
         self.epoch_seconds, self.epoch_steps = self.epoch_seconds + seconds, self.epoch_steps + count
-        if not count or self.latest is None:
+        if self.latest is None:
             return
-        step, loss, norm = self.latest
+        (step, loss, norm), self.latest = self.latest, None
         (lr, decay), left = self.run.schedule(step), (self.run.steps - 1 - step) * self.step_time
         rate = count * self.run.options.batch_size / seconds
         self.log.scalars({'loss': loss, 'gradient_norm': norm, 'learning_rate': lr, 'weight_decay': decay,

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 # Codes of sysexits.h; 0 is finished, 1 an error that a sentence explains, 2 a wrong flag.
@@ -52,7 +53,8 @@ class StopRequest:
         if self.asked is None:
             self.ask(signal.Signals(number).name)
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f'\n{self.asked}: the run saves and stops; a second signal ends it at once\n'.encode())
+            with suppress(OSError):  # of a terminal that is gone
+                os.write(2, f'\n{self.asked}: the run saves and stops; a second signal ends it at once\n'.encode())
         elif time.monotonic() - self.since > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -63,14 +65,17 @@ class StopRequest:
 
 def leave(code, message=None):
     """End the program. torchrun knows only 0 and 1, and may start again what ends with 1: it is told 0 where main.sh asks."""
+    code = 0 if tell(code) else code
     if message:
-        sys.stderr.write(f'{message}\n')
-    sys.exit(0 if tell(code) else code)
+        with suppress(OSError):
+            sys.stderr.write(f'{message}\n')
+    sys.exit(code)
 
 
 def tell(code):
     """Write the exit code to be for main.sh, which asks for it where there is torchrun; whether it does."""
     path = os.environ.get('RUN_EXIT_CODE_FILE')
-    if path:
-        Path(path).write_text(str(code))
-    return bool(path)
+    try:
+        return path is not None and Path(path).write_text(str(code)) > 0
+    except OSError:
+        return False

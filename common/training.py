@@ -1,4 +1,5 @@
 """The life of a training run of any kind: steps, looks, epochs, checkpoints; how it is stopped, and how it ends."""
+import os
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -89,14 +90,13 @@ class Session:
             self.writer.put(path, write)
 
     def save(self, step, content):
-        """Write a checkpoint beside the training. content: what tensors are in it is copied first."""
+        """Write a checkpoint beside the training. content() -> what is in it, in copies that training does not change."""
         if self.writer:
             self.writer.settle()  # before the copy: there is one at a time in memory
-            content = {'version': VERSION, 'step': step, **copied(content)}
-            every = self.options.keep_every
+            state, every = {'version': VERSION, 'step': step, **content()}, self.options.keep_every
 
             def write():  # what is on the disk by then, another write may have failed to change
-                save_checkpoint(self.run.checkpoint, content, None if self.saved == step else self.saved, self.options.keep,
+                save_checkpoint(self.run.checkpoint, state, None if self.saved == step else self.saved, self.options.keep,
                                 every and every * self.run.per_epoch)
                 self.saved = step
 
@@ -118,9 +118,11 @@ def rewinding(attempt, options):
     left_out: [(first step, step behind the last)] of those.
     """
     left_out = []
+    # A group or a job that its launcher starts again goes on: what was moved aside once stays there.
+    again = any(int(os.environ.get(name) or 0) for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
     while True:
         try:
-            return attempt(options.fresh and not left_out, left_out)
+            return attempt(options.fresh and not left_out and not again, left_out)
         except NotFinite as error:
             if not options.rewind or len(left_out) == REWINDS:
                 raise
@@ -171,10 +173,10 @@ def train(run, log, session, saved, progress, *, parallel, module, optimizer, ac
 
     def save(step):
         unreadable.update(ranks.union(unreadable))
-        session.save(step, {
-            'sums': progress.sums, 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
+        session.save(step, lambda: {
+            'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
             'fingerprint': run.fingerprint, 'unreadable': sorted(unreadable), 'accum': accum, 'ranks': ranks.size,
-            'config': options.as_dict(), 'optimizer': optimizer.state_dict(), **content()})
+            'config': options.as_dict(), 'optimizer': copied(optimizer.state_dict()), **content()})
         heard['save'] = False
 
     def stop(step):
@@ -184,11 +186,15 @@ def train(run, log, session, saved, progress, *, parallel, module, optimizer, ac
                            'from the last checkpoint')
         raise Stopped(f'stopped by {who} after step {step:,}, which is saved: the same command goes on from there')
 
-    def give_up(epoch, at):
+    def give_up(epoch):
         steps, message = range(progress.bad[0][0], progress.bad[-1][0] + 1), progress.story(progress.bad)
-        if not options.rewind:
-            # They changed nothing: this is the state before them, unless a GPU has gone on with good ones.
-            since = max(steps.start, epoch * run.per_epoch) if at == steps.stop else at
+        if options.rewind:  # all ranks read the same checkpoint, once it is written
+            if session.writer:
+                session.writer.close(GRACE)
+            if session.asked_to_stop():
+                raise Stopped('stopped by a signal while it went back: the same command goes on from the last checkpoint')
+        else:
+            since = max(steps.start, epoch * run.per_epoch)  # they changed nothing: this is the state before them
             progress.skipped -= sum(step >= since for step, *_ in progress.bad)
             save(since)
             session.end(GRACE, f'{message}. The state before them could not be saved')
@@ -198,9 +204,11 @@ def train(run, log, session, saved, progress, *, parallel, module, optimizer, ac
 
     if ranks.is_main:
         there = len(earlier(run.checkpoint)) + run.checkpoint.exists()
-        require_space(run.folder, size_of(module, optimizer, bool(getattr(options, 'ema', 0))), max(1, 2 - there))
+        size = size_of(module, optimizer, bool(getattr(options, 'ema', 0)))
+        require_space(run.folder, size, max(1, options.keep + 1 - there))
         set_aside(saved['damaged'] if saved else {}, log.warn)
-    log.forget_after(start or -1)
+    pending = start > 0 and start % run.per_epoch == 0 and saved['images'] == run.images and epoch_is_open(saved)
+    log.forget_after(start, again=pending or start == 0)
     log.say(description)
     if ranks.is_main:
         for warning in warnings:
@@ -208,7 +216,6 @@ def train(run, log, session, saved, progress, *, parallel, module, optimizer, ac
         log.record(run.record(start, accum, git_commit(), sys.argv))
     if start == 0 and before is not None and not before():
         stop(0)
-    pending = start > 0 and start % run.per_epoch == 0 and epoch_is_open(saved)
     for epoch in range(start // run.per_epoch - pending, options.epochs):
         progress.start_epoch()
         for at, last in run.stretches(epoch, start):
@@ -217,10 +224,10 @@ def train(run, log, session, saved, progress, *, parallel, module, optimizer, ac
                     parallel, batches, range(at, last), optimizer=optimizer, guard=guard, ranks=ranks, seed=options.seed,
                     schedule=run.schedule, autocast=run.autocast, accum=accum, clip_grad=clip_grad, log_every=options.log_every,
                     wishes=session.wishes, tell=tell, look=look, after_step=after_step)
-                if progress.is_lost:
-                    give_up(epoch, at)
                 if heard['stop']:
                     stop(at)
+                if progress.is_lost:
+                    give_up(epoch)
                 if heard['save'] or at == last and run.saves_at(at):
                     save(at)
         done, final = epoch + 1, epoch + 1 == options.epochs

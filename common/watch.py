@@ -27,7 +27,8 @@ class Watch:
         self.ended, self.warned, self.step = threading.Event(), False, None
         self.launcher = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
         self.now('starting')
-        self.thread = threading.Thread(target=self.watch, daemon=True)
+        # The files are a thread's of their own: writing them may hang with the storage, of all things.
+        self.threads = [threading.Thread(target=each, daemon=True) for each in (self.watch, self.sign_again)]
 
     def now(self, doing):
         """What this rank begins to do; called often, so it does no more than that."""
@@ -35,13 +36,19 @@ class Watch:
 
     def __enter__(self):
         self.sign()
-        self.thread.start()
+        for thread in self.threads:
+            thread.start()
         return self
 
     def __exit__(self, *error):
         self.ended.set()
-        self.thread.join()
-        self.doing = 'ended'
+        for thread in self.threads:
+            thread.join(5)
+
+    def sign_again(self):
+        while not self.ended.wait(self.pause):
+            self.sign()
+        self.now('at its end')
         self.sign()
 
     def watch(self):
@@ -50,7 +57,6 @@ class Watch:
             late, last = time.monotonic() - last > 10 * self.pause, time.monotonic()
             if late:  # this process was stopped itself (a laptop that slept): what it did not do then counts for nothing
                 self.since = last
-            self.sign()
             if self.launcher not in (None, os.getppid()):  # nobody would end or restart this rank any more
                 self.ask_to_stop('the end of torchrun')
             still = last - self.since
@@ -95,6 +101,7 @@ class Watch:
 
     def end(self, still):
         """Leave at once: the main thread is stuck in a call that nothing interrupts."""
+        threading.Timer(10, os._exit, (STALLED,)).start()  # the files of the others may hang too
         sys.stderr.write(f'error: rank {self.ranks.rank}: no progress for {still / 60:.1f} minutes (--stall_minutes); '
                          f'{self.story()}. The same command goes on from the last checkpoint\n')
         sys.stderr.flush()

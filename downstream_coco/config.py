@@ -57,6 +57,10 @@ class Options(RunOptions):
     clip_grad: float = option(1.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation', ('clip',),
                               harmless=True)
 
+    stall_minutes: float = option(120.0, 'minutes without progress, such as in waiting for a rank that is gone or for the main '
+                                  'one to compare what all have found, after which the run ends; 0 for never', 'machine',
+                                  harmless=True)
+
     val_every: int = option(1, 'epochs between evaluations', 'log', harmless=True)
 
     def __post_init__(self):

@@ -41,7 +41,7 @@ def train_detector(options):
 
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed(max(options.stall_minutes, 120)) as ranks:  # while the main rank compares what all have found
+    with distributed(options.stall_minutes) as ranks:
         register(options.register)
         if options.eval:
             return measure(options, ranks)
@@ -59,7 +59,7 @@ def train_detector(options):
             now = run.without(saved, left_out)
             now.parts(saved)
             if saved:
-                refuse_changes(options, saved, run.images, run.fingerprint, **facts)
+                refuse_changes(run, saved, **facts)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)
             with RunLog(run.folder, ranks.rank, 'coco_log.txt', options, saved['step'] + 1 if saved else 0) as log:
                 if aside:

@@ -77,7 +77,7 @@ def fine_tune(options, dataset=None, val_dataset=None):
             now = run.without(saved, left_out)
             now.parts(saved)
             if saved:
-                refuse_changes(options, saved, run.images, run.fingerprint, classes=classes)
+                refuse_changes(run, saved, classes=classes)
             elif options.finetune_from:
                 loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)

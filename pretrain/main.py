@@ -57,7 +57,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
             now = run.without(saved, left_out)
             now.parts(saved)
             if saved:
-                refuse_changes(options, saved, run.images, run.fingerprint)
+                refuse_changes(run, saved)
                 load_strictly(spark, saved.pop('model'))  # popped: not kept in memory for days
             elif options.init:
                 loaded = load_init(spark, options.init, options.model)

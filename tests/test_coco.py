@@ -549,7 +549,7 @@ def test_groups_hold_every_trained_parameter_once(small, monkeypatch):
     from downstream_coco import main
     held = {}
 
-    def finetune(run, log, saved, model, trained, *, groups, **rest):
+    def finetune(run, log, session, saved, model, trained, *, groups, **rest):
         held.update(groups=groups(), model=model)
         raise Stop
     monkeypatch.setattr(main, 'finetune', finetune)

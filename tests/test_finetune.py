@@ -13,7 +13,6 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from common import engine
@@ -21,6 +20,7 @@ from common.checkpoint import save
 from common.data import Augmented
 from common.demo_world import write_world
 from common.distributed import Ranks
+from common.finetuning import Average
 from common.layer_decay import default_decay, layers_of, parameter_groups
 from common.optim import build_optimizer
 from common.weights import create_cnn, head_parameters, load_classifier
@@ -362,6 +362,7 @@ with distributed() as ranks:
 '''
 
 
+@pytest.mark.slow
 def test_each_image_counts_once_on_any_number_of_processes(labelled, tmp_path):
     (tmp_path / 'e.py').write_text(EVALUATE)
     results = []
@@ -393,7 +394,8 @@ def test_a_run_leaves_its_files(small, capsys):
     folder = fine_tune(small())
     assert {p.name for p in folder.iterdir()} == {
         'your_convnet_1kfinetuned_last.pth', 'your_convnet_1kfinetuned_best.pth', 'your_convnet_1kfinetuned_best_ema.pth',
-        'finetune_log.txt', 'stdout_backup.txt', 'stderr_backup.txt', 'tensorboard_log', 'run.lock'}
+        'your_convnet_1kfinetuned_last_step4.pth', 'finetune_log.txt', 'stdout_backup.txt', 'stderr_backup.txt',
+        'tensorboard_log', 'run.lock', 'heartbeat'}
     lines = [json.loads(line) for line in (folder / 'finetune_log.txt').read_text().splitlines()]
     assert [line.get('epoch') for line in lines] == [None, 1, 2]
     assert {'top1', 'top5', 'top1_ema', 'val_loss'} <= lines[-1].keys()
@@ -441,10 +443,10 @@ def test_the_average_starts_at_the_loaded_weights(small, tmp_path, monkeypatch):
     save(tmp_path / 'w.pth', donor.state_dict())
     seen = []
 
-    def update(self, model, step=None):
+    def update(self, model, finite):
         if not seen:
             seen.append({k: v.clone() for k, v in self.module.state_dict().items()})
-    monkeypatch.setattr(ModelEmaV3, 'update', update)
+    monkeypatch.setattr(Average, 'update', update)
     fine_tune(small(finetune_from=str(tmp_path / 'w.pth'), epochs=1, warmup_epochs=0.0))
     assert all(torch.equal(seen[0][k], v) for k, v in donor.state_dict().items())
 

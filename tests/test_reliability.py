@@ -1,6 +1,7 @@
 """What clusters, disks and numbers do to a run, and that it equals the run that nothing happened to."""
 import dataclasses
 import errno
+import io
 import json
 import os
 import random
@@ -216,7 +217,7 @@ def test_versions(undisturbed, tmp_path, tiny, monkeypatch):
 def test_too_little_space_is_an_error_before_the_start(tiny, monkeypatch):
     usage = shutil.disk_usage('/')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(ValueError, match=r'0\.00 GB of free space; a checkpoint takes 0\.00 GB, .* room for 2'):
+    with pytest.raises(ValueError, match=r'0\.00 GB of free space; a checkpoint takes 0\.00 GB, .* room for 3'):
         pretrain(tiny())
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=50_000_000))
     pretrain(tiny(epochs=1))
@@ -430,6 +431,75 @@ def test_four_ranks_become_three(tiny):
         run(12, 3, 3)
 
 
+# Ends that are none of a run's making
+
+def test_an_error_with_loading_processes_at_work_ends_the_process(tiny, tmp_path):
+    """They ignore one SIGTERM; at its exit Python would send them that, and wait for ever."""
+    code = f"""from common import engine
+from pretrain.config import Options
+from pretrain.main import pretrain
+def train_step(*given):
+    raise RuntimeError('CUDA error: an illegal memory access')
+engine.train_step = train_step
+pretrain(Options(**{tiny(workers=1).as_dict()!r}))"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and 'illegal memory access' in done.stderr
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(tiny, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        gone = False
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            return _fail(errno.EIO) if self.gone else super().write(text)
+
+    terminal, write = Terminal(), os.write
+    monkeypatch.setattr(sys, 'stdout', terminal)
+    monkeypatch.setattr(os, 'write', lambda file, text: _fail(errno.EIO) if file == 2 and terminal.gone else write(file, text))
+
+    def hang_up():
+        terminal.gone = True
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    in_step(monkeypatch, 6, hang_up)
+    with pytest.raises(Stopped):
+        pretrain(tiny())
+    assert 'step 3/10' in terminal.getvalue() and saved(tmp_path / 'run')['step'] == 7
+
+
+def test_a_kill_behind_the_last_line_of_an_epoch_does_not_write_it_twice(tiny, undisturbed, tmp_path, monkeypatch):
+    """The clock has saved the last step of the epoch; the line is written; then comes the kill."""
+    from common.training import Session
+    save_state, options = Session.save, tiny(save_every_minutes=1e-6)
+
+    def only_at_the_end_of_steps(self, step, content):
+        if step == 5 and (self.run.folder / 'pretrain_log.txt').read_text().count('"epoch"') == 2:
+            self.writer.settle()
+            raise Stop
+        save_state(self, step, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, 'save', only_at_the_end_of_steps)
+        with pytest.raises(Stop):
+            pretrain(options)
+    assert saved(tmp_path / 'run')['step'] == 5 and [line['epoch'] for line in log_of(tmp_path / 'run')[0]] == [0, 1]
+    assert_same_run(undisturbed, pretrain(options))
+
+
+def test_a_job_that_is_requeued_with_fresh_goes_on(tiny, tmp_path, monkeypatch):
+    options = tiny(fresh=True)
+    with monkeypatch.context() as patch:
+        in_step(patch, 6, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Stopped):
+            pretrain(options)
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
+    pretrain(options)
+    assert [run['step'] for run in log_of(tmp_path / 'run')[1]] == [0, 7] and not (tmp_path / 'run_old1').exists()
+
+
 # Numbers that are none
 
 def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(tiny, tmp_path, monkeypatch, capsys):
@@ -496,6 +566,14 @@ def test_rewinding_goes_on_without_the_images_that_did_it(tiny, tmp_path, monkey
     assert not same(saved(tmp_path / 'other')['model'], saved(folder)['model'])
 
 
+def test_a_stop_counts_more_than_going_back(tiny, tmp_path, monkeypatch):
+    spoiled(monkeypatch, {6, 7})
+    in_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match='after step 8'):
+        pretrain(tiny(rewind=True, max_skips=2))
+    assert saved(tmp_path / 'run')['step'] == 8 and saved(tmp_path / 'run')['skipped'] == 2
+
+
 def test_rewinding_ends(tiny, monkeypatch):
     spoiled(monkeypatch, range(1, 10_000))
     with pytest.raises(NotFinite):
@@ -532,6 +610,16 @@ def test_data_that_changed_are_refused_or_allowed(tiny, world, tmp_path, monkeyp
         pretrain(options)
     pretrain(dataclasses.replace(options, allow_changed_data=True))
     assert 'are not those of before' in capsys.readouterr().err and saved(tmp_path / 'run')['step'] == 10
+
+
+def test_so_few_images_that_nothing_would_be_left_are_refused(tiny, world, tmp_path):
+    shutil.copytree(world, tmp_path / 'data')
+    options = tiny(data_path=str(tmp_path / 'data'))
+    pretrain(options)
+    for image in sorted((tmp_path / 'data/train').rglob('*.png'))[10:]:
+        image.unlink()
+    with pytest.raises(ValueError, match='is of step 10; with 10 images the run has 4 steps only'):
+        pretrain(dataclasses.replace(options, allow_changed_data=True))
 
 
 # Stalls
