@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV_PYTHON ?= .venv/bin/python
 
-.PHONY: setup audit demo test test-all test-lowest test-d2 test-mmdet lint bench coverage transfer
+.PHONY: setup audit demo test test-all test-lowest test-d2 test-mmdet lint bench chaos coverage transfer
 
 setup: .venv/complete
 
@@ -15,7 +15,7 @@ setup: .venv/complete
 	touch $@
 
 ifeq ($(VENV_PYTHON),.venv/bin/python)
-audit demo test test-all lint bench coverage transfer: .venv/complete
+audit demo test test-all lint bench chaos coverage transfer: .venv/complete
 endif
 
 # Pretrains a small network on drawn pictures and shows its reconstructions: under five minutes on two cores.
@@ -75,3 +75,9 @@ bench:
 	$(VENV_PYTHON) -m benchmarks.encoder
 	$(VENV_PYTHON) -m benchmarks.step
 	$(VENV_PYTHON) -m benchmarks.detection
+	$(VENV_PYTHON) -m benchmarks.saving
+
+# Kills runs again and again, and compares their end with an undisturbed run's: under an hour on two cores.
+chaos:
+	$(VENV_PYTHON) -m benchmarks.chaos --kills=100 --procs=1
+	$(VENV_PYTHON) -m benchmarks.chaos --kills=100 --procs=2

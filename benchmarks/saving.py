@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.timing import machine
 from common.checkpoint import copied, plain_state, save_checkpoint
 from common.optim import build_optimizer, parameter_groups
 from common.writer import Writer
@@ -63,6 +64,7 @@ def main(argv=None):
                 writer.settle()
         writer.close()
         size = path.stat().st_size
+    print(machine(torch.device('cpu')))
     print(f'{args.model}: {size / 1e6:.0f} MB a checkpoint; {STEPS} steps alone take {median(alone):.2f} s')
     for name, seconds in held.items():
         print(f'written {name}: the training waits {median(seconds):.2f} s, and {STEPS} steps with a save take '

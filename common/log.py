@@ -16,6 +16,7 @@ import torch
 from common.checkpoint import CannotWrite, write_atomically
 from common.cli import needs
 from common.lock import FolderLock
+from common.stopping import Stopped, Unwritten
 
 AGAIN = 60.0  # seconds after which TensorBoard is tried again
 
@@ -68,7 +69,7 @@ class RunLog:
         return self
 
     def __exit__(self, kind, error, trace):
-        if hasattr(error, 'code') and self.is_main:  # of common.stopping: an end as it should be
+        if isinstance(error, (Stopped, Unwritten)) and self.is_main:
             self.out.handlers[-1].handle(self.out.makeRecord('stdout', logging.INFO, '', 0, str(error), (), None))
         elif isinstance(error, Exception) and self.is_main:  # the caller tells the terminal
             self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an error', (),

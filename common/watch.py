@@ -58,6 +58,7 @@ class Watch:
             if late:  # this process was stopped itself (a laptop that slept): what it did not do then counts for nothing
                 self.since = last
             if self.launcher not in (None, os.getppid()):  # nobody would end or restart this rank any more
+                self.launcher = None
                 self.ask_to_stop('the end of torchrun')
             still = last - self.since
             if self.patience and still > self.patience:
@@ -94,7 +95,7 @@ class Watch:
         told = []
         for (order, _), alike in sorted(lines.items()):
             sign, what = alike[0]
-            others = f' and {len(alike) - 1} others' if len(alike) > 1 else ''
+            others = f' and {len(alike) - 1} more' if len(alike) > 1 else ''
             told.append(f'rank {sign["rank"]} (process {sign["pid"]} on {sign["host"]}){others} {what}'
                         + (', which waits for the device or for the other ranks' if order == 2 else ''))
         return '; '.join(told)

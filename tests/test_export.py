@@ -89,6 +89,7 @@ def test_official_style_in_and_out_is_byte_equal(model):
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
 
 
+@pytest.mark.slow
 def test_golden_numbers_through_an_exported_official_file(tmp_path):
     want = json.loads((GOLDEN / 'spark_resnet26_96.json').read_text())
     spark = build_spark('resnet26', 96)

@@ -451,6 +451,7 @@ def test_the_average_starts_at_the_loaded_weights(small, tmp_path, monkeypatch):
     assert all(torch.equal(seen[0][k], v) for k, v in donor.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_short_run_learns(tmp_path):
     write_world(tmp_path, 360, 96, 40, seed=2)
     folder = fine_tune(Options(name='n', run_dir=str(tmp_path / 'run'), data_path=str(tmp_path), model='your_convnet',
@@ -479,6 +480,7 @@ def test_data_of_your_own_and_refusals(small, tmp_path):
         fine_tune(small(eval=str(tmp_path / 'w.pth')))
 
 
+@pytest.mark.slow
 def test_the_launch_line_in_the_folder_and_main_sh(labelled, tmp_path):
     flags = [f'--data_path={labelled}', '--model=your_convnet', '--img_size=32', '--bs=12', '--ep=1', '--lr=1e-3', '--ema=0',
              '--dataloader_workers=0', '--wp_ep=0']

@@ -5,7 +5,8 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize('name, pictures, changes', [
-    ('viz_spconv', 5, {}), ('viz_reconstruction', 5, {'STEPS = 300': 'STEPS = 30', 'train=960, val=48': 'train=64, val=8'})])
+    ('viz_spconv', 5, {}), pytest.param('viz_reconstruction', 5, {
+        'STEPS = 300': 'STEPS = 30', 'train=960, val=48': 'train=64, val=8'}, marks=pytest.mark.slow)])
 def test_a_notebook_runs(name, pictures, changes):
     nbformat = pytest.importorskip('nbformat', reason='pip install -r pretrain/requirements.txt')
     client = pytest.importorskip('nbclient', reason='pip install -r pretrain/requirements.txt')

@@ -637,7 +637,7 @@ def test_the_watch_says_which_rank_the_others_wait_for(tmp_path):
     first, second, third = watch.story().split('; ')
     assert first.startswith('rank 2 (process 4711 on node7) has given no sign of life for 300 s')
     assert second.startswith('rank 3') and 'is waiting for the images since 200 s, the last step done being 56' in second
-    assert third.startswith('rank 0') and 'and 1 others is in the computation since 0 s' in third
+    assert third.startswith('rank 0') and 'and 1 more is in the computation since 0 s' in third
     assert third.endswith('the last step done being None, which waits for the device or for the other ranks')
 
 
@@ -647,7 +647,8 @@ def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_s
 from pathlib import Path
 from types import SimpleNamespace
 from common.watch import Watch
-with Watch(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 0.05, print, None) as watch:
+with Watch(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 0.05,
+           lambda text: print(text, flush=True), None) as watch:
     print('begun', flush=True)
     for i in range(int(sys.argv[1])):
         time.sleep(0.1)

@@ -276,8 +276,7 @@ def test_the_launch_line_from_another_folder_on_one_and_two_processes(tiny, tmp_
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_the_launcher_hands_on_exit_codes_and_names_its_own_mistakes(tmp_path):
-    assert main_sh('x', '--ngpu_per_node=1', '--nonsense=1', cwd=tmp_path).returncode != 0
+def test_the_launcher_names_its_own_mistakes(tmp_path):
     for arguments, word in ((['--data_path=x'], 'first argument is the name'), (['x', '--ngpu_per_node=two'], 'are numbers'),
                             (['x', '--num_nodes=2'], '--node_rank'), (['x', '--num_nodes'], 'needs a value'),
                             (['x', '--name=y'], 'leave out --name'), (['x', '--ngpu_per_node=0'], '1 or more')):
@@ -285,6 +284,7 @@ def test_the_launcher_hands_on_exit_codes_and_names_its_own_mistakes(tmp_path):
         assert done.returncode == 2 and word in done.stderr
 
 
+@pytest.mark.slow
 def test_started_as_a_file(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / 'pretrain/main.py'), '--help'], cwd=tmp_path, capture_output=True,
                           text=True)
