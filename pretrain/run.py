@@ -29,10 +29,10 @@ class Run(run.Run):
         options = self.options
         return self.learning_rate(step), weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end)
 
-    def draw_visible(self, spark, step):
-        """This rank's part (B, k) of the masks of a step, drawn for the whole batch: alike on any number of ranks."""
+    def draw_visible(self, spark, step, accum):
+        """This rank's share (B, k) of the masks of a step, drawn for the whole batch, as Steps has its images."""
         masks = spark.draw_visible(self.options.batch_size, self.generator('mask', step))
-        return masks[self.ranks.rank * self.share:(self.ranks.rank + 1) * self.share]
+        return masks.view(accum, self.ranks.size, -1, masks.shape[1])[:, self.ranks.rank].flatten(0, 1)
 
     def describe(self, spark, accum, images, held_out, saved):
         """What the run will do, for a person."""

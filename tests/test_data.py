@@ -257,6 +257,8 @@ def test_order_does_not_depend_on_ranks_or_on_where_it_started():
     assert list(Steps(images=10, batch=4, epochs=3, seed=5, start=4)) == whole[4:]
     halves = list(Steps(images=10, batch=4, epochs=3, seed=5, accum=2))
     assert [a + b for a, b in zip(halves[::2], halves[1::2])] == whole
+    both = [list(Steps(images=10, batch=4, epochs=3, seed=5, rank=r, ranks=2, accum=2)) for r in (0, 1)]
+    assert halves == [a + b for a, b in zip(*both)]  # each part holds the same images on any number of ranks
     assert whole != list(Steps(images=10, batch=4, epochs=3, seed=6))
 
 

@@ -554,7 +554,7 @@ def test_rewinding_goes_on_without_the_images_that_did_it(tiny, tmp_path, monkey
         return original(model, ((images * (float('nan') if drawn[-1] in (6, 7) else 1), visible) for images, visible in parts),
                         *rest)
 
-    monkeypatch.setattr(Pretraining, 'draw_visible', lambda self, spark, step: (drawn.append(step), draw(self, spark, step))[1])
+    monkeypatch.setattr(Pretraining, 'draw_visible', lambda self, *given: (drawn.append(given[1]), draw(self, *given))[1])
     monkeypatch.setattr(engine, 'train_step', train_step)
     folder = pretrain(tiny(rewind=True, max_skips=2))
     assert drawn == [*range(8), 5, 8, 9] and saved(folder)['left_out'] == ((6, 8),)
