@@ -193,7 +193,8 @@ class Steps(Sampler):
                 epoch = step // self.steps_per_epoch
                 order = self.order(epoch)
             batch, part = self.batch_of(step, order), self.share // self.accum
-            for begin in range(0, self.batch, self.batch // self.accum):  # BatchNorm sees the same images on any number of ranks
+            # Parts first, then ranks: BatchNorm, which sees a part, sees the same images on any number of ranks.
+            for begin in range(0, self.batch, self.batch // self.accum):
                 yield batch[begin + self.rank * part:begin + (self.rank + 1) * part]
 
 

@@ -109,7 +109,8 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
                   left_out=run.left_out)
     unreadable = set(saved.get('unreadable', ())) if saved else set()
     read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
-    batches = masked((x for x, _ in read), lambda step: run.draw_visible(spark, step, accum), run.todo(start), accum, ranks.device)
+    batches = masked((x for x, _ in read), lambda step: run.draw_visible(spark, step, accum), run.todo(start), accum,
+                     ranks.device)
     progress = Progress(run, log, saved, lambda step: [augmented.name(index) for _, index in steps.batch_of(step)])
 
     def held_out_loss():
