@@ -62,7 +62,7 @@ def test_modules_that_are_named_exist():
 def test_flags_that_are_named_exist():
     """Every --flag in a page is one of some program of ours, or of one of those that we start or name."""
     known = {'logdir', 'nproc_per_node', 'time', 'output', 'nodes'}  # of TensorBoard, torchrun, SLURM
-    for path in (path for folder in (*FOLDERS[2:], 'common') for path in (ROOT / folder).rglob('*')):
+    for path in (path for folder in (*FOLDERS[2:], 'common', 'benchmarks') for path in (ROOT / folder).rglob('*')):
         if path.suffix in ('.py', '.sh'):
             known |= set(re.findall(r"""['"(|\s]--([a-z]\w*)""", path.read_text(encoding='utf-8')))
     from downstream_coco.config import Options as Coco
