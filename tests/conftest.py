@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.chaos import VARYING, same
 from common import engine
 from common.demo_world import write_world
 from pretrain.config import Options
@@ -73,20 +74,6 @@ def saved(folder, model='your_convnet'):
 def log_of(folder):
     lines = [json.loads(line) for line in Path(folder, 'pretrain_log.txt').read_text().splitlines()]
     return [line for line in lines if 'epoch' in line], [line for line in lines if 'run' in line]
-
-
-def same(one, other):
-    """Equal to the last bit, through dicts and lists."""
-    if torch.is_tensor(one):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-VARYING = ('seconds', 'images_per_second', 'remaining', 'finish')
 
 
 def assert_same_run(one, other):

@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import types
 import urllib.error
 import urllib.parse
@@ -34,7 +33,7 @@ from pretrain.card import as_markdown, write_card
 from pretrain.log import read_log
 from pretrain.saved import read_saved
 from tests.conftest import ROOT
-from tests.test_playground import free_port
+from tests.test_playground import free_port, until_served
 
 # -- our own sources --------------------------------------------------------------------------------------------------
 
@@ -608,13 +607,7 @@ def served(finished, tmp_path_factory):
         server = subprocess.Popen([sys.executable, '-m', 'pretrain.playground', 'output_tiny', f'--port={port}'],
                                   cwd=folder / 'cwd', env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (folder / 'log.txt').read_text()
-                time.sleep(0.25)
+        until_served(port, server, folder / 'log.txt')
         yield f'http://127.0.0.1:{port}', folder
     finally:
         server.terminate()

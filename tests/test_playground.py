@@ -81,6 +81,17 @@ def free_port():
         return free.getsockname()[1]
 
 
+def until_served(port, server, log):
+    """Wait until a playground answers; fail with its log if it ends before."""
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+
+
 @pytest.fixture(scope='module')
 def address(finished, tmp_path_factory):
     """A playground that is served as a user would."""
@@ -90,13 +101,7 @@ def address(finished, tmp_path_factory):
         server = subprocess.Popen([sys.executable, '-m', 'pretrain.playground', str(finished), str(finished), f'--port={port}'],
                                   cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                time.sleep(0.5)
+        until_served(port, server, log)
         yield f'http://127.0.0.1:{port}'
     finally:
         server.terminate()
