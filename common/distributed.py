@@ -133,6 +133,36 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         return out.to(x.dtype)
 
 
+@torch.no_grad()
+def shared_statistics(x, norm):
+    """BatchNorm's (mean, 1 / deviation) over all ranks, (C,) each in fp32 at least; its running statistics follow them.
+
+    x (B, C, H, W); all ranks have as many positions.
+    """
+    var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (0, 2, 3), correction=0)
+    everyone = mean.new_empty(dist.get_world_size(), 2, len(mean))
+    dist.all_gather_into_tensor(everyone, torch.stack([mean, var]))
+    means, variances = everyone.unbind(1)
+    mean = means.mean(0)
+    var = variances.mean(0) + (means - mean).square().mean(0)
+    count = len(everyone) * x.numel() / x.shape[1]
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var.dtype), norm.momentum)
+    return mean, (var + norm.eps).rsqrt()
+
+
+def shared_gradients(grad, x, gamma, mean, invstd):
+    """(of x, of gamma, of beta) of a BatchNorm with shared statistics; those of gamma and beta from this rank's positions."""
+    shape, count = (1, -1, 1, 1), x.numel() / x.shape[1]
+    exact = grad if grad.dtype == torch.float64 else grad.float()
+    scaled = (x - mean.view(shape)) * invstd.view(shape)
+    of_beta, of_gamma = exact.sum((0, 2, 3)), (exact * scaled).sum((0, 2, 3))
+    means = torch.stack([of_beta, of_gamma]) / (count * dist.get_world_size())
+    dist.all_reduce(means)
+    of_x = (exact - means[0].view(shape) - scaled * means[1].view(shape)) * (gamma * invstd).view(shape)
+    return of_x.to(x.dtype), of_gamma, of_beta
+
+
 class CPUSyncBatchNormAct(BatchNormAct2d):
     """The same for timm's BatchNorm with an activation."""
 

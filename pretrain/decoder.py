@@ -1,9 +1,11 @@
 """The light decoder: a UNet's upward path, from the smallest map to the image (SparK, section 3.2)."""
 from torch import nn
 
+from pretrain.fused import enlarge, norm_conv
+
 
 class UNetBlock(nn.Module):
-    """(B, cin, H, W) -> (B, cout, 2H, 2W)."""
+    """(B, cin, H, W) -> (B, cout, 2H, 2W), but for its last layer, a norm, which whoever comes next applies."""
 
     def __init__(self, cin, cout):
         super().__init__()
@@ -13,7 +15,8 @@ class UNetBlock(nn.Module):
             nn.Conv2d(cin, cout, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(cout))
 
     def forward(self, x):
-        return self.conv(self.up_sample(x))
+        """conv[:4](up_sample(x))"""
+        return norm_conv(enlarge(x, self.up_sample, self.conv[0]), self.conv[1], self.conv[3])
 
 
 class LightDecoder(nn.Module):
@@ -47,7 +50,9 @@ class LightDecoder(nn.Module):
 
     def forward(self, levels):
         """levels: densified maps by stride, (B, widths[i], ., .) for strides[i], the first at least -> (B, out_chans, H, W)."""
-        x = 0
+        x, norm = levels[self.strides[0]], None
         for stride, block in zip(self.strides, self.dec):
-            x = block(x + levels[stride] if stride in levels else x)
-        return self.proj(x)
+            if norm is not None:
+                x = norm(x) + levels[stride] if stride in levels else norm(x)
+            x, norm = block(x), block.conv[4]
+        return norm_conv(x, norm, self.proj, clipped=False)

@@ -73,8 +73,7 @@ class SparK(nn.Module):
         """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2)."""
         levels = {}
         for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):
-            canvas = geometry.to_canvas(self.densify_norms[i](strip), fill=self.mask_tokens[i])
-            levels[stride] = self.densify_projs[i](canvas)
+            levels[stride] = geometry.filled(self.densify_norms[i](strip), self.mask_tokens[i], self.densify_projs[i])
         return levels
 
     def cut(self, images):

@@ -4,7 +4,7 @@ The visible cells of an image are stacked into a **strip**. Every function that 
 positions of one image at once (1x1 convolutions, norms, activations, squeeze-and-excite, ...), is right on a strip
 as it is. Functions whose window overlaps neighbouring cells need the image plane: the strip is scattered onto a
 **canvas**, the function runs there, and the visible cells are gathered again. That is submanifold sparse convolution,
-written with dense kernels.
+written with dense kernels. Of a convolution, only the outputs that are kept are computed where that is faster: windows.py.
 
 A network is left as it is, its code and its modules. While a `Plane` is on, the few functions of torch through which a
 network sees neighbouring positions run by the rules below, whoever calls them: a layer of torch or timm, or a `forward`
@@ -20,6 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode, wrap_torch_function
 
+from pretrain.windows import (
+    CanvasConvolution,
+    CellConvolution,
+    FilledConvolution,
+    ToCanvas,
+    ToStrip,
+    WindowProduct,
+    as_autocast,
+)
+
 
 class Geometry:
     """Where the visible cells of one batch lie: the way from images to strips and back.
@@ -29,17 +39,74 @@ class Geometry:
 
     def __init__(self, visible, grid):
         self.visible, self.grid = visible, grid
-        self._rows = {}  # by p: computed once, used by every layer of a stage
+        self._tables = {}  # computed once, used by every layer of a stage
 
-    def rows(self, p):
+    def once(self, make, *arguments):
+        key = (make.__name__, *arguments)
+        if key not in self._tables:
+            self._tables[key] = make(*arguments)
+        return self._tables[key]
+
+    def runs(self, p):
         """(B*k*p,): where the rows of the visible cells, p pixels each, stand on a canvas cut into such rows."""
-        if p not in self._rows:
-            h, w = self.grid
-            image = torch.arange(len(self.visible), device=self.visible.device)[:, None]
-            top = (image * h + self.visible // w) * p
-            lines = top[..., None] + torch.arange(p, device=top.device)
-            self._rows[p] = (lines * w + (self.visible % w)[..., None]).flatten()
-        return self._rows[p]
+        h, w = self.grid
+        image = torch.arange(len(self.visible), device=self.visible.device)[:, None]
+        top = (image * h + self.visible // w) * p
+        lines = top[..., None] + torch.arange(p, device=top.device)
+        return (lines * w + (self.visible % w)[..., None]).flatten()
+
+    def around(self, p, before, after):
+        """(n, P_y, P_x): the pixels of a strip (see windows.py) that stand in each cell, and (above, left) `before` and (below,
+        right) `after` it."""
+        (B, k), (h, w), device = self.visible.shape, self.grid, self.visible.device
+        reach = [-(-max(sides) // p) for sides in zip(before, after)]  # in cells
+        width = w + 2 * reach[1]
+        y, x = self.visible // w + reach[0], self.visible % w + reach[1]
+        number = torch.full((B, (h + 2 * reach[0]) * width), -1, device=device)  # of the visible cell that stands there
+        number = number.scatter(1, y * width + x, torch.arange(B * k, device=device).view(B, k)).view(B, -1, width)
+        lines, columns = (torch.arange(-b, p + a, device=device) for b, a in zip(before, after))
+        cell = number[torch.arange(B, device=device)[:, None, None, None], (y[..., None] + lines.div(p, rounding_mode='floor'))
+                      [..., None], (x[..., None] + columns.div(p, rounding_mode='floor'))[:, :, None]].flatten(0, 1)
+        pixels = cell * p * p + (lines % p * p)[:, None] + columns % p
+        return torch.where(cell < 0, B * k * p * p, pixels)
+
+    def windows(self, q, kernel, stride, padding):
+        """(n*q*q, m): the pixels in each window of a convolution; q is the side of a cell behind it."""
+        after = tuple(max(k - stride - pad, 0) for k, pad in zip(kernel, padding))
+        inside = self.once(self.around, q * stride, padding, after)
+        return inside.unfold(1, kernel[0], stride).unfold(2, kernel[1], stride).reshape(-1, kernel[0] * kernel[1])
+
+    def uses(self, q, kernel, stride, padding):
+        """(n*p*p, m'): the places in `windows`, flattened, at which each pixel stands; m' is m for stride 1."""
+        p, device = q * stride, self.visible.device
+        before, after = reach_of_gradient(kernel, stride, padding)
+        around, side = self.once(self.around, q, before, after), torch.arange(p, device=device)
+
+        def axis(k, pad, b):  # (taps, p): which weight of a window stands on a line, and the output of that window
+            tap = (side + pad) % stride + stride * torch.arange(-(-k // stride), device=device)[:, None]
+            return tap, ((side + pad - tap) // stride + b).clamp(min=0)
+
+        (tap_y, y), (tap_x, x) = (axis(*sizes) for sizes in zip(kernel, padding, before))
+        tap_y, window = tap_y[:, :, None, None], around[:, y][..., x]  # (n, taps, p, taps, p)
+        place = window * kernel[0] * kernel[1] + tap_y * kernel[1] + tap_x
+        place = torch.where((tap_y < kernel[0]) & (tap_x < kernel[1]), place, len(around) * q * q * kernel[0] * kernel[1])
+        return place.permute(0, 2, 4, 1, 3).reshape(len(around) * p * p, -1)
+
+    def convolve(self, strip, weight, bias, stride, padding, groups):
+        """The convolution of a strip, with paddings (rows, columns) that keep its size / stride: as on the canvas."""
+        p, kernel, wants = strip.shape[3], tuple(weight.shape[2:]), strip.requires_grad and torch.is_grad_enabled()
+        q, after = p // stride, tuple(max(k - stride - pad, 0) for k, pad in zip(kernel, padding))
+        if q < 4 and groups == 1 and kernel[0] * kernel[1] <= 9:
+            return WindowProduct.apply(strip, weight, bias, self.once(self.windows, q, kernel, stride, padding),
+                                       self.once(self.uses, q, kernel, stride, padding) if wants else None, q)
+        if q >= 4 and all(b + p + a <= 2 * p for b, a in zip(padding, after)):
+            before, behind = reach_of_gradient(kernel, stride, padding)
+            other = wants and (p, padding, after) != (q, before, behind)
+            return CellConvolution.apply(strip, weight, bias, self.once(self.around, p, padding, after),
+                                         self.once(self.around, q, before, behind) if other else None, before,
+                                         (stride, stride), padding, groups)
+        runs, behind = self.once(self.runs, p), None if q == p else self.once(self.runs, q)
+        return CanvasConvolution.apply(strip, weight, bias, runs, behind, self.grid, (stride, stride), padding, groups)
 
     def is_visible(self):
         """(B, L) boolean map of the grid, True where a cell is visible."""
@@ -49,23 +116,24 @@ class Geometry:
 
     def to_strip(self, canvas):
         """(B, C, h*p, w*p) -> (B, C, k*p, p): the visible cells of each image, one below the other."""
-        B, C, _, W = canvas.shape
-        p = W // self.grid[1]
-        # Channels last, a row of a cell is one run of memory: both directions copy whole runs.
-        table = canvas.permute(0, 2, 3, 1).reshape(-1, p * C)
-        return table.index_select(0, self.rows(p)).view(B, -1, p, C).permute(0, 3, 1, 2)
+        return ToStrip.apply(canvas, self.once(self.runs, canvas.shape[3] // self.grid[1]), self.grid)
 
     def to_canvas(self, strip, fill=0.0):
         """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or a tensor (1, C, 1, 1)."""
-        B, C, _, p = strip.shape
-        h, w = self.grid
-        table = strip.permute(0, 2, 3, 1).reshape(-1, p * C)
-        if torch.is_tensor(fill):
-            canvas = fill.to(strip.dtype).view(1, C).repeat(B * h * p * w, p)
-        else:
-            canvas = table.new_full((B * h * p * w, p * C), fill)
-        canvas = canvas.index_copy_(0, self.rows(p), table)
-        return canvas.view(B, h * p, w * p, C).permute(0, 3, 1, 2)
+        return ToCanvas.apply(strip, fill, self.once(self.runs, strip.shape[3]), self.grid)
+
+    def filled(self, strip, token, layer):
+        """layer(to_canvas(strip, token)), of a convolution of stride 1 or an nn.Identity."""
+        if getattr(layer, 'kernel_size', (1, 1)) == (1, 1):
+            return self.to_canvas(layer(strip), fill=layer(token))
+        strip, weight, bias = as_autocast(strip, layer.weight, layer.bias)
+        runs = self.once(self.runs, strip.shape[3])
+        return FilledConvolution.apply(strip, token, weight, bias, runs, self.grid, layer.padding)
+
+
+def reach_of_gradient(kernel, stride, padding):
+    """How many outputs of a convolution, (above, left) and (below, right) of a cell, have windows that reach into it."""
+    return tuple((k - 1 - pad) // stride for k, pad in zip(kernel, padding)), tuple(-(-pad // stride) for pad in padding)
 
 
 class Plane(TorchFunctionMode):
@@ -138,8 +206,14 @@ def pair(value):
 def convolve(plane, function, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Hidden positions are 0, as in zero padding."""
     apply = partial(function, weight=weight, bias=bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    stays = plane.stays(input, weight.shape[2:], stride, padding, dilation)
-    return apply(input) if stays else plane.run(apply, input)
+    if plane.stays(input, weight.shape[2:], stride, padding, dilation):
+        return apply(input)
+    fits = not isinstance(padding, str) and all(k - step <= 2 * side < k for k, step, side in zip(
+        weight.shape[2:], pair(stride), pair(padding)))
+    if fits and len(set(pair(stride))) == 1 and pair(dilation) == (1, 1) and len(input) == plane.images and \
+            plane.is_strip(input) and plane.padding_of(input) is None:
+        return plane.geometry.convolve(*as_autocast(input, weight, bias), pair(stride)[0], pair(padding), groups)
+    return plane.run(apply, input)
 
 
 def convolve_transposed(plane, function, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):

@@ -167,13 +167,14 @@ def test_a_deep_copy_is_independent():
     assert torch.equal(other(images, visible), want)
 
 
-@pytest.mark.parametrize('model', ['your_convnet', pytest.param('test_resnet', marks=pytest.mark.slow),
-                                   pytest.param('convnextv2_atto', marks=pytest.mark.slow)])
-def test_compiles_to_one_graph_whatever_the_mask(model):
+@pytest.mark.parametrize(('model', 'backend'), [
+    ('your_convnet', 'aot_eager'),  # without inductor, whose compiler takes minutes
+    *(pytest.param(model, 'inductor', marks=pytest.mark.slow) for model in ('your_convnet', 'test_resnet', 'convnextv2_atto'))])
+def test_compiles_to_one_graph_whatever_the_mask(model, backend):
     torch._dynamo.reset()  # the other networks' compilations share the code of forward
     spark = randomise(build_spark(model, input_size=64, decoder_width=32)).to(memory_format=torch.channels_last).train()
     eager = copy.deepcopy(spark)
-    counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     compiled = torch.compile(spark, fullgraph=True, backend=counter)
     for _ in range(3):
         images, visible = torch.randn(2, 3, 64, 64), spark.draw_visible(2)
