@@ -154,7 +154,11 @@ def as_channels(image, in_chans):
         if values.max() > 1 or values.min() < 0:
             raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
         return values.expand(3, -1, -1) if in_chans == 3 else values
-    return image.convert('RGB' if in_chans == 3 else 'L')
+    mode = 'RGB' if in_chans == 3 else 'L'
+    if image.mode != mode:
+        return image.convert(mode)
+    image.load()  # while its file is open; convert() would copy what is right already
+    return image
 
 
 class SeveralFiles(ImageFiles):
