@@ -18,8 +18,8 @@ class Options(RunOptions):
     init: str = option(None, "start from weights: our files, official ones, or 'timm' for timm's own", 'run',
                        ('init_weight',), str, harmless=True)
 
-    data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or a text file with '
-                            'one path a line', 'data', parse=str, harmless=True)
+    data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar shards of images; '
+                            'one such tar; or a text file with one path a line', 'data', parse=str, harmless=True)
     val_path: str = option(None, 'held-out images; val/ in data_path if not given and there is one', 'data',
                            parse=str, harmless=True)
 
