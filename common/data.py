@@ -25,16 +25,31 @@ PATIENCE = 100  # unreadable images in a row before giving up: then it is not th
 
 
 @dataclass(frozen=True)
+class Crop:
+    """A box (top, left, height, width) of an image, resized to (height, width), and mirrored or not."""
+    box: tuple
+    size: tuple
+    mirrored: bool
+
+    def __call__(self, image):
+        image = F.resized_crop(image, *self.box, list(self.size), BICUBIC, antialias=True)
+        return F.hflip(image) if self.mirrored else image
+
+
+@dataclass(frozen=True)
 class RandomCrop:
     """RandomResizedCrop to (height, width) and a flip of half of the images."""
     size: tuple
     scale: tuple = (0.67, 1.0)
     flip: bool = True
 
+    def draw(self, height, width):
+        """The crop of an image of that size."""
+        box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, (3 / 4, 4 / 3))
+        return Crop(box, self.size, self.flip and bool(torch.rand(()) < 0.5))
+
     def __call__(self, image):
-        box = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
-        image = F.resized_crop(image, *box, list(self.size), BICUBIC, antialias=True)
-        return F.hflip(image) if self.flip and torch.rand(()) < 0.5 else image
+        return self.draw(*F.get_dimensions(image)[1:])(image)
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class Augmented(Dataset):
                 row[:] = torch.tensor([os.getpid(), at])
                 try:
                     with at_most(self.timeout):
-                        item = self.images[at]
+                        item = self.read(at)
                         image = item[0] if isinstance(item, (tuple, list)) else item
                         if isinstance(image, Image.Image):
                             image.load()  # Pillow reads a file only when asked for its pixels
@@ -124,6 +139,9 @@ class Augmented(Dataset):
             yield row
         finally:
             row[1] = -1
+
+    def read(self, index):
+        return self.images[index]
 
     def prepare(self, image, item, index):
         """What was read of number `index` -> (the image as the network takes it, its class or None)."""

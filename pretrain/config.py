@@ -26,6 +26,9 @@ class Options(RunOptions):
     list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie in; that of the '
                             'list if not given', 'data', parse=str, harmless=True)
 
+    fast_decode: bool = option(False, 'decode JPEGs no larger than their crops need, and resize them faster: pixels differ a '
+                               'little', 'data')
+
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
     cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given", 'method',
                             parse=int)

@@ -19,6 +19,7 @@ from common.cli import errors_in_one_sentence
 from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
 from common.engine import Normalise, fit_accumulation
+from common.fast_decode import FastDecode
 from common.images import check_dataset, same_images
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
@@ -101,8 +102,8 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     model = data_parallel(spark, ranks, same_buffers=options.sync_bn)
 
     size = spark.encoder.input_size
-    augmented = Augmented(images, RandomCrop(size, options.crop_scale, options.flip), None, options.seed,
-                          timeout=options.read_timeout)
+    augmented = (FastDecode if options.fast_decode else Augmented)(
+        images, RandomCrop(size, options.crop_scale, options.flip), None, options.seed, timeout=options.read_timeout)
     watched = Augmented(images if held_out is None else held_out, CentreCrop(size), None, timeout=options.read_timeout)
     normalise = Normalise(options.normalisation, ranks.device)
     steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum,
