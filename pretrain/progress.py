@@ -12,6 +12,7 @@ PICTURES = 8
 
 class Progress(progress.Progress):
     """Follows the losses of a run; see common/progress.py."""
+    remedy = 'more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage is slow'
 
     def before(self, val_loss):
         """The held-out loss of the untrained network, where there are held-out images."""

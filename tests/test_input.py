@@ -2,8 +2,10 @@
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,17 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from common import engine
 from common.data import Augmented, CentreCrop, Crop, RandomCrop, as_input, collate
 from common.engine import Normalise
 from common.fast_decode import FastDecode, decoded, reduced, reduction
 from common.images import ImageFiles, fingerprint
 from common.loading import loader
 from common.shards import TarShards
+from common.waits import Waits
 from pretrain.data import find_held_out, find_images
 from pretrain.main import pretrain
-from tests.conftest import assert_same_run, saved
+from tests.conftest import assert_same_run, log_of, saved
 from tests.test_malformed import written
 
 NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -433,3 +437,66 @@ def test_malformed_files_are_named_alike(tmp_path, monkeypatch, capfd):
     told = [(plain[0, i][2], fast[0, i][2]) for i in range(len(images))]
     assert all(one == other for one, other in told) and sum(bool(one) for one, _ in told) > 50
     assert capfd.readouterr().err == ''  # nor does libjpeg speak for itself
+
+
+# -- waiting ----------------------------------------------------------------------------------------------------------
+
+class Slow(list):
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr('common.progress.LEAST', 0.1)
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'slow'), picture_every=0), dataset=Slow([noise(32, 32)] * 40))
+    shares = [entry['data_wait'] for entry in log_of(folder)[0][1:]]
+    assert 0.4 < shares[0] < shares[1] < 1  # a step takes less than 8 times 20 ms; the first batch of all is not counted
+    said, warned = ((folder / f'std{kind}_backup.txt').read_text() for kind in ('out', 'err'))
+    assert len(re.findall(r', waited \d\d % for images', said)) == 2
+    assert len(re.findall(r'\d\d % of the time of epoch \d were spent waiting for images \(--workers=0\)', warned)) == 1
+    assert all(word in warned for word in ('more --workers', '--fast_decode', 'tar shards'))
+    board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    shares = board.EventAccumulator(str(folder / 'tensorboard_log')).Reload().Scalars('data_wait')
+    assert len(shares) >= 3 and all(0.2 < share.value <= 1 for share in shares)
+
+
+def test_who_does_not_wait_is_not_warned(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr('common.progress.LEAST', 0.0)
+    original = engine.train_step
+    monkeypatch.setattr(engine, 'train_step', lambda *arguments: time.sleep(0.05) or original(*arguments))
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'fast'), workers=1))
+    assert all(entry['data_wait'] < 0.2 for entry in log_of(folder)[0][1:])
+    assert 'spent waiting' not in (folder / 'stderr_backup.txt').read_text()
+
+
+def test_a_gpu_waits_only_while_it_has_nothing_to_do(monkeypatch):
+    """With events that stand in for a GPU's, whose clock is set by hand; those in the future have not come yet."""
+    host = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = max(host[0], busy_until)
+
+        def query(self):
+            return self.at <= host[0]
+
+        def elapsed_time(self, other):
+            return 1000 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    waits, busy_until = Waits(torch.device('cuda')), 0.0
+    for work, wait in ((0, 100.0), (5.0, 3.0), (5.0, 2.0), (0.0, 7.0)):  # the GPU is given work; the host waits for a batch
+        busy_until = max(host[0], busy_until) + work
+        with waits.one():
+            host[0] += wait
+    assert waits.taken() == 2.0  # works until 110, waits from there to 112; the first batch is not counted
+    busy_until = 120.0
+    with waits.one():
+        host[0] += 1.0
+    assert waits.taken() == 0.0 and len(waits.pairs) == 1
+    host[0] = 130.0
+    assert waits.taken() == 0.0 and not waits.pairs
