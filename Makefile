@@ -76,6 +76,7 @@ bench:
 	$(VENV_PYTHON) -m benchmarks.step
 	$(VENV_PYTHON) -m benchmarks.detection
 	$(VENV_PYTHON) -m benchmarks.saving
+	$(VENV_PYTHON) -m benchmarks.input
 
 # Kills runs again and again, and compares their end with an undisturbed run's: under an hour on two cores.
 chaos:

@@ -26,7 +26,7 @@ from common.demo_world import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'your_convnet_still_pretraining.pth'
-VARYING = ('seconds', 'images_per_second', 'remaining', 'finish')  # of a line in the log: what the clock says
+VARYING = ('seconds', 'images_per_second', 'data_wait', 'remaining', 'finish')  # of a line in the log: what the clock says
 PER_EPOCH = 5
 
 

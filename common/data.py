@@ -25,16 +25,31 @@ PATIENCE = 100  # unreadable images in a row before giving up: then it is not th
 
 
 @dataclass(frozen=True)
+class Crop:
+    """A box (top, left, height, width) of an image, resized to (height, width), and mirrored or not."""
+    box: tuple
+    size: tuple
+    mirrored: bool
+
+    def __call__(self, image):
+        image = F.resized_crop(image, *self.box, list(self.size), BICUBIC, antialias=True)
+        return F.hflip(image) if self.mirrored else image
+
+
+@dataclass(frozen=True)
 class RandomCrop:
     """RandomResizedCrop to (height, width) and a flip of half of the images."""
     size: tuple
     scale: tuple = (0.67, 1.0)
     flip: bool = True
 
+    def draw(self, height, width):
+        """The crop of an image of that size."""
+        box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, (3 / 4, 4 / 3))
+        return Crop(box, self.size, self.flip and bool(torch.rand(()) < 0.5))
+
     def __call__(self, image):
-        box = RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
-        image = F.resized_crop(image, *box, list(self.size), BICUBIC, antialias=True)
-        return F.hflip(image) if self.flip and torch.rand(()) < 0.5 else image
+        return self.draw(*F.get_dimensions(image)[1:])(image)
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,10 @@ class CentreCrop:
 
 
 class Augmented(Dataset):
-    """Images as the network takes them: (C, H, W) float32, normalised.
+    """Images as the network takes them: (C, H, W) float32, normalised with (mean, std).
+
+    Without a normalisation they are left as they are, uint8 or float32 in [0, 1], for common.engine.Normalise: 8-bit images are
+    a quarter of the bytes on their way from a loading process to the device.
 
     images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start with one; with
     labelled, of (image, class). transform: image -> image of the network's size, which may draw random numbers: they are seeded
@@ -88,7 +106,7 @@ class Augmented(Dataset):
                 row[:] = torch.tensor([os.getpid(), at])
                 try:
                     with at_most(self.timeout):
-                        item = self.images[at]
+                        item = self.read(at)
                         image = item[0] if isinstance(item, (tuple, list)) else item
                         if isinstance(image, Image.Image):
                             image.load()  # Pillow reads a file only when asked for its pixels
@@ -105,7 +123,7 @@ class Augmented(Dataset):
                         tensor, label = self.prepare(image, item, at)
                 except Exception as error:
                     raise ValueError(f'image {self.name(at)} can be read, but not be prepared: {error}') from error
-                if tensor.isfinite().all():
+                if tensor.dtype == torch.uint8 or tensor.isfinite().all():
                     return tensor, label, failed
                 failed.append((at, 'it holds NaN or infinite values'))
         if not self.stand_ins:
@@ -122,19 +140,28 @@ class Augmented(Dataset):
         finally:
             row[1] = -1
 
+    def read(self, index):
+        return self.images[index]
+
     def prepare(self, image, item, index):
         """What was read of number `index` -> (the image as the network takes it, its class or None)."""
-        tensor = as_input(self.transform(image), self.normalisation)
+        tensor = as_tensor(self.transform(image))
+        tensor = tensor if self.normalisation is None else as_input(tensor, self.normalisation)
         return tensor if self.erase is None else self.erase(tensor), item[1] if self.labelled else None
 
     def name(self, index):
         return self.images.name(index) if hasattr(self.images, 'name') else f'number {index}'
 
 
+def as_tensor(image):
+    """A PIL image or a tensor (C, H, W), uint8 or float -> (C, H, W), uint8 where it is, else float32."""
+    image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
+    return image if image.dtype == torch.uint8 else F.convert_image_dtype(image, torch.float32)
+
+
 def as_input(image, normalisation):
     """A PIL image or a tensor (C, H, W), uint8 or float -> (C, H, W) float32, normalised with (mean, std)."""
-    image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
-    return F.normalize(F.convert_image_dtype(image, torch.float32), *normalisation)
+    return F.normalize(F.convert_image_dtype(as_tensor(image), torch.float32), *normalisation)
 
 
 class seeded:
@@ -199,10 +226,15 @@ class Steps(Sampler):
 
 
 def collate(items):
-    """[(image, class or None, failures)] -> images (B, C, H, W), classes (B,) or None, all failures; None is left out."""
+    """[(image, class or None, failures)] -> images (B, C, H, W), classes (B,) or None, all failures; None is left out.
+
+    Where some images are uint8 and others float, all become float32 in [0, 1].
+    """
     failures, read = [one for *_, each in items for one in each], [item[:2] for item in items if item[0] is not None]
     if not read:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), failures
     images, classes = zip(*read)
     labels = None if any(label is None for label in classes) else torch.as_tensor([int(label) for label in classes])
+    if len({image.dtype for image in images}) > 1:
+        images = [F.convert_image_dtype(image, torch.float32) for image in images]
     return torch.stack(images), labels, failures

@@ -9,6 +9,7 @@ from itertools import islice
 
 import torch
 from torch import distributed as dist
+from torchvision.transforms.functional import convert_image_dtype
 
 from common.optim import set_schedule
 from common.schedule import seed_for
@@ -74,6 +75,21 @@ def to_device(tensor, device):
         tensor = tensor.pin_memory()
     layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
     return tensor.to(device, non_blocking=True).to(memory_format=layout)
+
+
+class Normalise:
+    """Images (B, C, H, W) as they were loaded, uint8 or float32 in [0, 1] -> on the device, float32, normalised, channels last.
+
+    normalisation: (mean, std) of each channel. Equal to common.data.as_input of each image: to the last bit on the CPU.
+    """
+
+    def __init__(self, normalisation, device):
+        self.device, (self.mean, self.std) = device, (
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in normalisation)
+
+    def __call__(self, images):
+        images = convert_image_dtype(to_device(images, self.device), torch.float32)
+        return images.sub(self.mean).div_(self.std)  # torchvision's normalize looks at std, and a GPU would wait for that
 
 
 def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, wishes):

@@ -32,8 +32,7 @@ class ImageFiles(Dataset):
         source = Path(source)
         check_channels(in_chans)
         if source.is_dir():
-            endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ)
-            paths = sorted(find_files(source, endings))
+            paths = sorted(find_files(source, image_endings()))
             self.root = source
         elif source.is_file():
             self.root = source.parent if root is None else Path(root)
@@ -53,8 +52,16 @@ class ImageFiles(Dataset):
         return str(self.root / os.fsdecode(self.paths[index]))
 
     def __getitem__(self, index):
-        with open_image(self.name(index)) as image:
+        with self.opened(index) as image:
             return as_channels(self.turned(image, index), 3 if self.mode == 'RGB' else 1)
+
+    def opened(self, index):
+        """The context of a PIL image, see open_image."""
+        return open_image(self.name(index))
+
+    def size(self, index):
+        """Bytes of a file, -1 if there is none."""
+        return size_of(self.name(index))
 
     def fingerprint(self):
         """A short text that is the same for the same files: by their names, their number, and the sizes of 1,000 of them.
@@ -62,13 +69,18 @@ class ImageFiles(Dataset):
         Asking for the sizes of all would take minutes on a file system across a network. A file that is gone has size -1.
         """
         some = np.linspace(0, len(self) - 1, min(len(self), 1000)).round().astype(int)
-        found = hashlib.sha256(f'{len(self)} {[size_of(self.name(index)) for index in some]}'.encode())
+        found = hashlib.sha256(f'{len(self)} {[self.size(index) for index in some]}'.encode())
         found.update(b'\0'.join(self.paths.tolist()))
         return found.hexdigest()[:32]
 
     def turned(self, image, index):
         """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
         return image
+
+
+def image_endings():
+    """What the names of images end with."""
+    return tuple(ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ)
 
 
 def read_list(source, root):
@@ -108,18 +120,21 @@ def inside(paths, root):
 
 
 @contextmanager
-def open_image(path):
-    """A regular file as a PIL image, whatever its name ends with, but for NOT_READ. Raises whatever a file does to Pillow.
+def open_image(file):
+    """A regular file, or one in memory, as a PIL image, whatever its name ends with, but for NOT_READ.
+
+    Raises whatever a file does to Pillow.
 
     Warnings are ignored inside: they do not name the file, many hold numbers and so come once an image, and an image is read
     up to Pillow's own limit for bombs, which is twice the number of pixels that it warns of.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO waits for a writer, reading a device may never end
+    # Opening a FIFO waits for a writer, and reading a device may never end.
+    if isinstance(file, (str, os.PathLike)) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError('it is no regular file')
     Image.init()  # Pillow's own plugins, which it imports only when they are needed
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with Image.open(path, formats=[name for name in Image.ID if name not in NOT_READ]) as image:
+        with Image.open(file, formats=[name for name in Image.ID if name not in NOT_READ]) as image:
             yield image
 
 
@@ -154,7 +169,11 @@ def as_channels(image, in_chans):
         if values.max() > 1 or values.min() < 0:
             raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
         return values.expand(3, -1, -1) if in_chans == 3 else values
-    return image.convert('RGB' if in_chans == 3 else 'L')
+    mode = 'RGB' if in_chans == 3 else 'L'
+    if image.mode != mode:
+        return image.convert(mode)
+    image.load()  # while its file is open; convert() would copy what is right already
+    return image
 
 
 class SeveralFiles(ImageFiles):

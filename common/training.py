@@ -11,6 +11,7 @@ from common.checkpoint import VERSION, copied, earlier, git_commit, require_spac
 from common.engine import train_one_epoch
 from common.optim import BufferGuard, Lars
 from common.stopping import Stopped, StopRequest, Unwritten, tell
+from common.waits import Waits
 from common.watch import TRAINING, Watch
 from common.writer import Writer
 
@@ -39,6 +40,7 @@ class Session:
         self.stop, self.writer = StopRequest(), Writer(log.flush, log.warn) if run.ranks.is_main else None
         self.watch = Watch(run.folder, run.ranks, run.options.stall_minutes, log.warn, self.stop.ask)
         self.saved = saved['own'] if saved else None
+        self.waits = Waits(run.ranks.device)
         self.last, self.tensors = time.monotonic(), {}
 
     @contextmanager
@@ -74,11 +76,12 @@ class Session:
         return self.ranks.all_reduce(asked, dist.ReduceOp.MAX).item() > 0
 
     def batches(self, batches):
-        """The same batches, with signs of life."""
+        """The same batches, with signs of life; how long they are waited for is added up."""
         batches = iter(batches)
         while True:
             self.watch.now('waiting for the images')
-            batch = next(batches, None)
+            with self.waits.one():
+                batch = next(batches, None)
             if batch is None:
                 return
             self.watch.now(TRAINING)
@@ -167,7 +170,7 @@ def train(run, log, session, saved, progress, *, parallel, module, optimizer, ac
         return stop > 0 or save > 0 or progress.is_lost
 
     def look(seconds):
-        progress.look(seconds)
+        progress.look(seconds, session.waits.taken())
         if session.writer:
             session.writer.tend()
 

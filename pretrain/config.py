@@ -18,13 +18,16 @@ class Options(RunOptions):
     init: str = option(None, "start from weights: our files, official ones, or 'timm' for timm's own", 'run',
                        ('init_weight',), str, harmless=True)
 
-    data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or a text file with '
-                            'one path a line', 'data', parse=str, harmless=True)
+    data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar shards of images; '
+                            'one such tar; or a text file with one path a line', 'data', parse=str, harmless=True)
     val_path: str = option(None, 'held-out images; val/ in data_path if not given and there is one', 'data',
                            parse=str, harmless=True)
 
     list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie in; that of the '
                             'list if not given', 'data', parse=str, harmless=True)
+
+    fast_decode: bool = option(False, 'decode JPEGs no larger than their crops need, and resize them faster: pixels differ a '
+                               'little', 'data')
 
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
     cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given", 'method',

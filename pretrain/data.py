@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from common.images import ImageFiles, timm_dataset
+from common.shards import TarShards, is_sharded
 
 
 def find_images(data_path=None, dataset=None, in_chans=3, list_root=None):
@@ -11,7 +12,13 @@ def find_images(data_path=None, dataset=None, in_chans=3, list_root=None):
     if data_path is None:
         raise ValueError('say where the images are: --data_path=DIR')
     folder = Path(data_path, 'train')
-    return ImageFiles(folder if folder.is_dir() else data_path, in_chans, list_root)
+    images = images_of(folder if folder.is_dir() else data_path, in_chans, list_root)
+    if isinstance(images, TarShards):
+        first = {path.split(b'/')[0] for path in images.paths.tolist()}
+        if {b'train', b'val'} <= first:
+            raise ValueError(f'{data_path} holds train/ and val/ inside of its tars, and both would be trained on: pack each '
+                             'into tars of its own, in folders train/ and val/')
+    return images
 
 
 def find_held_out(data_path=None, val_path=None, in_chans=3, list_root=None):
@@ -21,9 +28,14 @@ def find_held_out(data_path=None, val_path=None, in_chans=3, list_root=None):
     """
     beside = data_path is not None and Path(data_path, 'train').is_dir()
     if val_path is None:
-        return ImageFiles(Path(data_path, 'val'), in_chans) if beside and Path(data_path, 'val').is_dir() else None
+        return images_of(Path(data_path, 'val'), in_chans) if beside and Path(data_path, 'val').is_dir() else None
     trained = data_path and Path(data_path, 'train' if beside else '').resolve()
     if trained and Path(val_path).resolve().is_relative_to(trained):
         raise ValueError(f'the held-out images {val_path} lie inside {trained}, whose images are trained on: put them beside '
                          'it, as train/ and val/')
-    return ImageFiles(val_path, in_chans, list_root)
+    return images_of(val_path, in_chans, list_root)
+
+
+def images_of(source, in_chans=3, list_root=None):
+    """The images of a folder, of a list, of a tar, or of a folder of tars. Raises ValueError."""
+    return TarShards(source, in_chans) if is_sharded(source) else ImageFiles(source, in_chans, list_root)

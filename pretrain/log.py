@@ -3,7 +3,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-NUMBERS = ('epoch', 'step', 'loss', 'val_loss', 'lr', 'gradient_norm', 'images_per_second', 'seconds', 'gpu_kwh')
+NUMBERS = ('epoch', 'step', 'loss', 'val_loss', 'lr', 'gradient_norm', 'images_per_second', 'data_wait', 'seconds',
+           'gpu_kwh')
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from common.checkpoint import load_run, open_folder, plain_state, refuse_changes
 from common.cli import errors_in_one_sentence
 from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
-from common.engine import fit_accumulation
+from common.engine import Normalise, fit_accumulation
+from common.fast_decode import FastDecode
 from common.images import check_dataset, same_images
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
@@ -101,16 +102,15 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     model = data_parallel(spark, ranks, same_buffers=options.sync_bn)
 
     size = spark.encoder.input_size
-    augmented = Augmented(images, RandomCrop(size, options.crop_scale, options.flip), options.normalisation, options.seed,
-                          timeout=options.read_timeout)
-    watched = Augmented(images if held_out is None else held_out, CentreCrop(size), options.normalisation,
-                        timeout=options.read_timeout)
+    augmented = (FastDecode if options.fast_decode else Augmented)(
+        images, RandomCrop(size, options.crop_scale, options.flip), None, options.seed, timeout=options.read_timeout)
+    watched = Augmented(images if held_out is None else held_out, CentreCrop(size), None, timeout=options.read_timeout)
+    normalise = Normalise(options.normalisation, ranks.device)
     steps = Steps(len(images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size, accum,
                   left_out=run.left_out)
     unreadable = set(saved.get('unreadable', ())) if saved else set()
     read = without_failures(loader(augmented, steps, run.workers, ranks.device), augmented, unreadable, log)
-    batches = masked((x for x, _ in read), lambda step: run.draw_visible(spark, step, accum), run.todo(start), accum,
-                     ranks.device)
+    batches = masked((x for x, _ in read), normalise, lambda step: run.draw_visible(spark, step, accum), run.todo(start), accum)
     progress = Progress(run, log, saved, lambda step: [augmented.name(index) for _, index in steps.batch_of(step)])
 
     def held_out_loss():
@@ -119,7 +119,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
         mine, size = range(ranks.rank, len(held_out), ranks.size), run.share // accum
         places = [list(mine[i:i + size]) for i in range(0, len(mine), size)]
         batches = loader(watched, [[(0, place) for place in part] for part in places], run.workers, ranks.device)
-        return evaluate(spark, (x for x, _ in without_failures(batches, watched, unreadable, log)), places,
+        return evaluate(spark, (x for x, _ in without_failures(batches, watched, unreadable, log)), normalise, places,
                         spark.draw_visible(len(held_out), run.generator('held-out')), ranks, run.autocast, session.go_on)
 
     def before():
@@ -136,7 +136,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
 
     def finish_epoch(epoch, final):
         if options.picture_every and (final or epoch % options.picture_every == 0):
-            progress.picture(epoch, spark, watched)
+            progress.picture(epoch, spark, watched, normalise)
         if final:
             state = plain_state(spark.encoder.cnn)
             session.put(run.exported, lambda: save(run.exported, state))

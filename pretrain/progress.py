@@ -12,6 +12,7 @@ PICTURES = 8
 
 class Progress(progress.Progress):
     """Follows the losses of a run; see common/progress.py."""
+    remedy = 'more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage is slow'
 
     def before(self, val_loss):
         """The held-out loss of the untrained network, where there are held-out images."""
@@ -21,10 +22,10 @@ class Progress(progress.Progress):
             self.log.scalars({'val_loss': val_loss}, 0)
             self.log.say(f'Before training the held-out loss is {val_loss:.4f}.')
 
-    def picture(self, epoch, spark, watched):
+    def picture(self, epoch, spark, watched, normalise):
         """Eight images of a data set, the same with the same masks every time, as PNG and in TensorBoard."""
         places = torch.linspace(0, len(watched) - 1, min(PICTURES, len(watched))).long().tolist()
-        images = collate([watched[(0, place)] for place in places])[0].to(self.run.ranks.device)
+        images = normalise(collate([watched[(0, place)] for place in places])[0])
         visible = spark.draw_visible(len(images), self.run.generator('picture')).to(images.device)
         spark.eval()
         with self.run.autocast():

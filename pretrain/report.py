@@ -66,6 +66,7 @@ def summary(logs, names):
         'loss of the last epoch': [last(log, 'loss') for log in logs],
         'held-out loss': [last(log, 'val_loss') for log in logs],
         'images a second': [last(log, 'images_per_second', '{:.1f}') for log in logs],
+        'waiting for images': [last(log, 'data_wait', '{:.0%}') for log in logs],
         'time in epochs': [duration(sum(entry['seconds'] for entry in log.epochs)) for log in logs],
         'energy of the GPUs': [energy(log) for log in logs],
         'unreadable images': [log.epochs[-1]['unreadable'] if log.epochs else 0 for log in logs],

@@ -15,7 +15,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.chaos import chaos, is_alive, ranks_of
+from benchmarks.chaos import VARYING, chaos, is_alive, ranks_of
 from common import checkpoint, engine, training, writer
 from common.checkpoint import CannotWrite, earlier, load_run, read_plain, read_run, save, save_checkpoint, write_atomically
 from common.distributed import Ranks
@@ -821,8 +821,7 @@ def test_fine_tuning_is_stopped_skips_and_goes_on_through_the_same_code(world, t
     def end_of(folder):
         state = read_run(folder / 'your_convnet_1kfinetuned_last.pth')
         lines = [json.loads(line) for line in (folder / 'finetune_log.txt').read_text().splitlines()]
-        varying = ('seconds', 'images_per_second', 'remaining', 'finish')
-        return [{key: value for key, value in line.items() if key not in varying} for line in lines if 'epoch' in line], \
+        return [{key: value for key, value in line.items() if key not in VARYING} for line in lines if 'epoch' in line], \
             [state[key] for key in ('step', 'model', 'ema', 'optimizer', 'best', 'sums')]
 
     whole = tune('whole')

@@ -47,7 +47,7 @@ def test_a_run_leaves_its_files(whole, tiny, capsys):
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = board.EventAccumulator(str(whole / 'tensorboard_log')).Reload()
     assert [event.step for event in events.Scalars('val_loss')] == [0, 10]
-    assert {'loss', 'learning_rate', 'weight_decay', 'gradient_norm', 'images_per_second', 'val_loss'} == set(
+    assert {'loss', 'learning_rate', 'weight_decay', 'gradient_norm', 'images_per_second', 'data_wait', 'val_loss'} == set(
         events.Tags()['scalars']) and events.Tags()['images']
     pretrain(tiny(run_dir=str(whole)))
     assert 'This run is finished: 2 epochs' in capsys.readouterr().out
