@@ -115,6 +115,8 @@ class RunOptions(ImageOptions):
     stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is gone, after which the '
                                   'run ends; 0 for never', 'machine', harmless=True)
     compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
+    bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but rounded', 'machine',
+                                  harmless=True)
 
     save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
     save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int, harmless=True)

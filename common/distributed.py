@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -123,7 +124,8 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         var = _AllReduce.apply(centred.square().mean((0, 2, 3)) * share)
         if self.track_running_stats:
             with torch.no_grad():
-                self.num_batches_tracked += 1
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked += 1
                 momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
                 self.running_mean += momentum * (mean - self.running_mean)
                 self.running_var += momentum * (var * (total / (total - 1)).item() - self.running_var)
@@ -140,9 +142,9 @@ def shared_statistics(x, norm):
     x (B, C, H, W); all ranks have as many positions.
     """
     var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (0, 2, 3), correction=0)
-    everyone = mean.new_empty(dist.get_world_size(), 2, len(mean))
-    dist.all_gather_into_tensor(everyone, torch.stack([mean, var]))
-    means, variances = everyone.unbind(1)
+    everyone = [mean.new_empty(2, len(mean)) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, torch.stack([mean, var]))
+    means, variances = torch.stack(everyone, 1)
     mean = means.mean(0)
     var = variances.mean(0) + (means - mean).square().mean(0)
     count = len(everyone) * x.numel() / x.shape[1]
@@ -180,11 +182,17 @@ def synchronise_batchnorm(module):
     return module
 
 
-def data_parallel(module, ranks, same_buffers):
-    """The module with gradients averaged over the ranks; itself if there is one. same_buffers: they need no broadcast."""
+def data_parallel(module, ranks, same_buffers, in_bf16=False):
+    """The module with gradients averaged over the ranks; itself if there is one.
+
+    same_buffers: they need no broadcast. in_bf16: gradients travel, and are summed, in that.
+    """
     if ranks.size == 1:
         return module
     broadcast = 'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters \
         else 'broadcast_buffers'  # its name before torch 2.15
-    return DistributedDataParallel(module, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None,
-                                   gradient_as_bucket_view=True, **{broadcast: not same_buffers})
+    parallel = DistributedDataParallel(module, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None,
+                                       gradient_as_bucket_view=True, **{broadcast: not same_buffers})
+    if in_bf16:
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel

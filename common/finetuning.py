@@ -56,7 +56,7 @@ def finetune(run, log, session, saved, model, trained, *, images, batches, measu
         optimizer.load_state_dict(saved.pop('optimizer'))
     if options.compile:
         model.compile()
-    parallel = data_parallel(model, ranks, same_buffers=options.sync_bn)
+    parallel = data_parallel(model, ranks, same_buffers=options.sync_bn, in_bf16=options.bf16_gradients)
     unreadable = set(saved.get('unreadable', ())) if saved else set()
     read, steps = batches(accum, unreadable)
     progress = Progress(run, log, saved, lambda step: [images[0].name(index) for _, index in steps.batch_of(step)])

@@ -171,7 +171,7 @@ class Run:
             yield f'the steps {parts} are left out: they were not finite'
         if saved:
             for name, now, then in changes(options, saved['config'], harmless=True):
-                if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum'):
+                if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum', 'bf16_gradients'):
                     yield f'{name} was {then} until now, and is {now} from here on'
             if data_changed(saved, self.images, self.fingerprint):
                 yield (f'the training images are not those of before ({saved["images"]:,} then, {self.images:,} now); the run '

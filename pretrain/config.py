@@ -48,6 +48,9 @@ class Options(RunOptions):
     clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation', ('clip',),
                               harmless=True)
 
+    recompute: str = option('none', 'what is not kept for the backward pass, but computed again: less memory, more time',
+                            'machine', ('checkpoint',), choices=('none', 'decoder', 'all'), harmless=True)
+
     val_every: int = option(10, 'epochs between held-out losses', 'log', harmless=True)
     picture_every: int = option(10, 'epochs between pictures of 8 reconstructions; 0 for none', 'log', harmless=True)
 
@@ -56,6 +59,8 @@ class Options(RunOptions):
         require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
         require(self.list_root is None or any(path and not os.path.isdir(path) for path in (self.data_path, self.val_path)),
                 '--list_root is for lists of images: give one as --data_path or --val_path')
+        require(self.recompute == 'none' or not self.compile, '--compile decides by itself what is computed again: leave out '
+                '--recompute, or --compile')
         for field in ('val_every', 'decoder_width'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.picture_every >= 0, f'picture_every must be 0 or more, not {self.picture_every}')

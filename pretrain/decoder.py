@@ -2,6 +2,7 @@
 from torch import nn
 
 from pretrain.fused import enlarge, norm_conv
+from pretrain.recompute import run
 
 
 class UNetBlock(nn.Module):
@@ -37,6 +38,7 @@ class LightDecoder(nn.Module):
         self.widths = [width // 2 ** i for i in range(blocks + 1)]
         self.dec = nn.ModuleList(UNetBlock(cin, cout) for cin, cout in zip(self.widths, self.widths[1:]))
         self.proj = nn.Conv2d(self.widths[-1], out_chans, kernel_size=1)
+        self.recomputes = False  # each block in the backward pass, see recompute.py
         self.initialise()
 
     def initialise(self):
@@ -54,5 +56,5 @@ class LightDecoder(nn.Module):
         for stride, block in zip(self.strides, self.dec):
             if norm is not None:
                 x = norm(x) + levels[stride] if stride in levels else norm(x)
-            x, norm = block(x), block.conv[4]
+            x, norm = run(block, x, again=self.recomputes), block.conv[4]
         return norm_conv(x, norm, self.proj, clipped=False)

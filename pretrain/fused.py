@@ -23,11 +23,12 @@ def enlarge(x, up, conv):
     """
     if up.in_channels > MERGED:
         return conv(up(x))
+    up_weight, conv_weight = Weight.apply(up.weight), Weight.apply(conv.weight)
     with torch.autocast(x.device.type, enabled=False):
         # Along one axis, out[2j + a] sums x[j + d] * up[a - 2d + t] * conv[t] over d in (-1, 0, 1) and t in (0, 1, 2).
-        kernel = F.conv2d(up.weight, conv.weight, padding=2)  # (C, C', 6, 6), at a - 2d + 2
+        kernel = F.conv2d(up_weight, conv_weight, padding=2)  # (C, C', 6, 6), at a - 2d + 2
         kernel = kernel.unflatten(3, (3, 2)).unflatten(2, (3, 2)).flip(2, 4).permute(3, 5, 1, 0, 2, 4).flatten(0, 2)
-        bias = (conv.weight.sum((2, 3)) @ up.bias).repeat(4)
+        bias = (conv_weight.sum((2, 3)) @ up.bias).repeat(4)
 
     def beyond(line, up_line, conv_line):
         """(B, C, W), (C, M, 4), (C', M, 3) -> (B, C', 2W): what comes from one line beyond the border."""
@@ -37,12 +38,25 @@ def enlarge(x, up, conv):
 
     def corner(i, j):
         """(B, C'): what comes from one place beyond a corner."""
-        return F.linear(F.linear(x[:, :, i, j], up.weight[:, :, i, j].t(), up.bias), conv.weight[:, :, i, j])
+        return F.linear(F.linear(x[:, :, i, j], up_weight[:, :, i, j].t(), up.bias), conv_weight[:, :, i, j])
 
-    top, bottom = (beyond(x[:, :, i], up.weight[:, :, i], conv.weight[:, :, i]) for i in (0, -1))
-    left, right = (beyond(x[:, :, :, i], up.weight[:, :, :, i], conv.weight[:, :, :, i]) for i in (0, -1))
+    top, bottom = (beyond(x[:, :, i], up_weight[:, :, i], conv_weight[:, :, i]) for i in (0, -1))
+    left, right = (beyond(x[:, :, :, i], up_weight[:, :, :, i], conv_weight[:, :, :, i]) for i in (0, -1))
     corners = torch.stack([corner(i, j) for i, j in CORNERS])
     return Placed.apply(F.conv2d(x, kernel, bias, padding=1), top, bottom, left, right, corners)
+
+
+class Weight(torch.autograd.Function):
+    """A weight, whose gradient is laid out as it is itself, so that DDP need not copy it."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.save_for_backward(weight)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.empty_like(ctx.saved_tensors[0], dtype=grad.dtype).copy_(grad)
 
 
 class Placed(torch.autograd.Function):
@@ -77,7 +91,8 @@ def norm_conv(x, norm, conv, clipped=True):
     if not (norm.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         out = norm(x)
         return conv(F.relu6(out, inplace=True) if clipped else out)
-    norm.num_batches_tracked += 1
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked += 1
     x, weight, bias = as_autocast(x, conv.weight, conv.bias)
     return NormConvolution.apply(x, norm.weight, norm.bias, weight, bias, norm, conv.padding, clipped)
 

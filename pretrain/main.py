@@ -87,6 +87,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     spark = spark.to(ranks.device)
     for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):  # mask tokens would only confuse DDP's strides
         part.to(memory_format=torch.channels_last)
+    spark.recompute(options.recompute)
     accum = run.parts(saved) or fit_accumulation(
         spark, lambda n: (torch.randn(n, options.in_chans, *spark.encoder.input_size, device=ranks.device).to(
             memory_format=torch.channels_last),), run.share, ranks, run.autocast)
@@ -99,7 +100,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     if options.compile:
         spark.compile()
     torch.backends.cudnn.benchmark = True  # shapes never change
-    model = data_parallel(spark, ranks, same_buffers=options.sync_bn)
+    model = data_parallel(spark, ranks, same_buffers=options.sync_bn, in_bf16=options.bf16_gradients)
 
     size = spark.encoder.input_size
     augmented = (FastDecode if options.fast_decode else Augmented)(

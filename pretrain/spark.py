@@ -16,6 +16,7 @@ import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.weights import create_cnn, load_official_spark
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
+from pretrain.recompute import run
 from pretrain.strips import Geometry
 
 
@@ -29,6 +30,7 @@ class SparK(nn.Module):
     def __init__(self, encoder, mask_ratio=0.6, decoder_width=768):
         super().__init__()
         self.encoder, self.mask_ratio = encoder, mask_ratio
+        self.recomputes = False
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
         if not 0 < self.visible_cells < self.cells:
@@ -53,10 +55,14 @@ class SparK(nn.Module):
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
         geometry = self.geometry(images, visible)
-        strips = self.encoder(images, geometry)
+        strips = run(self.encoder, images, geometry, again=self.recomputes)
         levels = self.densify(strips, geometry)
         reconstruction = self.dense_decoder(levels)
         return self.loss(images, reconstruction, geometry)
+
+    def recompute(self, what):
+        """What `forward` does not keep for the backward pass, but computes again: 'none', 'decoder' or 'all'."""
+        self.recomputes, self.dense_decoder.recomputes = what == 'all', what != 'none'
 
     def draw_visible(self, batch, generator=None):
         """Uniformly random visible cells, the same number in every image: LongTensor (batch, k) on the CPU."""

@@ -186,3 +186,35 @@ def test_compiles_to_one_graph_whatever_the_mask(model, backend):
         if b.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=2e-3 * b.grad.abs().max().item() + 1e-6)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize('what', ['decoder', 'all'])
+def test_what_is_computed_again_is_the_same_to_the_last_bit(what):
+    """Loss, gradients and running statistics, with drop path; and less is kept."""
+    kept, results = [], []
+    for again in ('none', what):
+        torch.manual_seed(1)
+        spark = randomise(build_spark('test_resnet', input_size=64, decoder_width=32, drop_path=0.5)).train()
+        spark.recompute(again)
+        images, visible, sizes = torch.randn(4, 3, 64, 64), spark.draw_visible(4), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            loss = spark(images, visible)
+        loss.backward()
+        kept.append(sum(sizes))
+        results.append([loss, *(p.grad for p in spark.parameters() if p.grad is not None), *spark.buffers()])
+    assert kept[1] < kept[0] * {'decoder': 0.9, 'all': 0.3}[what]
+    assert len(results[0]) > 50
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gradients_are_laid_out_as_their_weights():
+    """Otherwise DDP copies them, and warns."""
+    spark, seen = build_spark('test_resnet', input_size=64, decoder_width=32), []
+    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
+        part.to(memory_format=torch.channels_last)
+    for name, parameter in spark.named_parameters():
+        parameter.register_hook(lambda grad, name=name, parameter=parameter: seen.append(
+            (name, [(a, b) for a, b, side in zip(grad.stride(), parameter.stride(), parameter.shape) if side > 1])))
+    spark(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).backward()
+    assert len(seen) > 50 and not [name for name, strides in seen if any(a != b for a, b in strides)]
