@@ -1,17 +1,24 @@
-"""The whole pretraining step against the dense supervised step of the same network: images a second, and peak memory.
+"""The whole pretraining step beside three others, in alternating runs: images a second, ratios, and peak memory.
 
     python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6 --rounds 5]
+                              [--recompute decoder] [--compile]
+
+* supervised: the dense network's own training step, with its classifier;
+* dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the same decoder;
+* plain: that, with the decoder's layers one by one, as they are written down.
 
 Each network runs in a process of its own, so that its peak memory is its own. bf16 autocast on CUDA, fp32 on the CPU.
 """
+import argparse
 import copy
 import multiprocessing
 import resource
 from contextlib import nullcontext
 
 import torch
+from torch import nn
 
-from benchmarks.timing import alternate, arguments, machine
+from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.distributed import Ranks
 from common.engine import train_step
 from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
@@ -25,6 +32,28 @@ def memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+class Dense(nn.Module):
+    """SparK with its encoder run densely; plainly: the decoder layer by layer."""
+
+    def __init__(self, spark, plainly):
+        super().__init__()
+        self.spark, self.plainly = spark, plainly
+
+    def forward(self, images, visible):
+        spark = self.spark
+        levels, maps = {}, reversed(spark.encoder(images))
+        for stride, x, norm, project in zip(reversed(spark.encoder.reductions), maps, spark.densify_norms, spark.densify_projs):
+            levels[stride] = project(norm(x))
+        decode = self.layer_by_layer if self.plainly else spark.dense_decoder
+        return spark.loss(images, decode(levels), spark.geometry(images, visible))
+
+    def layer_by_layer(self, levels):
+        decoder, x = self.spark.dense_decoder, 0
+        for stride, block in zip(decoder.strides, decoder.dec):
+            x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
+        return decoder.proj(x)
+
+
 def measure(name, args, device):
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
@@ -33,40 +62,61 @@ def measure(name, args, device):
     plain = copy.deepcopy(spark.encoder.cnn).to(device, memory_format=torch.channels_last).train()
     for key in spark.encoder.unused:
         spark.encoder.cnn.get_parameter(key).requires_grad_(False)
-    spark = spark.to(device, memory_format=torch.channels_last).train()
-    ranks, guard = Ranks(0, 1, device), BufferGuard(spark)
+    spark = spark.to(device).train()
+    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
+        part.to(memory_format=torch.channels_last)
+    spark.recompute(args.recompute)
+    ranks, others = Ranks(0, 1, device), {}
 
     def autocast():
         return torch.autocast('cuda', torch.bfloat16) if device.type == 'cuda' else nullcontext()
 
-    optimizers = [build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)) for net in (spark, plain)]
-    for optimizer in optimizers:
+    def optimizer_of(net):
+        optimizer = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95))
         set_schedule(optimizer, 1e-4, 0.05)
+        return optimizer
 
-    def pretraining():
-        train_step(spark, [(images, spark.draw_visible(args.batch).to(device))], 1, optimizers[0], guard, ranks, autocast, 5.0)
+    def pretraining(net):
+        optimizer, guard = optimizer_of(net), BufferGuard(net)
+        if args.compile:
+            net.compile()
+        wishes = torch.zeros(2, device=device)
+
+        def step():
+            visible = spark.draw_visible(args.batch).to(device)
+            train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: wishes)
+        return step
+
+    sparse = pretraining(spark)
+    base = memory(device)
+    sparse()
+    peak = memory(device)
+    optimizer = optimizer_of(plain)
+    if args.compile:
+        plain.compile()
 
     def supervised():
-        optimizers[1].zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with autocast():
-            loss = torch.nn.functional.cross_entropy(plain(images), labels)
+            loss = nn.functional.cross_entropy(plain(images), labels)
         loss.backward()
-        optimizers[1].step()
+        optimizer.step()
 
-    base = memory(device)
-    pretraining()
-    peak = memory(device)
-    medians = alternate({'pretraining': pretraining, 'supervised': supervised}, args.rounds, device)
-    rates = {case: args.batch / seconds for case, seconds in medians.items()}
-    print(f'{name:20} pretraining {rates["pretraining"]:.1f} images/s, supervised dense {rates["supervised"]:.1f} images/s, '
-          f'ratio {rates["pretraining"] / rates["supervised"]:.2f}; peak memory of the first pretraining step '
+    for case, plainly in (('dense', False), ('plain', True)):
+        others[case] = pretraining(Dense(copy.deepcopy(spark), plainly))
+    medians = alternate({'pretraining': sparse, 'supervised': supervised, **others}, args.rounds, device)
+    rates = ', '.join(f'{case} {args.batch / seconds:.2f}' for case, seconds in medians.items())
+    ratios = ', '.join(f'{medians["pretraining"] / medians[case]:.3f} of {case}' for case in ('supervised', *others))
+    print(f'{name:20} images/s: {rates}; time of the step: {ratios}; peak memory of the first pretraining step '
           f'{peak / 2 ** 30:.2f} GiB, {(peak - base) / 2 ** 20 / args.batch:.0f} MiB an image above the networks', flush=True)
 
 
 def main():
-    args, device = arguments(__doc__, ['resnet50', 'convnext_small'])
-    precision = 'bf16' if device.type == 'cuda' else 'fp32'
-    print(f'{machine(device)}; {precision}, batch {args.batch}, {args.input_size} px, mask ratio {args.mask_ratio}', flush=True)
+    parser = argparse.ArgumentParser('benchmarks.step', description=__doc__.split('\n')[0], allow_abbrev=False)
+    parser.add_argument('--recompute', default='none', choices=('none', 'decoder', 'all'))
+    parser.add_argument('--compile', action='store_true')
+    args, device = sizes(parser, ['resnet50', 'convnext_small'])
+    print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}', flush=True)
     for name in args.models:
         process = multiprocessing.get_context('spawn').Process(target=measure, args=(name, args, device))
         process.start()

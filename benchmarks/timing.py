@@ -36,12 +36,21 @@ def machine(device):
     return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
-def arguments(description, models):
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+def sizes(parser, models, argv=None):
+    """The parser's arguments with those that benchmarks of networks share, and the device."""
     parser.add_argument('models', nargs='*', default=models, help='timm names')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--input_size', type=int, default=224)
     parser.add_argument('--mask_ratio', type=float, default=0.6)
     parser.add_argument('--rounds', type=int, default=7)
-    args = parser.parse_args()
-    return args, torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    return parser.parse_args(argv), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def arguments(description, models):
+    return sizes(argparse.ArgumentParser(description=description, allow_abbrev=False), models)
+
+
+def on_machine(args, device):
+    """What was measured, for the first line."""
+    precision = 'bf16' if device.type == 'cuda' else 'fp32'
+    return f'{precision}, batch {args.batch}, {args.input_size} px, mask ratio {args.mask_ratio}'

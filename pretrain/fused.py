@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from common.distributed import shared_gradients, shared_statistics
 from pretrain.windows import as_autocast, gradients
 
-MERGED = 192  # channels up to which a merged kernel, made anew in every step at the cost of their cube, is worth it
+WORTH = 20  # positions a channel from which on a merged kernel saves more than it costs to make, in every step
 CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
 
 
@@ -21,7 +21,7 @@ def enlarge(x, up, conv):
     them. It differs where `conv` pads that map with zeros, and the merged one sees it go on: what came from there is taken
     away again, line by line.
     """
-    if up.in_channels > MERGED:
+    if x.numel() < WORTH * x.shape[1] ** 2:
         return conv(up(x))
     up_weight, conv_weight = Weight.apply(up.weight), Weight.apply(conv.weight)
     with torch.autocast(x.device.type, enabled=False):

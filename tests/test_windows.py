@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.decoder import LightDecoder
-from pretrain.fused import MERGED, enlarge, norm_conv
+from pretrain.fused import WORTH, enlarge, norm_conv
 from pretrain.strips import Geometry, Plane
 from pretrain.windows import CanvasConvolution, CellConvolution, WindowProduct
 from tests.conftest import randomise
@@ -70,7 +70,8 @@ def test_a_filled_canvas_is_convolved_as_it_is():
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 3), (5, 6)])
-def test_one_convolution_is_the_transposed_one_and_the_next(size):
+def test_one_convolution_is_the_transposed_one_and_the_next(size, monkeypatch):
+    monkeypatch.setattr('pretrain.fused.WORTH', 0)
     up, conv = nn.ConvTranspose2d(6, 6, 4, 2, 1, **DOUBLE), nn.Conv2d(6, 8, 3, padding=1, bias=False, **DOUBLE)
     x = torch.randn(2, 6, *size, **DOUBLE, requires_grad=True)
     got, want = enlarge(x, up, conv), conv(up(x))
@@ -92,9 +93,10 @@ def test_a_norm_is_computed_again_for_the_backward_pass(clipped, kernel):
 
 @pytest.mark.parametrize('training', [True, False])
 def test_the_decoder_is_what_its_layers_say(training):
-    """In fp32 to rounding, with channels on both sides of where kernels are merged."""
-    decoder = randomise(LightDecoder(8, 2 * MERGED)).train(training)
-    levels = {stride: torch.randn(2, width, 24 // stride, 16 // stride) for stride, width in ((8, 2 * MERGED), (4, MERGED))}
+    """In fp32 to rounding: the first block's kernels are not worth merging, the last one's are."""
+    decoder = randomise(LightDecoder(8, 64)).train(training)
+    levels = {stride: torch.randn(8, width, 48 // stride, 32 // stride) for stride, width in ((8, 64), (4, 32))}
+    assert levels[8].numel() < WORTH * 64 ** 2 and levels[4].numel() > WORTH * 32 ** 2
     plain, x = copy.deepcopy(decoder), 0
     for stride, block in zip(plain.strides, plain.dec):
         x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
