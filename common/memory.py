@@ -25,7 +25,7 @@ def kept_for_backward(run, besides=()):
     held = weakref.WeakSet()  # not what was kept for a part of the graph that is gone again
 
     def pack(tensor):
-        held.add(one := _Held(tensor))
+        held.add(one := _Held(tensor.detach()))  # with its history, an output would keep itself for good
         return one
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):

@@ -7,35 +7,30 @@ short run on the machine in question (--log), from a few steps here (--measure),
 predicted from the counted operations (--tflops). Each figure says where it comes from; predictions, how far off such ones were.
 """
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.cli import errors_in_one_sentence, option, parse
 from common.config import require
 from common.distributed import Ranks
-from common.engine import train_step
 from common.log import duration
-from common.memory import AsCUDA, Line, Live, kept_for_backward
-from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
+from common.memory import Line
 from common.scaling import step_seconds
-from common.training import size_of
 from pretrain import config
+from pretrain.counts import Counts, Step
 from pretrain.log import read_log
 from pretrain.run import Run
 from pretrain.spark import build_spark
 
 GIB = 2 ** 30
-BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
 # How far off predictions were where they could be checked, on the CPU: python -m benchmarks.plan, python -m benchmarks.scale.
 MEMORY_ERROR = 0.06
 STEP_ERROR = 0.10
 SCALING_ERROR = 0.10
+SMALL = {'cpu': (2, 4), 'cuda': (32, 64)}  # batches that are timed
 SOURCES = ('images_per_second', 'log', 'measure', 'tflops')
 
 
@@ -45,8 +40,8 @@ class Options(config.Options):
 
     gpus: int = option(8, 'GPUs, all together', 'plan')
     memory: float = option(80.0, 'of a GPU, in GiB', 'plan')
-    reserve: float = option(3.0, "GiB of it that are no tensors: CUDA's context, workspaces of kernels, NCCL's buffers, what the "
-                            'allocator cannot use; an assumption', 'plan')
+    reserve: float = option(3.0, "GiB of it that are no tensors: CUDA's context, workspaces of kernels, NCCL's buffers, what "
+                            'the allocator cannot use; an assumption', 'plan')
     images: int = option(1281167, 'in the data set; ImageNet if not given', 'plan')
     image_kilobytes: float = option(115.0, "of an image's file; ImageNet's mean if not given", 'plan')
     cost_per_gpu_hour: float = option(None, 'in any currency', 'plan', parse=float)
@@ -72,112 +67,12 @@ class Options(config.Options):
         for field in ('latency', 'cost_per_gpu_hour'):
             value = getattr(self, field)
             require(value is None or 0 <= value < float('inf'), f'{field} must be 0 or more, not {value}')
-        require(0 <= self.reserve < self.memory, f'reserve must be 0 or more and less than the {self.memory:g} GiB of --memory, '
-                f'not {self.reserve:g}')
+        require(0 <= self.reserve < self.memory, f'reserve must be 0 or more and less than the {self.memory:g} GiB of '
+                f'--memory, not {self.reserve:g}')
         require(0 < self.utilisation <= 1, f'utilisation must be more than 0 and at most 1, not {self.utilisation}')
         require(0 <= self.overlap <= 1, f'overlap must lie between 0 and 1, not {self.overlap}')
         given = [f'--{field}' for field in SOURCES if getattr(self, field)]
         require(len(given) < 2, f'{" and ".join(given)} each say how fast the run is: give one of them')
-
-
-class Step:
-    """A training step of the run on one process. inputs(batch) -> random images and masks; step(images, visible) trains.
-
-    The learning rate is 0, so that nothing is lost where numbers are random.
-    """
-
-    def __init__(self, spark, options, device):
-        for name in spark.encoder.unused:
-            spark.encoder.cnn.get_parameter(name).requires_grad_(False)
-        self.spark, self.options, self.device = spark.to(device).train(), options, device
-        for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
-            part.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay))
-        set_schedule(self.optimizer, 0.0, options.weight_decay)
-        self.guard = BufferGuard(spark)
-
-    def inputs(self, batch):
-        images = torch.randn(batch, self.options.in_chans, *self.spark.encoder.input_size, device=self.device)
-        return images.to(memory_format=torch.channels_last), self.spark.draw_visible(batch).to(self.device)
-
-    def autocast(self):
-        """bf16 unless fp32 is asked for: that is what a GPU does."""
-        return nullcontext() if self.options.precision == 'fp32' else torch.autocast(self.device.type, torch.bfloat16)
-
-    def loss(self, images, visible):
-        with self.autocast():
-            return self.spark(images, visible)
-
-    def __call__(self, images, visible):
-        return train_step(self.spark, [(images, visible)], 1, self.optimizer, self.guard, Ranks(0, 1, self.device),
-                          self.autocast, self.options.clip_grad, lambda: torch.zeros(2, device=self.device))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What was counted of a run's training step, in bytes and operations.
-
-    weights: with BatchNorm's statistics. state: the optimiser's. image: one input. kept: for the backward pass, a Line. live:
-    what else lives after each operation of a step, a Line of arrays, with the gradients that are there by then, and those alone in
-    reached (operations,). operations: floating-point ones, of one image. norms: BatchNorms that are trained.
-    """
-    weights: int
-    gradients: int
-    state: int
-    image: int
-    checkpoint: int
-    kept: Line
-    live: Line
-    reached: np.ndarray
-    operations: float
-    norms: int
-
-    @classmethod
-    def of(cls, options, spark):
-        """Of real steps on the CPU. Raises ValueError if the network does something else with another number of images."""
-        step = Step(spark, options, torch.device('cpu'))
-        own, trained = [*spark.parameters(), *spark.buffers()], [p for p in spark.parameters() if p.requires_grad]
-        with FlopCounterMode(display=False) as counter:
-            step(*step.inputs(BATCHES[0]))  # makes the optimiser's state besides
-        kept, live = [], []
-        for batch in BATCHES:
-            images, visible = step.inputs(batch)
-            step.optimizer.zero_grad(set_to_none=True)
-            with nullcontext() if options.precision == 'fp32' else AsCUDA():
-                kept.append(kept_for_backward(lambda i=images, v=visible: step.loss(i, v), [*own, images, visible]))
-                with Live() as seen:
-                    step(images, visible)
-            live.append(seen.bytes)
-        if len(live[0]) != len(live[1]):
-            raise ValueError(f'{options.model} does other operations on {BATCHES[1]} images than on {BATCHES[0]}, so that nothing '
-                             'can be said of larger batches: measure on a GPU with --accum=auto')
-        reached = np.zeros_like(live[1])
-        for parameter in trained:
-            reached[seen.made_at(parameter.grad):] += size(parameter.grad)
-        state = [value for entry in step.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
-        return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
-                   size_of(spark, step.optimizer, False), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
-                   counter.get_total_flops() / BATCHES[0],
-                   sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and (module.weight is None
-                       or module.weight.requires_grad) for module in spark.modules()))
-
-    def temporary(self, alone):
-        """What a step makes, after each operation, a Line. alone: no gradients are there before it, as without DDP and parts."""
-        return self.live if alone else Line(self.live.constant - self.reached + self.gradients, self.live.an_image)
-
-    def held(self, batch, alone):
-        """Bytes of tensors at a step's fullest moment, on so many images at a time."""
-        return self.weights + self.state + self.image * batch + int(self.temporary(alone).at(batch).max())
-
-    def largest(self, room, alone):
-        """The most images at a time for which `held` fits into so many bytes; 0 if not even one does."""
-        line = self.temporary(alone)
-        left, grows = room - self.weights - self.state - line.constant, self.image + line.an_image
-        return max(int((left // grows).min()), 0)
-
-
-def size(tensor):
-    return tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True)
@@ -198,8 +93,8 @@ def speed_of(options, counts, spark):
         return measured(Step(spark, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
     if options.tflops:
         seconds = counts.operations / (options.tflops * 1e12 * options.utilisation)
-        return Speed(Line(0, seconds), f'predicted: {counts.operations / 1e9:.0f} G operations an image, {options.utilisation:.0%} '
-                     f'of {options.tflops:g} TFLOPS; that share is an assumption which no GPU has confirmed')
+        return Speed(Line(0, seconds), f'predicted: {options.utilisation:.0%} of {options.tflops:g} TFLOPS, a share that is '
+                     'assumed: no GPU has confirmed it')
     return None
 
 
@@ -220,7 +115,7 @@ def logged(options):
 
 def measured(step, rounds=5):
     """The Speed of this machine: the line through the median times of two batches, taken in turn."""
-    batches = (32, 64) if step.device.type == 'cuda' else (2, 4)
+    batches = SMALL[step.device.type]
     times = {batch: [] for batch in batches}
     for i in range(rounds + 1):
         for batch in batches:
@@ -228,9 +123,11 @@ def measured(step, rounds=5):
             began = time.perf_counter()
             step(*inputs).tolist()  # waits for the device
             times[batch].append(time.perf_counter() - began) if i else None
-    name = torch.cuda.get_device_name(step.device) if step.device.type == 'cuda' else f'{torch.get_num_threads()} threads of a CPU'
+    cuda, threads = step.device.type == 'cuda', torch.get_num_threads()
+    name = torch.cuda.get_device_name(step.device) if cuda else f'{threads} thread{"s" * (threads > 1)} of a CPU'
     return Speed(Line.through(batches, [median(times[batch]) for batch in batches]),
-                 f'measured here on {batches[0]} and {batches[1]} images, {name}')
+                 f'predicted from {batches[0]} and {batches[1]} images, measured on {name}; off by {STEP_ERROR:.0%} at most '
+                 'where that was checked (CPU)')
 
 
 @dataclass(frozen=True)
@@ -271,6 +168,11 @@ class Plan:
         return 2 * self.counts.norms * self.parts if self.options.sync_bn else 0
 
     @property
+    def part(self):
+        """Images at a time."""
+        return self.run.share // self.parts
+
+    @property
     def computing(self):
         """Seconds of a step without communication."""
         return self.speed.seconds.at(self.run.share)
@@ -281,8 +183,8 @@ class Plan:
         options = self.options
         if options.bandwidth is None or self.speed.ranks == options.gpus:
             return self.computing
-        return step_seconds(self.computing, self.counts.gradients, options.gpus, options.bandwidth * 1e9, options.latency * 1e-6,
-                            options.overlap / self.parts, self.collectives)
+        return step_seconds(self.computing, self.counts.gradients, options.gpus, options.bandwidth * 1e9,
+                            options.latency * 1e-6, options.overlap / self.parts, self.collectives)
 
     @property
     def rate(self):
@@ -290,67 +192,77 @@ class Plan:
         return self.options.batch_size / self.seconds
 
     def __str__(self):
-        options, run, counts = self.options, self.run, self.counts
-        part, height, width = run.share // self.parts, *run.options.size
-        precision = 'fp32' if options.precision == 'fp32' else 'bf16'
-        memory = [
+        options, (height, width) = self.options, self.options.size
+        title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder_width} ' \
+                f'wide, {options.precision or "bf16"}, {options.opt}: {options.batch_size:,} images a step on ' \
+                f'{options.gpus:,} GPU{"s" * (options.gpus > 1)} of {options.memory:g} GiB\n'
+        tables = (('memory of a GPU', self.memory()), ('batch', self.batch()), ('run', self.time()), ('files', self.files()))
+        return title + ''.join(f'\n{name}\n' + ''.join(f'  {what:<30}{value:>16}   {how}\n' for what, value, how in rows)
+                               for name, rows in tables)
+
+    def memory(self):
+        options, counts, part = self.options, self.counts, self.part
+        return [
             ('weights and statistics', gib(counts.weights), 'measured'),
             ('gradients', gib(counts.gradients), 'measured'),
-            ("DDP's share", gib(0), 'measured: its buckets are the gradients'),
+            ("DDP's buckets", gib(0), 'measured: they are the gradients'),
             (f'state of {options.opt}', gib(counts.state), 'measured'),
-            ('kept for the backward pass', f'{counts.kept.an_image / 2 ** 20:.1f} MiB', 'measured, for each image'),
-            ('kept besides, with any batch', gib(counts.kept.constant), 'measured'),
-            ('an image itself', f'{counts.image / 2 ** 20:.1f} MiB', 'measured'),
-            ('largest temporary', gib(self.largest_temporary(part)), f'predicted, at {part} images'),
-            ('all of it', gib(counts.held(part, self.alone)), f'predicted, at {part} images; such predictions were off by '
-             f'{MEMORY_ERROR:.0%} at most (CPU)'),
-            ('kept free', f'{options.reserve:.2f} GiB', 'assumed: CUDA, workspaces, NCCL, fragmentation')]
-        batch = [
-            ('largest at a time', f'{self.room(self.alone):,} images', 'predicted, with that error and what is kept free'),
-            ("a GPU's share of the batch", f'{run.share:,} images', f'given: --bs={options.batch_size}'),
-            ('parts', f'--accum={self.parts}', f'predicted: {part:,} images at a time, which is what BatchNorm sees of a GPU')]
-        tables = [('memory of a GPU', memory), ('batch', batch), ('the run', self.time()), ('disk and input', self.files())]
-        return f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder_width} wide, ' \
-               f'{precision}, {options.opt}; {options.batch_size:,} images a step on {options.gpus:,} GPUs of ' \
-               f'{options.memory:g} GiB\n' + ''.join(f'\n{title}\n' + ''.join(
-                   f'  {what:<30}{value:>18}   {how}\n' for what, value, how in rows) for title, rows in tables)
+            ('an image', mib(counts.image), 'measured'),
+            ('kept for its backward pass', mib(counts.kept.an_image), 'measured, of each image'),
+            ('kept whatever the batch', gib(counts.kept.constant), 'measured'),
+            ('largest temporary', gib(self.largest_temporary()), f'predicted, at {part:,} images'),
+            ('all of it', gib(counts.held(part, self.alone)),
+             f'predicted, at {part:,} images; within {MEMORY_ERROR:.0%} where that was checked (CPU)'),
+            ('kept free', f'{options.reserve:.2f} GiB', 'assumed: CUDA, workspaces of kernels, NCCL, fragmentation')]
 
-    def largest_temporary(self, part):
-        """Bytes of the fullest moment beyond what is kept for the backward pass and the gradients that are there."""
-        line = self.counts.temporary(self.alone)
-        gradients = 0 if self.alone else self.counts.gradients
-        return max(int(line.at(part).max()) - gradients - self.counts.kept.at(part), 0)
+    def batch(self):
+        options = self.options
+        return [
+            ('largest at a time', f'{self.room(self.alone):,} images', 'predicted, with that error and what is kept free'),
+            ("a GPU's share", f'{self.run.share:,} images', f'given, by --bs={options.batch_size}'),
+            ('parts', f'--accum={self.parts}', f'predicted, of {self.part:,} images; BatchNorm sees those'
+             + ' of all GPUs' * (options.sync_bn and options.gpus > 1))]
+
+    def largest_temporary(self):
+        """Bytes of the fullest moment beyond what is kept for the backward pass and the gradients that stand there."""
+        fullest = int(self.counts.temporary(self.alone).at(self.part).max())
+        return max(fullest - self.counts.gradients * (not self.alone) - self.counts.kept.at(self.part), 0)
 
     def time(self):
         options, run, counts = self.options, self.run, self.counts
         rows = [('steps', f'{run.steps:,}', f'given: {options.epochs:,} epochs of {options.images:,} images'),
-                ('operations of an image', f'{counts.operations / 1e9:.1f} G', 'measured: twice the multiply-accumulates, forward '
-                 'and backward')]
+                ('operations of an image', f'{counts.operations / 1e9:.1f} G', 'measured, forward and backward; a '
+                 'multiply-accumulate is two')]
         if self.speed is None:
             return [*rows, ('speed', 'not predicted', 'give --log or --images_per_second of one GPU, --measure, or --tflops')]
-        error = f'predicted; from small batches such predictions were off by {STEP_ERROR:.0%} at most (CPU)'
         rows.append(('one GPU', f'{run.share / self.computing:,.1f} images/s', self.speed.how))
         if options.gpus > 1:
-            how = f'measured so, on {options.gpus} ranks' if self.speed.ranks == options.gpus else 'not counted: give --bandwidth' \
-                if options.bandwidth is None else f'predicted: {counts.gradients / 1e6:.0f} MB of gradients at ' \
-                f'{options.bandwidth:g} GB/s, {self.collectives} small collectives; such predictions were off by ' \
-                f'{SCALING_ERROR:.0%} at most (gloo, 4 processes)'
-            rows.append(('efficiency of all GPUs', f'{self.computing / self.seconds:.1%}', how))
-        rows += [('all GPUs', f'{self.rate:,.0f} images/s', error), ('time', duration(run.steps * self.seconds), 'predicted')]
+            rows.append(('efficiency of all', f'{self.computing / self.seconds:.1%}', self.communication()))
+        rows += [('all GPUs', f'{self.rate:,.0f} images/s', 'predicted from these'),
+                 ('time', duration(run.steps * self.seconds), 'predicted, without evaluation and restarts')]
         if options.cost_per_gpu_hour is not None:
             hours = options.gpus * run.steps * self.seconds / 3600
             rows.append(('cost', f'{hours * options.cost_per_gpu_hour:,.0f}', f'predicted: {hours:,.0f} GPU-hours at '
                          f'{options.cost_per_gpu_hour:g}'))
         return rows
 
+    def communication(self):
+        """Where the efficiency of all GPUs is from."""
+        if self.speed.ranks == self.options.gpus:
+            return f'measured: the log is of {self.speed.ranks} ranks'
+        if self.options.bandwidth is None:
+            return 'not predicted, communication is not counted: give --bandwidth'
+        return f'predicted: {self.counts.gradients / 1e6:.0f} MB of gradients at {self.options.bandwidth:g} GB/s, ' \
+               f'{self.collectives} small collectives; within {SCALING_ERROR:.0%} where that was checked (CPU, 4 processes)'
+
     def files(self):
-        options, counts = self.options, self.counts
-        rows = [('a checkpoint', f'{counts.checkpoint / 1e6:,.0f} MB', 'measured: what goes into it'),
-                ('run folder', f'{(options.keep + 1) * counts.checkpoint / 1e9:.2f} GB', f'predicted: {options.keep} that stay and '
-                 'one that is being written')]
+        options, size = self.options, self.counts.checkpoint
+        rows = [('a checkpoint', f'{size / 1e6:,.0f} MB', 'measured: what goes into it'),
+                ('run folder', f'{(options.keep + 1) * size / 1e9:.2f} GB', f'predicted: {options.keep} that stay, one that is '
+                 'being written')]
         if self.speed:
-            rows.append(('input', f'{self.rate * options.image_kilobytes / 1e3:,.1f} MB/s', f'predicted: {self.rate:,.0f} images/s '
-                         f'of {options.image_kilobytes:g} kB, all nodes together'))
+            rows.append(('input', f'{self.rate * options.image_kilobytes / 1e3:,.1f} MB/s', f'predicted: {self.rate:,.0f} '
+                         f'images/s of {options.image_kilobytes:g} kB, for all GPUs'))
         return rows
 
 
@@ -358,10 +270,18 @@ def gib(size):
     return f'{size / GIB:.2f} GiB'
 
 
+def mib(size):
+    return f'{size / 2 ** 20:.1f} MiB'
+
+
+def build(options):
+    return build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
+                       options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
+
+
 def plan(options):
     """The Plan of a run with these options. Raises ValueError."""
-    spark = build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
-                        options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
+    spark = build(options)
     counts = Counts.of(options, spark)
     return Plan(options, counts, speed_of(options, counts, spark))
 
