@@ -44,7 +44,8 @@ def measure(name, args, device):
         set_schedule(optimizer, 1e-4, 0.05)
 
     def pretraining():
-        train_step(spark, [(images, spark.draw_visible(args.batch).to(device))], 1, optimizers[0], guard, ranks, autocast, 5.0)
+        train_step(spark, [(images, spark.draw_visible(args.batch).to(device))], 1, optimizers[0], guard, ranks, autocast, 5.0,
+                   lambda: torch.zeros(2, device=device))
 
     def supervised():
         optimizers[1].zero_grad(set_to_none=True)

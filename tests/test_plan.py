@@ -229,7 +229,7 @@ def test_without_a_speed_nothing_is_made_up(capsys):
     (['--gpus=3'], '--bs=63 or --bs=66'),
     (['--memory=-1'], 'memory must be more than 0, not -1.0'),
     (['--memory=2'], 'less than the 2 GiB of --memory'),
-    (['--memory=0.01', '--reserve=0'], 'give a smaller --input_size'),
+    (['--memory=0.005', '--reserve=0'], 'give a smaller --input_size'),
     (['--tflops=300', '--images_per_second=5'], '--images_per_second and --tflops each say how fast'),
     (['--utilisation=1.5'], 'utilisation must be more than 0 and at most 1'),
     (['--overlap=2'], 'overlap must lie between 0 and 1'),
