@@ -13,14 +13,15 @@ def all_reduce_seconds(size, ranks, bandwidth, latency):
     return rounds * latency + 2 * (ranks - 1) / ranks * size / bandwidth
 
 
-def step_seconds(compute, gradients, ranks, bandwidth, latency, overlap, collectives=0):
+def step_seconds(compute, gradients, ranks, bandwidth, latency, overlap, collectives=0, gathered=0):
     """A step that computes for `compute` seconds on each rank, and averages so many bytes of gradients.
 
     overlap: the share of the computing beside which gradients travel; what does not fit there is waited for. collectives:
-    those that the computing waits for, of a few bytes: SyncBatchNorm's, two a layer.
+    small ones that the computing waits for, as in SyncBatchNorm. gathered: bytes that each rank hands to every other in them.
     """
     if ranks == 1:
         return compute
     buckets = math.ceil(gradients / BUCKET)
     travel = all_reduce_seconds(gradients, ranks, bandwidth, 0) + buckets * all_reduce_seconds(0, ranks, bandwidth, latency)
-    return compute + max(travel - overlap * compute, 0) + collectives * all_reduce_seconds(0, ranks, bandwidth, latency)
+    waits = collectives * all_reduce_seconds(0, ranks, bandwidth, latency) + (ranks - 1) * gathered / bandwidth
+    return compute + max(travel - overlap * compute, 0) + waits

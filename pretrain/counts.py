@@ -55,7 +55,7 @@ class Counts:
 
     weights: with BatchNorm's statistics. state: the optimiser's. image: one input. kept: for the backward pass, a Line. live:
     what a step has made and still holds after each of its operations, a Line of arrays; reached: the gradients in that,
-    (operations,). operations: floating-point ones, of one image. norms: BatchNorms that are trained.
+    (operations,). operations: floating-point ones, of one image. norms: channels of each BatchNorm that is trained.
     """
     weights: int
     gradients: int
@@ -66,7 +66,7 @@ class Counts:
     live: Line
     reached: np.ndarray
     operations: float
-    norms: int
+    norms: tuple
 
     @classmethod
     def of(cls, options, spark):
@@ -94,8 +94,8 @@ class Counts:
         return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
                    size_of(spark, step.optimizer, False), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
                    counter.get_total_flops() / BATCHES[0],
-                   sum(isinstance(module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)
-                       for module in spark.modules()))
+                   tuple(module.num_features for module in spark.modules() if isinstance(
+                       module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)))
 
     def temporary(self, alone):
         """What a step has made after each operation, a Line. alone: no gradients stand there before it, as in DDP or parts."""

@@ -120,7 +120,7 @@ def test_figures_add_up(counts):
     assert counts.state == 2 * counts.gradients and counts.image == 3 * 32 * 32 * 4
     assert counts.weights == sum(t.numel() * t.element_size() for t in spark.state_dict().values())
     assert counts.checkpoint == counts.weights + counts.state
-    assert counts.norms == sum(isinstance(m, nn.BatchNorm2d) for m in spark.modules())
+    assert sorted(counts.norms) == sorted(m.num_features for m in spark.modules() if isinstance(m, nn.BatchNorm2d))
     fullest = counts.weights + counts.gradients + counts.state + (counts.image + counts.kept.an_image) * 64
     assert fullest < counts.held(64, alone=False) < 2 * fullest
     assert 0 < counts.held(64, alone=False) - counts.held(64, alone=True) <= counts.gradients
@@ -169,6 +169,7 @@ def test_a_step_at_its_limits():
     assert step_seconds(1, 1e9, 2, 1e9, 0, overlap=0.5) == 1.5
     assert step_seconds(1, 1e9, 2, 1e10, 0, overlap=0.5) == 1  # hidden
     assert step_seconds(1, 3 * BUCKET, 2, float('inf'), 1, overlap=0, collectives=5) == 1 + (3 + 5) * 2
+    assert step_seconds(1, 0, 5, 10, 0, overlap=0, gathered=20) == 1 + 4 * 2
 
 
 def test_the_fit_finds_what_made_the_times():
@@ -182,7 +183,7 @@ def test_speed_and_cost(counts):
     slow = Plan(small(gpus=4, bandwidth=1e-3, overlap=0.0, latency=0.0), counts, Speed(Line(0, 0.01), 'given'))
     assert slow.seconds == pytest.approx(0.16 + 1.5 * counts.gradients / 1e6)
     waits = Plan(small(gpus=4, bandwidth=1e9, latency=1000.0), counts, Speed(Line(0, 0.01), 'given'))
-    assert waits.seconds == pytest.approx(0.16 + 2 * counts.norms * 4e-3)
+    assert waits.seconds == pytest.approx(0.16 + 2 * len(counts.norms) * 4e-3)
     same = Plan(small(gpus=4, bandwidth=1e-3), counts, Speed(Line(0, 0.01), 'measured', ranks=4))
     assert same.seconds == pytest.approx(0.16)
 
