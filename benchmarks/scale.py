@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale [resnet26] [--batch 8 --input_size 96 --decoder_width 256 --ranks 2,4 --rounds 7]
 
-One thread a process; where there are more of them than cores they take turns, which the time of computing has in it: as many
-processes measure it at once, each by itself. The all-reduce is fitted (least squares of relative errors) to its own times at
+One thread a process, which stays on its core; where there are more of them than cores they take turns, which the time of
+computing has in it: as many processes measure it at once, each by itself. The all-reduce is fitted (least squares of relative errors) to its own times at
 several sizes. Nothing travels beside the computing here (overlap 0), since on a CPU both take the same cores. Kinds of a step,
 in turn: alone, data parallel, and data parallel with shared statistics of BatchNorm, whose computing is scaled by what a single
 process takes for it.
@@ -70,6 +70,8 @@ def steps(args, ranks):
 
 def process(rank, size, args, store, results):
     """One of the processes; the main one hands on what was measured."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=size)
     ranks = Ranks(rank, size, torch.device('cpu'))

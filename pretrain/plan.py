@@ -109,8 +109,9 @@ def logged(options):
     rates = [entry['images_per_second'] for entry in log.epochs if entry['step'] > log.runs[-1]['step']]
     rates = [rate for rate in rates if rate]
     require(rates, f'{options.log} holds no epoch since the run was last started: let it finish one')
-    ranks, machine = log.runs[-1]['ranks'], log.runs[-1]['machine']
-    return Speed(Line(0, ranks / median(rates)), f'measured, {options.log}: {ranks} x {machine}', ranks)
+    run = log.runs[-1]
+    return Speed(Line(0, run['ranks'] / median(rates)), f'measured, {options.log}: {run["ranks"]} x {run["machine"]}, '
+                 f'{run["precision"].split(";")[0]}', run['ranks'])
 
 
 def measured(step, rounds=5):
@@ -216,13 +217,13 @@ class Plan:
             ('kept whatever the batch', gib(counts.kept.constant), 'measured'),
             ('largest temporary', gib(self.largest_temporary()), f'predicted, at {part:,} images'),
             ('all of it', gib(counts.held(part, self.alone)),
-             f'predicted, at {part:,} images; steps took up to {MEMORY_ERROR:.0%} more where that was checked (CPU)'),
+             f'predicted, at {part:,} images; up to {MEMORY_ERROR:.0%} more where that was checked (CPU)'),
             ('kept free', f'{options.reserve:.2f} GiB', 'assumed: CUDA, workspaces of kernels, NCCL, fragmentation')]
 
     def batch(self):
         options = self.options
         return [
-            ('largest at a time', f'{self.room(self.alone):,} images', 'predicted, with room for that error and what is kept free'),
+            ('largest at a time', f'{self.room(self.alone):,} images', 'predicted, with room for that and what is kept free'),
             ("a GPU's share", f'{self.run.share:,} images', f'given, by --bs={options.batch_size}'),
             ('parts', f'--accum={self.parts}', f'predicted, of {self.part:,} images; BatchNorm sees those'
              + ' of all GPUs' * (options.sync_bn and options.gpus > 1))]
