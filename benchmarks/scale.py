@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale [resnet26] [--batch 8 --input_size 96 --decoder_width 256 --ranks 2,4 --rounds 7]
 
-One thread a process, which stays on its core; where there are more of them than cores they take turns, which the time of
-computing has in it: as many processes measure it at once, each by itself. The all-reduce is fitted (least squares of relative errors) to its own times at
-several sizes. Nothing travels beside the computing here (overlap 0), since on a CPU both take the same cores. Kinds of a step,
-in turn: alone, data parallel, and data parallel with shared statistics of BatchNorm, whose computing is scaled by what a single
-process takes for it.
+One thread a process, which stays on its core; where there are more processes than cores they take turns, which the time of
+computing has in it: as many measure it at once, each by itself. The all-reduce is fitted (least squares of relative errors) to
+its own times at several sizes. Nothing travels beside the computing here (overlap 0), since on a CPU both take the same cores.
+Kinds of a step, in turn: alone, data parallel, and data parallel with shared statistics of BatchNorm, whose computing is scaled
+by what a single process takes for it.
 """
 import argparse
 import os
