@@ -27,7 +27,7 @@ from pretrain.spark import build_spark
 
 GIB = 2 ** 30
 # How far off predictions were where they could be checked: on two cores of an AMD EPYC, torch 2.15 (docs/scale.md).
-MEMORY_ERROR = 0.09  # benchmarks.plan: the most that steps of 8 and 16 images took above it, four networks in fp32
+MEMORY_ERROR = 0.09  # benchmarks.plan: the most that steps of 8 and 16 images took above it, four networks, fp32
 STEP_ERROR = 0.12  # benchmarks.plan: steps of 8 images from 2 and 4, on a core that nobody else used
 SCALING_ERROR = {False: 0.06, True: 0.29}  # benchmarks.scale: steps of 2 and 4 processes of gloo; with shared BatchNorm
 SMALL = {'cpu': (2, 4), 'cuda': (32, 64)}  # batches that are timed
