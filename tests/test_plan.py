@@ -124,6 +124,8 @@ def test_figures_add_up(counts):
     fullest = counts.weights + counts.gradients + counts.state + (counts.image + counts.kept.an_image) * 64
     assert fullest < counts.held(64, alone=False) < 2 * fullest
     assert 0 < counts.held(64, alone=False) - counts.held(64, alone=True) <= counts.gradients
+    stands, comes = (counts.temporary(alone).at(64) for alone in (False, True))
+    assert stands[0] - comes[0] == counts.gradients and stands[-1] == comes[-1]
 
 
 def test_state_of_the_optimisers(counts):
