@@ -77,6 +77,9 @@ bench:
 	$(VENV_PYTHON) -m benchmarks.detection
 	$(VENV_PYTHON) -m benchmarks.saving
 	$(VENV_PYTHON) -m benchmarks.input
+	$(VENV_PYTHON) -m benchmarks.plan
+	$(VENV_PYTHON) -m benchmarks.scale
+	$(VENV_PYTHON) -m benchmarks.host
 
 # Kills runs again and again, and compares their end with an undisturbed run's: under an hour on two cores.
 chaos:

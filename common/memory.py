@@ -1,0 +1,103 @@
+"""What a training step holds in memory, counted from its tensors: what a GPU will need can so be found on a CPU.
+
+    kept_for_backward(lambda: spark(images), [*spark.parameters(), *spark.buffers(), images])
+
+Counted are the bytes of tensors. What a kernel takes for itself while it runs (cuDNN's workspaces), what a library keeps
+(CUDA's context, NCCL's buffers) and what an allocator cannot use are not seen.
+"""
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def kept_for_backward(run, besides=()):
+    """Bytes that autograd keeps for the backward pass of what run() returns; views of one storage count once.
+
+    besides: tensors that are there anyway, such as parameters, buffers and images. Seen is what goes through autograd's
+    saved tensors, so save_for_backward too, but no tensor that a function hangs on its context itself.
+    """
+    held = weakref.WeakSet()  # not what was kept for a part of the graph that is gone again
+
+    def pack(tensor):
+        held.add(one := _Held(tensor.detach()))  # with its history, an output would keep itself for good
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        result = run()
+    # All are alive here, so that an address stands for one storage.
+    storages = {one.tensor.untyped_storage().data_ptr(): one.tensor.untyped_storage().nbytes() for one in held}
+    del result
+    for tensor in besides:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+@dataclass(eq=False)
+class _Held:
+    tensor: torch.Tensor
+
+
+class Live(TorchDispatchMode):
+    """Context in which it is noted, after each operation, how many bytes of tensors live that were made inside.
+
+    `bytes`: int64 array (operations,), in the backward pass too. `made_at(tensor)`: the operation that made its storage.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.after, self.births = 0, [], weakref.WeakKeyDictionary()
+
+    @property
+    def bytes(self):
+        return np.array(self.after, dtype=np.int64)
+
+    def made_at(self, tensor):
+        return self.births[tensor.untyped_storage()]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):  # not known: from outside, and its views are no new memory
+                self.births.setdefault(tensor.untyped_storage(), None)
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.births:
+                self.births[storage] = len(self.after)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        self.after.append(self.now)
+        return result
+
+    def _gone(self, size):
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Line:
+    """What grows with a batch by the same amount an image, a number or an array: the value at a batch is `at(batch)`."""
+    constant: object
+    an_image: object
+
+    @classmethod
+    def through(cls, batches, values):
+        """Through two points; integers stay integers where the line has some."""
+        (few, many), (low, high) = batches, values
+        slope = (high - low) // (many - few) if isinstance(low, (int, np.ndarray)) else (high - low) / (many - few)
+        return cls(low - slope * few, slope)
+
+    def at(self, batch):
+        return self.constant + self.an_image * batch
+
+
+class AsCUDA(TorchFunctionMode):
+    """Context in which normalisations compute in fp32, as they do under CUDA's autocast and not under the CPU's."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (F.layer_norm, F.group_norm):
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))

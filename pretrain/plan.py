@@ -1,0 +1,303 @@
+"""What a pretraining will need, before a machine is rented: memory, accumulation, time, cost, disk, input.
+
+    python -m pretrain.plan --model=resnet50 --gpus=8 --memory=80 --tflops=300 [--bs=4096 ... as for pretrain.main]
+
+Memory is counted from the tensors of real training steps of two and three images, on the CPU. Speed comes from the log of a
+short run on the machine in question (--log), from a few steps here (--measure), is given (--images_per_second), or is
+predicted from the counted operations (--tflops). Each figure says where it comes from; predictions, how far off such ones were.
+"""
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from common.cli import errors_in_one_sentence, option, parse
+from common.config import require
+from common.distributed import Ranks
+from common.log import duration
+from common.memory import Line
+from common.scaling import step_seconds
+from pretrain import config
+from pretrain.counts import Counts, Step
+from pretrain.log import read_log
+from pretrain.run import Run
+from pretrain.spark import build_spark
+
+GIB = 2 ** 30
+# How far off predictions were where they could be checked: on two cores of an AMD EPYC, torch 2.15 (docs/scale.md).
+MEMORY_ERROR = 0.09  # benchmarks.plan: the most that steps of 8 and 16 images took above it, four networks, fp32
+STEP_ERROR = 0.12  # benchmarks.plan: steps of 8 images from 2 and 4, on a core that nobody else used
+SCALING_ERROR = {False: 0.06, True: 0.29}  # benchmarks.scale: steps of 2 and 4 processes of gloo; with shared BatchNorm
+SMALL = {'cpu': (2, 4), 'cuda': (32, 64)}  # batches that are timed
+SOURCES = ('images_per_second', 'log', 'measure', 'tflops')
+
+
+@dataclass(frozen=True)
+class Options(config.Options):
+    """Those of the run, and the machine that is thought of. Raises ValueError."""
+
+    gpus: int = option(8, 'GPUs, all together', 'plan')
+    memory: float = option(80.0, 'of a GPU, in GiB', 'plan')
+    reserve: float = option(3.0, "GiB of it that are no tensors: CUDA's context, workspaces of kernels, NCCL's buffers, what "
+                            'the allocator cannot use; an assumption', 'plan')
+    images: int = option(1281167, 'in the data set; ImageNet if not given', 'plan')
+    image_kilobytes: float = option(115.0, "of an image's file; ImageNet's mean if not given", 'plan')
+    cost_per_gpu_hour: float = option(None, 'in any currency', 'plan', parse=float)
+    images_per_second: float = option(None, 'that one GPU trains on', 'plan', parse=float)
+    log: str = option(None, 'pretrain_log.txt of a short run on such GPUs, for its speed', 'plan', parse=str)
+    measure: bool = option(False, 'time a few training steps on this machine, for its speed', 'plan')
+    tflops: float = option(None, 'peak of one GPU in the precision of the run, to predict the speed from', 'plan', parse=float)
+    utilisation: float = option(0.35, 'share of that peak that a step reaches; an assumption that no GPU has confirmed', 'plan')
+    bandwidth: float = option(None, "GB/s of an all-reduce between all GPUs, nccl-tests' busbw; without it none is counted",
+                              'plan', parse=float)
+    latency: float = option(5.0, 'microseconds of one of the 2 log2(GPUs) rounds of a collective; an assumption', 'plan')
+    overlap: float = option(0.5, 'share of the computing beside which gradients travel; an assumption', 'plan')
+
+    needs_folder = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ('gpus', 'images'):
+            require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
+        for field in ('memory', 'image_kilobytes', 'images_per_second', 'tflops', 'bandwidth'):
+            value = getattr(self, field)
+            require(value is None or 0 < value < float('inf'), f'{field} must be more than 0, not {value}')
+        for field in ('latency', 'cost_per_gpu_hour'):
+            value = getattr(self, field)
+            require(value is None or 0 <= value < float('inf'), f'{field} must be 0 or more, not {value}')
+        require(0 <= self.reserve < self.memory, f'reserve must be 0 or more and less than the {self.memory:g} GiB of '
+                f'--memory, not {self.reserve:g}')
+        require(0 < self.utilisation <= 1, f'utilisation must be more than 0 and at most 1, not {self.utilisation}')
+        require(0 <= self.overlap <= 1, f'overlap must lie between 0 and 1, not {self.overlap}')
+        given = [f'--{field}' for field in SOURCES if getattr(self, field)]
+        require(len(given) < 2, f'{" and ".join(given)} each say how fast the run is: give one of them')
+
+
+@dataclass(frozen=True)
+class Speed:
+    """seconds: of a step on one GPU by its images, a Line. how: where it is from. ranks: that it was measured with together."""
+    seconds: Line
+    how: str
+    ranks: int = 1
+
+
+def speed_of(options, counts, spark):
+    """The Speed of one GPU from what the options have; None if they have nothing. Raises ValueError."""
+    if options.images_per_second:
+        return Speed(Line(0, 1 / options.images_per_second), 'given')
+    if options.log:
+        return logged(options)
+    if options.measure:
+        return measured(Step(spark, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
+    if options.tflops:
+        seconds = counts.operations / (options.tflops * 1e12 * options.utilisation)
+        return Speed(Line(0, seconds), f'predicted: {options.utilisation:.0%} of {options.tflops:g} TFLOPS, a share that is '
+                     'assumed: no GPU has confirmed it')
+    return None
+
+
+def logged(options):
+    """The Speed of a run, by its log. Raises ValueError if it is of another network or size, or has no epoch yet."""
+    path = Path(options.log)
+    log = read_log(path if path.is_dir() else path.parent)
+    for field in ('model', 'input_size', 'mask_ratio', 'decoder_width'):
+        now, then = getattr(options, field), log.config.get(field)
+        then = tuple(then) if isinstance(then, list) else then
+        require(now == then, f'{options.log} is of a run with --{field}={then}, and this plan has {now}: give the same')
+    rates = [entry['images_per_second'] for entry in log.epochs if entry['step'] > log.runs[-1]['step']]
+    rates = [rate for rate in rates if rate]
+    require(rates, f'{options.log} holds no epoch since the run was last started: let it finish one')
+    run = log.runs[-1]
+    return Speed(Line(0, run['ranks'] / median(rates)), f'measured, {options.log}: {run["ranks"]} x {run["machine"]}, '
+                 f'{run["precision"].split(";")[0]}', run['ranks'])
+
+
+def measured(step, rounds=5):
+    """The Speed of this machine: the line through the median times of two batches, taken in turn."""
+    batches = SMALL[step.device.type]
+    times = {batch: [] for batch in batches}
+    for i in range(rounds + 1):
+        for batch in batches:
+            inputs = step.inputs(batch)
+            began = time.perf_counter()
+            step(*inputs).tolist()  # waits for the device
+            times[batch].append(time.perf_counter() - began) if i else None
+    cuda, threads = step.device.type == 'cuda', torch.get_num_threads()
+    name = torch.cuda.get_device_name(step.device) if cuda else f'{threads} thread{"s" * (threads > 1)} of a CPU'
+    return Speed(Line.through(batches, [median(times[batch]) for batch in batches]),
+                 f'predicted from {batches[0]} and {batches[1]} images, measured on {name}; off by {STEP_ERROR:.0%} at most '
+                 'where that was checked (CPU)')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from the options, what was counted, and a Speed or None. Raises ValueError if the run does not fit."""
+    options: Options
+    counts: Counts
+    speed: Speed | None
+
+    def __post_init__(self):
+        options, share = self.options, self.run.share
+        least = options.accum if isinstance(options.accum, int) else 1
+        alone = self.room(options.gpus == 1 and least == 1)
+        fitting = [parts for parts in range(least, share + 1) if share % parts == 0
+                   and share // parts <= (alone if parts == 1 else self.room(False))]
+        if not fitting:
+            need = self.counts.held(1, False) * (1 + MEMORY_ERROR) / GIB + options.reserve
+            raise ValueError(f'one image at a time takes {need:.1f} GiB of a GPU, and --memory says {options.memory:g}: give a '
+                             'smaller --input_size or --decoder_width, or a GPU with more')
+        object.__setattr__(self, 'parts', fitting[0])
+
+    @property
+    def run(self):
+        """Steps and shares as the run itself computes them."""
+        return Run(self.options, Ranks(0, self.options.gpus, torch.device('cpu')), self.options.images)
+
+    def room(self, alone):
+        """Images at a time for which there is room, should the prediction be as far too low as such ones were."""
+        return self.counts.largest((self.options.memory - self.options.reserve) * GIB / (1 + MEMORY_ERROR), alone)
+
+    @property
+    def alone(self):
+        return self.options.gpus == 1 and self.parts == 1
+
+    @property
+    def collectives(self):
+        """(number, bytes handed to each other rank) of a step's in SyncBatchNorm.
+
+        torch's gathers mean, deviation and count of all ranks in the forward pass of a layer, and sums in its backward pass.
+        """
+        norms = self.counts.norms * (self.parts if self.options.sync_bn else 0)
+        return 2 * len(norms), 4 * sum(2 * channels + 1 for channels in norms)
+
+    @property
+    def part(self):
+        """Images at a time."""
+        return self.run.share // self.parts
+
+    @property
+    def computing(self):
+        """Seconds of a step without communication."""
+        return self.speed.seconds.at(self.run.share)
+
+    @property
+    def seconds(self):
+        """Of a step; communication is counted if the bandwidth is given and the speed is not of as many ranks."""
+        options = self.options
+        if options.bandwidth is None or self.speed.ranks == options.gpus:
+            return self.computing
+        return step_seconds(self.computing, self.counts.gradients, options.gpus, options.bandwidth * 1e9,
+                            options.latency * 1e-6, options.overlap / self.parts, *self.collectives)
+
+    @property
+    def rate(self):
+        """Images a second, on all GPUs."""
+        return self.options.batch_size / self.seconds
+
+    def __str__(self):
+        options, (height, width) = self.options, self.options.size
+        title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder_width} ' \
+                f'wide, {options.precision or "bf16"}, {options.opt}: {options.batch_size:,} images a step on ' \
+                f'{options.gpus:,} GPU{"s" * (options.gpus > 1)} of {options.memory:g} GiB\n'
+        tables = (('memory of a GPU', self.memory()), ('batch', self.batch()), ('run', self.time()), ('files', self.files()))
+        return title + ''.join(f'\n{name}\n' + ''.join(f'  {what:<30}{value:>16}   {how}\n' for what, value, how in rows)
+                               for name, rows in tables)
+
+    def memory(self):
+        options, counts, part = self.options, self.counts, self.part
+        return [
+            ('weights and statistics', gib(counts.weights), 'measured'),
+            ('gradients', gib(counts.gradients), 'measured'),
+            ("DDP's buckets", gib(0), 'measured: they are the gradients'),
+            (f'state of {options.opt}', gib(counts.state), 'measured'),
+            ('an image', mib(counts.image), 'measured'),
+            ('kept for its backward pass', mib(counts.kept.an_image), 'measured, of each image'),
+            ('kept whatever the batch', gib(counts.kept.constant), 'measured'),
+            ('largest temporary', gib(self.largest_temporary()), f'predicted, at {part:,} images'),
+            ('all of it', gib(counts.held(part, self.alone)),
+             f'predicted, at {part:,} images; up to {MEMORY_ERROR:.0%} more where that was checked (CPU)'),
+            ('kept free', f'{options.reserve:.2f} GiB', 'assumed: CUDA, workspaces of kernels, NCCL, fragmentation')]
+
+    def batch(self):
+        options = self.options
+        return [
+            ('largest at a time', f'{self.room(self.alone):,} images', 'predicted, with room for that and what is kept free'),
+            ("a GPU's share", f'{self.run.share:,} images', f'given, by --bs={options.batch_size}'),
+            ('parts', f'--accum={self.parts}', f'predicted, of {self.part:,} images; BatchNorm sees those'
+             + ' of all GPUs' * (options.sync_bn and options.gpus > 1))]
+
+    def largest_temporary(self):
+        """Bytes of the fullest moment beyond what is kept for the backward pass and the gradients that stand there."""
+        fullest = int(self.counts.temporary(self.alone).at(self.part).max())
+        return max(fullest - self.counts.gradients * (not self.alone) - self.counts.kept.at(self.part), 0)
+
+    def time(self):
+        options, run, counts = self.options, self.run, self.counts
+        rows = [('steps', f'{run.steps:,}', f'given: {options.epochs:,} epochs of {options.images:,} images'),
+                ('operations of an image', f'{counts.operations / 1e9:.1f} G', 'measured, forward and backward; a '
+                 'multiply-accumulate is two')]
+        if self.speed is None:
+            return [*rows, ('speed', 'not predicted', 'give --log or --images_per_second of one GPU, --measure, or --tflops')]
+        rows.append(('one GPU', f'{run.share / self.computing:,.1f} images/s', self.speed.how))
+        if options.gpus > 1:
+            rows.append(('efficiency of all', f'{self.computing / self.seconds:.1%}', self.communication()))
+        rows += [('all GPUs', f'{self.rate:,.0f} images/s', 'predicted from these'),
+                 ('time', duration(run.steps * self.seconds), 'predicted, without evaluation and restarts')]
+        if options.cost_per_gpu_hour is not None:
+            hours = options.gpus * run.steps * self.seconds / 3600
+            rows.append(('cost', f'{hours * options.cost_per_gpu_hour:,.0f}', f'predicted: {hours:,.0f} GPU-hours at '
+                         f'{options.cost_per_gpu_hour:g}'))
+        return rows
+
+    def communication(self):
+        """Where the efficiency of all GPUs is from."""
+        if self.speed.ranks == self.options.gpus:
+            return f'measured: the log is of {self.speed.ranks} ranks'
+        if self.options.bandwidth is None:
+            return 'not predicted, communication is not counted: give --bandwidth'
+        error = SCALING_ERROR[self.options.sync_bn]
+        return f'predicted: {self.counts.gradients / 1e6:.0f} MB of gradients at {self.options.bandwidth:g} GB/s, ' \
+               f'{self.collectives[0]} small collectives; within {error:.0%} where that was checked (CPU)'
+
+    def files(self):
+        options, size = self.options, self.counts.checkpoint
+        rows = [('a checkpoint', f'{size / 1e6:,.0f} MB', 'measured: what goes into it'),
+                ('run folder', f'{(options.keep + 1) * size / 1e9:.2f} GB', f'predicted: {options.keep} that stay, one that is '
+                 'being written')]
+        if self.speed:
+            rows.append(('input', f'{self.rate * options.image_kilobytes / 1e3:,.1f} MB/s', f'predicted: {self.rate:,.0f} '
+                         f'images/s of {options.image_kilobytes:g} kB, for all GPUs'))
+        return rows
+
+
+def gib(size):
+    return f'{size / GIB:.2f} GiB'
+
+
+def mib(size):
+    return f'{size / 2 ** 20:.1f} MiB'
+
+
+def build(options):
+    return build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
+                       options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
+
+
+def plan(options):
+    """The Plan of a run with these options. Raises ValueError."""
+    spark = build(options)
+    counts = Counts.of(options, spark)
+    return Plan(options, counts, speed_of(options, counts, spark))
+
+
+def main(argv=None):
+    """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
+    options = parse(Options, 'pretrain.plan', __doc__.split('\n')[0], argv, config.recipe)
+    with errors_in_one_sentence():
+        print(plan(options))
+
+
+if __name__ == '__main__':
+    main()
