@@ -72,6 +72,7 @@ transfer:
 	$(VENV_PYTHON) -m benchmarks.transfer
 
 bench:
+	$(VENV_PYTHON) -m benchmarks.profile
 	$(VENV_PYTHON) -m benchmarks.encoder
 	$(VENV_PYTHON) -m benchmarks.step
 	$(VENV_PYTHON) -m benchmarks.detection

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 import torch
 
 from benchmarks.timing import alternate, machine, on_machine, sizes
-from common.distributed import Ranks
 from common.memory import kept_for_backward
 from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from pretrain.spark import build_spark

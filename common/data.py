@@ -206,12 +206,12 @@ class Steps(Sampler):
         """All images in the order of an epoch, (images,)."""
         return torch.randperm(self.images, generator=torch.Generator().manual_seed(seed_for('order', self.seed, epoch)))
 
-    def batch_of(self, step, order=None):
-        """The (epoch, index) pairs of a step on all ranks; order: of its epoch, drawn if not given."""
+    def batch_of(self, step, order=None, places=None):
+        """The (epoch, index) pairs of a step on all ranks, or those at some places; order: of its epoch, drawn if not given."""
         epoch, different = step // self.steps_per_epoch, -(-self.batch // self.repeats)
         order, first = self.order(epoch) if order is None else order, step % self.steps_per_epoch * different
         return [(epoch * self.repeats + i // different, int(order[(first + i % different) % self.images]))
-                for i in range(self.batch)]
+                for i in (range(self.batch) if places is None else places)]
 
     def __iter__(self):
         epoch = order = None
@@ -219,10 +219,10 @@ class Steps(Sampler):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.order(epoch)
-            batch, part = self.batch_of(step, order), self.share // self.accum
+            part = self.share // self.accum
             # Parts first, then ranks: BatchNorm, which sees a part, sees the same images on any number of ranks.
             for begin in range(0, self.batch, self.batch // self.accum):
-                yield batch[begin + self.rank * part:begin + (self.rank + 1) * part]
+                yield self.batch_of(step, order, range(begin + self.rank * part, begin + (self.rank + 1) * part))
 
 
 def collate(items):

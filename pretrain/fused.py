@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from common.distributed import shared_gradients, shared_statistics
 from pretrain.windows import as_autocast, gradients
 
-WORTH = 20  # positions a channel from which on a merged kernel saves more than it costs to make, in every step
+# Positions of an image, a channel, from which on a merged kernel saves more than it costs to make in every step: with batches
+# of 8 already (on a CPU, docs/speed.md), and not by the batch, so that a step does the same whatever that is.
+WORTH = 2.5
 CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
 
 
@@ -21,7 +23,7 @@ def enlarge(x, up, conv):
     them. It differs where `conv` pads that map with zeros, and the merged one sees it go on: what came from there is taken
     away again, line by line.
     """
-    if x.numel() < WORTH * x.shape[1] ** 2:
+    if x.shape[2] * x.shape[3] < WORTH * x.shape[1]:
         return conv(up(x))
     up_weight, conv_weight = Weight.apply(up.weight), Weight.apply(conv.weight)
     with torch.autocast(x.device.type, enabled=False):

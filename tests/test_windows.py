@@ -96,7 +96,7 @@ def test_the_decoder_is_what_its_layers_say(training):
     """In fp32 to rounding: the first block's kernels are not worth merging, the last one's are."""
     decoder = randomise(LightDecoder(8, 64)).train(training)
     levels = {stride: torch.randn(8, width, 48 // stride, 32 // stride) for stride, width in ((8, 64), (4, 32))}
-    assert levels[8].numel() < WORTH * 64 ** 2 and levels[4].numel() > WORTH * 32 ** 2
+    assert 6 * 4 < WORTH * 64 and 12 * 8 > WORTH * 32
     plain, x = copy.deepcopy(decoder), 0
     for stride, block in zip(plain.strides, plain.dec):
         x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
