@@ -48,8 +48,25 @@ def as_strip(x, batch):
 
 def gradients(grad, x, weight, bias, stride, padding, groups, wanted):
     """(of the input x, of the weight, of the bias) of a convolution, None for those not wanted (three booleans)."""
-    return torch.ops.aten.convolution_backward(grad, x, weight, None if bias is None else bias.shape, stride, padding, (1, 1),
-                                               False, (0, 0), groups, wanted)
+    swapped = wanted[1] and x.device.type == 'cpu' and groups == x.shape[1] == len(weight) and min(weight.shape[2:]) >= 5 and \
+        set(stride) == {1}
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, None if bias is None else bias.shape, stride, padding, (1, 1), False, (0, 0), groups,
+        (wanted[0], False, False) if swapped else wanted)
+    if swapped:
+        of_weight, of_bias = of_depthwise_weight(grad, x, padding), grad.sum((0, 2, 3)) if wanted[2] else None
+    return of_x, of_weight, of_bias
+
+
+def of_depthwise_weight(grad, x, padding):
+    """The gradient (C, 1, k, k) of a depthwise weight: x convolved with `grad`, each image and channel a group of its own.
+
+    On CPUs torch's own function takes two to ten times as long, but for 3x3 windows.
+    """
+    B, C, *side = x.shape
+    images = x.permute(2, 3, 0, 1).reshape(1, *side, B * C).permute(0, 3, 1, 2)
+    kernels = grad.permute(2, 3, 0, 1).reshape(*grad.shape[2:], B * C).permute(2, 0, 1)[:, None]
+    return F.conv2d(images, kernels, padding=padding, groups=B * C).unflatten(1, (B, C)).sum((0, 1))[:, None]
 
 
 class CellConvolution(torch.autograd.Function):

@@ -31,7 +31,7 @@ def close(ours, theirs):
     (8, 4, 2, 1, 1, CellConvolution), (8, 5, 2, 2, 4, CellConvolution), (16, 6, 4, 1, 4, CellConvolution),
     (2, 3, 1, 1, 1, WindowProduct), (1, 3, 1, 1, 1, WindowProduct), (4, 3, 2, 1, 1, WindowProduct),
     (2, 3, 2, 1, 1, WindowProduct), (2, (7, 1), 1, (3, 0), 1, WindowProduct), (2, 2, 1, 1, 1, None),
-    (2, 5, 1, 2, 1, CanvasConvolution),
+    (2, 5, 1, 2, 1, CanvasConvolution), (4, 5, 1, 2, 4, CellConvolution),
     (4, 7, 1, 3, 4, CanvasConvolution), (2, 3, 2, 1, 4, CanvasConvolution), (1, 7, 1, 3, 4, CanvasConvolution),
 ])
 @pytest.mark.parametrize('bias', [True, False])
@@ -39,7 +39,7 @@ def test_a_convolution_of_a_strip_is_that_of_its_canvas(side, kernel, stride, pa
     """Output and all gradients, with other masks in each image of a grid that is not square."""
     visible = torch.stack([torch.randperm(12)[:5].sort().values for _ in range(3)])
     geometry = Geometry(visible, (3, 4))
-    layer = nn.Conv2d(4, 8, kernel, stride, padding, groups=groups, bias=bias, **DOUBLE)
+    layer = nn.Conv2d(4, 4 if groups == 4 else 8, kernel, stride, padding, groups=groups, bias=bias, **DOUBLE)
     strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
 
     canvas = layer(geometry.to_canvas(strip))
