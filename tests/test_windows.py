@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.memory import kept_for_backward
 from pretrain.decoder import LightDecoder
 from pretrain.fused import WORTH, enlarge, norm_conv
+from pretrain.spark import build_spark
 from pretrain.strips import Geometry, Plane
 from pretrain.windows import CanvasConvolution, CellConvolution, WindowProduct
 from tests.conftest import randomise
@@ -102,3 +104,13 @@ def test_the_decoder_is_what_its_layers_say(training):
         x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
     want, got = plain.proj(x), decoder(levels)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.parametrize(('model', 'official'), [('resnet50', 155), ('convnext_small', 249)])
+def test_a_step_keeps_less_than_half_of_what_the_official_one_does(model, official):
+    """MiB for the backward pass, an image more, at 224 px in fp32."""
+    spark, kept = build_spark(model).to(memory_format=torch.channels_last), []
+    for batch in (1, 2):
+        images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
+        kept.append(kept_for_backward(lambda images=images: spark(images), [*spark.parameters(), *spark.buffers(), images]))
+    assert (kept[1] - kept[0]) / 2 ** 20 < official / 2
