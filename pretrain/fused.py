@@ -78,7 +78,7 @@ class Placed(torch.autograd.Function):
         out[:, :, :, -1] -= right
         for part, (i, j) in zip(corners, CORNERS):
             out[:, :, i, j] += part
-        return out
+        return out.data
 
     @staticmethod
     def backward(ctx, grad):

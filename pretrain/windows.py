@@ -42,8 +42,11 @@ def gathered(strip, pixels):
 
 
 def as_strip(x, batch):
-    """(n, q, q, C) -> (B, C, k*q, q)."""
-    return x.reshape(batch, -1, x.shape[2], x.shape[3]).permute(0, 3, 1, 2)
+    """(n, q, q, C) -> (B, C, k*q, q).
+
+    data: no view for autograd, which lets nobody (such as an activation) change a view in place that a Function returns.
+    """
+    return x.reshape(batch, -1, x.shape[2], x.shape[3]).permute(0, 3, 1, 2).data
 
 
 def gradients(grad, x, weight, bias, stride, padding, groups, wanted):
@@ -177,14 +180,14 @@ def laid_out(strip, fill, runs, grid):
         canvas = fill.to(strip.dtype).view(1, C).repeat(B * h * p * w, p)
     else:
         canvas = table.new_full((B * h * p * w, p * C), fill)
-    return canvas.index_copy_(0, runs, table).view(B, h * p, w * p, C).permute(0, 3, 1, 2)
+    return canvas.index_copy_(0, runs, table).view(B, h * p, w * p, C).permute(0, 3, 1, 2).data  # as in as_strip
 
 
 def taken(canvas, runs, grid):
     """What ToStrip does. Channels last, a row of a cell is one run of memory: whole runs are copied."""
     B, C, _, W = canvas.shape
     p = W // grid[1]
-    return canvas.permute(0, 2, 3, 1).reshape(-1, p * C).index_select(0, runs).view(B, -1, p, C).permute(0, 3, 1, 2)
+    return canvas.permute(0, 2, 3, 1).reshape(-1, p * C).index_select(0, runs).view(B, -1, p, C).permute(0, 3, 1, 2).data
 
 
 class CanvasConvolution(torch.autograd.Function):

@@ -202,7 +202,7 @@ def test_what_is_computed_again_is_the_same_to_the_last_bit(what):
         loss.backward()
         kept.append(sum(sizes))
         results.append([loss, *(p.grad for p in spark.parameters() if p.grad is not None), *spark.buffers()])
-    assert kept[1] < kept[0] * {'decoder': 0.9, 'all': 0.3}[what]
+    assert kept[1] < kept[0] * {'decoder': 0.95, 'all': 0.3}[what]
     assert len(results[0]) > 50
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)

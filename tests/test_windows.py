@@ -114,3 +114,15 @@ def test_a_step_keeps_less_than_half_of_what_the_official_one_does(model, offici
         images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
         kept.append(kept_for_backward(lambda images=images: spark(images), [*spark.parameters(), *spark.buffers(), images]))
     assert (kept[1] - kept[0]) / 2 ** 20 < official / 2
+
+
+@pytest.mark.parametrize(('side', 'groups'), [(8, 1), (2, 1), (2, 4)])
+def test_an_activation_behind_a_convolution_may_work_in_place(side, groups):
+    geometry, results = Geometry(torch.tensor([[0, 3], [1, 2]]), (2, 2)), []
+    strip = torch.randn(2, 4, 2 * side, side, **DOUBLE, requires_grad=True)
+    layer = nn.Conv2d(4, 4, 3, padding=1, groups=groups, **DOUBLE)
+    for inplace in (True, False):
+        with Plane(geometry):
+            out = F.silu(layer(strip), inplace=inplace)
+        results.append(gradients_of(out, out.detach(), [strip, *layer.parameters()]))
+    close(*results)
