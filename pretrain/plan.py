@@ -49,7 +49,7 @@ class Options(config.Options):
     log: str = option(None, 'pretrain_log.txt of a short run on such GPUs, for its speed', 'plan', parse=str)
     measure: bool = option(False, 'time a few training steps on this machine, for its speed', 'plan')
     tflops: float = option(None, 'peak of one GPU in the precision of the run, to predict the speed from', 'plan', parse=float)
-    utilisation: float = option(0.35, 'share of that peak that a step reaches; an assumption that no GPU has confirmed', 'plan')
+    utilisation: float = option(0.2, 'share of that peak that a step reaches; an assumption that no GPU has confirmed', 'plan')
     bandwidth: float = option(None, "GB/s of an all-reduce between all GPUs, nccl-tests' busbw; without it none is counted",
                               'plan', parse=float)
     latency: float = option(5.0, 'microseconds of one of the 2 log2(GPUs) rounds of a collective; an assumption', 'plan')
