@@ -18,9 +18,7 @@ from pretrain.strips import Geometry
 
 def parts_of(name, args, device):
     """{part: (its forward, parameters and buffers, tensors it is given)}, and all of a step besides."""
-    spark = build_spark(name, args.input_size, args.mask_ratio).to(device).train()
-    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
-        part.to(memory_format=torch.channels_last)
+    spark = build_spark(name, args.input_size, args.mask_ratio).placed(device).train()
     images = torch.randn(args.batch, 3, args.input_size, args.input_size, device=device).to(memory_format=torch.channels_last)
     visible = spark.draw_visible(args.batch).to(device)
 

@@ -60,11 +60,7 @@ def measure(name, args, device):
     labels = torch.randint(1000, (args.batch,), device=device)
     spark = build_spark(name, args.input_size, args.mask_ratio)
     plain = copy.deepcopy(spark.encoder.cnn).to(device, memory_format=torch.channels_last).train()
-    for key in spark.encoder.unused:
-        spark.encoder.cnn.get_parameter(key).requires_grad_(False)
-    spark = spark.to(device).train()
-    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
-        part.to(memory_format=torch.channels_last)
+    spark = spark.placed(device).train()
     spark.recompute(args.recompute)
     ranks, others = Ranks(0, 1, device), {}
 

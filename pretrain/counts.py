@@ -23,11 +23,7 @@ class Step:
     """
 
     def __init__(self, spark, options, device):
-        for name in spark.encoder.unused:
-            spark.encoder.cnn.get_parameter(name).requires_grad_(False)
-        self.spark, self.options, self.device = spark.to(device).train(), options, device
-        for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
-            part.to(memory_format=torch.channels_last)
+        self.spark, self.options, self.device = spark.placed(device).train(), options, device
         self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay))
         set_schedule(self.optimizer, 0.0, options.weight_decay)
         self.guard = BufferGuard(spark)

@@ -82,11 +82,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
 def set_up_and_train(run, spark, images, held_out, saved, log, session):
     """The run itself, from the state that was saved or from the beginning, to the exported encoder."""
     options, ranks, start = run.options, run.ranks, saved['step'] if saved else 0
-    for name in spark.encoder.unused:  # DDP waits for the gradient of everything that may have one
-        spark.encoder.cnn.get_parameter(name).requires_grad_(False)
-    spark = spark.to(ranks.device)
-    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):  # mask tokens would only confuse DDP's strides
-        part.to(memory_format=torch.channels_last)
+    spark = spark.placed(ranks.device)
     spark.recompute(options.recompute)
     accum = run.parts(saved) or fit_accumulation(
         spark, lambda n: (torch.randn(n, options.in_chans, *spark.encoder.input_size, device=ranks.device).to(

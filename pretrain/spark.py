@@ -60,6 +60,15 @@ class SparK(nn.Module):
         reconstruction = self.dense_decoder(levels)
         return self.loss(images, reconstruction, geometry)
 
+    def placed(self, device):
+        """Itself on a device, as it trains: channels last, and without gradients for what the features do not depend on."""
+        for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
+            self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        self.to(device)
+        for part in (self.encoder, self.densify_projs, self.dense_decoder):  # mask tokens would only confuse DDP's strides
+            part.to(memory_format=torch.channels_last)
+        return self
+
     def recompute(self, what):
         """What `forward` does not keep for the backward pass, but computes again: 'none', 'decoder' or 'all'."""
         self.recomputes, self.dense_decoder.recomputes = what == 'all', what != 'none'
