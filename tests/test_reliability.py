@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -284,9 +285,16 @@ def small_disk(tmp_path):
 def test_a_disk_that_is_really_full_and_one_that_is_gone(tiny, undisturbed, monkeypatch, small_disk, capsys):
     where = small_disk
     monkeypatch.setattr(writer, 'AGAIN', 0.0)
-    big = where / 'of_others'
+    big, at_work, submit = where / 'of_others', [], ThreadPoolExecutor.submit
+
+    def watched(self, *arguments):
+        at_work.append(submit(self, *arguments))
+        return at_work[-1]
+
+    monkeypatch.setattr(ThreadPoolExecutor, 'submit', watched)
 
     def fill():
+        wait(at_work)  # a save that is under way would end by removing an old checkpoint: room for all that follow
         with pytest.raises(OSError, match='No space left'), big.open('wb', buffering=0) as file:
             while file.write(bytes(1 << 16)):
                 pass
