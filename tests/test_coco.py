@@ -506,6 +506,7 @@ def test_few_images_at_a_time_are_warned_of(small, capsys):
     assert 'stays as random as it is' in err and 'at a time' not in err
 
 
+@pytest.mark.slow
 def test_two_processes_look_at_each_image_once(scenes, tmp_path):
     flags = [f'--{name}={value}' for name, value in {**SMALL, 'epochs': 1}.items()]
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}

@@ -704,6 +704,7 @@ def losses_of(folder):
     return {event.step: event.value for event in events.Scalars('loss')}
 
 
+@pytest.mark.slow
 def test_one_rank_becomes_two_and_two_become_one_in_the_middle_of_an_epoch(tiny, tmp_path, monkeypatch):
     """The same images, masks and order: losses are equal to rounding. Two processes are stopped by a signal, code 75."""
     options = tiny(epochs=20, batch_size=4, log_every=1, val_every=20, picture_every=0, save_every=20,

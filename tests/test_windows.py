@@ -106,7 +106,8 @@ def test_the_decoder_is_what_its_layers_say(training):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
-@pytest.mark.parametrize(('model', 'official'), [('resnet50', 155), ('convnext_small', 249)])
+@pytest.mark.parametrize(('model', 'official'), [
+    ('resnet50', 155), pytest.param('convnext_small', 249, marks=pytest.mark.slow)])
 def test_a_step_keeps_less_than_half_of_what_the_official_one_does(model, official):
     """MiB for the backward pass, an image more, at 224 px in fp32."""
     spark, kept = build_spark(model).to(memory_format=torch.channels_last), []
