@@ -20,14 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode, wrap_torch_function
 
+from pretrain.fused import Weight
 from pretrain.windows import (
     CanvasConvolution,
     CellConvolution,
-    FilledConvolution,
+    Overlaid,
     ToCanvas,
     ToStrip,
     WindowProduct,
     as_autocast,
+    rows,
 )
 
 
@@ -92,6 +94,34 @@ class Geometry:
         place = torch.where((tap_y < kernel[0]) & (tap_x < kernel[1]), place, len(around) * q * q * kernel[0] * kernel[1])
         return place.permute(0, 2, 4, 1, 3).reshape(len(around) * p * p, -1)
 
+    def overlaps(self, p, side):
+        """(sources, targets) for Overlaid: of the visible cells, cut into squares of `side`, each with a pixel around it."""
+        (B, k), (h, w), q, P, device = self.visible.shape, self.grid, p // side, side + 2, self.visible.device
+        squares, pixels = B * k * q * q, B * h * p * w * p
+        number = torch.full((B * h * q * w, q), -1, device=device)  # of the visible square that stands there
+        number.index_copy_(0, self.once(self.runs, q), torch.arange(squares, device=device).view(-1, q))
+        number = F.pad(number.view(B, h * q, w * q), (1, 1, 1, 1), value=-1)
+
+        place = torch.arange(side, device=device)
+        step = torch.arange(-1, 2, device=device)[:, None]  # to the squares before and behind
+        inside = place - step * side + 1  # (3, side): where a pixel lies in these, the pixel around them counted
+        reached = (inside >= 0) & (inside < P)
+        y, x = (torch.arange(1, n + 1, device=device)[:, None, None] + step for n in (h * q, w * q))  # (squares, 3, side)
+        square = number[:, y][..., x]  # (B, h*q, 3, side, w*q, 3, side)
+        row = square * P * P + inside[:, :, None, None, None] * P + inside
+        lies = (square >= 0) & reached[:, :, None, None, None] & reached
+        sources = torch.where(lies, row, squares * P * P).permute(0, 1, 3, 4, 6, 2, 5).reshape(pixels, -1)
+
+        canvas = F.pad(torch.arange(pixels, device=device).view(B, h * p, w * p), (1, 1, 1, 1), value=pixels)
+        canvas = canvas.unfold(1, P, side).unfold(2, P, side).reshape(B * h * q * w, q, P * P)
+        return sources, canvas.index_select(0, self.once(self.runs, q)).flatten()
+
+    def hidden_windows(self, p):
+        """(B*h*p*w*p, 9): 1 where a pixel of a canvas in the window of 3x3 around each is hidden, else 0."""
+        hidden = ~self.is_visible().view(-1, *self.grid)
+        hidden = hidden.repeat_interleave(p, 1).repeat_interleave(p, 2)
+        return F.pad(hidden.float(), (1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, 9)
+
     def convolve(self, strip, weight, bias, stride, padding, groups):
         """The convolution of a strip, with paddings (rows, columns) that keep its size / stride: as on the canvas."""
         p, kernel, wants = strip.shape[3], tuple(weight.shape[2:]), strip.requires_grad and torch.is_grad_enabled()
@@ -123,12 +153,24 @@ class Geometry:
         return ToCanvas.apply(strip, fill, self.once(self.runs, strip.shape[3]), self.grid)
 
     def filled(self, strip, token, layer):
-        """layer(to_canvas(strip, token)), of a convolution of stride 1 or an nn.Identity."""
+        """layer(to_canvas(strip, token)), of a convolution of 1x1 or 3x3 that keeps the size, or an nn.Identity.
+
+        Only what is visible is convolved. The token is the same everywhere: its share of a position follows from which of the
+        nine around it are hidden.
+        """
         if getattr(layer, 'kernel_size', (1, 1)) == (1, 1):
             return self.to_canvas(layer(strip), fill=layer(token))
-        strip, weight, bias = as_autocast(strip, layer.weight, layer.bias)
-        runs = self.once(self.runs, strip.shape[3])
-        return FilledConvolution.apply(strip, token, weight, bias, runs, self.grid, layer.padding)
+        p, weight, (h, w) = strip.shape[3], Weight.apply(layer.weight), self.grid
+        side = p if p >= 4 else 1
+        if side == 1:  # a product of matrices: for small cells the faster way
+            squares = F.linear(rows(strip), weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)).view(-1, len(weight))
+        else:
+            cells = rows(strip).view(-1, p, p, strip.shape[1]).permute(0, 3, 1, 2)
+            squares = rows(F.conv_transpose2d(cells, weight.flip(2, 3).transpose(0, 1)))
+        hidden = self.once(self.hidden_windows, p).to(strip.dtype)
+        of_tokens = F.linear(hidden, (weight.permute(0, 2, 3, 1) @ token.flatten()).flatten(1), layer.bias)
+        out = Overlaid.apply(squares, *self.once(self.overlaps, p, side)) + of_tokens
+        return out.view(-1, h * p, w * p, len(weight)).permute(0, 3, 1, 2)
 
 
 def reach_of_gradient(kernel, stride, padding):

@@ -6,6 +6,9 @@ The same numbers up to rounding are had in three ways, of which `strips.py` choo
 * `WindowProduct`, for the smallest cells: the windows themselves are gathered, and multiplied with the weight as a matrix;
 * `CanvasConvolution`: the strip is laid out on the canvas, of which most outputs are not used.
 
+Where all outputs of a canvas are wanted, but most inputs are hidden, each cell gives its share to the pixels that it reaches,
+and `Overlaid` adds them up.
+
 For the backward pass all of them keep the strip and the weight, and gather again. The gradient of a strip is gathered too,
 never added up by index: so it is the same in every run, also on a GPU.
 
@@ -210,23 +213,22 @@ class CanvasConvolution(torch.autograd.Function):
         return None if canvas is None else taken(canvas, runs, grid), of_weight, of_bias, *[None] * 6
 
 
-class FilledConvolution(torch.autograd.Function):
-    """A convolution of the whole canvas, stride 1, whose hidden positions hold a token (1, C, 1, 1); runs as for ToCanvas."""
+class Overlaid(torch.autograd.Function):
+    """Squares that overlap, added up where they lie: (n*P*P, C), P now a square's side -> (B*h*p*w*p, C), a canvas.
+
+    sources (B*h*p*w*p, m): the rows that lie on each pixel, n*P*P where there are fewer. targets (n*P*P,): the
+    pixel on which each row lies, B*h*p*w*p beyond the image.
+    """
 
     @staticmethod
-    def forward(ctx, strip, token, weight, bias, runs, grid, padding):
-        ctx.save_for_backward(strip, token, weight, bias, runs)
-        ctx.sizes = grid, padding
-        return F.conv2d(laid_out(strip, token, runs, grid), weight, bias, padding=padding)
+    def forward(ctx, squares, sources, targets):
+        ctx.save_for_backward(targets)
+        return F.embedding_bag(sources, with_zeros(squares), mode='sum', padding_idx=len(squares))
 
     @staticmethod
     def backward(ctx, grad):
-        strip, token, weight, bias, runs = ctx.saved_tensors
-        grid, padding = ctx.sizes
-        canvas, of_weight, of_bias = gradients(grad, laid_out(strip, token, runs, grid), weight, bias, (1, 1), padding, 1,
-                                               (True, *ctx.needs_input_grad[2:4]))
-        of_strip = taken(canvas, runs, grid)
-        return of_strip, of_token(canvas, of_strip, token), of_weight, of_bias, None, None, None
+        targets, = ctx.saved_tensors
+        return with_zeros(grad).index_select(0, targets), None, None
 
 
 def of_token(canvas, strip, token):

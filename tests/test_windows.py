@@ -61,10 +61,11 @@ def test_a_convolution_of_a_strip_is_that_of_its_canvas(side, kernel, stride, pa
         close(gradients_of(layer(strip), weights, [strip]), gradients_of(want, weights, [strip]))
 
 
-def test_a_filled_canvas_is_convolved_as_it_is():
-    visible = torch.stack([torch.randperm(6)[:2].sort().values for _ in range(2)])
-    geometry, token = Geometry(visible, (2, 3)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
-    strip = torch.randn(2, 4, 8, 4, **DOUBLE, requires_grad=True)
+@pytest.mark.parametrize('side', [1, 2, 4, 8])
+def test_a_filled_canvas_is_convolved_as_it_is(side):
+    visible = torch.stack([torch.randperm(12)[:5].sort().values for _ in range(3)])
+    geometry, token = Geometry(visible, (3, 4)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
+    strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
     for layer in (nn.Conv2d(4, 8, 3, padding=1, **DOUBLE), nn.Conv2d(4, 8, 1, **DOUBLE), nn.Identity()):
         got, want = geometry.filled(strip, token, layer), layer(geometry.to_canvas(strip, fill=token))
         weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
