@@ -1,7 +1,7 @@
 """The whole pretraining step beside three others, in alternating runs: images a second, ratios, and peak memory.
 
     python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6 --rounds 5]
-                              [--recompute decoder] [--compile]
+                              [--recompute decoder] [--compile] [--decoder light] [--decoder_width 768]
 
 * supervised: the dense network's own training step, with its classifier;
 * dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the same decoder;
@@ -51,14 +51,14 @@ class Dense(nn.Module):
         decoder, x = self.spark.dense_decoder, 0
         for stride, block in zip(decoder.strides, decoder.dec):
             x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
-        return decoder.proj(x)
+        return torch.pixel_shuffle(decoder.proj(x + levels[stride] if (stride := decoder.strides[-1]) in levels else x), stride)
 
 
 def measure(name, args, device):
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (args.batch,), device=device)
-    spark = build_spark(name, args.input_size, args.mask_ratio)
+    spark = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width, decoder=args.decoder)
     plain = copy.deepcopy(spark.encoder.cnn).to(device, memory_format=torch.channels_last).train()
     spark = spark.placed(device).train()
     spark.recompute(args.recompute)
@@ -111,8 +111,11 @@ def main():
     parser = argparse.ArgumentParser('benchmarks.step', description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('--recompute', default='none', choices=('none', 'decoder', 'all'))
     parser.add_argument('--compile', action='store_true')
+    parser.add_argument('--decoder', default='unet', choices=('unet', 'light'))
+    parser.add_argument('--decoder_width', type=int, default=768)
     args, device = sizes(parser, ['resnet50', 'convnext_small'])
-    print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}', flush=True)
+    print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}, '
+          f'decoder {args.decoder}, {args.decoder_width} wide', flush=True)
     for name in args.models:
         process = multiprocessing.get_context('spawn').Process(target=measure, args=(name, args, device))
         process.start()

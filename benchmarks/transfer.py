@@ -27,7 +27,9 @@ IMAGES = 2400  # for validation
 MODEL = ('--model=your_convnet', '--input_size=64')
 PRETRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--picture_every=0', '--val_every=10', f'--ep={EPOCHS}')
 ABLATIONS = {'zeroed': 'hidden pixels zeroed, dense network', 'single_level': 'decoder sees the smallest map only',
-             'mask_40': 'mask ratio 0.4', 'mask_75': 'mask ratio 0.75'}
+             'mask_40': 'mask ratio 0.4', 'mask_75': 'mask ratio 0.75',
+             'light': 'decoder light', 'narrow': 'decoder half as wide'}
+OPTIONS = {'mask_40': '--mask=0.4', 'mask_75': '--mask=0.75', 'light': '--decoder=light', 'narrow': '--decoder_width=32'}
 # percent: (share of the labels, epochs)
 FRACTIONS = {'1': ('0.01', 150), '4': ('0.04', 150), '10': ('0.1', 100), '100': ('1', 30)}
 RATES = ('3e-3', '1e-2', '3e-2', '1e-1', '3e-1')
@@ -69,10 +71,9 @@ def jobs():
             found += probes(start, seed)
             found += [finetune('final', start, percent, seed) for percent in FRACTIONS]
     for name in ABLATIONS:
-        if name.startswith('mask'):
-            ratio = int(name[5:]) / 100
-            found.append(Job(name, (), lambda f, name=name, ratio=ratio: module(
-                'pretrain.main', f'--name={name}', f'--mask={ratio}', f'--data_path={f}/world', *PRETRAINING)))
+        if name in OPTIONS:
+            found.append(Job(name, (), lambda f, name=name: module(
+                'pretrain.main', f'--name={name}', f'--data_path={f}/world', *PRETRAINING, OPTIONS[name])))
         else:
             found.append(Job(name, (), lambda f, name=name: module(
                 'benchmarks.ablations', name, f'--name={name}', f'--data_path={f}/world', *PRETRAINING)))

@@ -34,6 +34,8 @@ class Options(RunOptions):
                             parse=int)
     levels: str = option(None, "submodules whose outputs are the feature pyramid, large to small, with commas between; the "
                          "network's own if not given", 'method', parse=str)
+    decoder: str = option('unet', "the paper's, or one that ends at a quarter of the image's side, where each position makes "
+                          '4x4 pixels: less work, another method', 'method', choices=('unet', 'light'))
     decoder_width: int = option(768, "channels of the decoder's smallest map", 'method')
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
                               float)
@@ -76,6 +78,12 @@ class Options(RunOptions):
     def warmup(self):
         """Epochs of warm-up."""
         return min(40.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def network(self):
+        """The arguments of `build_spark`."""
+        names = ('model', 'input_size', 'mask_ratio', 'drop_path', 'cell_size', 'in_chans', 'decoder_width', 'decoder')
+        return {**{name: getattr(self, name) for name in names}, 'levels': self.levels and self.levels.split(',')}
 
 
 def recipe(given):

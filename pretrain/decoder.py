@@ -1,4 +1,5 @@
 """The light decoder: a UNet's upward path, from the smallest map to the image (SparK, section 3.2)."""
+import torch.nn.functional as F
 from torch import nn
 
 from pretrain.fused import enlarge, norm_conv
@@ -20,24 +21,34 @@ class UNetBlock(nn.Module):
         return norm_conv(enlarge(x, self.up_sample, self.conv[0]), self.conv[1], self.conv[3])
 
 
+# The stride of the map that the projection makes pixels of. The paper's decoder goes up to the image itself; from a quarter of
+# its side, each position makes 4x4 pixels: the two largest maps, most of the decoder's memory, are never made.
+FINEST = {'unet': 1, 'light': 4}  # by the option's name
+
+
 class LightDecoder(nn.Module):
-    """log2(stride) blocks that double the side and halve the width, then a 1x1 convolution to the image.
+    """Blocks that double the side and halve the width, then a 1x1 convolution to the image.
 
     stride: the encoder's total stride, a power of two. width: channels of the smallest map. out_chans: of the image.
-    `widths` are the channels in front of each block and, last, in front of the projection.
-    Raises ValueError if the width cannot be halved that often.
+    finest: the stride at which the blocks end, a power of two; above 1, each position becomes as many pixels each way.
+    `strides` and `widths` (channels) are those of the maps in front of each block and, last, of the projection.
+    Raises ValueError if the width cannot be halved that often, or there is nothing to double.
     """
 
-    def __init__(self, stride, width=768, out_chans=3):
+    def __init__(self, stride, width=768, out_chans=3, finest=1):
         super().__init__()
-        blocks = stride.bit_length() - 1
-        if width % stride:
-            raise ValueError(f'decoder_width {width} cannot be halved {blocks} times, once for each doubling up to a '
-                             f'stride of {stride}: give a multiple of {stride}, such as {max(width // stride, 1) * stride}')
-        self.strides = [stride // 2 ** i for i in range(blocks)]
+        if stride <= finest:
+            raise ValueError(f'decoder light goes up from the total stride to {finest}, and that of this network is {stride}: '
+                             'take the decoder unet')
+        blocks = (stride // finest).bit_length() - 1
+        if width % 2 ** blocks:
+            raise ValueError(f'decoder_width {width} cannot be halved {blocks} times, once for each doubling up from a stride '
+                             f'of {stride}: give a multiple of {2 ** blocks}, such as '
+                             f'{max(width >> blocks, 1) << blocks}')
+        self.strides = [stride // 2 ** i for i in range(blocks + 1)]
         self.widths = [width // 2 ** i for i in range(blocks + 1)]
         self.dec = nn.ModuleList(UNetBlock(cin, cout) for cin, cout in zip(self.widths, self.widths[1:]))
-        self.proj = nn.Conv2d(self.widths[-1], out_chans, kernel_size=1)
+        self.proj = nn.Conv2d(self.widths[-1], out_chans * finest ** 2, kernel_size=1)
         self.recomputes = False  # each block in the backward pass, see recompute.py
         self.initialise()
 
@@ -52,9 +63,13 @@ class LightDecoder(nn.Module):
 
     def forward(self, levels):
         """levels: densified maps by stride, (B, widths[i], ., .) for strides[i], the first at least -> (B, out_chans, H, W)."""
-        x, norm = levels[self.strides[0]], None
+        x, norm, finest = levels[self.strides[0]], None, self.strides[-1]
         for stride, block in zip(self.strides, self.dec):
             if norm is not None:
                 x = norm(x) + levels[stride] if stride in levels else norm(x)
             x, norm = run(block, x, again=self.recomputes), block.conv[4]
-        return norm_conv(x, norm, self.proj, clipped=False)
+        if finest in levels:
+            x = self.proj(norm(x) + levels[finest])
+        else:
+            x = norm_conv(x, norm, self.proj, clipped=False)
+        return F.pixel_shuffle(x, finest) if finest > 1 else x

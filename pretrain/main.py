@@ -52,8 +52,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
 
         def attempt(fresh, left_out):
             torch.manual_seed(seed_for('weights', options.seed))
-            spark = build(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
-                          options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
+            spark = build(**options.network)
             saved, loaded = None if fresh else load_run(options.resume, run.checkpoint, ranks), None
             now = run.without(saved, left_out)
             now.parts(saved)

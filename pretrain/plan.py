@@ -102,8 +102,8 @@ def logged(options):
     """The Speed of a run, by its log. Raises ValueError if it is of another network or size, or has no epoch yet."""
     path = Path(options.log)
     log = read_log(path if path.is_dir() else path.parent)
-    for field in ('model', 'input_size', 'mask_ratio', 'decoder_width'):
-        now, then = getattr(options, field), log.config.get(field)
+    for field in ('model', 'input_size', 'mask_ratio', 'decoder_width', 'decoder'):
+        now, then = getattr(options, field), log.config.get(field, getattr(config.Options, field))
         then = tuple(then) if isinstance(then, list) else then
         require(now == then, f'{options.log} is of a run with --{field}={then}, and this plan has {now}: give the same')
     rates = [entry['images_per_second'] for entry in log.epochs if entry['step'] > log.runs[-1]['step']]
@@ -198,9 +198,9 @@ class Plan:
 
     def __str__(self):
         options, (height, width) = self.options, self.options.size
-        title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder_width} ' \
-                f'wide, {options.precision or "bf16"}, {options.opt}: {options.batch_size:,} images a step on ' \
-                f'{options.gpus:,} GPU{"s" * (options.gpus > 1)} of {options.memory:g} GiB\n'
+        title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder}, ' \
+                f'{options.decoder_width} wide, {options.precision or "bf16"}, {options.opt}: {options.batch_size:,} images ' \
+                f'a step on {options.gpus:,} GPU{"s" * (options.gpus > 1)} of {options.memory:g} GiB\n'
         tables = (('memory of a GPU', self.memory()), ('batch', self.batch()), ('run', self.time()), ('files', self.files()))
         return title + ''.join(f'\n{name}\n' + ''.join(f'  {what:<30}{value:>16}   {how}\n' for what, value, how in rows)
                                for name, rows in tables)
@@ -281,8 +281,7 @@ def mib(size):
 
 
 def build(options):
-    return build_spark(options.model, options.input_size, options.mask_ratio, options.drop_path, options.cell_size,
-                       options.in_chans, options.decoder_width, levels=options.levels and options.levels.split(','))
+    return build_spark(**options.network)
 
 
 def plan(options):

@@ -140,8 +140,7 @@ def check_size(path, options, given):
 def build(options):
     with torch.random.fork_rng(devices=[]):  # what the file lacks is drawn: not from the caller's random numbers
         torch.manual_seed(0)
-        return build_spark(options.model, options.input_size, options.mask_ratio, None, options.cell_size, options.in_chans,
-                           options.decoder_width, levels=options.levels and options.levels.split(','))
+        return build_spark(**options.network | {'drop_path': None})
 
 
 def find(source):

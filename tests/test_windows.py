@@ -94,16 +94,17 @@ def test_a_norm_is_computed_again_for_the_backward_pass(clipped, kernel):
     close(norm.buffers(), plain.buffers())
 
 
-@pytest.mark.parametrize('training', [True, False])
-def test_the_decoder_is_what_its_layers_say(training):
+@pytest.mark.parametrize(('training', 'finest'), [(True, 1), (False, 1), (True, 2), (True, 4), (False, 4)])
+def test_the_decoder_is_what_its_layers_say(training, finest):
     """In fp32 to rounding: the first block's kernels are not worth merging, the last one's are."""
-    decoder = randomise(LightDecoder(8, 64)).train(training)
+    decoder = randomise(LightDecoder(8, 64, finest=finest)).train(training)
     levels = {stride: torch.randn(8, width, 48 // stride, 32 // stride) for stride, width in ((8, 64), (4, 32))}
     assert 6 * 4 < WORTH * 64 and 12 * 8 > WORTH * 32
     plain, x = copy.deepcopy(decoder), 0
     for stride, block in zip(plain.strides, plain.dec):
         x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
-    want, got = plain.proj(x), decoder(levels)
+    x = plain.proj(x + levels[finest] if finest in levels else x).unflatten(1, (3, finest, finest))
+    want, got = x.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3), decoder(levels)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
