@@ -43,10 +43,11 @@ class Geometry:
         self.visible, self.grid = visible, grid
         self._tables = {}  # computed once, used by every layer of a stage
 
-    def once(self, make, *arguments):
-        key = (make.__name__, *arguments)
+    def once(self, name, *arguments):
+        """What the method of that name returns."""
+        key = (name, *arguments)
         if key not in self._tables:
-            self._tables[key] = make(*arguments)
+            self._tables[key] = getattr(self, name)(*arguments)
         return self._tables[key]
 
     def runs(self, p):
@@ -75,14 +76,14 @@ class Geometry:
     def windows(self, q, kernel, stride, padding):
         """(n*q*q, m): the pixels in each window of a convolution; q is the side of a cell behind it."""
         after = tuple(max(k - stride - pad, 0) for k, pad in zip(kernel, padding))
-        inside = self.once(self.around, q * stride, padding, after)
+        inside = self.once('around', q * stride, padding, after)
         return inside.unfold(1, kernel[0], stride).unfold(2, kernel[1], stride).reshape(-1, kernel[0] * kernel[1])
 
     def uses(self, q, kernel, stride, padding):
         """(n*p*p, m'): the places in `windows`, flattened, at which each pixel stands; m' is m for stride 1."""
         p, device = q * stride, self.visible.device
         before, after = reach_of_gradient(kernel, stride, padding)
-        around, side = self.once(self.around, q, before, after), torch.arange(p, device=device)
+        around, side = self.once('around', q, before, after), torch.arange(p, device=device)
 
         def axis(k, pad, b):  # (taps, p): which weight of a window stands on a line, and the output of that window
             tap = (side + pad) % stride + stride * torch.arange(-(-k // stride), device=device)[:, None]
@@ -99,7 +100,7 @@ class Geometry:
         (B, k), (h, w), q, P, device = self.visible.shape, self.grid, p // side, side + 2, self.visible.device
         squares, pixels = B * k * q * q, B * h * p * w * p
         number = torch.full((B * h * q * w, q), -1, device=device)  # of the visible square that stands there
-        number.index_copy_(0, self.once(self.runs, q), torch.arange(squares, device=device).view(-1, q))
+        number.index_copy_(0, self.once('runs', q), torch.arange(squares, device=device).view(-1, q))
         number = F.pad(number.view(B, h * q, w * q), (1, 1, 1, 1), value=-1)
 
         place = torch.arange(side, device=device)
@@ -114,7 +115,7 @@ class Geometry:
 
         canvas = F.pad(torch.arange(pixels, device=device).view(B, h * p, w * p), (1, 1, 1, 1), value=pixels)
         canvas = canvas.unfold(1, P, side).unfold(2, P, side).reshape(B * h * q * w, q, P * P)
-        return sources, canvas.index_select(0, self.once(self.runs, q)).flatten()
+        return sources, canvas.index_select(0, self.once('runs', q)).flatten()
 
     def hidden_windows(self, p):
         """(B*h*p*w*p, 9): 1 where a pixel of a canvas in the window of 3x3 around each is hidden, else 0."""
@@ -127,15 +128,15 @@ class Geometry:
         p, kernel, wants = strip.shape[3], tuple(weight.shape[2:]), strip.requires_grad and torch.is_grad_enabled()
         q, after = p // stride, tuple(max(k - stride - pad, 0) for k, pad in zip(kernel, padding))
         if q < 4 and groups == 1 and kernel[0] * kernel[1] <= 9:
-            return WindowProduct.apply(strip, weight, bias, self.once(self.windows, q, kernel, stride, padding),
-                                       self.once(self.uses, q, kernel, stride, padding) if wants else None, q)
+            return WindowProduct.apply(strip, weight, bias, self.once('windows', q, kernel, stride, padding),
+                                       self.once('uses', q, kernel, stride, padding) if wants else None, q)
         if q >= 4 and all(b + p + a <= 2 * p for b, a in zip(padding, after)):
             before, behind = reach_of_gradient(kernel, stride, padding)
             other = wants and (p, padding, after) != (q, before, behind)
-            return CellConvolution.apply(strip, weight, bias, self.once(self.around, p, padding, after),
-                                         self.once(self.around, q, before, behind) if other else None, before,
+            return CellConvolution.apply(strip, weight, bias, self.once('around', p, padding, after),
+                                         self.once('around', q, before, behind) if other else None, before,
                                          (stride, stride), padding, groups)
-        runs, behind = self.once(self.runs, p), None if q == p else self.once(self.runs, q)
+        runs, behind = self.once('runs', p), None if q == p else self.once('runs', q)
         return CanvasConvolution.apply(strip, weight, bias, runs, behind, self.grid, (stride, stride), padding, groups)
 
     def is_visible(self):
@@ -146,11 +147,11 @@ class Geometry:
 
     def to_strip(self, canvas):
         """(B, C, h*p, w*p) -> (B, C, k*p, p): the visible cells of each image, one below the other."""
-        return ToStrip.apply(canvas, self.once(self.runs, canvas.shape[3] // self.grid[1]), self.grid)
+        return ToStrip.apply(canvas, self.once('runs', canvas.shape[3] // self.grid[1]), self.grid)
 
     def to_canvas(self, strip, fill=0.0):
         """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or a tensor (1, C, 1, 1)."""
-        return ToCanvas.apply(strip, fill, self.once(self.runs, strip.shape[3]), self.grid)
+        return ToCanvas.apply(strip, fill, self.once('runs', strip.shape[3]), self.grid)
 
     def filled(self, strip, token, layer):
         """layer(to_canvas(strip, token)), of a convolution of 1x1 or 3x3 that keeps the size, or an nn.Identity.
@@ -167,9 +168,9 @@ class Geometry:
         else:
             cells = rows(strip).view(-1, p, p, strip.shape[1]).permute(0, 3, 1, 2)
             squares = rows(F.conv_transpose2d(cells, weight.flip(2, 3).transpose(0, 1)))
-        hidden = self.once(self.hidden_windows, p).to(strip.dtype)
+        hidden = self.once('hidden_windows', p).to(strip.dtype)
         of_tokens = F.linear(hidden, (weight.permute(0, 2, 3, 1) @ token.flatten()).flatten(1), layer.bias)
-        out = Overlaid.apply(squares, *self.once(self.overlaps, p, side)) + of_tokens
+        out = Overlaid.apply(squares, *self.once('overlaps', p, side)) + of_tokens
         return out.view(-1, h * p, w * p, len(weight)).permute(0, 3, 1, 2)
 
 
