@@ -9,7 +9,7 @@ from common.checkpoint import plain_state, save
 from common.distributed import data_parallel, synchronise_batchnorm
 from common.engine import fit_accumulation
 from common.loading import naming_the_file
-from common.optim import build_optimizer
+from common.optim import build_optimizer, load_state
 from common.progress import Progress
 from common.training import train
 from common.weights import load_strictly
@@ -53,7 +53,7 @@ def finetune(run, log, session, saved, model, trained, *, images, batches, measu
         model = synchronise_batchnorm(model)
     optimizer = build_optimizer(options.opt, groups(), official=getattr(options, 'official_lamb', False))
     if saved:
-        optimizer.load_state_dict(saved.pop('optimizer'))
+        load_state(optimizer, saved.pop('optimizer'))
     if options.compile:
         model.compile()
     parallel = data_parallel(model, ranks, same_buffers=options.sync_bn, in_bf16=options.bf16_gradients)

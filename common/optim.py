@@ -1,7 +1,9 @@
 """Optimisers whose step can be called off on the device: parameter groups, LAMB, and the guard."""
 import timm.optim
 import torch
+from torch.optim.adamw import adamw
 
+FOREVER = 1e30  # steps after which bias correction corrects nothing
 NO_DECAY = ('gamma', 'mask_tokens')  # layer scale and mask tokens, besides all that is one-dimensional
 
 
@@ -46,12 +48,22 @@ def set_schedule(optimizer, lr, weight_decay):
             group['weight_decay'] = weight_decay
 
 
+def load_state(optimizer, saved):
+    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that for granted."""
+    optimizer.load_state_dict(saved)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2020) with bias correction and gradient averaging: timm's `Lamb(max_grad_norm=None)`.
 
     Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the step off
-    without a look from the host), and multi-tensor operations whatever timm's version. The trust ratio applies to the
-    groups that decay (also by 0, unlike timm), or to all (always_adapt).
+    without a look from the host), and multi-tensor operations whatever timm's version: Adam's direction is what torch's
+    fused AdamW makes of zeros with a learning rate of 1. The trust ratio applies to the groups that decay (also by 0, unlike
+    timm), or to all (always_adapt).
     """
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):
@@ -69,36 +81,28 @@ class Lamb(torch.optim.Optimizer):
                 self._update(group, params)
 
     def _update(self, group, params):
-        (beta1, beta2), decay, like = group['betas'], group['weight_decay'], params[0]
+        (beta1, beta2), decay, device = group['betas'], group['weight_decay'], params[0].device
         off = getattr(self, 'found_inf', None)
-        go = torch.ones((), dtype=torch.float64, device=like.device) if off is None else 1 - off.double()
-        grads = [p.grad for p in params]
-        if off is not None:  # 0 * NaN is NaN: what is called off must not stand in the gradients either
-            for grad in grads:
-                grad.masked_fill_(off > 0, 0)
-        group['step'] = group.get('step', torch.zeros_like(go)).to(go.device) + go
-        done = group['step'].clamp(min=1)
+        go = torch.ones((), dtype=torch.float64, device=device) if off is None else 1 - off.double()
+        done = group.get('step', torch.zeros_like(go)).to(device)
+        group['step'] = done + go
 
-        means, squares = ([self.state[p][key] for p in params] for key in ('exp_avg', 'exp_avg_sq'))
-        torch._foreach_mul_(means, (1 - go * (1 - beta1)).to(like.dtype))
-        torch._foreach_add_(means, grads, alpha=1 - beta1)
-        torch._foreach_mul_(squares, (1 - go * (1 - beta2)).to(like.dtype))
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
-
-        scale = torch._foreach_sqrt(squares)
         corrects = group.get('bias_correction', True)  # as in files from before it was an option
-        if corrects:
-            torch._foreach_div_(scale, (1 - beta2 ** done).sqrt().to(like.dtype))
-        torch._foreach_add_(scale, group['eps'])
-        updates = torch._foreach_div(means, scale)
-        if corrects:
-            torch._foreach_div_(updates, (1 - beta1 ** done).to(like.dtype))
+        counts = (done if corrects else torch.full_like(done, FOREVER)).float().repeat(len(params)).unbind()
+        means, squares = ([self.state[p][key] for p in params] for key in ('exp_avg', 'exp_avg_sq'))
+        updates = [torch.empty_like(p) for p in params]
+        torch._foreach_zero_(updates)
+        adamw(updates, [p.grad for p in params], means, squares, [], list(counts), fused=True, found_inf=off, lr=1.0,
+              beta1=beta1, beta2=beta2, eps=group['eps'], weight_decay=0.0, amsgrad=False, maximize=False)
+
+        rates = group['lr'] * go
         if group.get('decays', decay != 0) or group.get('always_adapt'):
-            torch._foreach_add_(updates, params, alpha=decay)
+            torch._foreach_sub_(updates, params, alpha=decay)
             weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
             trust = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
-            torch._foreach_mul_(updates, list(trust.unbind()))
-        torch._foreach_mul_(updates, (-group['lr'] * go).to(like.dtype))
+            torch._foreach_mul_(updates, list((rates * trust).to(trust.dtype).unbind()))
+        else:
+            torch._foreach_mul_(updates, rates.to(updates[0].dtype))
         torch._foreach_add_(params, updates)
 
 

@@ -23,7 +23,7 @@ from common.fast_decode import FastDecode
 from common.images import check_dataset, same_images
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
-from common.optim import build_optimizer, parameter_groups
+from common.optim import build_optimizer, load_state, parameter_groups
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding, train
 from common.weights import load_init, load_strictly
@@ -91,7 +91,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     betas = (0.9, run.beta2(spark))
     optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay), betas)
     if saved:
-        optimizer.load_state_dict(saved.pop('optimizer'))
+        load_state(optimizer, saved.pop('optimizer'))
     if options.compile:
         spark.compile()
     torch.backends.cudnn.benchmark = True  # shapes never change
