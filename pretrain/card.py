@@ -65,6 +65,7 @@ def recipe(saved, log):
     yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
     yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {options.in_chans} channels'
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
+    yield 'decoder', f'{options.decoder}, {options.decoder_width} channels wide'
     if log is None:
         return
     config, (low, high) = log.config, log.config['crop_scale']

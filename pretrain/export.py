@@ -107,7 +107,7 @@ def to_torchvision_file(saved, stem, suffix, _):
 
 @torch.no_grad()
 def to_official_files(saved, stem, suffix, _):
-    """The encoder in the style of the published files, and the whole SparK where there is a decoder; always .pth."""
+    """The encoder in the style of the published files, and the whole SparK where its decoder is theirs; always .pth."""
     cnn, encoder = saved.spark.encoder.cnn, saved.spark.encoder
     state = plain_state(cnn)
     if guess_model(state) != saved.model.split('.')[0]:
@@ -121,7 +121,9 @@ def to_official_files(saved, stem, suffix, _):
     load_strictly(theirs, to_timm(read_plain(path), theirs), may_miss=encoder.unused)
     require_same(encoder(images), encoder.pyramid(images, cnn=theirs.eval()), 'our reader of official files')
     sentences.append(f'{path.name}: the encoder; read by our reader of official files: the same features')
-    if saved.has_decoder:
+    if saved.has_decoder and saved.options.decoder != 'unet':
+        sentences.append('no file with the decoder: the official code has no light one')
+    elif saved.has_decoder:
         path = stem.with_name(f'{name}_withdecoder_1kpretrained_spark_style.pth')
         decoder = {key: value for key, value in plain_state(saved.spark).items() if not key.startswith(OURS)}
         mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in saved.options.normalisation)

@@ -44,7 +44,7 @@ class Run(run.Run):
         held = f'{len(held_out):,}' if held_out is not None else 'none'
         notes = ''.join(f'note        {note}\n' for note in encoder.notes)
         return f'''
-model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and decoder
+model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and {options.decoder} decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
 {notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out

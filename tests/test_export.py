@@ -19,11 +19,11 @@ from tests.conftest import randomise
 from tests.test_golden import GOLDEN, fill, official_value
 
 
-def saved_run(folder, model, size=64, width=64):
+def saved_run(folder, model, size=64, width=64, decoder='unet'):
     """A checkpoint as of a run, with random weights, read back."""
     torch.manual_seed(0)
-    spark = randomise(build_spark(model, size, decoder_width=width))
-    options = Options(name='r', model=model, input_size=size, decoder_width=width)
+    options = Options(name='r', model=model, input_size=size, decoder_width=width, decoder=decoder)
+    spark = randomise(build_spark(**options.network))
     save(folder / 'r_still_pretraining.pth', {'version': 1, 'step': 3, 'sums': [0, 0, 0], 'images': 10, 'accum': 1, 'ranks': 1,
                                               'config': options.as_dict(), 'model': plain_state(spark), 'optimizer': {}})
     return read_saved(folder / 'r_still_pretraining.pth')
@@ -78,6 +78,12 @@ def test_official_names_shapes_and_round_trip(tmp_path, model):
     again = read_saved(tmp_path / f'{model}_withdecoder_1kpretrained_spark_style.pth', input_size=96)
     outside = tuple(f'encoder.cnn.{name}' for name in saved.spark.encoder.unused)
     assert all(torch.equal(again.spark.state_dict()[key], own[key]) for key in own if key not in outside)
+
+
+def test_the_official_program_has_no_light_decoder(tmp_path):
+    saved = saved_run(tmp_path, 'resnet26', 64, 16, decoder='light')
+    assert 'no file with the decoder' in ' '.join(export.export(saved, 'official', tmp_path))
+    assert [path.name for path in tmp_path.glob('*_style.pth')] == ['resnet26_1kpretrained_timm_style.pth']
 
 
 @pytest.mark.parametrize('model', ['resnet26', 'convnext_tiny'])

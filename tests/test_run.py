@@ -21,6 +21,7 @@ from common.log import RunLog
 from common.optim import BufferGuard
 from pretrain.config import Options
 from pretrain.main import main, pretrain
+from pretrain.saved import read_saved
 from pretrain.spark import build_spark
 from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, main_sh, same, saved, stop_after
 
@@ -115,6 +116,15 @@ def test_contradictions_foreign_and_damaged_checkpoints_are_refused(whole, tiny,
     with pytest.raises(ValueError, match='there is no file'):
         pretrain(tiny(resume=str(tmp_path / 'nothing.pth')))
     assert (whole / 'your_convnet_still_pretraining.pth').read_bytes() == before
+
+
+def test_a_run_with_the_light_decoder(tiny):
+    folder = pretrain(tiny(decoder='light'))
+    saved, images = read_saved(folder), torch.randn(1, 3, 32, 32)
+    assert saved.has_decoder and saved.spark.encoder.reductions == (4, 8) and saved.options.decoder == 'light'
+    assert saved.spark.predict(images, saved.spark.draw_visible(1)).shape == images.shape
+    with pytest.raises(ValueError, match='decoder was light and is unet now'):
+        pretrain(tiny())
 
 
 def test_another_model_in_the_same_folder_is_refused(whole, tiny):
