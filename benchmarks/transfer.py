@@ -29,6 +29,7 @@ PRETRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--picture_
 ABLATIONS = {'zeroed': 'hidden pixels zeroed, dense network', 'single_level': 'decoder sees the smallest map only',
              'mask_40': 'mask ratio 0.4', 'mask_75': 'mask ratio 0.75',
              'light': 'decoder light', 'narrow': 'decoder half as wide'}
+SEVERAL = ('light',)  # with all seeds, not one
 OPTIONS = {'mask_40': '--mask=0.4', 'mask_75': '--mask=0.75', 'light': '--decoder=light', 'narrow': '--decoder_width=32'}
 # percent: (share of the labels, epochs)
 FRACTIONS = {'1': ('0.01', 150), '4': ('0.04', 150), '10': ('0.1', 100), '100': ('1', 30)}
@@ -70,16 +71,19 @@ def jobs():
         for start in (f'pretrain_{seed}', 'untrained'):
             found += probes(start, seed)
             found += [finetune('final', start, percent, seed) for percent in FRACTIONS]
-    for name in ABLATIONS:
-        if name in OPTIONS:
-            found.append(Job(name, (), lambda f, name=name: module(
-                'pretrain.main', f'--name={name}', f'--data_path={f}/world', *PRETRAINING, OPTIONS[name])))
-        else:
-            found.append(Job(name, (), lambda f, name=name: module(
-                'benchmarks.ablations', name, f'--name={name}', f'--data_path={f}/world', *PRETRAINING)))
-        found += probes(name, 0)
-        found += [finetune('final', name, percent, 0) for percent in PROBES if percent in FRACTIONS]
+    for ablation, seed, start in ((name, *one) for name in ABLATIONS for one in starts(name)):
+        program = ('pretrain.main',) if ablation in OPTIONS else ('benchmarks.ablations', ablation)
+        own = [OPTIONS[ablation]] if ablation in OPTIONS else []  # last, since it may say otherwise what others say too
+        found.append(Job(start, (), lambda f, program=program, start=start, seed=seed, own=own: module(
+            *program, f'--name={start}', f'--seed={seed}', f'--data_path={f}/world', *PRETRAINING, *own)))
+        found += probes(start, seed)
+        found += [finetune('final', start, percent, seed) for percent in PROBES if percent in FRACTIONS]
     return found
+
+
+def starts(name):
+    """[(seed, name of the pretraining)] of an ablation."""
+    return [(seed, f'{name}_{seed}' if seed else name) for seed in (SEEDS if name in SEVERAL else SEEDS[:1])]
 
 
 def probes(start, seed):
@@ -152,7 +156,7 @@ def run(folder, parallel):
 
 
 def collect(folder):
-    """{(side, measure): [accuracy of each seed]} and {(ablation, measure): accuracy}."""
+    """{(side, measure): [accuracy of each seed]} and {(ablation, measure): [accuracy of each seed]}."""
     main, ablations = {}, {}
     for seed in SEEDS:
         for side, start in (('untrained', 'untrained'), ('pretrained', f'pretrain_{seed}')):
@@ -162,14 +166,15 @@ def collect(folder):
     for name in ('pretrain_0', *ABLATIONS):
         for measure in PROBES:
             stage = measure if measure in ('knn', 'linear') else f'final_{measure}'
-            ablations[name, measure] = result(folder, f'{stage}_{name}_0')
+            ablations[name, measure] = [result(folder, f'{stage}_{start}_{seed}')
+                                        for seed, start in ([(0, name)] if name == 'pretrain_0' else starts(name))]
     return main, ablations
 
 
 def page(main, ablations, images):
     """The tables, in Markdown."""
     def cell(values):
-        return f'{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}'
+        return f'{statistics.mean(values):.1f}' + (f' +- {statistics.stdev(values):.1f}' if len(values) > 1 else '')
 
     lines = [f'Top-1 accuracy in percent on {images:,} other images, mean and standard deviation of {len(SEEDS)} seeds:',
              '',
@@ -178,10 +183,10 @@ def page(main, ablations, images):
         lines.append(f'| {side} | ' + ' | '.join(cell(main[side, measure]) for measure in MEASURES) + ' |')
     gains = [statistics.mean(main['pretrained', m]) - statistics.mean(main['untrained', m]) for m in MEASURES]
     lines += ['| gain | ' + ' | '.join(f'{gain:+.1f}' for gain in gains) + ' |', '',
-              'Ablations, one pretraining (seed 0) each:', '',
+              'Ablations, one pretraining (seed 0) each, or all seeds where there is a deviation:', '',
               '| | ' + ' | '.join(MEASURES[m] for m in PROBES) + ' |', '|' + '---|' * (len(PROBES) + 1)]
     for name, words in {'pretrain_0': 'as in the paper (mask ratio 0.6)', **ABLATIONS}.items():
-        lines.append(f'| {words} | ' + ' | '.join(f'{ablations[name, m]:.1f}' for m in PROBES) + ' |')
+        lines.append(f'| {words} | ' + ' | '.join(cell(ablations[name, m]) for m in PROBES) + ' |')
     return '\n'.join([*lines, '', f'![accuracies]({PAGE.stem}.svg)'])
 
 
