@@ -34,8 +34,8 @@ class Options(RunOptions):
                             parse=int)
     levels: str = option(None, "submodules whose outputs are the feature pyramid, large to small, with commas between; the "
                          "network's own if not given", 'method', parse=str)
-    decoder: str = option('unet', "the paper's, or one that ends at a quarter of the image's side, where each position makes "
-                          '4x4 pixels: less work, another method', 'method', choices=('unet', 'light'))
+    decoder: str = option('unet', "the paper's, or one that ends at the encoder's finest level, where each position makes "
+                          'its pixels: less work, another method', 'method', choices=('unet', 'light'))
     decoder_width: int = option(768, "channels of the decoder's smallest map", 'method')
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
                               float)

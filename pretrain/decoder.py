@@ -21,11 +21,6 @@ class UNetBlock(nn.Module):
         return norm_conv(enlarge(x, self.up_sample, self.conv[0]), self.conv[1], self.conv[3])
 
 
-# The stride of the map that the projection makes pixels of. The paper's decoder goes up to the image itself; from a quarter of
-# its side, each position makes 4x4 pixels: the two largest maps, most of the decoder's memory, are never made.
-FINEST = {'unet': 1, 'light': 4}  # by the option's name
-
-
 class LightDecoder(nn.Module):
     """Blocks that double the side and halve the width, then a 1x1 convolution to the image.
 
@@ -38,8 +33,8 @@ class LightDecoder(nn.Module):
     def __init__(self, stride, width=768, out_chans=3, finest=1):
         super().__init__()
         if stride <= finest:
-            raise ValueError(f'decoder light goes up from the total stride to {finest}, and that of this network is {stride}: '
-                             'take the decoder unet')
+            raise ValueError(f'decoder light goes up to the finest level of the pyramid, and this network has no other than '
+                             f'that of stride {stride}: take the decoder unet')
         blocks = (stride // finest).bit_length() - 1
         if width % 2 ** blocks:
             raise ValueError(f'decoder_width {width} cannot be halved {blocks} times, once for each doubling up from a stride '

@@ -19,7 +19,7 @@ class SparseEncoder(nn.Module):
     cnn: a network with timm's `forward_intermediates`, or whose forward returns its feature maps, or any nn.Module with
     levels. input_size: (height, width) in pixels. cell_size: the side of a cell in pixels, chosen unless given: the
     network's total stride, or twice that where a layer needs it. levels: names of the submodules whose outputs are the
-    pyramid, large to small. finest: the smallest stride that the pyramid may have.
+    pyramid, large to small.
 
     Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid from
     small stride to large, `norm` ('bn' or 'ln', what most norms of the feature path are), `unused` (names of the
@@ -28,9 +28,9 @@ class SparseEncoder(nn.Module):
     cannot be run sparsely, naming the remedy.
     """
 
-    def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None, finest=1):
+    def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None):
         super().__init__()
-        found = probe(cnn, input_size, in_chans, cell_size, levels, finest)
+        found = probe(cnn, input_size, in_chans, cell_size, levels)
         self.cnn, self.input_size, self.in_chans = cnn, tuple(input_size), in_chans
         self.stride, self.cell_size, self.grid = found.stride, found.cell_size, found.grid
         self.levels, self.reductions, self.channels = found.levels, found.reductions, found.channels

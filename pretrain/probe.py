@@ -135,11 +135,8 @@ def find_taps(cnn, levels):
     return tuple(levels)
 
 
-def probe(cnn, input_size, in_chans, cell_size, levels, finest=1):
-    """Measure a network and refuse what strips would get wrong; levels below a stride of finest are not asked for.
-
-    Raises ValueError; returns Found.
-    """
+def probe(cnn, input_size, in_chans, cell_size, levels):
+    """Measure a network and refuse what strips would get wrong. Raises ValueError; returns Found."""
     name, notes = type(cnn).__name__, []
     deep, flat = (any(isinstance(module, cls) for module in cnn.modules()) for cls in (nn.Conv3d, nn.Conv2d))
     if deep or not flat:
@@ -163,7 +160,7 @@ def probe(cnn, input_size, in_chans, cell_size, levels, finest=1):
     sizes = [tuple(out.shape[2:]) for out in maps]
     if taps and sizes != sorted(sizes, reverse=True):
         raise ValueError(f'levels: their maps must go from large to small, those of {", ".join(taps)} are {sizes}')
-    stride, stop, reductions, chosen = choose_levels(name, input_size, sizes, cell_size, finest, notes)
+    stride, stop, reductions, chosen = choose_levels(name, input_size, sizes, cell_size, notes)
 
     maps_of = partial(feature_maps, taps=taps, stop=stop)
     for cell in (stride, 2 * stride, 4 * stride) if cell_size is None else (cell_size,):
@@ -195,7 +192,7 @@ def probe(cnn, input_size, in_chans, cell_size, levels, finest=1):
                  notes=(*notes, *sorted(watch.notes | trained.notes)))
 
 
-def choose_levels(name, size, sizes, cell_size, finest, notes):
+def choose_levels(name, size, sizes, cell_size, notes):
     """(total stride, number of maps to stop at or None, strides of the levels, their indices) from the sizes of all maps."""
     stride, stop = total_stride(name, size, sizes[-1]), None
     if stride > 32 and cell_size is None and any(side % stride for side in size):
@@ -206,7 +203,6 @@ def choose_levels(name, size, sizes, cell_size, finest, notes):
     check_sizes(name, size, stride, cell_size or stride, notes)
     strides = [size[0] // h if size[0] * w == size[1] * h and not size[0] % h else None for h, w in sizes][:stop]
     wanted = [stride // 2 ** i for i in reversed(range(min(4, stride.bit_length() - 1)))]
-    wanted = [s for s in wanted if s >= min(finest, stride)]
     reductions = tuple(s for s in wanted if s in strides)
     if stride not in reductions:
         raise Refused(f'{name} has no feature map of stride {stride} at {size[0]}x{size[1]}: its maps are {sizes}')

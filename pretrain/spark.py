@@ -14,7 +14,7 @@ from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.weights import create_cnn, load_official_spark
-from pretrain.decoder import FINEST, LightDecoder
+from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
 from pretrain.recompute import run
 from pretrain.strips import Geometry
@@ -24,11 +24,11 @@ class SparK(nn.Module):
     """Mask, encode, densify, decode, compare.
 
     encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden (ValueError).
-    decoder_width: channels of the decoder's smallest map. finest: the stride at which the decoder ends (decoder.py), and the
-    smallest that the encoder may have. The attribute names below are a file format.
+    decoder_width: channels of the decoder's smallest map. decoder: 'unet', the paper's, or 'light', which ends at the encoder's
+    finest level and makes the pixels of each position there. The attribute names below are a file format.
     """
 
-    def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, finest=1):
+    def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, decoder='unet'):
         super().__init__()
         self.encoder, self.mask_ratio = encoder, mask_ratio
         self.recomputes = False
@@ -38,6 +38,9 @@ class SparK(nn.Module):
             raise ValueError(f'mask_ratio {mask_ratio} leaves {self.visible_cells} of {self.cells} cells visible; one at '
                              f'least must be visible and one hidden: give {1 / self.cells:.3f} to '
                              f'{1 - 1 / self.cells:.3f}')
+        if decoder not in ('unet', 'light'):
+            raise ValueError(f'decoder must be unet or light, not {decoder!r}')
+        finest = encoder.reductions[0] if decoder == 'light' else 1
         self.dense_decoder = LightDecoder(encoder.stride, decoder_width, encoder.in_chans, finest)
         self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
         self.mask_tokens = nn.ParameterList()
@@ -164,15 +167,12 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     feature maps, or any one with levels, the names of the submodules whose outputs are the pyramid, large to small.
     input_size: pixels, an int or (height, width), a multiple of the cell. drop_path: None leaves the network's own default.
     cell_size: None is the network's total stride R (2R where a layer needs it), else R times a power of two. sync_bn: share
-    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light', which stops at a quarter of the side.
+    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'.
     Raises ValueError, which names what would work.
     """
-    finest = FINEST.get(decoder)
-    if finest is None:
-        raise ValueError(f'decoder must be {" or ".join(FINEST)}, not {decoder!r}')
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
-    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels, finest), mask_ratio, decoder_width, finest)
+    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels), mask_ratio, decoder_width, decoder)
     if sync_bn:
         from common.distributed import synchronise_batchnorm
         spark = synchronise_batchnorm(spark)

@@ -49,22 +49,23 @@ def test_cut_and_paste_are_inverse():
     assert torch.equal(spark.paste(spark.cut(images)), images)
 
 
-def test_the_light_decoder_ends_at_a_quarter_of_the_side():
-    """It asks for no finer level, and everything that trains gets a gradient; what needs more strides is told so."""
+def test_the_light_decoder_ends_at_the_finest_level():
+    """Everything that trains gets a gradient; a network of one level is told what to do."""
+    assert build_spark('resnet10t', 64, decoder_width=32, decoder='light').dense_decoder.strides == [32, 16, 8, 4]
     spark = small(decoder='light', input_size=(32, 64)).train()
-    assert spark.encoder.reductions == (4, 8) and spark.dense_decoder.strides == [8, 4] and len(spark.dense_decoder.dec) == 1
+    assert spark.encoder.reductions == (2, 4, 8) and spark.dense_decoder.strides == [8, 4, 2]
     images, visible = torch.randn(2, 3, 32, 64), spark.draw_visible(2)
     assert spark.reconstruct(images, visible).shape == spark.predict(images, visible).shape == images.shape
     spark(images, visible).backward()
     assert all(p.grad is not None and p.grad.any() for name, p in spark.named_parameters() if 'encoder.cnn.' not in name)
     assert {name for name, p in spark.encoder.cnn.named_parameters() if p.grad is None} == set(spark.encoder.unused)
-    with pytest.raises(ValueError, match='that of this network is 4: take the decoder unet'):
-        build_spark(Stride4(), 32, decoder_width=16, levels=['1'], decoder='light')
+    with pytest.raises(ValueError, match='no other than that of stride 4: take the decoder unet'):
+        build_spark(OneLevel(), 32, decoder_width=16, levels=['1'], decoder='light')
     with pytest.raises(ValueError, match="unet or light, not 'heavy'"):
         small(decoder='heavy')
 
 
-class Stride4(torch.nn.Sequential):
+class OneLevel(torch.nn.Sequential):
     def __init__(self):
         super().__init__(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 8, 3, 2, 1))
 
