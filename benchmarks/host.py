@@ -2,8 +2,8 @@
 
     python -m benchmarks.host [--images 1281167,14000000,100000000 --batches 4096,65536]
 
-The order of an epoch, drawn once an epoch; the masks of the global batch, drawn in every step; the list of files, read at the
-start (of a text file; a folder has to be walked besides).
+The order of an epoch, drawn once an epoch; a rank's masks, whose random numbers are drawn for the global batch in every step; the
+list of files, read at the start (of a text file; a folder has to be walked besides).
 """
 import argparse
 import tempfile
@@ -42,8 +42,9 @@ def main(argv=None):
               flush=True)
     spark = build_spark('resnet18', decoder_width=32)
     for batch in args.batches:
-        print(f'batch of {batch:,}: the masks of {spark.cells} cells '
-              f'{1e3 * seconds(lambda b=batch: spark.draw_visible(b)):.1f} ms', flush=True)
+        own = torch.arange(min(64, batch))
+        print(f'batch of {batch:,}: the masks of {len(own)} images of {spark.cells} cells '
+              f'{1e3 * seconds(lambda b=batch, o=own: spark.draw_visible(b, rows=o)):.1f} ms', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         names = [f'n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG' for i in range(args.listed)]
         Path(folder, 'n00000000').mkdir()

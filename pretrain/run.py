@@ -1,6 +1,7 @@
 """What a pretraining run computes besides (common/run.py): its schedule, its masks, what it says at the start."""
 from dataclasses import dataclass
 
+import torch
 from timm.layers import DropPath
 
 from common import run
@@ -30,9 +31,10 @@ class Run(run.Run):
         return self.learning_rate(step), weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end)
 
     def draw_visible(self, spark, step, accum):
-        """This rank's share (B, k) of the masks of a step, drawn for the whole batch, as Steps has its images."""
-        masks = spark.draw_visible(self.options.batch_size, self.generator('mask', step))
-        return masks.view(accum, self.ranks.size, -1, masks.shape[1])[:, self.ranks.rank].flatten(0, 1)
+        """This rank's share (B, k) of the masks of the whole batch, as Steps has its images."""
+        batch = self.options.batch_size
+        own = torch.arange(batch).view(accum, self.ranks.size, -1)[:, self.ranks.rank].flatten()
+        return spark.draw_visible(batch, self.generator('mask', step), own)
 
     def describe(self, spark, accum, images, held_out, saved):
         """What the run will do, for a person."""

@@ -77,9 +77,9 @@ class SparK(nn.Module):
         """What `forward` does not keep for the backward pass, but computes again: 'none', 'decoder' or 'all'."""
         self.recomputes, self.dense_decoder.recomputes = what == 'all', what != 'none'
 
-    def draw_visible(self, batch, generator=None):
-        """Uniformly random visible cells, the same number in every image: LongTensor (batch, k) on the CPU."""
-        order = torch.rand(batch, self.cells, generator=generator).argsort(dim=1)
+    def draw_visible(self, batch, generator=None, rows=slice(None)):
+        """Uniformly random visible cells, the same number in every image: LongTensor (batch, k) on the CPU; some rows of it."""
+        order = torch.rand(batch, self.cells, generator=generator)[rows].argsort(dim=1)
         return order[:, :self.visible_cells].sort(dim=1).values
 
     def geometry(self, images, visible):

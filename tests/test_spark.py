@@ -24,6 +24,8 @@ def test_masks_have_the_same_count_everywhere_and_every_cell_its_turn():
     again = spark.draw_visible(2000, torch.Generator().manual_seed(0))
     other = spark.draw_visible(2000, torch.Generator().manual_seed(1))
     assert torch.equal(visible, again) and not torch.equal(visible, other)
+    some = torch.tensor([7, 1999, 0])
+    assert torch.equal(spark.draw_visible(2000, torch.Generator().manual_seed(0), some), visible[some])
 
 
 def test_loss_is_the_squared_error_of_normalised_hidden_cells():
