@@ -2,8 +2,8 @@
 
     python -m benchmarks.host [--images 1281167,14000000,100000000 --batches 4096,65536]
 
-The order of an epoch, drawn once an epoch; a rank's masks, whose random numbers are drawn for the global batch in every step; the
-list of files, read at the start (of a text file; a folder has to be walked besides).
+The order of an epoch, drawn once an epoch; a rank's masks, whose random numbers are those of the global batch, in every step;
+the list of files, read at the start (a text file's; a folder has to be walked besides).
 """
 import argparse
 import tempfile

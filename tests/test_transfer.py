@@ -39,11 +39,11 @@ def test_single_level_gives_the_decoder_the_smallest_map():
 
 def test_every_job_needs_what_comes_before_it():
     names = [job.name for job in transfer.jobs()]
-    assert len(names) == len(set(names)) == 109
+    assert len(names) == len(set(names)) == 104
     assert all(need in names[:names.index(job.name)] for job in transfer.jobs() for need in job.needs)
 
 
-@pytest.mark.slow  # a minute or two: 109 programs
+@pytest.mark.slow  # a minute or two: 104 programs
 def test_the_stages_run_once_and_make_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(transfer, 'PRETRAINING', (*transfer.PRETRAINING[:-1], '--ep=1'))
     monkeypatch.setattr(transfer, 'FRACTIONS', {'1': ('0.01', 2), '4': ('0.04', 2), '10': ('0.1', 2), '100': ('1', 2)})
@@ -56,9 +56,9 @@ def test_the_stages_run_once_and_make_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(transfer, 'PAGE', page)
     monkeypatch.setattr(sys, 'argv', ['transfer', str(tmp_path)])
     transfer.main()
-    assert '109 of 109' in capsys.readouterr().out
+    assert '104 of 104' in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith('before') and text.endswith('after\n') and 'old' not in text and page.with_suffix('.svg').exists()
     assert '| pretrained |' in text and '| mask ratio 0.75 |' in text
     transfer.main()
-    assert 'of 109' not in capsys.readouterr().out and page.read_text() == text
+    assert 'of 104' not in capsys.readouterr().out and page.read_text() == text
