@@ -49,9 +49,10 @@ class Dense(nn.Module):
 
     def layer_by_layer(self, levels):
         decoder, x = self.spark.dense_decoder, 0
+        finest = decoder.strides[-1]
         for stride, block in zip(decoder.strides, decoder.dec):
             x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
-        return torch.pixel_shuffle(decoder.proj(x + levels[stride] if (stride := decoder.strides[-1]) in levels else x), stride)
+        return torch.pixel_shuffle(decoder.proj(x + levels[finest] if finest in levels else x), finest)
 
 
 def measure(name, args, device):
