@@ -57,7 +57,8 @@ class LightDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, levels):
-        """levels: densified maps by stride, (B, widths[i], ., .) for strides[i], the first at least -> (B, out_chans, H, W)."""
+        """levels: densified maps by stride, (B, widths[i], ., .) for strides[i], the first at least, which may be Filled ->
+        (B, out_chans, H, W)."""
         x, norm, finest = levels[self.strides[0]], None, self.strides[-1]
         for stride, block in zip(self.strides, self.dec):
             if norm is not None:

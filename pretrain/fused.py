@@ -1,4 +1,4 @@
-"""What the decoder's layers compute, in fewer operations and with less to keep for the backward pass; the same up to rounding.
+"""What densify's and the decoder's layers compute, in fewer operations and with less to keep for the backward pass; the same up to rounding.
 
 `torch.compile` fuses, and decides what to keep, by itself: `NormConvolution` is for without.
 """
@@ -7,22 +7,73 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from common.distributed import shared_gradients, shared_statistics
-from pretrain.windows import as_autocast, gradients
+from pretrain.windows import Overlaid, as_autocast, gradients, rows
 
 # Positions of an image, a channel, from which on a merged kernel saves more than it costs to make in every step: with batches
 # of 8 already (on a CPU, docs/speed.md), and not by the batch, so that a step does the same whatever that is.
 WORTH = 2.5
-CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
+ENDS = (0, -1)
+CORNERS = tuple((i, j) for i in ENDS for j in ENDS)
+
+
+class Filled:
+    """A map of which all hidden positions hold the same token (SparK, section 3.2): a strip, and (1, C, 1, 1) elsewhere."""
+
+    def __init__(self, geometry, strip, token):
+        self.geometry, self.strip, self.token = geometry, strip, token
+
+    def pointwise(self, layer):
+        """layer(itself), of a convolution of 1x1 or an nn.Identity, which is another one."""
+        return Filled(self.geometry, layer(self.strip), layer(self.token))
+
+    def convolved(self, layer):
+        """layer(itself), (B, C', H, W), of a convolution of 3x3 that keeps the size, or a transposed one k4 s2 p1.
+
+        What is visible is convolved, less the token, which then is everywhere, so that what it gives is the same at each
+        position but for the borders.
+        """
+        strip, weight, token = self.strip, Weight.apply(layer.weight), self.token.view(1, -1).to(self.strip.dtype)
+        p, transposed = strip.shape[3], isinstance(layer, torch.nn.ConvTranspose2d)
+        spread = weight if transposed else weight.flip(2, 3).transpose(0, 1)  # (C, C', k, k): what a position gives around it
+        stride, table, matrix = layer.stride[0], rows(strip) - token, spread.permute(0, 2, 3, 1).flatten(1)
+        if p >= 4 and not transposed:
+            side, cells = p, table.view(-1, p, p, table.shape[1]).permute(0, 3, 1, 2)
+            squares, of_token = rows(F.conv_transpose2d(cells, spread)), token @ matrix
+        else:  # for small cells the faster way
+            side, (squares, of_token) = stride, (torch.cat([table, token]) @ matrix).split([len(table), 1])
+        squares = squares.reshape(-1, spread.shape[1])
+        out = Overlaid.apply(squares, *self.geometry.once('overlaps', p * stride, side))
+        height, width = (side * p * stride for side in self.geometry.grid)
+        everywhere = constant(of_token.view(-1, spread.shape[1]), stride, height, width) + layer.bias.view(-1, 1, 1)
+        return out.view(-1, height, width, spread.shape[1]).permute(0, 3, 1, 2) + everywhere
+
+
+def constant(square, stride, height, width):
+    """(k*k, C) -> (1, C, height, width): squares of k x k with one beyond the border, one every `stride` each way, added up."""
+    kernel, least = stride + 2, [min(side, 3 * stride) for side in (height, width)]
+    number = least[0] * least[1] // stride ** 2
+    out = F.fold(square.t().reshape(1, -1, 1).expand(-1, -1, number), least, kernel, padding=1, stride=stride)
+    for dim, side in ((2, height), (3, width)):
+        if side > 3 * stride:  # between the borders each is like the next
+            first, inner, last = out.chunk(3, dim)
+            repeats = [1] * 4
+            repeats[dim] = side // stride - 2
+            out = torch.cat([first, inner.repeat(repeats), last], dim)
+    return out.to(memory_format=torch.channels_last)
 
 
 def enlarge(x, up, conv):
     """(B, C, H, W) -> (B, C', 2H, 2W): conv(up(x)), of a transposed convolution k4 s2 p1 and a 3x3 one without bias.
+
+    x: a tensor, or Filled.
 
     Nothing stands between the two, so that they are one linear map: here a 3x3 convolution on the small map to four times
     the channels, for the four places that a position becomes. That saves the transposed convolution and the map between
     them. It differs where `conv` pads that map with zeros, and the merged one sees it go on: what came from there is taken
     away again, line by line.
     """
+    if isinstance(x, Filled):
+        return conv(x.convolved(up))
     if x.shape[2] * x.shape[3] < WORTH * x.shape[1]:
         return conv(up(x))
     up_weight, conv_weight = Weight.apply(up.weight), Weight.apply(conv.weight)
@@ -38,14 +89,33 @@ def enlarge(x, up, conv):
             kernel, bias = F.conv1d(up_line, conv_line, padding=2), conv_line.sum(2) @ up.bias
         return F.conv_transpose1d(line, kernel, bias, stride=2, padding=2)
 
-    def corner(i, j):
-        """(B, C'): what comes from one place beyond a corner."""
-        return F.linear(F.linear(x[:, :, i, j], up_weight[:, :, i, j].t(), up.bias), conv_weight[:, :, i, j])
+    def corner(place, i, j):
+        """(B, C) -> (B, C'): what comes from one place beyond a corner."""
+        return F.linear(F.linear(place, up_weight[:, :, i, j].t(), up.bias), conv_weight[:, :, i, j])
 
-    top, bottom = (beyond(x[:, :, i], up_weight[:, :, i], conv_weight[:, :, i]) for i in (0, -1))
-    left, right = (beyond(x[:, :, :, i], up_weight[:, :, :, i], conv_weight[:, :, :, i]) for i in (0, -1))
-    corners = torch.stack([corner(i, j) for i, j in CORNERS])
+    *lines, left, right = Edges.apply(x)
+    top, bottom = (beyond(line, up_weight[:, :, i], conv_weight[:, :, i]) for i, line in zip(ENDS, lines))
+    left, right = (beyond(line, up_weight[:, :, :, i], conv_weight[:, :, :, i]) for i, line in zip(ENDS, (left, right)))
+    corners = torch.stack([corner(lines[i][:, :, j], i, j) for i, j in CORNERS])
     return Placed.apply(F.conv2d(x, kernel, bias, padding=1), top, bottom, left, right, corners)
+
+
+class Edges(torch.autograd.Function):
+    """(B, C, H, W) -> its first and last line, (B, C, W), and column, (B, C, H). Their gradients make one map, not one each."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return tuple(x[:, :, i].clone() for i in ENDS) + tuple(x[:, :, :, i].clone() for i in ENDS)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        B, C, H, W = ctx.shape
+        total = grads[0].new_zeros(B, H, W, C).permute(0, 3, 1, 2)
+        for i, line, column in zip(ENDS, grads[:2], grads[2:]):
+            total[:, :, i] += line
+            total[:, :, :, i] += column
+        return total
 
 
 class Weight(torch.autograd.Function):
@@ -58,7 +128,8 @@ class Weight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return torch.empty_like(ctx.saved_tensors[0], dtype=grad.dtype).copy_(grad)
+        weight, = ctx.saved_tensors
+        return grad if grad.stride() == weight.stride() else torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
 
 
 class Placed(torch.autograd.Function):
@@ -122,10 +193,10 @@ class NormConvolution(torch.autograd.Function):
     def backward(ctx, grad):
         x, gamma, beta, weight, bias, mean, invstd = ctx.saved_tensors
         out = normalised(x, gamma, beta, mean, invstd)
-        grad, of_weight, of_bias = gradients(grad, F.relu6(out) if ctx.clipped else out, weight, bias, (1, 1), ctx.padding, 1,
-                                             (True, *ctx.needs_input_grad[3:5]))
+        out = F.relu6(out, inplace=True) if ctx.clipped else out
+        grad, of_weight, of_bias = gradients(grad, out, weight, bias, (1, 1), ctx.padding, 1, (True, *ctx.needs_input_grad[3:5]))
         if ctx.clipped:
-            grad = torch.ops.aten.hardtanh_backward(grad, out, 0, 6)
+            grad = torch.ops.aten.hardtanh_backward(grad, out, 0, 6)  # which is 0 at both ends, so clipped values tell as much
         del out
         if ctx.shared:
             of_x, of_gamma, of_beta = shared_gradients(grad, x, gamma, mean, invstd)

@@ -16,6 +16,7 @@ import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.weights import create_cnn, load_official_spark
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
+from pretrain.fused import Filled
 from pretrain.recompute import run
 from pretrain.strips import Geometry
 
@@ -89,10 +90,11 @@ class SparK(nn.Module):
         return Geometry(visible, self.encoder.grid)
 
     def densify(self, strips, geometry):
-        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2)."""
+        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2); the smallest Filled."""
         levels = {}
         for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):
-            levels[stride] = geometry.filled(self.densify_norms[i](strip), self.mask_tokens[i], self.densify_projs[i])
+            filled, project = Filled(geometry, self.densify_norms[i](strip), self.mask_tokens[i]), self.densify_projs[i]
+            levels[stride] = filled.pointwise(project) if i == 0 else filled.convolved(project)
         return levels
 
     def cut(self, images):

@@ -20,16 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode, wrap_torch_function
 
-from pretrain.fused import Weight
 from pretrain.windows import (
     CanvasConvolution,
     CellConvolution,
-    Overlaid,
     ToCanvas,
     ToStrip,
     WindowProduct,
     as_autocast,
-    rows,
 )
 
 
@@ -117,12 +114,6 @@ class Geometry:
         canvas = canvas.unfold(1, P, side).unfold(2, P, side).reshape(B * h * q * w, q, P * P)
         return sources, canvas.index_select(0, self.once('runs', q)).flatten()
 
-    def hidden_windows(self, p):
-        """(B*h*p*w*p, 9): 1 where a pixel of a canvas in the window of 3x3 around each is hidden, else 0."""
-        hidden = ~self.is_visible().view(-1, *self.grid)
-        hidden = hidden.repeat_interleave(p, 1).repeat_interleave(p, 2)
-        return F.pad(hidden.float(), (1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, 9)
-
     def convolve(self, strip, weight, bias, stride, padding, groups):
         """The convolution of a strip, with paddings (rows, columns) that keep its size / stride: as on the canvas."""
         p, kernel, wants = strip.shape[3], tuple(weight.shape[2:]), strip.requires_grad and torch.is_grad_enabled()
@@ -152,26 +143,6 @@ class Geometry:
     def to_canvas(self, strip, fill=0.0):
         """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or a tensor (1, C, 1, 1)."""
         return ToCanvas.apply(strip, fill, self.once('runs', strip.shape[3]), self.grid)
-
-    def filled(self, strip, token, layer):
-        """layer(to_canvas(strip, token)), of a convolution of 1x1 or 3x3 that keeps the size, or an nn.Identity.
-
-        Only what is visible is convolved. The token is the same everywhere: its share of a position follows from which of the
-        nine around it are hidden.
-        """
-        if getattr(layer, 'kernel_size', (1, 1)) == (1, 1):
-            return self.to_canvas(layer(strip), fill=layer(token))
-        p, weight, (h, w) = strip.shape[3], Weight.apply(layer.weight), self.grid
-        side = p if p >= 4 else 1
-        if side == 1:  # a product of matrices: for small cells the faster way
-            squares = F.linear(rows(strip), weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)).view(-1, len(weight))
-        else:
-            cells = rows(strip).view(-1, p, p, strip.shape[1]).permute(0, 3, 1, 2)
-            squares = rows(F.conv_transpose2d(cells, weight.flip(2, 3).transpose(0, 1)))
-        hidden = self.once('hidden_windows', p).to(strip.dtype)
-        of_tokens = F.linear(hidden, (weight.permute(0, 2, 3, 1) @ token.flatten()).flatten(1), layer.bias)
-        out = Overlaid.apply(squares, *self.once('overlaps', p, side)) + of_tokens
-        return out.view(-1, h * p, w * p, len(weight)).permute(0, 3, 1, 2)
 
 
 def reach_of_gradient(kernel, stride, padding):

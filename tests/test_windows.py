@@ -8,7 +8,7 @@ from torch import nn
 
 from common.memory import kept_for_backward
 from pretrain.decoder import LightDecoder
-from pretrain.fused import WORTH, enlarge, norm_conv
+from pretrain.fused import WORTH, Filled, enlarge, norm_conv
 from pretrain.spark import build_spark
 from pretrain.strips import Geometry, Plane
 from pretrain.windows import CanvasConvolution, CellConvolution, WindowProduct
@@ -66,8 +66,9 @@ def test_a_filled_canvas_is_convolved_as_it_is(side):
     visible = torch.stack([torch.randperm(12)[:5].sort().values for _ in range(3)])
     geometry, token = Geometry(visible, (3, 4)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
     strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
-    for layer in (nn.Conv2d(4, 8, 3, padding=1, **DOUBLE), nn.Conv2d(4, 8, 1, **DOUBLE), nn.Identity()):
-        got, want = geometry.filled(strip, token, layer), layer(geometry.to_canvas(strip, fill=token))
+    filled = Filled(geometry, strip, token)
+    for layer in (nn.Conv2d(4, 8, 3, padding=1, **DOUBLE), nn.ConvTranspose2d(4, 8, 4, 2, 1, **DOUBLE)):
+        got, want = filled.convolved(layer), layer(geometry.to_canvas(strip, fill=token))
         weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
         close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
 
