@@ -91,8 +91,8 @@ def main(argv=None):
                                        sorted(new[0] / old[0] for old, new in steps))
             fastest = [min(step[i][0] for step in steps) for i in (0, 1)]
             print(f'{name:20} {args.before} {1000 * before:.0f} ms, {args.after} {1000 * after:.0f} ms: '
-                  f'ratio {median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), of the fastest {fastest[1] / fastest[0]:.3f}; loss {steps[0][0][1]:.6f} and '
-                  f'{steps[0][1][1]:.6f}', flush=True)
+                  f'ratio {median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), of the fastest '
+                  f'{fastest[1] / fastest[0]:.3f}; loss {steps[0][0][1]:.6f} and {steps[0][1][1]:.6f}', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
-"""What densify's and the decoder's layers compute, in fewer operations and with less to keep for the backward pass; the same up to rounding.
+"""What the layers of densify and decoder compute, the same up to rounding, in fewer operations, and with less to keep for the
+backward pass.
 
 `torch.compile` fuses, and decides what to keep, by itself: `NormConvolution` is for without.
 """
@@ -45,7 +46,7 @@ class Filled:
         out = Overlaid.apply(squares, *self.geometry.once('overlaps', p * stride, side))
         height, width = (side * p * stride for side in self.geometry.grid)
         everywhere = constant(of_token.view(-1, spread.shape[1]), stride, height, width) + layer.bias.view(-1, 1, 1)
-        return out.view(-1, height, width, spread.shape[1]).permute(0, 3, 1, 2) + everywhere
+        return out.view(-1, height, width, spread.shape[1]).permute(0, 3, 1, 2) + everywhere.to(out.dtype)
 
 
 def constant(square, stride, height, width):
@@ -65,12 +66,10 @@ def constant(square, stride, height, width):
 def enlarge(x, up, conv):
     """(B, C, H, W) -> (B, C', 2H, 2W): conv(up(x)), of a transposed convolution k4 s2 p1 and a 3x3 one without bias.
 
-    x: a tensor, or Filled.
-
     Nothing stands between the two, so that they are one linear map: here a 3x3 convolution on the small map to four times
     the channels, for the four places that a position becomes. That saves the transposed convolution and the map between
     them. It differs where `conv` pads that map with zeros, and the merged one sees it go on: what came from there is taken
-    away again, line by line.
+    away again, line by line. What is Filled goes through the one and then the other.
     """
     if isinstance(x, Filled):
         return conv(x.convolved(up))
@@ -194,7 +193,8 @@ class NormConvolution(torch.autograd.Function):
         x, gamma, beta, weight, bias, mean, invstd = ctx.saved_tensors
         out = normalised(x, gamma, beta, mean, invstd)
         out = F.relu6(out, inplace=True) if ctx.clipped else out
-        grad, of_weight, of_bias = gradients(grad, out, weight, bias, (1, 1), ctx.padding, 1, (True, *ctx.needs_input_grad[3:5]))
+        grad, of_weight, of_bias = gradients(grad, out, weight, bias, (1, 1), ctx.padding, 1,
+                                             (True, *ctx.needs_input_grad[3:5]))
         if ctx.clipped:
             grad = torch.ops.aten.hardtanh_backward(grad, out, 0, 6)  # which is 0 at both ends, so clipped values tell as much
         del out

@@ -90,7 +90,8 @@ class SparK(nn.Module):
         return Geometry(visible, self.encoder.grid)
 
     def densify(self, strips, geometry):
-        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2); the smallest Filled."""
+        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2), the smallest
+        Filled."""
         levels = {}
         for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):
             filled, project = Filled(geometry, self.densify_norms[i](strip), self.mask_tokens[i]), self.densify_projs[i]

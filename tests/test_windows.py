@@ -11,7 +11,7 @@ from pretrain.decoder import LightDecoder
 from pretrain.fused import WORTH, Filled, enlarge, norm_conv
 from pretrain.spark import build_spark
 from pretrain.strips import Geometry, Plane
-from pretrain.windows import CanvasConvolution, CellConvolution, WindowProduct
+from pretrain.windows import CanvasConvolution, CellConvolution, WindowProduct, gradients
 from tests.conftest import randomise
 
 torch.manual_seed(0)
@@ -61,10 +61,23 @@ def test_a_convolution_of_a_strip_is_that_of_its_canvas(side, kernel, stride, pa
         close(gradients_of(layer(strip), weights, [strip]), gradients_of(want, weights, [strip]))
 
 
+@pytest.mark.parametrize(('kernel', 'padding'), [(7, 3), (5, 0), ((5, 9), (4, 2))])
+@pytest.mark.parametrize('part', [100, 10 ** 6])
+def test_gradients_of_a_depthwise_convolution_in_parts(kernel, padding, part, monkeypatch):
+    monkeypatch.setattr('pretrain.windows.PART', part)  # 5 images of 264 numbers: one by one, or all at once
+    layer = nn.Conv2d(4, 4, kernel, padding=padding, groups=4, **DOUBLE)
+    x = torch.randn(5, 4, 6, 11, **DOUBLE).to(memory_format=torch.channels_last).requires_grad_()
+    out = layer(x)
+    grad = torch.randn_like(out)
+    got = gradients(grad, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.groups, (True, True, True))
+    close(got, torch.autograd.grad(out, [x, layer.weight, layer.bias], grad))
+
+
 @pytest.mark.parametrize('side', [1, 2, 4, 8])
-def test_a_filled_canvas_is_convolved_as_it_is(side):
-    visible = torch.stack([torch.randperm(12)[:5].sort().values for _ in range(3)])
-    geometry, token = Geometry(visible, (3, 4)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
+@pytest.mark.parametrize(('h', 'w'), [(3, 4), (1, 6), (7, 2)])
+def test_a_filled_canvas_is_convolved_as_it_is(side, h, w):
+    visible = torch.stack([torch.randperm(h * w)[:5].sort().values for _ in range(3)])
+    geometry, token = Geometry(visible, (h, w)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
     strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
     filled = Filled(geometry, strip, token)
     for layer in (nn.Conv2d(4, 8, 3, padding=1, **DOUBLE), nn.ConvTranspose2d(4, 8, 4, 2, 1, **DOUBLE)):
