@@ -31,7 +31,7 @@ def main():
 
         medians = alternate({'iteration': step, 'CNN and pyramid': backbone}, args.rounds, device)
         print(f'{name:20} ' + ', '.join(f'{case} {seconds:.2f} s' for case, seconds in medians.items())
-              + f': {medians["iteration"] / medians["CNN and pyramid"]:.2f} times the CNN and pyramid')
+              + f': {medians.ratio("iteration", "CNN and pyramid"):.2f} times the CNN and pyramid')
 
 
 if __name__ == '__main__':

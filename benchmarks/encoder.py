@@ -39,9 +39,9 @@ def main():
             'dense channels last': lambda net=channels_last, x=last: backward(
                 net.forward_intermediates(x, intermediates_only=True)),
             'sparse': sparse}, args.rounds, device)
-        best = min(medians['dense'], medians['dense channels last'])
+        best = min('dense', 'dense channels last', key=medians.get)
         print(f'{name:20} ' + ', '.join(f'{case} {1000 * s:.0f} ms' for case, s in medians.items())
-              + f': sparse / dense = {medians["sparse"] / best:.3f}')
+              + f': sparse / dense = {medians.ratio("sparse", best):.3f}')
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import torch
 from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.memory import kept_for_backward
 from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
+from pretrain.fused import Filled
 from pretrain.spark import build_spark
 from pretrain.strips import Geometry
 
@@ -23,7 +24,11 @@ def parts_of(name, args, device):
     visible = spark.draw_visible(args.batch).to(device)
 
     def detached(maps):
-        return [x.detach().requires_grad_() for x in maps]
+        return [Filled(x.geometry, *detached([x.strip, x.token])) if isinstance(x, Filled) else x.detach().requires_grad_()
+                for x in maps]
+
+    def tensors(levels):
+        return [tensor for x in levels.values() for tensor in ((x.strip, x.token) if isinstance(x, Filled) else (x,))]
 
     with autocast(device):
         geometry = Geometry(visible, spark.encoder.grid)
@@ -33,8 +38,8 @@ def parts_of(name, args, device):
         reconstruction, = detached([spark.dense_decoder(levels)])
     return spark, {
         'encoder': (lambda: spark.encoder(images, Geometry(visible, spark.encoder.grid)), [images]),
-        'densify': (lambda: list(spark.densify(strips, geometry).values()), strips),
-        'decoder': (lambda: [spark.dense_decoder(levels)], list(levels.values())),
+        'densify': (lambda: tensors(spark.densify(strips, geometry)), strips),
+        'decoder': (lambda: [spark.dense_decoder(levels)], tensors(levels)),
         'loss': (lambda: [spark.loss(images, reconstruction, geometry)], [images, reconstruction]),
     }
 

@@ -103,7 +103,7 @@ def measure(name, args, device):
         others[case] = pretraining(Dense(copy.deepcopy(spark), plainly))
     medians = alternate({'pretraining': sparse, 'supervised': supervised, **others}, args.rounds, device)
     rates = ', '.join(f'{case} {args.batch / seconds:.2f}' for case, seconds in medians.items())
-    ratios = ', '.join(f'{medians["pretraining"] / medians[case]:.3f} of {case}' for case in ('supervised', *others))
+    ratios = ', '.join(f'{medians.ratio("pretraining", case):.3f} of {case}' for case in ('supervised', *others))
     print(f'{name:20} images/s: {rates}; time of the step: {ratios}; peak memory of the first pretraining step '
           f'{peak / 2 ** 30:.2f} GiB, {(peak - base) / 2 ** 20 / args.batch:.0f} MiB an image above the networks', flush=True)
 

@@ -1,4 +1,4 @@
-"""Fair timing on a shared machine: alternating runs, medians, ratios within one run."""
+"""Fair timing on a shared machine: alternating runs, medians, ratios of runs that follow each other."""
 import argparse
 import platform
 import statistics
@@ -8,7 +8,7 @@ import torch
 
 
 def alternate(cases, rounds, device):
-    """cases: {name: function}. Runs them in turn, `rounds` times after one to warm up; {name: median seconds}."""
+    """cases: {name: function}. Runs them in turn, `rounds` times after one to warm up; Times."""
     times = {name: [] for name in cases}
     for i in range(rounds + 1):
         for name, run in cases.items():
@@ -20,7 +20,19 @@ def alternate(cases, rounds, device):
                 torch.cuda.synchronize()
             if i:
                 times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return Times(times)
+
+
+class Times(dict):
+    """{name: median seconds} of alternating runs."""
+
+    def __init__(self, seconds):
+        super().__init__((name, statistics.median(each)) for name, each in seconds.items())
+        self.seconds = seconds
+
+    def ratio(self, name, other):
+        """The median of the rounds' ratios: what slows the machine down for a while slows down both."""
+        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[other]))
 
 
 def machine(device):

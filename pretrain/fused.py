@@ -36,12 +36,12 @@ class Filled:
         strip, weight, token = self.strip, Weight.apply(layer.weight), self.token.view(1, -1).to(self.strip.dtype)
         p, transposed = strip.shape[3], isinstance(layer, torch.nn.ConvTranspose2d)
         spread = weight if transposed else weight.flip(2, 3).transpose(0, 1)  # (C, C', k, k): what a position gives around it
-        stride, table, matrix = layer.stride[0], rows(strip) - token, spread.permute(0, 2, 3, 1).flatten(1)
+        stride, table, matrix = layer.stride[0], rows(strip) - token, spread.permute(2, 3, 1, 0).flatten(0, 2)
         if p >= 4 and not transposed:
             side, cells = p, table.view(-1, p, p, table.shape[1]).permute(0, 3, 1, 2)
-            squares, of_token = rows(F.conv_transpose2d(cells, spread)), token @ matrix
+            squares, of_token = rows(F.conv_transpose2d(cells, spread)), F.linear(token, matrix)
         else:  # for small cells the faster way
-            side, (squares, of_token) = stride, (torch.cat([table, token]) @ matrix).split([len(table), 1])
+            side, (squares, of_token) = stride, F.linear(torch.cat([table, token]), matrix).split([len(table), 1])
         squares = squares.reshape(-1, spread.shape[1])
         out = Overlaid.apply(squares, *self.geometry.once('overlaps', p * stride, side))
         height, width = (side * p * stride for side in self.geometry.grid)
