@@ -2,18 +2,20 @@
 
     python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6 --rounds 5]
                               [--recompute decoder] [--compile] [--decoder light] [--decoder_width 768]
+                              [--cases pretraining supervised dense plain]
 
 * supervised: the dense network's own training step, with its classifier;
 * dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the same decoder;
 * plain: that, with the decoder's layers one by one, as they are written down.
 
-Each network runs in a process of its own, so that its peak memory is its own. bf16 autocast on CUDA, fp32 on the CPU.
+Each case runs in a process of its own, and waits for its turn: in one process, a case would find memory that another has
+freed. (On a GPU all of them must fit beside each other, or fewer be named.) bf16 autocast on CUDA, fp32 on the CPU.
 """
 import argparse
-import copy
 import multiprocessing
 import resource
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ from common.distributed import Ranks
 from common.engine import train_step
 from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from pretrain.spark import build_spark
+
+CASES = ('pretraining', 'supervised', 'dense', 'plain')
 
 
 def memory(device):
@@ -55,57 +59,74 @@ class Dense(nn.Module):
         return torch.pixel_shuffle(decoder.proj(x + levels[finest] if finest in levels else x), finest)
 
 
-def measure(name, args, device):
+def prepare(case, name, args, device):
+    """The case's training step, a function, and the bytes that it found in memory."""
+    torch.manual_seed(0)
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (args.batch,), device=device)
     spark = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width, decoder=args.decoder)
-    plain = copy.deepcopy(spark.encoder.cnn).to(device, memory_format=torch.channels_last).train()
-    spark = spark.placed(device).train()
-    spark.recompute(args.recompute)
-    ranks, others = Ranks(0, 1, device), {}
+    if case == 'supervised':
+        net = spark.encoder.cnn.to(device, memory_format=torch.channels_last).train()
+    else:
+        spark.placed(device).train().recompute(args.recompute)
+        net = spark if case == 'pretraining' else Dense(spark, case == 'plain')
+    optimizer, guard = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)), BufferGuard(net)
+    set_schedule(optimizer, 1e-4, 0.05)
+    if args.compile:
+        net.compile()
+    ranks, wishes = Ranks(0, 1, device), torch.zeros(2, device=device)
 
     def autocast():
         return torch.autocast('cuda', torch.bfloat16) if device.type == 'cuda' else nullcontext()
 
-    def optimizer_of(net):
-        optimizer = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95))
-        set_schedule(optimizer, 1e-4, 0.05)
-        return optimizer
+    def pretrain():
+        visible = spark.draw_visible(args.batch).to(device)
+        train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: wishes)
 
-    def pretraining(net):
-        optimizer, guard = optimizer_of(net), BufferGuard(net)
-        if args.compile:
-            net.compile()
-        wishes = torch.zeros(2, device=device)
-
-        def step():
-            visible = spark.draw_visible(args.batch).to(device)
-            train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: wishes)
-        return step
-
-    sparse = pretraining(spark)
-    base = memory(device)
-    sparse()
-    peak = memory(device)
-    optimizer = optimizer_of(plain)
-    if args.compile:
-        plain.compile()
-
-    def supervised():
+    def supervise():
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            loss = nn.functional.cross_entropy(plain(images), labels)
+            loss = nn.functional.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
 
-    for case, plainly in (('dense', False), ('plain', True)):
-        others[case] = pretraining(Dense(copy.deepcopy(spark), plainly))
-    medians = alternate({'pretraining': sparse, 'supervised': supervised, **others}, args.rounds, device)
-    rates = ', '.join(f'{case} {args.batch / seconds:.2f}' for case, seconds in medians.items())
-    ratios = ', '.join(f'{medians.ratio("pretraining", case):.3f} of {case}' for case in ('supervised', *others))
-    print(f'{name:20} images/s: {rates}; time of the step: {ratios}; peak memory of the first pretraining step '
-          f'{peak / 2 ** 30:.2f} GiB, {(peak - base) / 2 ** 20 / args.batch:.0f} MiB an image above the networks', flush=True)
+    return supervise if case == 'supervised' else pretrain, memory(device)
+
+
+def take_turns(case, name, args, device, connection):
+    """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before."""
+    step, base = prepare(case, name, args, device)
+    while connection.recv():
+        step()
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
+        connection.send(memory(device) - base)
+
+
+def measure(name, args, device):
+    context, sides, peaks = multiprocessing.get_context('spawn'), {}, {}
+    for case in args.cases:
+        connection, other = context.Pipe()
+        sides[case] = connection, context.Process(target=take_turns, args=(case, name, args, device, other), daemon=True)
+        sides[case][1].start()
+        other.close()
+
+    def step(case):
+        sides[case][0].send(True)
+        peaks[case] = sides[case][0].recv()
+
+    try:
+        times = alternate({case: partial(step, case) for case in args.cases}, args.rounds, torch.device('cpu'))
+    except EOFError:
+        raise SystemExit('error: a process of the benchmark ended, see above') from None
+    for connection, process in sides.values():
+        connection.send(False)
+        process.join()
+    first = args.cases[0]
+    print(f'{name:20} images/s: ' + ', '.join(f'{case} {args.batch / seconds:.2f}' for case, seconds in times.items())
+          + f'; time of {first}: ' + ', '.join(f'{times.ratio(first, case):.3f} of {case}' for case in args.cases[1:])
+          + f'; memory above the networks: {peaks[first] / 2 ** 20 / args.batch:.0f} MiB an image', flush=True)
 
 
 def main():
@@ -114,15 +135,12 @@ def main():
     parser.add_argument('--compile', action='store_true')
     parser.add_argument('--decoder', default='unet', choices=('unet', 'light'))
     parser.add_argument('--decoder_width', type=int, default=768)
+    parser.add_argument('--cases', nargs='+', default=CASES, choices=CASES)
     args, device = sizes(parser, ['resnet50', 'convnext_small'])
     print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}, '
           f'decoder {args.decoder}, {args.decoder_width} wide', flush=True)
     for name in args.models:
-        process = multiprocessing.get_context('spawn').Process(target=measure, args=(name, args, device))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(process.exitcode)
+        measure(name, args, device)
 
 
 if __name__ == '__main__':
