@@ -95,7 +95,7 @@ def prepare(case, name, args, device):
 
 
 def take_turns(case, name, args, device, connection):
-    """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before."""
+    """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before it."""
     step, base = prepare(case, name, args, device)
     while connection.recv():
         step()
@@ -118,7 +118,7 @@ def measure(name, args, device):
 
     try:
         times = alternate({case: partial(step, case) for case in args.cases}, args.rounds, torch.device('cpu'))
-    except EOFError:
+    except (EOFError, OSError):
         raise SystemExit('error: a process of the benchmark ended, see above') from None
     for connection, process in sides.values():
         connection.send(False)
@@ -126,7 +126,7 @@ def measure(name, args, device):
     first = args.cases[0]
     print(f'{name:20} images/s: ' + ', '.join(f'{case} {args.batch / seconds:.2f}' for case, seconds in times.items())
           + f'; time of {first}: ' + ', '.join(f'{times.ratio(first, case):.3f} of {case}' for case in args.cases[1:])
-          + f'; memory above the networks: {peaks[first] / 2 ** 20 / args.batch:.0f} MiB an image', flush=True)
+          + f'; peak of memory above the weights: {peaks[first] / 2 ** 20 / args.batch:.0f} MiB an image', flush=True)
 
 
 def main():
