@@ -95,7 +95,7 @@ def prepare(case, name, args, device):
 
 
 def take_turns(case, name, args, device, connection):
-    """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before it."""
+    """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before."""
     step, base = prepare(case, name, args, device)
     while connection.recv():
         step()
