@@ -45,14 +45,15 @@ class Filled:
         squares = squares.reshape(-1, spread.shape[1])
         out = Overlaid.apply(squares, *self.geometry.once('overlaps', p * stride, side))
         height, width = (side * p * stride for side in self.geometry.grid)
-        everywhere = constant(of_token.view(-1, spread.shape[1]), layer.bias, stride, height, width)
+        everywhere = constant(of_token.view(-1, spread.shape[1]), stride, height, width) + layer.bias.view(-1, 1, 1)
         return out.view(-1, height, width, spread.shape[1]).permute(0, 3, 1, 2) + everywhere.to(out.dtype)
 
 
-def constant(square, bias, stride, height, width):
-    """(k*k, C), k = stride + 2, -> (1, C, height, width): the square around each place, one every `stride`, added up."""
-    places = square.new_ones(1, 1, *(min(side // stride, 3) for side in (height, width)))
-    out = F.conv_transpose2d(places, square.t().reshape(1, -1, stride + 2, stride + 2), bias, stride, padding=1)
+def constant(square, stride, height, width):
+    """(k*k, C) -> (1, C, height, width): squares of k x k with one beyond the border, one every `stride` each way, added up."""
+    kernel, least = stride + 2, [min(side, 3 * stride) for side in (height, width)]
+    number = least[0] * least[1] // stride ** 2
+    out = F.fold(square.t().reshape(1, -1, 1).expand(-1, -1, number), least, kernel, padding=1, stride=stride)
     for dim, side in ((2, height), (3, width)):
         if side > 3 * stride:  # between the borders each is like the next
             first, inner, last = out.chunk(3, dim)
