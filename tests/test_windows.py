@@ -83,6 +83,11 @@ def test_a_filled_canvas_is_convolved_as_it_is(side, h, w):
         got, want = filled.convolved(layer), layer(geometry.to_canvas(strip, fill=token))
         weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
         close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
+    for layer in (nn.Conv2d(4, 8, 1, **DOUBLE), nn.Identity()):
+        other, want = filled.pointwise(layer), layer(geometry.to_canvas(strip, fill=token))
+        got = geometry.to_canvas(other.strip, fill=other.token)
+        weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
+        close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 3), (5, 6)])
