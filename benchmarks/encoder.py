@@ -9,6 +9,7 @@ import copy
 import torch
 
 from benchmarks.timing import alternate, arguments, machine
+from common.convolutions import safe_convolutions
 from common.weights import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.strips import Geometry
@@ -30,14 +31,17 @@ def main():
         def backward(maps):
             sum(x.mean() for x in maps).backward()
 
+        def dense_maps(network, images):
+            with safe_convolutions(device):
+                return network.forward_intermediates(images, intermediates_only=True)
+
         def sparse(encoder=encoder, last=last, cells=cells, visible=visible):
             seen = torch.rand(args.batch, cells, device=device).argsort(1)[:, :visible].sort(1).values
             backward(encoder(last, Geometry(seen, encoder.grid)))
 
         medians = alternate({
-            'dense': lambda net=dense, x=images: backward(net.forward_intermediates(x, intermediates_only=True)),
-            'dense channels last': lambda net=channels_last, x=last: backward(
-                net.forward_intermediates(x, intermediates_only=True)),
+            'dense': lambda net=dense, x=images: backward(dense_maps(net, x)),
+            'dense channels last': lambda net=channels_last, x=last: backward(dense_maps(net, x)),
             'sparse': sparse}, args.rounds, device)
         best = min('dense', 'dense channels last', key=medians.get)
         print(f'{name:20} ' + ', '.join(f'{case} {1000 * s:.0f} ms' for case, s in medians.items())

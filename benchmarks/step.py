@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.timing import alternate, machine, on_machine, sizes
+from common.convolutions import safe_convolutions
 from common.distributed import Ranks
 from common.engine import train_step
 from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
@@ -87,7 +88,9 @@ def prepare(case, name, args, device):
     def supervise():
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            loss = nn.functional.cross_entropy(net(images), labels)
+            with safe_convolutions(device):
+                logits = net(images)
+            loss = nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
 

@@ -18,6 +18,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
+from common.convolutions import safe_convolutions
+
 FINEST = 4  # stride of the largest map of the pyramid, as in the FPN paper
 SIDE = 256  # of the image with which a network is measured
 
@@ -42,7 +44,8 @@ class Pyramid(nn.Module):
         self.out_channels = channels  # torchvision asks for it
 
     def maps(self, images):
-        found = self.cnn.forward_intermediates(images, intermediates_only=True)
+        with safe_convolutions(images.device):
+            found = self.cnn.forward_intermediates(images, intermediates_only=True)
         return [found[index] for index in self.indices]
 
     def forward(self, images):

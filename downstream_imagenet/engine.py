@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.convolutions import safe_convolutions
 from downstream_imagenet.data import labelled_once
 
 LOSSES = {'bce': F.binary_cross_entropy_with_logits, 'ce': F.cross_entropy}  # of soft targets (B, K)
@@ -16,7 +17,8 @@ class Classifier(nn.Module):
         self.cnn, self.loss = cnn, LOSSES[loss]
 
     def logits(self, images):
-        return self.cnn(images)
+        with safe_convolutions(images.device):
+            return self.cnn(images)
 
     def forward(self, images, targets):
         return self.loss(self.logits(images).float(), targets)

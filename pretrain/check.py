@@ -24,6 +24,7 @@ from torchvision.ops import StochasticDepth
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.config import size
+from common.convolutions import safe_convolutions
 from common.weights import create_cnn
 from pretrain.compare import View, error, locate
 from pretrain.encoder import SparseEncoder
@@ -309,7 +310,9 @@ def exported(encoder, other):
         return False, asked, str(failure).splitlines()[0]
     images = inputs(encoder, 2)
     encoder.cnn.eval(), other.eval()
-    maps, plain = encoder.pyramid(images), feature_maps(other, images, encoder.taps, encoder.stop)
+    maps = encoder.pyramid(images)
+    with safe_convolutions(images.device):
+        plain = feature_maps(other, images, encoder.taps, encoder.stop)
     encoder.cnn.train()
     same = encoder.aligned or all(torch.equal(a, plain[level]) for a, level in zip(maps, encoder.levels))
     return same, asked, 'which gives the same features' if same else 'whose features differ'

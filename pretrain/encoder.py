@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
+from common.convolutions import safe_convolutions
 from pretrain.compare import View, error, locate
 from pretrain.probe import REMEDY, Refused, feature_maps, parts, probe
 from pretrain.strips import AlignedPadding, Plane
@@ -89,7 +90,8 @@ class SparseEncoder(nn.Module):
 
     def _pyramid(self, images, geometry, cnn):
         x = images if geometry is None else geometry.to_strip(images)
-        with nullcontext() if geometry is None else Plane(geometry), AlignedPadding() if self.aligned else nullcontext():
+        with safe_convolutions(images.device), Plane(geometry) if geometry else nullcontext(), \
+                AlignedPadding() if self.aligned else nullcontext():
             maps = feature_maps(cnn, x, self.taps, self.stop)
         return [maps[level] for level in self.levels]
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointError
 
+from common.convolutions import safe_convolutions
 from pretrain.strips import RULES, AlignedPadding, CellTooSmall, Geometry, Plane
 
 # Operators of a forward that act on each position alone or only change the view, besides all that torch tags as
@@ -347,7 +348,8 @@ class Watch(TorchDispatchMode):
         try:
             self.cnn.train(training)
             with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]), self, \
-                    self.plane or nullcontext(), AlignedPadding() if aligned else nullcontext():
+                    safe_convolutions(image.device), self.plane or nullcontext(), \
+                    AlignedPadding() if aligned else nullcontext():
                 maps = maps_of(self.cnn, x)
             if training:
                 self.run_backward(maps)
