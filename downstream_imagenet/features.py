@@ -8,6 +8,7 @@ from common.cli import option
 from common.config import ImageOptions, require
 from common.data import Augmented
 from common.distributed import Ranks
+from common.images import not_looked_at
 from common.loading import naming_the_file
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
@@ -81,6 +82,9 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
     say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
         f'{len(classes)} classes')
+    notes = not_looked_at(images, val, 'validation')
+    if notes:
+        say(notes.strip())
     seen = [Augmented(of, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
             for of in (images, val)]
     with naming_the_file(*seen):
