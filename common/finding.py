@@ -139,10 +139,10 @@ def in_words(left_out):
     return ', '.join(f'{number:,} {what}' for what, number in left_out.items())
 
 
-def find_files(folder, endings, left_out=None):
+def find_files(folder, endings, left_out=None, dead_links=False):
     """Paths below a folder with one of the endings, links followed, hidden files and SYSTEM_FOLDERS left out.
 
-    left_out: a LeftOut, in which all else is counted but for what is hidden.
+    left_out: a LeftOut, in which all else is counted but for what is hidden. dead_links: find links that lead nowhere, too.
     """
     left_out, seen, pending = LeftOut() if left_out is None else left_out, set(), [(os.fspath(folder), '')]
     short = {ending for ending in endings if ending.rfind('.') == 0}
@@ -168,7 +168,7 @@ def find_files(folder, endings, left_out=None):
                         continue
                     elif name[name.rfind('.'):].lower() not in short and not (longer and name.lower().endswith(longer)):
                         left_out.file(prefix + name, ending_of(name))
-                    elif entry.is_symlink() and not is_one(entry.is_file) and not os.path.exists(entry.path):
+                    elif not dead_links and entry.is_symlink() and not is_one(entry.is_file) and not os.path.exists(entry.path):
                         left_out.dead_links.append(prefix + name)
                     else:
                         yield prefix + name

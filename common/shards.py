@@ -17,6 +17,7 @@ from common.images import ImageFiles, check_channels, open_image
 BLOCK = 512  # a tar is made of
 COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # how gzip, bzip2, xz and zstd begin
 COMPRESSED_ENDINGS = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
+TAR_ENDINGS = ('.tar', *COMPRESSED_ENDINGS)
 EXTENSIONS = {b'L', b'K', b'x', b'X', b'g'}  # headers that say something of the next one: a long name, more fields
 NO_CONTENT = {b'1', b'2', b'3', b'4', b'5', b'6'}  # links, devices, folders, pipes
 SPARSE, FOLDER, REGULAR = b'S', b'5', (b'0', b'\0', b'7')
@@ -96,8 +97,8 @@ def is_sharded(source):
     source = Path(source)
     if source.is_dir():
         return next(find_files(source, image_endings()), None) is None and \
-            next(find_files(source, ('.tar', *COMPRESSED_ENDINGS)), None) is not None
-    return source.name.lower().endswith(('.tar', *COMPRESSED_ENDINGS)) and source.exists()
+            next(find_files(source, TAR_ENDINGS, dead_links=True), None) is not None
+    return source.name.lower().endswith(TAR_ENDINGS) and source.exists()
 
 
 def shards_of(source, left_out=None):
@@ -106,8 +107,7 @@ def shards_of(source, left_out=None):
     left_out: a LeftOut, in which the other files of the folder are counted.
     """
     source = Path(source)
-    endings = ('.tar', *COMPRESSED_ENDINGS)
-    shards = [str(source / path) for path in sorted(find_files(source, endings, left_out))] if source.is_dir() \
+    shards = [str(source / path) for path in sorted(find_files(source, TAR_ENDINGS, left_out, True))] if source.is_dir() \
         else [str(source)]
     for path in shards:
         if path.lower().endswith(COMPRESSED_ENDINGS):
