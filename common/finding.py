@@ -80,9 +80,9 @@ def printable(path):
 class LeftOut:
     """What a search for images leaves out.
 
-    files: {ending: [their number, the first of them]}. system: SYSTEM_FOLDERS that were met. unreadable: {folder: why}.
-    dead_links: links with the names of images that lead nowhere. All are paths from the folder that is searched. missing: of a
-    list, (number of missing files, of how many that were looked for, the first of them).
+    files: {ending: [their number, the first of them by its name]}. system: SYSTEM_FOLDERS that were met. unreadable: {folder:
+    why}. dead_links: links with the names of images that lead nowhere. All are paths from the folder that is searched. missing:
+    of a list, (number of missing files, of how many that were looked for, the first of them).
     """
 
     def __init__(self):
@@ -90,15 +90,16 @@ class LeftOut:
 
     def file(self, path, ending):
         """Count a file that is no image by its name."""
-        if ending in self.files:
-            self.files[ending][0] += 1
-        else:
-            self.files[ending] = [1, path]
+        known = self.files.setdefault(ending, [0, path])
+        known[0] += 1
+        known[1] = min(known[1], path)
 
     def add(self, other):
         """Count what another search left out, too."""
         for ending, (number, path) in other.files.items():
-            self.files.setdefault(ending, [0, path])[0] += number
+            known = self.files.setdefault(ending, [0, path])
+            known[0] += number
+            known[1] = min(known[1], path)
         self.system |= other.system
         self.unreadable |= other.unreadable
         self.dead_links += other.dead_links
@@ -128,9 +129,9 @@ class LeftOut:
         for folder in sorted(self.unreadable)[:1]:
             count(len(self.unreadable), 'folder(s) that cannot be read',
                   f'such as {printable(folder)}: {self.unreadable[folder]}')
-        others = Counter({ending: number for ending, (number, _) in self.files.items() if ending not in UNREAD_ENDINGS})
-        shown = [printable(ending) or 'without an ending' for ending, _ in others.most_common(4)]
-        count(others.total(), 'other file(s)', ', '.join(shown) + ', ...' * (len(others) > 4))
+        others = {ending: number for ending, (number, _) in self.files.items() if ending not in UNREAD_ENDINGS}
+        shown = [ending or 'without an ending' for ending in sorted(others, key=lambda ending: (-others[ending], ending))]
+        count(sum(others.values()), 'other file(s)', first_of(shown, 4))
         return found
 
 
@@ -208,12 +209,13 @@ def first_of(names, most=5):
 
 
 def why_without_images(folder):
-    """Why a folder is found to be without images, as a clause for a person."""
+    """What a folder is in which no images were found, as the end of a sentence for a person."""
     left_out = LeftOut()
     if next(find_files(folder, image_endings(), left_out), None) is not None:
-        return 'a link leads to its images from another folder, as which they are counted'
-    left_out = left_out.counted()
-    return f'it holds {in_words(left_out)}' if left_out else 'it is empty'
+        return 'is what a link in another folder leads to, and its images are counted there'
+    if str(folder) in left_out.unreadable:
+        return f'cannot be read ({left_out.unreadable[str(folder)]})'
+    return f'holds {in_words(left_out.counted())}' if left_out.counted() else 'is empty'
 
 
 def validation_folder(data_path):

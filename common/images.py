@@ -55,7 +55,7 @@ class ImageFiles(Dataset):
         self.keep_count(left_out)
         if not paths:
             raise ValueError(f'{source} holds no images that Pillow reads by their file names'
-                             + (f': there are {self.notes}' if self.notes else ''))
+                             + (f', but {self.notes}' if self.notes else ''))
         # One array, not a list of strings: workers share it, reference counts would copy it into each of them.
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.mode = 'RGB' if in_chans == 3 else 'L'

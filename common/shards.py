@@ -48,7 +48,7 @@ class TarShards(ImageFiles):
         self.keep_count(left_out)
         if not names:
             raise ValueError(f'{source} holds tars, but no images in them that Pillow reads by their names'
-                             + (f': there are {self.notes}' if self.notes else ''))
+                             + (f', but {self.notes}' if self.notes else ''))
         order = sorted(range(len(names)), key=names.__getitem__)
         self.paths = np.array([os.fsencode(names[i]) for i in order])
         self.places = np.concatenate([np.array([[number] * len(one[0]), one[1], one[2]], np.int64).reshape(3, -1)

@@ -46,9 +46,10 @@ class LabelledFolder(ImageFiles):
         names = [first_part(path) for path in self.paths]
         empty = sorted(set(folders) - set(names))
         if empty:
-            others = f'. Nor have {len(empty) - 1:,} other classes ({first_of(empty[1:])})' if len(empty) > 1 else ''
-            raise ValueError(f'the class {printable(empty[0])} of {source} has no image that is read: '
-                             f'{why_without_images(Path(source, empty[0]))}{others}')
+            which = f'the class {printable(empty[0])} of {source} has' if len(empty) == 1 else \
+                f'the classes {first_of(empty)} of {source} have'
+            raise ValueError(f'{which} no image that is read: {printable(empty[0])} '
+                             f'{why_without_images(Path(source, empty[0]))}')
         self.classes = sorted(set(names)) if classes is None else list(classes)
         strange = sorted(set(names) - set(self.classes))
         if strange:
@@ -57,12 +58,12 @@ class LabelledFolder(ImageFiles):
         self.labels = np.array([number[name] for name in names])
 
     def leave_loose_ones(self, source, folders):
-        """Leave out the images beside the folders of the classes. Raises ValueError for more than LOOSE, or if all are so."""
+        """Leave out images that are in none of the folders of classes. Raises ValueError for more than LOOSE, or no folders."""
         in_class = np.array([first_part(path) in folders for path in self.paths])
         loose = [first_part(path) for path in self.paths[~in_class]]
-        if len(loose) > LOOSE or not in_class.any():
-            some = first_of(sorted(folders), 3)
-            raise ValueError(f'{source} {NO_LAYOUT}: it holds {len(loose):,} images ({first_of(loose, 3)}) '
+        if len(loose) > LOOSE or not folders:
+            some, number = first_of(sorted(folders), 3), f'{len(loose):,} image{"s" * (len(loose) > 1)}'
+            raise ValueError(f'{source} {NO_LAYOUT}: it holds {number} ({first_of(loose, 3)}) '
                              + (f'beside the folders {some}: move each into the folder of its class, or away' if folders else
                                 'and no folders: sort them into such'))
         if loose:
