@@ -271,15 +271,17 @@ def not_looked_at(images, val, which):
 
 def notes_of(images):
     """What a data set says that is left out of it; empty if it says nothing."""
-    return notes_of(images.dataset) if isinstance(images, Subset) else getattr(images, 'notes', '') or ''
+    notes = notes_of(images.dataset) if isinstance(images, Subset) else getattr(images, 'notes', None)
+    return notes if isinstance(notes, str) else ''
 
 
 def mostly_unread(images):
     """A warning, if more files that may hold images are left out than are read; else None."""
     whole = images.dataset if isinstance(images, Subset) else images
-    unread = getattr(whole, 'unread', 0)
-    return f'{unread:,} files that may hold images are not read, and only {len(whole):,} are: what they are is said under ' \
-        '"not looked at"' if unread > len(whole) else None
+    if not isinstance(whole, ImageFiles) or whole.unread <= len(whole):
+        return None
+    return f'{whole.unread:,} files that may hold images are not read, and only {len(whole):,} are: what they are is said ' \
+        'under "not looked at"'
 
 
 def as_channels(image, in_chans):

@@ -27,7 +27,7 @@ class Options(ImageOptions):
     timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
 
     data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class", 'data', parse=str)
-    val_path: str = option(None, 'validation images; val/ in data_path if not given', 'data', parse=str)
+    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given', 'data', parse=str)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data', parse=float)

@@ -93,6 +93,8 @@ def test_nothing_left_out_is_no_line_and_others_have_their_own(tmp_path, without
     assert not_looked_at(whole, part, 'held-out').startswith('not looked at  of held-out images, 2 camera raw files (')
     assert mostly_unread(whole) is None
     assert mostly_unread(part).startswith('2 files that may hold images are not read, and only 1 are')
+    own = [1, 2]
+    assert not_looked_at(own, types.SimpleNamespace(notes=own), 'held-out') == '' and mostly_unread(own) is None
     both = SeveralFiles([tmp_path / 'b', tmp_path / 'a/a.png', tmp_path / 'b'])
     assert len(both) == 3 and both.unread == 4 and both.notes.startswith('4 camera raw files')
 
