@@ -43,7 +43,8 @@ def found(images):
 @pytest.fixture
 def without_plug_ins(monkeypatch):
     """Pillow as it is without pillow-heif and pillow-jxl-plugin, though they may be installed."""
-    monkeypatch.setattr('common.finding.register_plug_ins', lambda: None)
+    for module in ('finding', 'images'):
+        monkeypatch.setattr(f'common.{module}.register_plug_ins', lambda: None)
     Image.init()
     own = {ending: kind for ending, kind in Image.EXTENSION.items() if kind not in ('HEIF', 'JXL')}
     monkeypatch.setattr(Image, 'EXTENSION', own)
