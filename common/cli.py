@@ -40,7 +40,8 @@ def numbers(text, kind=float):
 def plain_fields(options):
     """{name: value} of a dataclass of options in plain Python types, as files and command lines have them.
 
-    Lists become tuples, NumPy's numbers Python's, paths strings. Raises ValueError for a value of another type.
+    Lists become tuples, NumPy's numbers Python's, paths strings. ~ at the start of a text is the home folder: the shell leaves
+    --data_path=~/images as it is. Raises ValueError for a value of another type.
     """
     plain = {}
     for field in dataclasses.fields(options):
@@ -62,10 +63,17 @@ def _as_plain(value, kind):
         if one is float and isinstance(value, Real) and not isinstance(value, bool):
             return float(value)
         if one is str and isinstance(value, (str, os.PathLike)) and str(value):
-            return os.fspath(value)
+            return os.path.expanduser(os.fspath(value))
         if one is tuple and isinstance(value, (tuple, list, np.ndarray)):
             return tuple(_as_plain(part, int | float) for part in value)
     raise TypeError
+
+
+def expanded(argv=None):
+    """The arguments of a command line, the process's if not given, with ~ as the home folder behind a flag's = as well."""
+    argv = sys.argv[1:] if argv is None else argv
+    parts = [arg.partition('=') if arg.startswith('--') else ('', '', arg) for arg in argv]
+    return [flag + equals + os.path.expanduser(value) for flag, equals, value in parts]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,5 @@
 """Images in files: finding them, reading them whatever they are, and telling whether they are the same as before."""
+import codecs
 import hashlib
 import os
 import signal
@@ -6,18 +7,29 @@ import stat
 import threading
 import time
 import warnings
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-# What Pillow registers and is not read here: EPS starts Ghostscript, whatever the file is called; IPTC opens what it wraps as
-# anything, EPS too; BUFR, GRIB, HDF5 and WMF are stubs that ask for a program; MPEG has no decoder; PALM and PDF no reader.
-NOT_READ = frozenset({'EPS', 'IPTC', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG', 'PALM', 'PDF'})
+from common.finding import (
+    NOT_READ,
+    UNREAD_ENDINGS,
+    LeftOut,
+    ending_of,
+    find_files,
+    image_endings,
+    in_words,
+    register_plug_ins,
+    remedy,
+)
+
+TRIED = 1000  # paths of a list that are looked for before the start
 
 
 class ImageFiles(Dataset):
@@ -25,25 +37,37 @@ class ImageFiles(Dataset):
 
     root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. Yields PIL
     images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for 16-bit and float ones.
+    left_out: Counter {what is not looked at, for a person: how many}; unread: how many of these files may hold images.
     Raises ValueError if there are none, or if a list names what does not lie below its root.
     """
 
     def __init__(self, source, in_chans=3, root=None):
-        source = Path(source)
+        source, left_out = Path(source), LeftOut()
         check_channels(in_chans)
         if source.is_dir():
-            paths = sorted(find_files(source, image_endings()))
+            paths = sorted(find_files(source, image_endings(), left_out))
             self.root = source
         elif source.is_file():
             self.root = source.parent if root is None else Path(root)
-            paths = read_list(source, self.root)
+            paths = read_list(source, self.root, left_out)
         else:
             raise ValueError(f'there is no folder or list of images {source}')
+        self.keep_count(left_out)
         if not paths:
-            raise ValueError(f'{source} holds no images that Pillow reads by their file names')
+            raise ValueError(f'{source} holds no images that Pillow reads by their file names'
+                             + (f', but {self.notes}' if self.notes else ''))
         # One array, not a list of strings: workers share it, reference counts would copy it into each of them.
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.mode = 'RGB' if in_chans == 3 else 'L'
+
+    def keep_count(self, left_out):
+        """Keep what a LeftOut has counted."""
+        self.left_out, self.unread = left_out.counted(), left_out.images
+
+    @property
+    def notes(self):
+        """What is left out, for a person; empty if nothing is."""
+        return in_words(self.left_out)
 
     def __len__(self):
         return len(self.paths)
@@ -78,30 +102,95 @@ class ImageFiles(Dataset):
         return image
 
 
-def image_endings():
-    """What the names of images end with."""
-    return tuple(ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ)
+def read_list(source, root, left_out=None):
+    """The paths that a text file names, one a line, as paths below the folder `root`.
 
-
-def read_list(source, root):
-    """The paths that a text file names, one a line, as paths below the folder `root`. Raises ValueError."""
+    The text is UTF-8, or UTF-16 with a byte order mark. Backslashes are taken as slashes unless a file is there as it is
+    written. left_out: a LeftOut, which counts the files of formats that are not read, and how many of TRIED others are missing.
+    Raises ValueError.
+    """
+    left_out = LeftOut() if left_out is None else left_out
     try:
-        text = source.read_text(encoding='utf-8')
+        text = decoded(source.read_bytes())
     except UnicodeDecodeError:
         text = '\0'
     if '\0' in text:
         raise ValueError(f'{source} is neither a folder nor a text file with one image path a line (UTF-8, no NUL bytes)')
     if not root.is_dir():
         raise ValueError(f'there is no folder {root} for the paths of {source} to start from: give --list_root=DIR')
-    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    # Lists that were put together from several may have byte order marks inside.
+    lines = [line for line in (line.strip().removeprefix('\ufeff') for line in text.splitlines()) if line]
+    lines = with_slashes(lines, root)
     paths = inside(lines, root)
     if None in paths:
         raise ValueError(f'{source} names {lines[paths.index(None)]}, which does not lie below {root}: give the folder that '
                          'all its images lie below, --list_root=DIR')
-    if paths and not os.path.isfile(os.path.join(root, paths[0])):
-        raise ValueError(f"{source} names {lines[0]}, which is no file: a list has one path a line, from the list's own folder "
+    not_read, kept = UNREAD_ENDINGS.keys() - set(image_endings()), []
+    for path in paths:
+        ending = ending_of(path)
+        if ending in not_read:
+            left_out.file(path, ending)
+        else:
+            kept.append(path)
+    if kept:
+        look_for(source, root, kept, left_out)
+    return kept
+
+
+def decoded(content):
+    """The text that a file's bytes are: UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Raises UnicodeDecodeError.
+    """
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode('utf-16' if wide else 'utf-8-sig')
+
+
+def evenly(items, most):
+    """At most so many of the items, evenly spread, the first and the last among them."""
+    return [items[index] for index in np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)]
+
+
+def with_slashes(lines, root):
+    """The lines, those with backslashes as Windows' paths: with slashes, unless a file is there as it is written."""
+    def is_there(line):
+        return os.path.isfile(os.path.join(root, line))
+
+    with_backslash = [line for line in lines if '\\' in line]
+    as_written = [is_there(line) for line in evenly(with_backslash, TRIED)]
+    if all(as_written):  # also where there are none
+        return lines
+    return [line if '\\' not in line or any(as_written) and is_there(line) else line.replace('\\', '/') for line in lines]
+
+
+def look_for(source, root, paths, left_out):
+    """Count in left_out how many of TRIED paths of a list are missing. Raises ValueError for a list that is none of paths."""
+    tried = evenly(paths, TRIED)
+    missing = [path for path in tried if not os.path.isfile(os.path.join(root, path))]
+    for line in missing[:10]:
+        path = path_in(line, root)
+        if path:
+            raise ValueError(f'{source} has more than a path in the line {line!r}, which should be {path!r} alone: a list has '
+                             'one path a line, without labels or quotes')
+    if missing and missing[0] == paths[0]:
+        raise ValueError(f"{source} names {paths[0]}, which is no file: a list has one path a line, from the list's own folder "
                          'on or from --list_root=DIR')
-    return paths
+    if 2 * len(missing) > len(tried):
+        raise ValueError(f'{source} names files that are missing, {len(missing):,} of {len(tried):,} that were looked for, '
+                         f'such as {missing[0]}: give the folder that its paths start from, --list_root=DIR')
+    if missing:
+        left_out.missing = (len(missing), len(tried), missing[0])
+
+
+def path_in(line, root):
+    """The path of a file in a line that holds something besides, such as a label or quotes; None if there is no such file."""
+    for separator in (',', ';', '\t', ' ', '|'):
+        before, _, after = line.partition(separator)
+        for part in (line.rpartition(separator)[0], before, after):
+            path = part.strip(' "\'')
+            if os.path.isfile(os.path.join(root, path)):
+                return path
+    return None
 
 
 def inside(paths, root):
@@ -123,7 +212,7 @@ def inside(paths, root):
 def open_image(file):
     """A regular file, or one in memory, as a PIL image, whatever its name ends with, but for NOT_READ.
 
-    Raises whatever a file does to Pillow.
+    Raises whatever a file does to Pillow, UnidentifiedImageError for what it does not read.
 
     Warnings are ignored inside: they do not name the file, many hold numbers and so come once an image, and an image is read
     up to Pillow's own limit for bombs, which is twice the number of pixels that it warns of.
@@ -131,11 +220,23 @@ def open_image(file):
     # Opening a FIFO waits for a writer, and reading a device may never end.
     if isinstance(file, (str, os.PathLike)) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError('it is no regular file')
+    register_plug_ins()
     Image.init()  # Pillow's own plugins, which it imports only when they are needed
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with Image.open(file, formats=[name for name in Image.ID if name not in NOT_READ]) as image:
+        with identified(file) as image:
             yield image
+
+
+def identified(file):
+    """Pillow's image of a file. Raises UnidentifiedImageError, which says what to do where that is known."""
+    try:
+        return Image.open(file, formats=[name for name in Image.ID if name not in NOT_READ])
+    except UnidentifiedImageError as error:
+        advice = remedy(file)
+        if advice is None:
+            raise
+        raise UnidentifiedImageError(f'{error}: {advice}') from None
 
 
 def size_of(path):
@@ -156,6 +257,31 @@ def fingerprint(images):
         return None if whole is None else hashlib.sha256(f'{whole} {chosen}'.encode()).hexdigest()[:32]
     known = getattr(images, 'fingerprint', None)
     return known() if callable(known) else known
+
+
+def not_looked_at(images, val, which):
+    """What is left out of the training images and of others, as a line of what a run says at its start; empty if nothing is.
+
+    which: what the others are called. A data set of one's own may have `notes`, a text.
+    """
+    train, others = notes_of(images), notes_of(val)
+    text = '; '.join([train] * bool(train) + [f'of {which} images, {others}'] * bool(others))
+    return f'not looked at  {text}\n' if text else ''
+
+
+def notes_of(images):
+    """What a data set says that is left out of it; empty if it says nothing."""
+    notes = notes_of(images.dataset) if isinstance(images, Subset) else getattr(images, 'notes', None)
+    return notes if isinstance(notes, str) else ''
+
+
+def mostly_unread(images):
+    """A warning, if more files that may hold images are left out than are read; else None."""
+    whole = images.dataset if isinstance(images, Subset) else images
+    if not isinstance(whole, ImageFiles) or whole.unread <= len(whole):
+        return None
+    return f'{whole.unread:,} files that may hold images are not read, and only {len(whole):,} are: what they are is said ' \
+        'under "not looked at"'
 
 
 def as_channels(image, in_chans):
@@ -182,11 +308,15 @@ class SeveralFiles(ImageFiles):
     def __init__(self, sources, in_chans=3):
         check_channels(in_chans)
         self.mode, self.root, files = 'RGB' if in_chans == 3 else 'L', Path(), []
+        self.left_out, self.unread = Counter(), 0
         for source in map(Path, sources):
             parts = ImageFiles(source, in_chans) if source.is_dir() else None
             if parts is None and not source.is_file():
                 raise ValueError(f'there is no image or folder {source}')
             files += [str(source)] if parts is None else [parts.name(i) for i in range(len(parts))]
+            if parts is not None:
+                self.left_out += parts.left_out
+                self.unread += parts.unread
         self.paths = np.array([os.fsencode(file) for file in files])
 
     def turned(self, image, index):
@@ -197,21 +327,6 @@ def check_channels(in_chans):
     if in_chans not in (1, 3):
         raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your own, or tensors, '
                          'in code (README, "Your own data")')
-
-
-def find_files(folder, endings):
-    """Paths below a folder with one of the endings, links followed, hidden files left out."""
-    seen = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for name in files:
-            if name.lower().endswith(endings) and not name.startswith('.'):
-                yield os.path.relpath(os.path.join(where, name), folder)
 
 
 def check_dataset(images, in_chans=3, timeout=120.0):

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.images import ImageFiles, check_channels, find_files, image_endings, open_image
+from common.finding import SYSTEM_FOLDERS, LeftOut, ending_of, find_files, image_endings
+from common.images import ImageFiles, check_channels, open_image
 
 BLOCK = 512  # a tar is made of
 COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # how gzip, bzip2, xz and zstd begin
 COMPRESSED_ENDINGS = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
+TAR_ENDINGS = ('.tar', *COMPRESSED_ENDINGS)
 EXTENSIONS = {b'L', b'K', b'x', b'X', b'g'}  # headers that say something of the next one: a long name, more fields
 NO_CONTENT = {b'1', b'2', b'3', b'4', b'5', b'6'}  # links, devices, folders, pipes
 SPARSE, FOLDER, REGULAR = b'S', b'5', (b'0', b'\0', b'7')
@@ -28,20 +30,25 @@ OPEN_FILES = 128  # that a process keeps: often it may have no more than 1,024
 class TarShards(ImageFiles):
     """The images of a tar, or of all tars in a folder, in the order that ImageFiles has of the same files unpacked.
 
-    Members that are no images by their names are left out. Images of one name in several tars are all there, in the tars'
-    order. The fingerprint is that of the files unpacked. Each process opens tars of its own accord, when it reads from them; it
-    may be forked and spawned. Raises ValueError for tars that are not whole, plain and uncompressed.
+    Members that are no images by their names are left out, and counted. Images of one name in several tars are all there, in
+    the tars' order. The fingerprint is that of the files unpacked. Each process opens tars of its own accord, when it reads
+    from them; it may be forked and spawned. Raises ValueError for tars that are not whole, plain and uncompressed.
     """
 
     def __init__(self, source, in_chans=3):
         check_channels(in_chans)
         self.root, self.mode, self.handles = Path(source), 'RGB' if in_chans == 3 else 'L', OrderedDict()
-        self.shards = shards_of(source)
+        left_out = LeftOut()
+        self.shards = shards_of(source, left_out)
         with ThreadPoolExecutor(min(16, len(self.shards))) as pool:  # most of the time is spent waiting for the storage
             found = list(pool.map(index_of, self.shards))
         names = [name for one in found for name in one[0]]
+        for *_, of_shard in found:
+            left_out.add(of_shard)
+        self.keep_count(left_out)
         if not names:
-            raise ValueError(f'{source} holds tars, but no images in them that Pillow reads by their names')
+            raise ValueError(f'{source} holds tars, but no images in them that Pillow reads by their names'
+                             + (f', but {self.notes}' if self.notes else ''))
         order = sorted(range(len(names)), key=names.__getitem__)
         self.paths = np.array([os.fsencode(names[i]) for i in order])
         self.places = np.concatenate([np.array([[number] * len(one[0]), one[1], one[2]], np.int64).reshape(3, -1)
@@ -90,14 +97,17 @@ def is_sharded(source):
     source = Path(source)
     if source.is_dir():
         return next(find_files(source, image_endings()), None) is None and \
-            next(find_files(source, ('.tar', *COMPRESSED_ENDINGS)), None) is not None
-    return source.name.lower().endswith(('.tar', *COMPRESSED_ENDINGS)) and source.exists()
+            next(find_files(source, TAR_ENDINGS, dead_links=True), None) is not None
+    return source.name.lower().endswith(TAR_ENDINGS) and source.exists()
 
 
-def shards_of(source):
-    """The paths of a tar, or of the tars in a folder, in order. Raises ValueError if some are compressed."""
+def shards_of(source, left_out=None):
+    """The paths of a tar, or of the tars in a folder, in order. Raises ValueError if some are compressed.
+
+    left_out: a LeftOut, in which the other files of the folder are counted.
+    """
     source = Path(source)
-    shards = [str(source / path) for path in sorted(find_files(source, ('.tar', *COMPRESSED_ENDINGS)))] if source.is_dir() \
+    shards = [str(source / path) for path in sorted(find_files(source, TAR_ENDINGS, left_out, True))] if source.is_dir() \
         else [str(source)]
     for path in shards:
         if path.lower().endswith(COMPRESSED_ENDINGS):
@@ -117,8 +127,8 @@ def stamp_of(file):
 
 
 def index_of(path):
-    """(names, first bytes, sizes, stamp) of the images of a tar, in its order. Raises ValueError."""
-    names, firsts, sizes, endings = [], array('q'), array('q'), image_endings()
+    """(names, first bytes, sizes, stamp, a LeftOut) of the images of a tar, in its order. Raises ValueError."""
+    names, firsts, sizes, endings, left_out = [], array('q'), array('q'), image_endings(), LeftOut()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO waits for a writer
             raise ValueError(f'{path} is no regular file: give tars as files')
@@ -126,8 +136,15 @@ def index_of(path):
             stamp = stamp_of(file)
             for name, kind, first, size in members(path, file.fileno(), stamp[0]):
                 name = as_unpacked(name)
-                if kind == FOLDER or not name.lower().endswith(endings) or any(part[:1] == '.' and part != '..'
-                                                                               for part in name.split('/')):
+                parts = name.split('/')
+                if kind == FOLDER or any(part[:1] == '.' and part != '..' for part in parts):
+                    continue
+                system = [at for at, part in enumerate(parts[:-1], 1) if part.lower() in SYSTEM_FOLDERS]
+                if system:
+                    left_out.system.add('/'.join(parts[:system[0]]))
+                    continue
+                if not name.lower().endswith(endings):
+                    left_out.file(name, ending_of(parts[-1]))
                     continue
                 if kind not in REGULAR:
                     raise ValueError(f'{path} holds {name} as a link, or as another thing that is no regular file: pack the '
@@ -146,7 +163,7 @@ def index_of(path):
         seen = set()
         twice = next(name for name in names if name in seen or seen.add(name))
         raise ValueError(f'{path} holds {twice} more than once: pack it again with each file once')
-    return names, firsts, sizes, stamp
+    return names, firsts, sizes, stamp, left_out
 
 
 def as_unpacked(name):

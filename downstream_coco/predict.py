@@ -12,7 +12,7 @@ from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, expanded
 from common.distributed import distributed
 from common.images import SeveralFiles
 from common.run import autocast
@@ -89,7 +89,7 @@ def main(argv=None):
     parser.add_argument('--ema', action='store_true', help='the average of the weights in <model>_coco_last.pth')
     parser.add_argument('--register', default='pretrain.models', help='module in which your own networks are registered with '
                         'timm (default: pretrain.models)')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         predict(args.weights, args.images, args.out, args.score, 'ema' if args.ema else 'model',
                 module=args.register)

@@ -42,7 +42,8 @@ class Options(RunOptions):
 
     data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class", 'data', parse=str,
                             harmless=True)
-    val_path: str = option(None, 'validation images; val/ in data_path if not given', 'data', parse=str, harmless=True)
+    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given', 'data', parse=str,
+                           harmless=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop_scale: tuple = option((0.08, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)

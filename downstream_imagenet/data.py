@@ -1,4 +1,5 @@
 """Images with labels: finding them, augmenting them, mixing them."""
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,32 +14,62 @@ from torchvision.transforms.v2 import CutMix, MixUp
 
 from common.data import BICUBIC, CentreCrop, RandomCrop, seeded
 from common.engine import to_device
+from common.finding import VALIDATION, first_of, folders_of, printable, validation_folder, what_is_in, why_without_images
 from common.images import ImageFiles, at_most, check_dataset, timm_dataset
 from common.loading import each_once
 from common.schedule import seed_for
 
+LOOSE = 10  # images beside the folders of the classes, such as an overview of them, that are left out
+NO_LAYOUT = "is not in ImageNet's layout, one folder for each class with its images"
 NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or float files, data sets '
               'of your own): give --augment=none')
+
+
+def first_part(path):
+    """The first folder of a path in bytes, or the file if it is in none."""
+    return os.fsdecode(path).split(os.sep, 1)[0]
 
 
 class LabelledFolder(ImageFiles):
     """ImageNet's layout: a folder of images for each class. Yields (image, class).
 
-    classes: their names, in order; those of the folder if not given. Raises ValueError for images outside of such folders.
+    classes: their names, in order; those of the folder if not given. LOOSE images that are in none of these folders, at most,
+    are left out and counted. Raises ValueError for more of them, and for a class without an image that is read.
     """
 
     def __init__(self, source, in_chans=3, classes=None):
         super().__init__(source, in_chans)
-        folders = [Path(path.decode(errors='surrogateescape')).parts for path in self.paths]
-        if any(len(parts) < 2 for parts in folders) or not Path(source).is_dir():
-            raise ValueError(f'{source} is not in ImageNet\'s layout, one folder for each class with its images')
-        names = [parts[0] for parts in folders]
+        if not Path(source).is_dir():
+            raise ValueError(f'{source} {NO_LAYOUT}')
+        folders = folders_of(source)
+        self.leave_loose_ones(source, set(folders))
+        names = [first_part(path) for path in self.paths]
+        empty = sorted(set(folders) - set(names))
+        if empty:
+            which = f'the class {printable(empty[0])} of {source} has' if len(empty) == 1 else \
+                f'the classes {first_of(empty)} of {source} have'
+            raise ValueError(f'{which} no image that is read: {printable(empty[0])} '
+                             f'{why_without_images(Path(source, empty[0]))}')
         self.classes = sorted(set(names)) if classes is None else list(classes)
         strange = sorted(set(names) - set(self.classes))
         if strange:
             raise ValueError(f'{source} has classes that the training images do not have: {", ".join(strange[:5])}')
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.array([number[name] for name in names])
+
+    def leave_loose_ones(self, source, folders):
+        """Leave out images that are in none of the folders of classes. Raises ValueError for more than LOOSE, or no folders."""
+        in_class = np.array([first_part(path) in folders for path in self.paths])
+        loose = [first_part(path) for path in self.paths[~in_class]]
+        if len(loose) > LOOSE or not folders:
+            some, number = first_of(sorted(folders), 3), f'{len(loose):,} image{"s" * (len(loose) > 1)}'
+            raise ValueError(f'{source} {NO_LAYOUT}: it holds {number} ({first_of(loose, 3)}) '
+                             + (f'beside the folders {some}: move each into the folder of its class, or away' if folders else
+                                'and no folders: sort them into such'))
+        if loose:
+            what = f'image{"s" * (len(loose) > 1)} beside the folders of the classes ({first_of(loose, 3)})'
+            self.left_out[what] = len(loose)
+            self.paths = self.paths[in_class]
 
     def __getitem__(self, index):
         return super().__getitem__(index), int(self.labels[index])
@@ -55,13 +86,25 @@ def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
         return images, val
     if data_path is None:
         raise ValueError('say where the images are: --data_path=DIR, with train/ and val/ in it')
-    train, val = Path(data_path, 'train'), Path(val_path or Path(data_path, 'val'))
-    for folder, what in ((train, 'training'), (val, 'validation')):
-        if not folder.is_dir():
-            raise ValueError(f'there is no folder {folder} with the {what} images: ImageNet\'s layout is train/ and val/, each '
-                             'with a folder for each class')
+    train = Path(data_path, 'train')
+    if not train.is_dir():
+        raise ValueError(f'there is no folder {train} with the training images: ImageNet\'s layout is train/ and val/, each '
+                         f'with a folder for each class; {what_is_in(data_path)}')
+    val = find_validation(data_path, val_path)
     images = LabelledFolder(train, in_chans)
     return images, LabelledFolder(val, in_chans, images.classes)
+
+
+def find_validation(data_path, val_path=None):
+    """The folder of the validation images: val_path, else val/, valid/ or validation/ in data_path. Raises ValueError."""
+    found = validation_folder(data_path) if val_path is None else Path(val_path)
+    if found is None:
+        names = ' or '.join(f'{name}/' for name in VALIDATION[1:])
+        raise ValueError(f'there is no folder {Path(data_path, "val")} with the validation images, nor {names}: '
+                         f'{what_is_in(data_path)}. Say which has them: --val_path=DIR')
+    if not found.is_dir():
+        raise ValueError(f'there is no folder {found} with the validation images: give another --val_path')
+    return found
 
 
 def class_names(images, num_classes=None):

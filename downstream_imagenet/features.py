@@ -8,6 +8,7 @@ from common.cli import option
 from common.config import ImageOptions, require
 from common.data import Augmented
 from common.distributed import Ranks
+from common.images import not_looked_at
 from common.loading import naming_the_file
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
@@ -26,7 +27,7 @@ class Options(ImageOptions):
     timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
 
     data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class", 'data', parse=str)
-    val_path: str = option(None, 'validation images; val/ in data_path if not given', 'data', parse=str)
+    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given', 'data', parse=str)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data', parse=float)
@@ -81,6 +82,9 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
     say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
         f'{len(classes)} classes')
+    notes = not_looked_at(images, val, 'validation')
+    if notes:
+        say(notes.strip())
     seen = [Augmented(of, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
             for of in (images, val)]
     with naming_the_file(*seen):

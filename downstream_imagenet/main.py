@@ -20,7 +20,7 @@ from common.cli import errors_in_one_sentence
 from common.data import Augmented, Steps
 from common.distributed import distributed
 from common.finetuning import finetune
-from common.images import same_images
+from common.images import mostly_unread, notes_of, same_images
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
@@ -38,6 +38,7 @@ from downstream_imagenet.data import (
     erasing,
     evaluation_transform,
     find_labelled,
+    find_validation,
     mixed,
     share_of,
     training_transform,
@@ -84,6 +85,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
             with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options, saved['step'] + 1 if saved else 0) as log:
                 if aside:
                     log.say(f'What was in {run.folder} is in {aside} now.')
+                if ranks.is_main and mostly_unread(images):
+                    log.warn(mostly_unread(images))
                 if loaded:
                     log.say(f'{options.finetune_from}: {loaded}')
                 elif not saved and not options.finetune_from:
@@ -184,7 +187,7 @@ def measure(options, ranks, val_dataset=None):
     elif classes and options.dataset is None:
         if not (options.val_path or options.data_path):
             raise ValueError('say where the images are: --val_path=DIR, or --data_path=DIR with val/ in it')
-        val = LabelledFolder(options.val_path or Path(options.data_path, 'val'), options.in_chans, classes)
+        val = LabelledFolder(find_validation(options.data_path, options.val_path), options.in_chans, classes)
     else:
         images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
         found = class_names(images, options.num_classes)
@@ -193,6 +196,8 @@ def measure(options, ranks, val_dataset=None):
                              f'have others ({", ".join(found[:3])}, ...)')
         classes = found
     check_labelled(val, options, len(classes))
+    if ranks.is_main and notes_of(val):
+        print(f'not looked at  {notes_of(val)}')
     options = dataclasses.replace(options, freeze=then.get('freeze', options.freeze))
     for name in ('input_size', 'crop', 'mean', 'std'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:

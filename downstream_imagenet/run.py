@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from timm.layers import DropPath
 
 from common import run
+from common.finding import first_of
+from common.images import ImageFiles, not_looked_at
 from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
+from downstream_imagenet.data import labels_of
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,17 @@ class Run(run.Run):
         clipping = 'not clipped' if options.clipping == float('inf') else f'clipped to norm {options.clipping:g}'
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
+        where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
+        labels = set(labels_of(val) or range(len(classes)))
+        without = [name for label, name in enumerate(classes) if label not in labels]
+        notes = not_looked_at(images, val, 'validation')
+        if without:
+            notes += f'note        no validation images of {len(without):,} of the classes: {first_of(without)}\n'
         return f'''
 model       {options.model}: {trained / 1e6:.2f} M parameters are trained{" (frozen features)" * options.freeze}
 recipe      {recipe}
-images      {self.images:,} for training, {len(val):,} for validation; {len(classes)} classes
-steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
+images      {self.images:,} for training, {len(val):,} for validation{where}; {len(classes)} classes
+{notes}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
 batch       {self.batch(accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}
 optimiser   {opt}, weight decay {options.weight_decay:g}, gradient {clipping}
 rates       learning rate up to {options.peak_lr:.3g}; {options.warmup:g} epochs of warm-up

@@ -20,8 +20,8 @@ class Options(RunOptions):
 
     data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar shards of images; '
                             'one such tar; or a text file with one path a line', 'data', parse=str, harmless=True)
-    val_path: str = option(None, 'held-out images; val/ in data_path if not given and there is one', 'data',
-                           parse=str, harmless=True)
+    val_path: str = option(None, 'held-out images; val/, valid/ or validation/ beside train/ if not given and there is one',
+                           'data', parse=str, harmless=True)
 
     list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie in; that of the '
                             'list if not given', 'data', parse=str, harmless=True)

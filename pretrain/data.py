@@ -1,6 +1,7 @@
 """Images without labels: where they are."""
 from pathlib import Path
 
+from common.finding import VALIDATION, validation_folder
 from common.images import ImageFiles, timm_dataset
 from common.shards import TarShards, is_sharded
 
@@ -15,20 +16,22 @@ def find_images(data_path=None, dataset=None, in_chans=3, list_root=None):
     images = images_of(folder if folder.is_dir() else data_path, in_chans, list_root)
     if isinstance(images, TarShards):
         first = {path.split(b'/')[0] for path in images.paths.tolist()}
-        if {b'train', b'val'} <= first:
-            raise ValueError(f'{data_path} holds train/ and val/ inside of its tars, and both would be trained on: pack each '
-                             'into tars of its own, in folders train/ and val/')
+        held_out = [name for name in VALIDATION if name.encode() in first]
+        if b'train' in first and held_out:
+            raise ValueError(f'{data_path} holds train/ and {held_out[0]}/ inside of its tars, and both would be trained on: '
+                             f'pack each into tars of its own, in folders train/ and {held_out[0]}/')
     return images
 
 
 def find_held_out(data_path=None, val_path=None, in_chans=3, list_root=None):
-    """The held-out images of --val_path, or of val/ beside train/; None if there are none.
+    """The held-out images of --val_path, or of val/, valid/ or validation/ beside train/; None if there are none.
 
     list_root: where the paths of a list start. Raises ValueError if they would be trained on as well.
     """
     beside = data_path is not None and Path(data_path, 'train').is_dir()
     if val_path is None:
-        return images_of(Path(data_path, 'val'), in_chans) if beside and Path(data_path, 'val').is_dir() else None
+        found = validation_folder(data_path) if beside else None
+        return None if found is None else images_of(found, in_chans)
     trained = data_path and Path(data_path, 'train' if beside else '').resolve()
     if trained and Path(val_path).resolve().is_relative_to(trained):
         raise ValueError(f'the held-out images {val_path} lie inside {trained}, whose images are trained on: put them beside '

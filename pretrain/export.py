@@ -23,7 +23,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from common.checkpoint import plain_state, read_plain, save, write_atomically
-from common.cli import errors_in_one_sentence, needs
+from common.cli import errors_in_one_sentence, expanded, needs
 from common.weights import OFFICIAL, OURS, guess_model, load_official_spark, load_strictly, to_official, to_timm, to_torchvision
 from pretrain.card import write_card
 from pretrain.compare import error
@@ -290,7 +290,7 @@ def main(argv=None):
     parser.add_argument('--out', default='.', help='folder to write into (default: this one)')
     parser.add_argument('--pth', action='store_true', help="torch's format instead of safetensors, for timm and torchvision")
     parser.add_argument('--licence', '--license', help='of the weights, for the model card of --to=hf, such as mit')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expanded(argv))
     if args.pth and args.to not in ('timm', 'torchvision'):
         parser.error(f'--to={args.to} has one format only: leave --pth away')
     if args.licence and args.to != 'hf':

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, expanded
 from pretrain.saved import add_network, network_of
 
 
@@ -46,7 +46,7 @@ def main(argv=None):
     parser.add_argument('images', metavar='IMAGES', nargs='+', help='image files, or folders of them')
     parser.add_argument('--out', default='features', help='folder for the arrays (default: features)')
     parser.add_argument('--no_maps', action='store_true', help='pooled features only')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         features(network_of(args), args.images, args.out, not args.no_maps)
 

@@ -20,7 +20,7 @@ from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
 from common.engine import Normalise, fit_accumulation
 from common.fast_decode import FastDecode
-from common.images import check_dataset, same_images
+from common.images import check_dataset, mostly_unread, same_images
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
 from common.optim import build_optimizer, load_state, parameter_groups
@@ -65,6 +65,8 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
             with RunLog(run.folder, ranks.rank, 'pretrain_log.txt', options, saved['step'] + 1 if saved else 0) as log:
                 if aside:
                     log.say(f'What was in {run.folder} is in {aside} now.')
+                if ranks.is_main and mostly_unread(images):
+                    log.warn(mostly_unread(images))
                 if loaded:
                     log.say(f'{options.init}: {loaded}')
                 if is_finished(run, saved):

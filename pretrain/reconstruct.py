@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, expanded
 from pretrain.masks import read_mask
 from pretrain.pictures import CAPTIONS, contact_sheet, views, with_grid, write_picture
 from pretrain.saved import add_network, network_of
@@ -67,7 +67,7 @@ def main(argv=None):
     parser.add_argument('--visible', metavar='FILE', help='a mask for all images: the grid as lines of # (visible) and . '
                         '(hidden), or the indices of the visible cells')
     parser.add_argument('--grid', action='store_true', help='draw lines between the cells')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expanded(argv))
     if args.visible is not None and args.mask_ratio is not None:
         parser.error('--visible is the mask itself: leave --mask_ratio away')
     with errors_in_one_sentence():

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence, needs
+from common.cli import errors_in_one_sentence, expanded, needs
 from common.log import duration
 from pretrain.log import pictures_of, read_log
 from pretrain.pictures import read_picture
@@ -230,7 +230,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.report', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('runs', metavar='RUN', nargs='+', help='run folders, such as output_my_run')
     parser.add_argument('--out', default='report.html', help='the page to write (default: report.html)')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         path = report(args.runs, args.out)
         print(f'{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser')

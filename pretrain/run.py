@@ -5,6 +5,7 @@ import torch
 from timm.layers import DropPath
 
 from common import run
+from common.images import ImageFiles, not_looked_at
 from common.schedule import weight_decay
 from pretrain.config import Options
 
@@ -43,14 +44,17 @@ class Run(run.Run):
         outside = sum(p.numel() for p in spark.parameters() if p.requires_grad) - inside
         (h, w), (height, width) = encoder.grid, encoder.input_size
         drop_path = max((module.drop_prob or 0 for module in spark.modules() if isinstance(module, DropPath)), default=0)
-        held = f'{len(held_out):,}' if held_out is not None else 'none'
+        held = 'none held out' if held_out is None else f'{len(held_out):,} held out'
+        if isinstance(held_out, ImageFiles) and held_out.root.name != 'val':
+            held += f' ({held_out.root})'
         notes = ''.join(f'note        {note}\n' for note in encoder.notes)
+        left_out = not_looked_at(images, held_out, 'held-out')
         return f'''
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and {options.decoder} decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
-{notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out
-steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
+{notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held}
+{left_out}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
 batch       {self.batch(accum)}
 optimiser   {options.opt}, beta2 {self.beta2(spark)}, gradient clipped to norm {options.clip_grad:g}
 rates       learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to {options.weight_decay_end}

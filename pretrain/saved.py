@@ -64,6 +64,8 @@ class Saved:
         Raises ValueError for a file or folder that is not there, and if none of the images can be read.
         """
         images, read = SeveralFiles(sources, self.options.in_chans), 0
+        if images.notes:
+            say(f'not looked at  {images.notes}')
         for number in range(len(images)):
             try:
                 image = self.prepare(images[number])

@@ -258,9 +258,10 @@ def test_imagenets_layout(tmp_path):
     picture(tmp_path / 'val/c/5.png')
     with pytest.raises(ValueError, match='classes that the training images do not have: c'):
         find_labelled(tmp_path)
-    picture(tmp_path / 'train/6.png')
+    (tmp_path / 'flat').mkdir()
+    picture(tmp_path / 'flat/6.png')
     with pytest.raises(ValueError, match="not in ImageNet's layout"):
-        LabelledFolder(tmp_path / 'train')
+        LabelledFolder(tmp_path / 'flat')
     with pytest.raises(ValueError, match='no folder .*none/train'):
         find_labelled(tmp_path / 'none')
 
