@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.images import ImageFiles, check_channels, find_files, image_endings, open_image
+from common.pixels import AS_IT_IS
 
 BLOCK = 512  # a tar is made of
 COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # how gzip, bzip2, xz and zstd begin
@@ -33,9 +34,9 @@ class TarShards(ImageFiles):
     may be forked and spawned. Raises ValueError for tars that are not whole, plain and uncompressed.
     """
 
-    def __init__(self, source, in_chans=3):
+    def __init__(self, source, in_chans=3, reading=AS_IT_IS):
         check_channels(in_chans)
-        self.root, self.mode, self.handles = Path(source), 'RGB' if in_chans == 3 else 'L', OrderedDict()
+        self.root, self.mode, self.reading, self.handles = Path(source), 'RGB' if in_chans == 3 else 'L', reading, OrderedDict()
         self.shards = shards_of(source)
         with ThreadPoolExecutor(min(16, len(self.shards))) as pool:  # most of the time is spent waiting for the storage
             found = list(pool.map(index_of, self.shards))
@@ -59,7 +60,7 @@ class TarShards(ImageFiles):
 
     @contextmanager
     def opened(self, index):
-        with open_image(io.BytesIO(self.content(index))) as image:
+        with open_image(io.BytesIO(self.content(index)), self.reading.max_pixels) as image:
             yield image
 
     def content(self, index):

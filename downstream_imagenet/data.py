@@ -15,6 +15,7 @@ from common.data import BICUBIC, CentreCrop, RandomCrop, seeded
 from common.engine import to_device
 from common.images import ImageFiles, at_most, check_dataset, timm_dataset
 from common.loading import each_once
+from common.pixels import AS_IT_IS
 from common.schedule import seed_for
 
 NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or float files, data sets '
@@ -27,8 +28,8 @@ class LabelledFolder(ImageFiles):
     classes: their names, in order; those of the folder if not given. Raises ValueError for images outside of such folders.
     """
 
-    def __init__(self, source, in_chans=3, classes=None):
-        super().__init__(source, in_chans)
+    def __init__(self, source, in_chans=3, classes=None, reading=AS_IT_IS):
+        super().__init__(source, in_chans, reading=reading)
         folders = [Path(path.decode(errors='surrogateescape')).parts for path in self.paths]
         if any(len(parts) < 2 for parts in folders) or not Path(source).is_dir():
             raise ValueError(f'{source} is not in ImageNet\'s layout, one folder for each class with its images')
@@ -44,7 +45,7 @@ class LabelledFolder(ImageFiles):
         return super().__getitem__(index), int(self.labels[index])
 
 
-def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
+def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS):
     """(training images, validation images), each yielding (image, class). Raises ValueError."""
     if dataset is not None:
         images, val = (timm_dataset(dataset, data_path, split, in_chans) for split in ('train', 'validation'))
@@ -60,8 +61,8 @@ def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
         if not folder.is_dir():
             raise ValueError(f'there is no folder {folder} with the {what} images: ImageNet\'s layout is train/ and val/, each '
                              'with a folder for each class')
-    images = LabelledFolder(train, in_chans)
-    return images, LabelledFolder(val, in_chans, images.classes)
+    images = LabelledFolder(train, in_chans, reading=reading)
+    return images, LabelledFolder(val, in_chans, images.classes, reading)
 
 
 def class_names(images, num_classes=None):
