@@ -142,9 +142,9 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     with naming_the_file(augmented, watched):
         train(run, log, session, saved, progress, parallel=model, module=spark, optimizer=optimizer, accum=accum,
               clip_grad=options.clip_grad, description=run.describe(spark, accum, images, held_out, saved),
-              warnings=chain(run.warnings(saved, accum, spark.encoder.uncompiled), warn_of(images, options)), batches=session.batches(batches),
-              unreadable=unreadable, content=lambda: {'model': plain_state(spark)}, measure=measure, before=before,
-              finish_epoch=finish_epoch)
+              warnings=chain(run.warnings(saved, accum, spark.encoder.uncompiled), warn_of(images, options)),
+              batches=session.batches(batches), unreadable=unreadable, content=lambda: {'model': plain_state(spark)},
+              measure=measure, before=before, finish_epoch=finish_epoch)
     log.say(f'Finished. The pretrained {options.model} is in {run.exported}')
 
 
