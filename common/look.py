@@ -134,7 +134,7 @@ class Values:
             low, high = ((bound + samples.zero) * samples.unit for bound in pixel_range)
             outside = int(((values < low) | (values > high)).sum())
             self.outside, self.inside = self.outside + outside, self.inside + values.size - outside
-        elif samples.top is not None and values.dtype.kind in 'ui':
+        elif samples.top is not None and samples.zero == 0 and values.dtype.kind in 'ui' and not samples.is_8_bit:
             of_file = [round(value / samples.unit - samples.zero) for value in (values.max().item(), samples.top)]
             self.brightest.append((of_file[0] / of_file[1], *of_file))
 

@@ -4,6 +4,7 @@ Pillow has no colour of more than 8 bits: of 16 it keeps the upper 8, and says n
 TIFFs by tifffile, such PPMs here. Other formats (CANNOT) are read with the 8 bits that Pillow gives; common/look.py says so.
 """
 import re
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -97,7 +98,9 @@ def scaled(samples, pixel_range=None):
                              '0 and 1, with --pixel_range=FROM,TO')
         values = values.astype(np.float32) / np.float32(samples.top)
     else:
-        low, high = ((bound + samples.zero) * samples.unit for bound in pixel_range)
+        low, high = (bound + samples.zero for bound in pixel_range)
+        if samples.unit != 1:
+            values = np.rint(values / samples.unit)
         exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
         values = ((values.astype(exact) - exact(low)) / exact(high - low)).clip(0, 1).astype(np.float32)
     if samples.inverted:
@@ -112,8 +115,11 @@ def samples_of(image, in_chans, upright=False):
     if image.mode.startswith('I') or image.mode == 'F':
         return grey(image, upright)
     if image.format == 'PNG' and bits_of(image) > 8:
-        from torchvision.io import decode_png  # not above: it is to go from torchvision, and only these files need it
-        pixels = decode_png(torch.frombuffer(bytearray(content_of(image)), dtype=torch.uint8), apply_exif_orientation=upright)
+        from torchvision.io import decode_png  # here, for it is deprecated and only these files need it
+        content = torch.frombuffer(bytearray(content_of(image)), dtype=torch.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)
+            pixels = decode_png(content, apply_exif_orientation=upright)
         return Samples(pixels[:1 if len(pixels) < 3 else 3].permute(1, 2, 0).numpy(), 65535)
     if image.format == 'PPM' and image.mode == 'RGB' and bits_of(image) > 8:
         return ppm(image)
@@ -171,8 +177,11 @@ class Tiff:
             raise NotInstalled('a TIFF of this kind (colours of more than 8 bits, bands, floats) is read by tifffile: '
                                'pip install tifffile')
         from tifffile import TiffFile
-        self.file = TiffFile(file)
-        self.page = self.file.pages[0]
+        try:
+            self.file = TiffFile(file)
+            self.page = self.file.pages[0]
+        except Exception as error:  # whatever a file does to it
+            raise ValueError(f'it begins as a TIFF, but cannot be read as one ({type(error).__name__}: {error})') from error
         tag = self.page.tags.get(ORIENTATION)
         self.orientation = tag.value if tag else 1
         width, height = self.page.imagewidth, self.page.imagelength
