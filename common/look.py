@@ -18,7 +18,7 @@ SUBFILE, SAMPLES = 254, 277  # tags of a TIFF
 COPY_OR_MASK = 1 | 4  # bits of SUBFILE: a smaller copy of another page, a mask for one
 OF_ONE_PICTURE = ('PSD', 'ICO', 'ICNS', 'CUR')  # formats whose parts are layers or sizes of one picture
 SENTENCES = {'pages': 'the first of {:,} pages is read', 'bits': '8 of {} bits are read',
-             'bands': '{} of its bands are left out', 'transparency': 'transparency is left out'}
+             'bands': 'bands beside the colours ({}) are left out', 'transparency': 'transparency is left out'}
 
 
 def look_at(images, normalised=False):

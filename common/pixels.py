@@ -5,7 +5,7 @@ TIFFs by tifffile, such PPMs here. Other formats (CANNOT) are read with the 8 bi
 """
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -126,7 +126,7 @@ def samples_of(image, in_chans, upright=False):
     if image.format == 'TIFF' and image.mode == 'L' and image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == SIGNED:
         return Samples(np.array(image).view(np.int8)[..., None], None)
     if image.format == 'TIFF' and image.mode in ('L', 'RGB', 'RGBA') and bits_of(image) > 8:
-        content_of(image, 0)
+        content_of(image, 0)  # its file is open, and at its beginning now
         with Tiff(image.fp) as file:
             return file.samples(in_chans)
     return None
@@ -178,8 +178,10 @@ class Tiff:
                                'pip install tifffile')
         from tifffile import TiffFile
         try:
-            self.file = TiffFile(file)
-            self.page = self.file.pages[0]
+            with ExitStack() as stack:
+                self.file = stack.enter_context(TiffFile(file))
+                self.page = self.file.pages[0]
+                stack.pop_all()  # there is a page: it stays open
         except Exception as error:  # whatever a file does to it
             raise ValueError(f'it begins as a TIFF, but cannot be read as one ({type(error).__name__}: {error})') from error
         tag = self.page.tags.get(ORIENTATION)

@@ -2,29 +2,34 @@
 import base64
 import dataclasses
 import io
+import json
 import os
 import shutil
 import struct
+import tarfile
 import warnings
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from conftest import saved
 from PIL import Image
 from torch.utils.data import Subset
 
 from common import look, pixels
 from common.config import ImageOptions
 from common.data import Augmented, CentreCrop, RandomCrop
+from common.fast_decode import FastDecode
 from common.images import ImageFiles, SeveralFiles
 from common.look import look_at
 from common.pixels import AS_IT_IS, Reading, as_channels
+from downstream_coco.data import CocoImages
 from downstream_imagenet.data import find_labelled
 from pretrain.data import find_images
 from pretrain.main import pretrain
+from pretrain.playground import Playground
 from pretrain.saved import read_saved
+from tests.conftest import saved
 
 DEEP = np.random.default_rng(0).integers(0, 65536, (7, 9, 3), dtype=np.uint16)
 # 6 x 4 pixels of 3 x 12 bits, reversible
@@ -225,6 +230,25 @@ def test_a_range_is_refused_where_bits_are_lost(tmp_path):
     assert read(tmp_path, JPEG_2000, 'a.jp2').size == (6, 4)
 
 
+def test_shards_fast_decoding_and_annotated_images_are_read_alike(tmp_path):
+    reading = Reading((1000, 30000))
+    wanted = expected(DEEP, 1000, 30000)
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        about = tarfile.TarInfo('a.png')
+        about.size = len(png(DEEP))
+        tar.addfile(about, io.BytesIO(png(DEEP)))
+    shards = find_images(tmp_path / 'a.tar', reading=reading)
+    (tmp_path / 'coco').mkdir()
+    (tmp_path / 'coco/a.png').write_bytes(png(DEEP))
+    (tmp_path / 'a.json').write_text(json.dumps({
+        'images': [{'id': 1, 'file_name': 'a.png', 'width': 9, 'height': 7}], 'categories': [{'id': 1, 'name': 'thing'}],
+        'annotations': [{'image_id': 1, 'category_id': 1, 'bbox': [1, 1, 4, 4]}]}))
+    annotated = CocoImages(tmp_path / 'coco', tmp_path / 'a.json', reading=reading)
+    fast = FastDecode(shards, RandomCrop((8, 8)), None).read(0)[0]
+    for image in (shards[0], annotated[0][0], fast):
+        torch.testing.assert_close(image, wanted, rtol=0, atol=1e-6)
+
+
 # -- what is said -----------------------------------------------------------------------------------------------------
 
 def pictures(folder, **contents):
@@ -264,7 +288,7 @@ def test_transparency_bits_and_bands_are_told(tmp_path):
     assert look_at(pictures(tmp_path / 'bits', a_sgi=file.getvalue(), b_jp2=JPEG_2000)) == [
         'in 2 of 2 files looked at 8 of 16 bits are read (a.sgi)']
     assert look_at(pictures(tmp_path / 'bands', a_tif=bands)) == [
-        'in 1 of 1 files looked at 1 of its bands are left out (a.tif)']
+        'in 1 of 1 files looked at bands beside the colours (1) are left out (a.tif)']
     (tmp_path / 'timm/a').mkdir(parents=True)
     (tmp_path / 'timm/a/a.png').write_bytes(png(DEEP))
     assert look_at(find_images(str(tmp_path / 'timm'), dataset='folder/')) == [
@@ -356,6 +380,7 @@ def test_programs_take_and_tell_it(finished, tiny, tmp_path):
     wanted = CentreCrop((32, 32))(expected(DEEP >> 4, 0, 4095))
     given = [run.prepare(Image.open(path)), *(image for *_, image in run.each([path]))]
     assert all(torch.allclose(image[0] * std + mean, wanted, atol=1e-5) for image in given) and len(given) == 2
+    assert torch.equal(Playground([run]).opened(path)[0], given[0])
     with pytest.raises(ValueError, match='pixel_range is'):
         read_saved(bright, pixel_range=(0, 1))
     lines = []
