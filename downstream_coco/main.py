@@ -168,7 +168,8 @@ def restore(content, options):
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
     default = {field.name: field.default for field in dataclasses.fields(options)}
-    fixed |= {name: content['config'][name] for name in ('input_size', 'long_side', 'mean', 'std', 'pixel_range')
+    fixed |= {name: content['config'].get(name, default[name]) for name in
+              ('input_size', 'long_side', 'mean', 'std', 'pixel_range')
               if getattr(options, name) == default[name]}
     options, models = dataclasses.replace(options, **fixed, finetune_from=None), {}
     for which, state in (('model', content['model']), ('ema', content.get('ema'))):
