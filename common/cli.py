@@ -124,9 +124,13 @@ def parse(cls, program, description, argv=None, recipe=None):
 
 
 def changes(options, saved, harmless):
-    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not."""
-    now = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata['harmless'] == harmless}
-    return [(name, value, saved[name]) for name, value in now.items() if name in saved and saved[name] != value]
+    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not.
+
+    A run that was saved before there was an option had its default.
+    """
+    now = [(f.name, getattr(options, f.name), saved.get(f.name, f.default)) for f in dataclasses.fields(options)
+           if f.metadata['harmless'] == harmless]
+    return [(name, value, then) for name, value, then in now if value != then]
 
 
 def needs(*modules):

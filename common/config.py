@@ -3,6 +3,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from common.cli import numbers, option, plain_fields
+from common.pixels import Reading
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,6 +35,11 @@ class ImageOptions:
     in_chans: int = option(3, 'channels of an image', 'data')
     mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
     std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
+    pixel_range: tuple = option(None, 'from,to: the values that become 0 and 1 in image files of more than 8 bits (16-bit, '
+                                'signed, float); others are clipped. If not given: all that unsigned integers of up to 16 bits '
+                                'can hold; floats must lie in 0 ... 1', 'data', parse=numbers)
+    max_pixels: int = option(None, "of the largest image file that is read; Pillow's limit, 178,956,970, if not given", 'data',
+                             parse=int, harmless=True)
     workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given', 'data',
                           ('dataloader_workers',), int, harmless=True)
 
@@ -55,6 +61,12 @@ class ImageOptions:
         require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
                 f'input_size is a side or height,width, not {self.input_size}')
         require(self.std is None or min(self.std, default=0) > 0, f'std must be more than 0, not {self.std}')
+        require(self.pixel_range is None or len(self.pixel_range) == 2 and
+                -float('inf') < self.pixel_range[0] < self.pixel_range[1] < float('inf'),
+                f'pixel_range is from,to with from < to, not {self.pixel_range}')
+        require(self.max_pixels is None or self.max_pixels >= 1, f'max_pixels must be 1 or more, not {self.max_pixels}')
+        require(self.dataset is None or self.reading == Reading(), '--pixel_range and --max_pixels are for image files: '
+                'those of --dataset are read by timm, with 8 bits')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
         for field in ('mean', 'std'):
             value = getattr(self, field)
@@ -77,6 +89,11 @@ class ImageOptions:
         one = self.in_chans == 1
         mean = self.mean or ((sum(IMAGENET_MEAN) / 3,) if one else IMAGENET_MEAN)
         return mean, self.std or ((sum(IMAGENET_STD) / 3,) if one else IMAGENET_STD)
+
+    @property
+    def reading(self):
+        """How image files are read."""
+        return Reading(self.pixel_range, self.max_pixels)
 
     def as_dict(self):
         return dataclasses.asdict(self)

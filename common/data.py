@@ -6,8 +6,7 @@ Nothing here has a random state. The order of an epoch is a function of (seed, e
 import math
 import os
 import random
-import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from common.images import at_most
+from common.pixels import pixel_limit
 from common.schedule import seed_for
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -117,9 +117,8 @@ class Augmented(Dataset):
                     continue
                 huge = isinstance(image, Image.Image) and math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf)
                 try:
-                    with warnings.catch_warnings() if huge else nullcontext():
-                        if huge:  # every crop of it would warn again
-                            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+                    # Pillow asks of each crop what it asks of a file: what was read may be cut.
+                    with pixel_limit(2 * math.prod(image.size) if huge else None):
                         tensor, label = self.prepare(image, item, at)
                 except Exception as error:
                     raise ValueError(f'image {self.name(at)} can be read, but not be prepared: {error}') from error

@@ -1,5 +1,6 @@
 """A fine-tuning run of any kind: train, average, measure, keep the last state and the best weights."""
 from functools import partial
+from itertools import chain
 
 import torch
 from timm.utils import ModelEmaV3
@@ -9,6 +10,7 @@ from common.checkpoint import plain_state, save
 from common.distributed import data_parallel, synchronise_batchnorm
 from common.engine import fit_accumulation
 from common.loading import naming_the_file
+from common.look import warn_of
 from common.optim import build_optimizer, load_state
 from common.progress import Progress
 from common.training import train
@@ -87,7 +89,8 @@ def finetune(run, log, session, saved, model, trained, *, images, batches, measu
 
     with naming_the_file(*images):
         train(run, log, session, saved, progress, parallel=parallel, module=model, optimizer=optimizer, accum=accum,
-              clip_grad=options.clipping, description=describe(accum), warnings=run.warnings(saved, model, accum),
+              clip_grad=options.clipping, description=describe(accum),
+              warnings=chain(run.warnings(saved, model, accum), warn_of(images[0].images, options)),
               batches=session.batches(read), unreadable=unreadable, content=content, measure=measure_epoch,
               after_step=(lambda finite: ema.update(trained, finite)) if ema else None)
     return last, best

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset, Subset
 
@@ -28,6 +28,7 @@ from common.finding import (
     register_plug_ins,
     remedy,
 )
+from common.pixels import AS_IT_IS, Tiff, as_channels, begins_as_tiff, pixel_limit
 
 TRIED = 1000  # paths of a list that are looked for before the start
 
@@ -35,13 +36,13 @@ TRIED = 1000  # paths of a list that are looked for before the start
 class ImageFiles(Dataset):
     """The images of a folder (flat or nested, whatever Pillow reads, but for NOT_READ) or of a text file with one path a line.
 
-    root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. Yields PIL
-    images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for 16-bit and float ones.
-    left_out: Counter {what is not looked at, for a person: how many}; unread: how many of these files may hold images.
-    Raises ValueError if there are none, or if a list names what does not lie below its root.
+    root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. reading: how
+    pixels are read. Yields PIL images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for
+    those of more than 8 bits. left_out: Counter {what is not looked at, for a person: how many}; unread: how many of these files
+    may hold images. Raises ValueError if there are none, or if a list names what does not lie below its root.
     """
 
-    def __init__(self, source, in_chans=3, root=None):
+    def __init__(self, source, in_chans=3, root=None, reading=AS_IT_IS):
         source, left_out = Path(source), LeftOut()
         check_channels(in_chans)
         if source.is_dir():
@@ -58,7 +59,7 @@ class ImageFiles(Dataset):
                              + (f', but {self.notes}' if self.notes else ''))
         # One array, not a list of strings: workers share it, reference counts would copy it into each of them.
         self.paths = np.array([os.fsencode(path) for path in paths])
-        self.mode = 'RGB' if in_chans == 3 else 'L'
+        self.mode, self.reading = 'RGB' if in_chans == 3 else 'L', reading
 
     def keep_count(self, left_out):
         """Keep what a LeftOut has counted."""
@@ -77,11 +78,11 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index):
         with self.opened(index) as image:
-            return as_channels(self.turned(image, index), 3 if self.mode == 'RGB' else 1)
+            return as_channels(image, 3 if self.mode == 'RGB' else 1, self.reading, self.is_to_turn(image, index))
 
     def opened(self, index):
-        """The context of a PIL image, see open_image."""
-        return open_image(self.name(index))
+        """The context of an opened file, see open_image."""
+        return open_image(self.name(index), self.reading.max_pixels)
 
     def size(self, index):
         """Bytes of a file, -1 if there is none."""
@@ -97,9 +98,9 @@ class ImageFiles(Dataset):
         found.update(b'\0'.join(self.paths.tolist()))
         return found.hexdigest()[:32]
 
-    def turned(self, image, index):
-        """The image as it is to be seen; a file may say (EXIF) that it is to be turned, which is not looked at here."""
-        return image
+    def is_to_turn(self, image, index):
+        """Whether an opened file is turned as it says itself (EXIF)."""
+        return False
 
 
 def read_list(source, root, left_out=None):
@@ -209,10 +210,12 @@ def inside(paths, root):
 
 
 @contextmanager
-def open_image(file):
-    """A regular file, or one in memory, as a PIL image, whatever its name ends with, but for NOT_READ.
+def open_image(file, max_pixels=None):
+    """A regular file, or one in memory, as a PIL image, whatever its name ends with, but for NOT_READ; a Tiff if only tifffile
+    reads it.
 
-    Raises whatever a file does to Pillow, UnidentifiedImageError for what it does not read.
+    max_pixels: of the largest image that is read; Pillow's limit if None. Raises whatever a file does to Pillow,
+    UnidentifiedImageError for what it does not read.
 
     Warnings are ignored inside: they do not name the file, many hold numbers and so come once an image, and an image is read
     up to Pillow's own limit for bombs, which is twice the number of pixels that it warns of.
@@ -222,9 +225,15 @@ def open_image(file):
         raise OSError('it is no regular file')
     register_plug_ins()
     Image.init()  # Pillow's own plugins, which it imports only when they are needed
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pixel_limit(max_pixels):
         warnings.simplefilter('ignore')
-        with identified(file) as image:
+        try:
+            opened = identified(file)
+        except UnidentifiedImageError:
+            if not begins_as_tiff(file):
+                raise
+            opened = Tiff(file)
+        with opened as image:
             yield image
 
 
@@ -284,30 +293,12 @@ def mostly_unread(images):
         'under "not looked at"'
 
 
-def as_channels(image, in_chans):
-    """A PIL image as one of 1 or 3 channels; with 16 bits or floats as a tensor (C, h, w) in [0, 1]. Raises ValueError."""
-    if image.mode.startswith('I') or image.mode == 'F':  # 16-bit or float grey, which Pillow would clip to 8 bits
-        values = torch.from_numpy(np.array(image, dtype=np.float32))[None]
-        if image.mode != 'F':
-            values = values / 65535
-        if not values.isfinite().all():
-            raise ValueError('it holds NaN or infinite values')
-        if values.max() > 1 or values.min() < 0:
-            raise ValueError('its grey values are neither 8 or 16 bits nor floats in [0, 1]')
-        return values.expand(3, -1, -1) if in_chans == 3 else values
-    mode = 'RGB' if in_chans == 3 else 'L'
-    if image.mode != mode:
-        return image.convert(mode)
-    image.load()  # while its file is open; convert() would copy what is right already
-    return image
-
-
 class SeveralFiles(ImageFiles):
     """The images of files and folders, in the order in which they are named. Raises ValueError for what is neither."""
 
-    def __init__(self, sources, in_chans=3):
+    def __init__(self, sources, in_chans=3, reading=AS_IT_IS):
         check_channels(in_chans)
-        self.mode, self.root, files = 'RGB' if in_chans == 3 else 'L', Path(), []
+        self.mode, self.reading, self.root, files = 'RGB' if in_chans == 3 else 'L', reading, Path(), []
         self.left_out, self.unread = Counter(), 0
         for source in map(Path, sources):
             parts = ImageFiles(source, in_chans) if source.is_dir() else None
@@ -319,8 +310,8 @@ class SeveralFiles(ImageFiles):
                 self.unread += parts.unread
         self.paths = np.array([os.fsencode(file) for file in files])
 
-    def turned(self, image, index):
-        return ImageOps.exif_transpose(image)
+    def is_to_turn(self, image, index):
+        return True
 
 
 def check_channels(in_chans):

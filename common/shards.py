@@ -13,6 +13,7 @@ import numpy as np
 
 from common.finding import SYSTEM_FOLDERS, LeftOut, ending_of, find_files, image_endings
 from common.images import ImageFiles, check_channels, open_image
+from common.pixels import AS_IT_IS
 
 BLOCK = 512  # a tar is made of
 COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # how gzip, bzip2, xz and zstd begin
@@ -35,9 +36,9 @@ class TarShards(ImageFiles):
     from them; it may be forked and spawned. Raises ValueError for tars that are not whole, plain and uncompressed.
     """
 
-    def __init__(self, source, in_chans=3):
+    def __init__(self, source, in_chans=3, reading=AS_IT_IS):
         check_channels(in_chans)
-        self.root, self.mode, self.handles = Path(source), 'RGB' if in_chans == 3 else 'L', OrderedDict()
+        self.root, self.mode, self.reading, self.handles = Path(source), 'RGB' if in_chans == 3 else 'L', reading, OrderedDict()
         left_out = LeftOut()
         self.shards = shards_of(source, left_out)
         with ThreadPoolExecutor(min(16, len(self.shards))) as pool:  # most of the time is spent waiting for the storage
@@ -66,7 +67,7 @@ class TarShards(ImageFiles):
 
     @contextmanager
     def opened(self, index):
-        with open_image(io.BytesIO(self.content(index))) as image:
+        with open_image(io.BytesIO(self.content(index)), self.reading.max_pixels) as image:
             yield image
 
     def content(self, index):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageOps
 from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
@@ -20,6 +19,7 @@ from torchvision.transforms import functional as F
 from common.data import Augmented, Steps, as_input
 from common.engine import to_device
 from common.images import ImageFiles, inside
+from common.pixels import AS_IT_IS
 from common.schedule import seed_for
 
 
@@ -97,11 +97,13 @@ class CocoImages(ImageFiles):
     Raises ValueError for files that do not fit together.
     """
 
-    def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None):
+    def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None,
+                 reading=AS_IT_IS):
         content = read_annotations(annotations)
         if in_chans not in (1, 3):
             raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}')
         self.root, self.mode, self.annotations = Path(folder), 'RGB' if in_chans == 3 else 'L', str(annotations)
+        self.reading = reading
         own = [{'id': one['id'], 'name': str(one.get('name', one['id']))} for one in content['categories']]
         self.categories = sorted(own, key=lambda one: (str(type(one['id'])), one['id'])) if categories is None else categories
         strange = [one for one in own if one not in self.categories]
@@ -186,10 +188,9 @@ class CocoImages(ImageFiles):
     def objects(self, index):
         return json.loads(bytes(self.texts[self.ends[index]:self.ends[index + 1]]))
 
-    def turned(self, image, index):
-        """Turned by 90 degrees as the file says (EXIF), where the annotations have the size that it then has."""
-        turned = ImageOps.exif_transpose(image) if image.size[::-1] != tuple(self.shapes[index]) else image
-        return turned if turned.size[::-1] == tuple(self.shapes[index]) else image
+    def is_to_turn(self, image, index):
+        """Where the annotations have the size that it has when it is turned by 90 degrees."""
+        return tuple(image.size) == tuple(self.shapes[index]) != tuple(image.size[::-1])
 
     def __getitem__(self, index):
         image = super().__getitem__(index)

@@ -46,8 +46,9 @@ def train_detector(options):
         if options.eval:
             return measure(options, ranks)
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads))
-        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks)
+                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading)
+        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
+                         options.reading)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         run = Run(options, ranks, len(images), same_images(images, ranks))
         same_images(val, ranks)
@@ -167,7 +168,8 @@ def restore(content, options):
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
     default = {field.name: field.default for field in dataclasses.fields(options)}
-    fixed |= {name: content['config'][name] for name in ('input_size', 'long_side', 'mean', 'std')
+    fixed |= {name: content['config'].get(name, default[name]) for name in
+              ('input_size', 'long_side', 'mean', 'std', 'pixel_range')
               if getattr(options, name) == default[name]}
     options, models = dataclasses.replace(options, **fixed, finetune_from=None), {}
     for which, state in (('model', content['model']), ('ema', content.get('ema'))):
@@ -180,7 +182,8 @@ def restore(content, options):
 def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    seen = scenes(options, CocoImages(*options.files('val'), options.in_chans, categories, True, masks))
+    seen = scenes(options, CocoImages(*options.files('val'), options.in_chans, categories, True, masks,
+                                      options.reading))
     results = {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)

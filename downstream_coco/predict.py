@@ -15,6 +15,7 @@ from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, expanded
 from common.distributed import distributed
 from common.images import SeveralFiles
+from common.look import warn_of
 from common.run import autocast
 from common.weights import register
 from downstream_coco.config import Options
@@ -49,13 +50,15 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module='
     options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
     with distributed() as ranks:
         register(module)
-        images, (_, models, categories, _) = SeveralFiles(sources, options.in_chans), restore(content, options)
+        images, (_, models, categories, _) = SeveralFiles(sources, options.in_chans, options.reading), restore(content, options)
         if which not in models:
             raise ValueError(f'{weights} holds no average of the weights (EMA)')
         model = models[which].to(ranks.device, memory_format=torch.channels_last).eval()
         model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, score)
         view, collate = WholeView(options.input_size, options.long_side), Collate(model.stride)
         Path(out).mkdir(parents=True, exist_ok=True)
+        for warning in warn_of(images, options):
+            say(f'warning: {warning}')
         for number in range(len(images)):
             try:
                 image = images[number]

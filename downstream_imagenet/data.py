@@ -17,6 +17,7 @@ from common.engine import to_device
 from common.finding import VALIDATION, first_of, folders_of, printable, validation_folder, what_is_in, why_without_images
 from common.images import ImageFiles, at_most, check_dataset, timm_dataset
 from common.loading import each_once
+from common.pixels import AS_IT_IS
 from common.schedule import seed_for
 
 LOOSE = 10  # images beside the folders of the classes, such as an overview of them, that are left out
@@ -37,8 +38,8 @@ class LabelledFolder(ImageFiles):
     are left out and counted. Raises ValueError for more of them, and for a class without an image that is read.
     """
 
-    def __init__(self, source, in_chans=3, classes=None):
-        super().__init__(source, in_chans)
+    def __init__(self, source, in_chans=3, classes=None, reading=AS_IT_IS):
+        super().__init__(source, in_chans, reading=reading)
         if not Path(source).is_dir():
             raise ValueError(f'{source} {NO_LAYOUT}')
         folders = folders_of(source)
@@ -75,7 +76,7 @@ class LabelledFolder(ImageFiles):
         return super().__getitem__(index), int(self.labels[index])
 
 
-def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
+def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS):
     """(training images, validation images), each yielding (image, class). Raises ValueError."""
     if dataset is not None:
         images, val = (timm_dataset(dataset, data_path, split, in_chans) for split in ('train', 'validation'))
@@ -91,8 +92,8 @@ def find_labelled(data_path, val_path=None, dataset=None, in_chans=3):
         raise ValueError(f'there is no folder {train} with the training images: ImageNet\'s layout is train/ and val/, each '
                          f'with a folder for each class; {what_is_in(data_path)}')
     val = find_validation(data_path, val_path)
-    images = LabelledFolder(train, in_chans)
-    return images, LabelledFolder(val, in_chans, images.classes)
+    images = LabelledFolder(train, in_chans, reading=reading)
+    return images, LabelledFolder(val, in_chans, images.classes, reading)
 
 
 def find_validation(data_path, val_path=None):

@@ -10,6 +10,7 @@ from common.data import Augmented
 from common.distributed import Ranks
 from common.images import not_looked_at
 from common.loading import naming_the_file
+from common.look import warn_of
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.weights import create_cnn, load_classifier, register, try_size
@@ -67,10 +68,12 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     """The features of all images, each centre-cropped once, by the network in evaluation mode. Raises ValueError."""
     register(options.register)
     images, val = (dataset, val_dataset) if dataset is not None else \
-        find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
+        find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
     classes = class_names(images, options.num_classes)
     check_labelled(images, options, len(classes)), check_labelled(val, options, len(classes))
     images = share_of(images, options.label_fraction, options.seed)
+    for warning in warn_of(images, options):
+        say(f'warning: {warning}')
     torch.manual_seed(seed_for('weights', options.seed))
     cnn = create_cnn(options.model, options.in_chans)
     try_size(cnn, options.model, options.size, options.in_chans)

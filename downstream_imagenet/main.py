@@ -60,7 +60,7 @@ def fine_tune(options, dataset=None, val_dataset=None):
         if options.eval:
             return measure(options, ranks, val_dataset)
         images, val = (dataset, val_dataset) if dataset is not None else \
-            find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
+            find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
         if val is None:
             raise ValueError('give a val_dataset beside dataset: an accuracy needs images that are not trained on')
         classes = class_names(images, options.num_classes)
@@ -187,9 +187,9 @@ def measure(options, ranks, val_dataset=None):
     elif classes and options.dataset is None:
         if not (options.val_path or options.data_path):
             raise ValueError('say where the images are: --val_path=DIR, or --data_path=DIR with val/ in it')
-        val = LabelledFolder(find_validation(options.data_path, options.val_path), options.in_chans, classes)
+        val = LabelledFolder(find_validation(options.data_path, options.val_path), options.in_chans, classes, options.reading)
     else:
-        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans)
+        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
         found = class_names(images, options.num_classes)
         if classes and list(classes) != found:
             raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, ...), the images '
@@ -199,7 +199,7 @@ def measure(options, ranks, val_dataset=None):
     if ranks.is_main and notes_of(val):
         print(f'not looked at  {notes_of(val)}')
     options = dataclasses.replace(options, freeze=then.get('freeze', options.freeze))
-    for name in ('input_size', 'crop', 'mean', 'std'):
+    for name in ('input_size', 'crop', 'mean', 'std', 'pixel_range'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:
             print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
     watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False,

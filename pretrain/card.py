@@ -64,6 +64,8 @@ def recipe(saved, log):
     options, encoder = saved.options, saved.spark.encoder
     yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
     yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {options.in_chans} channels'
+    if options.pixel_range is not None:
+        yield 'values', '{:g} to {:g} of files of more than 8 bits become 0 to 1'.format(*options.pixel_range)
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
     yield 'decoder', f'{options.decoder}, {options.decoder_width} channels wide'
     if log is None:

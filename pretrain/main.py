@@ -7,6 +7,7 @@
 The same command again goes on where the run stopped. From Python: `pretrain(Options(...), dataset=...)`.
 """
 import sys
+from itertools import chain
 from pathlib import Path
 
 if not __package__:  # started as a file: imports are absolute from the root
@@ -23,6 +24,7 @@ from common.fast_decode import FastDecode
 from common.images import check_dataset, mostly_unread, same_images
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
+from common.look import warn_of
 from common.optim import build_optimizer, load_state, parameter_groups
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding, train
@@ -45,9 +47,9 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
     """
     with distributed(options.stall_minutes) as ranks:
         images = check_dataset(dataset, options.in_chans) if dataset is not None else \
-            find_images(options.data_path, options.dataset, options.in_chans, options.list_root)
+            find_images(options.data_path, options.dataset, options.in_chans, options.list_root, options.reading)
         held_out = check_dataset(val_dataset, options.in_chans) if val_dataset is not None else \
-            find_held_out(options.data_path, options.val_path, options.in_chans, options.list_root)
+            find_held_out(options.data_path, options.val_path, options.in_chans, options.list_root, options.reading)
         run = Run(options, ranks, len(images), same_images(images, ranks))
 
         def attempt(fresh, left_out):
@@ -142,9 +144,9 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     with naming_the_file(augmented, watched):
         train(run, log, session, saved, progress, parallel=model, module=spark, optimizer=optimizer, accum=accum,
               clip_grad=options.clip_grad, description=run.describe(spark, accum, images, held_out, saved),
-              warnings=run.warnings(saved, accum, spark.encoder.uncompiled), batches=session.batches(batches),
-              unreadable=unreadable, content=lambda: {'model': plain_state(spark)}, measure=measure, before=before,
-              finish_epoch=finish_epoch)
+              warnings=chain(run.warnings(saved, accum, spark.encoder.uncompiled), warn_of(images, options)),
+              batches=session.batches(batches), unreadable=unreadable, content=lambda: {'model': plain_state(spark)},
+              measure=measure, before=before, finish_epoch=finish_epoch)
     log.say(f'Finished. The pretrained {options.model} is in {run.exported}')
 
 

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 from common.cli import errors_in_one_sentence, needs
 from common.demo_world import draw
 from common.images import check_channels
+from common.pixels import pixel_limit
 from pretrain.card import as_markdown
 from pretrain.masks import of_grid, to_visible
 from pretrain.pictures import enlarged, level_pictures, views, with_grid
@@ -64,11 +65,20 @@ class Playground:
         turned[row * self.grid[1] + column] ^= True
         return turned if any(turned) and not all(turned) else is_visible
 
+    def opened(self, file):
+        """An image file as each network takes it, which `look` takes too. Raises whatever a file does to a reader."""
+        images = []
+        for saved in self.networks:
+            with pixel_limit(saved.options.max_pixels), Image.open(file, formats=FORMATS) as image:
+                images.append(saved.prepare(image))
+        return images
+
     def look(self, image, is_visible):
         """(masked picture, [(reconstruction, own, error, [(level, caption)], loss) of each network]); PIL images."""
         visible, results, masked = to_visible(is_visible, self.grid), [], None
-        for saved in self.networks:
-            encoder, x = saved.spark.encoder, saved.prepare(image)
+        images = image if isinstance(image, list) else [saved.prepare(image) for saved in self.networks]
+        for saved, x in zip(self.networks, images):
+            encoder = saved.spark.encoder
             own = of_grid(visible, self.grid, encoder.grid)
             view = views(saved.spark, x, own, saved.options.normalisation)
             if masked is None:
@@ -94,9 +104,7 @@ def page(play):
 
     def opened(file, is_visible):
         try:
-            with Image.open(file, formats=FORMATS) as image:
-                image.load()
-                play.networks[0].prepare(image)  # says what is wrong with it
+            image = play.opened(file)
         except Exception as error:  # whatever a file can do to a reader
             raise gr.Error(f'{Path(file).name} is no image that can be read ({type(error).__name__})') from error
         return image, *update(image, is_visible)

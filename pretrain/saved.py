@@ -8,18 +8,20 @@ from pathlib import Path
 
 import timm
 import torch
-from PIL import ImageOps
 
 from common.checkpoint import is_run, read_plain
 from common.cli import numbers
 from common.config import size
 from common.data import CentreCrop, as_input
-from common.images import SeveralFiles, as_channels, check_channels
+from common.images import SeveralFiles, check_channels
+from common.look import warn_of
+from common.pixels import as_channels
 from common.weights import guess_model, load_init, unwrap
 from pretrain.config import Options
 from pretrain.log import read_log
 from pretrain.spark import SparK, build_spark
 
+MAY_DIFFER = ('mask_ratio', 'max_pixels')  # from what a run had
 LARGE = 4096  # pixels; the network is tried on two images of its size when it is built
 
 
@@ -52,7 +54,7 @@ class Saved:
         """A PIL image or a tensor (C, h, w), uint8 or float -> (1, C, H, W): its middle, normalised. Raises ValueError."""
         if not torch.is_tensor(image):
             check_channels(self.options.in_chans)
-            image = as_channels(ImageOps.exif_transpose(image), self.options.in_chans)
+            image = as_channels(image, self.options.in_chans, self.options.reading, upright=True)
         image = as_input(CentreCrop(self.spark.encoder.input_size)(image), self.options.normalisation)
         if not image.isfinite().all():
             raise ValueError('it holds NaN or infinite values')
@@ -63,9 +65,11 @@ class Saved:
 
         Raises ValueError for a file or folder that is not there, and if none of the images can be read.
         """
-        images, read = SeveralFiles(sources, self.options.in_chans), 0
+        images, read = SeveralFiles(sources, self.options.in_chans, self.options.reading), 0
         if images.notes:
             say(f'not looked at  {images.notes}')
+        for warning in warn_of(images, self.options):
+            say(f'warning: {warning}')
         for number in range(len(images)):
             try:
                 image = self.prepare(images[number])
@@ -94,7 +98,8 @@ def read_saved(source, **given):
     if is_run(content, path):
         return of_run(content, path, given)
     state, log = unwrap(content, path), log_of(path)
-    names = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std')
+    names = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std',
+             'pixel_range')
     beside = {name: log.config[name] for name in names if name in log.config} if log else {}
     config = {**beside, **{name: value for name, value in given.items() if value is not None}}
     model = config.pop('model', None) or guess(path, state)
@@ -107,20 +112,20 @@ def read_saved(source, **given):
 
 
 def of_run(content, path, given):
-    """Read what a run saved. What is given and differs from the run is refused, but for the share of hidden cells."""
+    """Read what a run saved. What is given and differs from the run is refused, but for what MAY_DIFFER."""
     config, state = content['config'], content['model']
     if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
         raise ValueError(f'{path} is no pretraining run: it says nothing of a mask or a decoder')
     if not isinstance(state, dict) or not all(isinstance(content.get(name), int) for name in ('step', 'images')):
         raise ValueError(f'{path} is damaged: it does not hold weights, step and images as a run does')
     wrong = [f'{name} is {config.get(name)} there, not {value}' for name, value in given.items()
-             if value is not None and name != 'mask_ratio' and config.get(name) != value]
+             if value is not None and name not in MAY_DIFFER and config.get(name) != value]
     if wrong:
         raise ValueError(f'{path} is of another network ({"; ".join(wrong)}): leave that away, a run says itself what it is')
     known = {name: value for name, value in config.items() if name in Options.__dataclass_fields__}
-    ratio = given.get('mask_ratio')
+    changed = {name: given[name] for name in MAY_DIFFER if given.get(name) is not None}
     try:
-        options = Options(**{**known, 'mask_ratio': config['mask_ratio'] if ratio is None else ratio})
+        options = Options(**{**known, **changed})
     except TypeError as error:
         raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
     if width_of(unwrap(state, path)) != options.decoder_width:  # before a network of any size is built
@@ -194,10 +199,14 @@ def add_network(parser, several=False):
     about.add_argument('--in_chans', type=int, help='channels of an image')
     about.add_argument('--mean', type=numbers, help="of each channel; ImageNet's if not given")
     about.add_argument('--std', type=numbers, help="of each channel; ImageNet's if not given")
+    about.add_argument('--pixel_range', type=numbers, help='from,to: the values that become 0 and 1 in files of more than 8 '
+                       'bits')
+    about.add_argument('--max_pixels', type=int, help="of the largest image that is read; Pillow's limit if not given")
     about.add_argument('--levels', help='submodules whose outputs are the pyramid, with commas between')
 
 
 def network_of(args, source=None, **more):
     """The network that a command line names; of several the one called source. Raises ValueError."""
     return read_saved(source or args.source, model=args.model, input_size=args.input_size, in_chans=args.in_chans,
-                      mean=args.mean, std=args.std, levels=args.levels, **more)
+                      mean=args.mean, std=args.std, pixel_range=args.pixel_range, max_pixels=args.max_pixels,
+                      levels=args.levels, **more)
