@@ -116,9 +116,13 @@ def parse(cls, program, description, argv=None, recipe=None):
 
 
 def changes(options, saved, harmless):
-    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not."""
-    now = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata['harmless'] == harmless}
-    return [(name, value, saved[name]) for name, value in now.items() if name in saved and saved[name] != value]
+    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not.
+
+    A run that was saved before an option came to be had its default.
+    """
+    fields = [field for field in dataclasses.fields(options) if field.metadata['harmless'] == harmless]
+    pairs = [(field.name, getattr(options, field.name), saved.get(field.name, field.default)) for field in fields]
+    return [(name, now, then) for name, now, then in pairs if now != then]
 
 
 def needs(*modules):

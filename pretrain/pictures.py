@@ -15,6 +15,20 @@ from common.checkpoint import write_atomically
 CAPTIONS = {'image': 'image', 'masked': 'what the network sees', 'reconstruction': "reconstruction, each hidden cell\nwith the "
             "true cell's mean and deviation", 'own': "the same without them: with those\nof the image's visible cells",
             'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
+PIXELS = {'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}  # captions where these are the target
+
+
+def captions(spark):
+    """{name of a view: its caption} of the views that differ for a SparK: one that predicts pixels borrows no statistics."""
+    if spark.target == 'normalised':
+        return CAPTIONS
+    return {name: PIXELS.get(name, caption) for name, caption in CAPTIONS.items() if name != 'own'}
+
+
+def hidden_cells(target):
+    """How hidden cells are shown in pictures of a run with this target, a sentence."""
+    return "Hidden cells are shown with the true cell's mean and deviation, since the network predicts normalised cells." \
+        if target == 'normalised' else 'Hidden cells are the pixels that the network predicts.'
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,8 @@ class Views:
     """What there is to see of some images, pictures (B, 3, H, W) each, and the loss of each image, (B,).
 
     reconstruction: hidden cells with the true cell's mean and deviation, as in the paper. own: with the average mean and
-    deviation of the visible cells instead, so that nothing comes from what is hidden. error: of the reconstruction.
+    deviation of the visible cells instead, so that nothing comes from what is hidden. Both are the predicted pixels where these
+    are the target. error: of the reconstruction.
     """
     image: torch.Tensor
     masked: torch.Tensor
@@ -36,7 +51,7 @@ class Views:
 def views(spark, images, visible, normalisation):
     """What a SparK in evaluation mode makes of some images. Raises ValueError for indices that are no cells."""
     predicted = spark.cut(spark.predict(images, visible).to(images.dtype))
-    cells, (target, mean, deviation) = spark.cut(images), spark.normalise(images)
+    cells, (target, mean, deviation) = spark.cut(images), spark.targets(images)
     is_visible = spark.geometry(images, visible).is_visible()[..., None]
     seen_mean, seen_deviation = ((x * is_visible).sum(1, keepdim=True) / visible.shape[1] for x in (mean, deviation))
 
