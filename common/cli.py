@@ -118,11 +118,14 @@ def parse(cls, program, description, argv=None, recipe=None):
 def changes(options, saved, harmless):
     """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not.
 
-    A run that was saved before an option came to be had its default.
+    An option that a run was saved without is younger than the run, which therefore had its default.
     """
-    fields = [field for field in dataclasses.fields(options) if field.metadata['harmless'] == harmless]
-    pairs = [(field.name, getattr(options, field.name), saved.get(field.name, field.default)) for field in fields]
-    return [(name, now, then) for name, now, then in pairs if now != then]
+    found = []
+    for field in dataclasses.fields(options):
+        now, then = getattr(options, field.name), saved.get(field.name, field.default)
+        if field.metadata['harmless'] == harmless and now != then:
+            found.append((field.name, now, then))
+    return found
 
 
 def needs(*modules):

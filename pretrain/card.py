@@ -4,7 +4,7 @@ import re
 from common.checkpoint import write_atomically
 from common.cli import needs
 from pretrain.log import pictures_of, read_log
-from pretrain.pictures import hidden_cells, read_picture, write_picture
+from pretrain.pictures import TARGETS, hidden_cells, read_picture, write_picture
 
 PAPER = 'https://arxiv.org/abs/2301.03580'
 
@@ -64,7 +64,7 @@ def recipe(saved, log):
     yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
     yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {options.in_chans} channels'
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
-    yield 'target', 'pixels, each cell normalised by its own mean and deviation' if options.target == 'normalised' else 'pixels'
+    yield 'target', TARGETS[options.target]
     yield 'decoder', f'{options.decoder}, {options.decoder_width} channels wide'
     if log is None:
         return

@@ -107,7 +107,7 @@ def to_torchvision_file(saved, stem, suffix, _):
 
 @torch.no_grad()
 def to_official_files(saved, stem, suffix, _):
-    """The encoder in the style of the published files, and the whole SparK where its decoder and its target are theirs; always .pth."""
+    """The encoder in the style of the published files, and the whole SparK where its decoder is theirs; always .pth."""
     cnn, encoder = saved.spark.encoder.cnn, saved.spark.encoder
     state = plain_state(cnn)
     if guess_model(state) != saved.model.split('.')[0]:
@@ -124,8 +124,8 @@ def to_official_files(saved, stem, suffix, _):
     if saved.has_decoder and saved.options.decoder != 'unet':
         sentences.append('no file with the decoder: the official code has no light one')
     elif saved.has_decoder and saved.options.target != 'normalised':
-        sentences.append('no file with the decoder: the official code takes what a decoder predicts for normalised cells, and '
-                         'this one predicts pixels')
+        sentences.append('no file with the decoder: this one predicts pixels, and the official code would take them for '
+                         'normalised cells')
     elif saved.has_decoder:
         path = stem.with_name(f'{name}_withdecoder_1kpretrained_spark_style.pth')
         decoder = {key: value for key, value in plain_state(saved.spark).items() if not key.startswith(OURS)}

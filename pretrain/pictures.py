@@ -15,20 +15,25 @@ from common.checkpoint import write_atomically
 CAPTIONS = {'image': 'image', 'masked': 'what the network sees', 'reconstruction': "reconstruction, each hidden cell\nwith the "
             "true cell's mean and deviation", 'own': "the same without them: with those\nof the image's visible cells",
             'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
-PIXELS = {'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}  # captions where these are the target
+TARGETS = {'normalised': 'pixels, each cell normalised by its own mean and deviation',
+           'pixels': 'pixels, normalised with the mean and std of their channels alone'}
 
 
 def captions(spark):
-    """{name of a view: its caption} of the views that differ for a SparK: one that predicts pixels borrows no statistics."""
+    """{name of a view: its caption} of the views that a SparK has: without `own` if it predicts pixels."""
     if spark.target == 'normalised':
         return CAPTIONS
-    return {name: PIXELS.get(name, caption) for name, caption in CAPTIONS.items() if name != 'own'}
+    own = {**CAPTIONS, 'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}
+    own.pop('own')
+    return own
 
 
 def hidden_cells(target):
-    """How hidden cells are shown in pictures of a run with this target, a sentence."""
-    return "Hidden cells are shown with the true cell's mean and deviation, since the network predicts normalised cells." \
-        if target == 'normalised' else 'Hidden cells are the pixels that the network predicts.'
+    """A sentence: how hidden cells are shown in pictures of a run with this target."""
+    if target == 'pixels':
+        return 'Hidden cells are the pixels that the network predicts.'
+    return ("Hidden cells are shown with the true cell's mean and deviation, since the network predicts normalised "
+            'cells.')
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Views:
     """What there is to see of some images, pictures (B, 3, H, W) each, and the loss of each image, (B,).
 
     reconstruction: hidden cells with the true cell's mean and deviation, as in the paper. own: with the average mean and
-    deviation of the visible cells instead, so that nothing comes from what is hidden. Both are the predicted pixels where these
-    are the target. error: of the reconstruction.
+    deviation of the visible cells instead, so that nothing comes from what is hidden. A network that predicts pixels
+    needs neither, and both are what it predicts. error: of the reconstruction.
     """
     image: torch.Tensor
     masked: torch.Tensor

@@ -25,8 +25,9 @@ from pretrain.pictures import enlarged, level_pictures, views, with_grid
 from pretrain.saved import add_network, network_of
 
 SIDE = 448  # pixels of a picture on the page, about
-SHOWN = {'normalised': {'reconstruction': "reconstruction (true cells' mean, deviation)", 'own': 'without them', 'error': 'error'},
-         'pixels': {'reconstruction': 'reconstruction (predicted pixels)', 'error': 'error'}}  # by what a network predicts
+SHOWN = {  # labels of the pictures, by what a network predicts
+    'normalised': {'reconstruction': "reconstruction (true cells' mean, deviation)", 'own': 'without them', 'error': 'error'},
+    'pixels': {'reconstruction': 'reconstruction (predicted pixels)', 'error': 'error'}}
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not EPS, which Pillow hands to Ghostscript
 
 
@@ -75,7 +76,8 @@ class Playground:
                 masked = shown(view.masked, encoder.cell_size)
             levels = [(shown(picture), f'stride {stride}: {picture.shape[-2]} x {picture.shape[-1]}')
                       for stride, picture in level_pictures(saved.spark, x, own).items()]
-            results.append((*(shown(getattr(view, what)) for what in SHOWN[saved.spark.target]), levels, view.loss.item()))
+            seen = [shown(getattr(view, what)) for what in SHOWN[saved.spark.target]]
+            results.append((*seen, levels, view.loss.item()))
         return masked, results
 
 

@@ -26,10 +26,10 @@ CHARTS = (('loss', 'Loss on hidden cells (dotted: held-out)', False), ('lr', 'Le
 
 
 LOSSES = {  # by what a run predicts
-    'normalised': 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the first epochs, 0.2 to '
-                  '0.4 at the end of long runs.',
-    'pixels': 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: predicting '
-              'the mean everywhere gives 1 if --mean and --std are those of the images.'}
+    'normalised': 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the first epochs, '
+                  '0.2 to 0.4 at the end of long runs.',
+    'pixels': 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: '
+              'predicting the mean everywhere gives 1 if --mean and --std are those of the images.'}
 
 
 def report(folders, out):
@@ -146,8 +146,9 @@ def pictures(log, name, number):
     if not frames:
         return f'<h3>{html.escape(name)}</h3><p>No pictures in {html.escape(str(log.folder / "reconstructions"))}.</p>'
     epoch, picture = frames[-1]
-    return SLIDER.format(name=html.escape(name), hidden=hidden_cells(log.target), number=number, last=len(frames) - 1,
-                         epoch=epoch, picture=picture, frames=json.dumps([{'epoch': epoch, 'picture': picture} for epoch, picture in frames]))
+    return SLIDER.format(name=html.escape(name), number=number, last=len(frames) - 1, epoch=epoch, picture=picture,
+                         hidden=hidden_cells(log.target),
+                         frames=json.dumps([{'epoch': epoch, 'picture': picture} for epoch, picture in frames]))
 
 
 def embedded(path):
@@ -161,7 +162,8 @@ def embedded(path):
 def options_table(logs, names):
     """What the runs were given: first what differs between them, the rest folded away."""
     fields = list(dict.fromkeys(field for log in logs for field in log.config))
-    rows = [[field, *(log.config.get(field, getattr(Options, field, None)) for log in logs)] for field in fields]
+    default = {field: getattr(Options, field, None) for field in fields}  # of options younger than a run
+    rows = [[field, *(log.config.get(field, default[field]) for log in logs)] for field in fields]
     rows = [[row[0], *('not given' if value is None else value for value in row[1:])] for row in rows]
     differing = [row for row in rows if len({str(value) for value in row[1:]}) > 1]
     same = [row[:2] for row in rows if row not in differing]

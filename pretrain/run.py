@@ -7,6 +7,7 @@ from timm.layers import DropPath
 from common import run
 from common.schedule import weight_decay
 from pretrain.config import Options
+from pretrain.pictures import TARGETS
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,12 @@ class Run(run.Run):
         (h, w), (height, width) = encoder.grid, encoder.input_size
         drop_path = max((module.drop_prob or 0 for module in spark.modules() if isinstance(module, DropPath)), default=0)
         held = f'{len(held_out):,}' if held_out is not None else 'none'
-        target = 'pixels, each cell normalised by its own mean and deviation' if options.target == 'normalised' else \
-            'pixels, normalised with the mean and std of their channels alone'
         notes = ''.join(f'note        {note}\n' for note in encoder.notes)
         return f'''
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and {options.decoder} decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
-target      {target}
+target      {TARGETS[options.target]}
 {notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out
 steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
 batch       {self.batch(accum)}

@@ -26,8 +26,9 @@ class SparK(nn.Module):
 
     encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden (ValueError).
     decoder_width: channels of the decoder's smallest map. decoder: 'unet', the paper's, or 'light', which ends at the encoder's
-    finest level and makes the pixels of each position there. target: what the decoder predicts, 'normalised' (each cell by its
-    own mean and deviation, the paper's) or 'pixels' (as the network takes them). The attribute names below are a file format.
+    finest level and makes the pixels of each position there. target: what the decoder predicts: 'normalised', the paper's
+    (each cell by its own mean and deviation), or 'pixels', as the network takes them. The attribute names below are a
+    file format.
     """
 
     def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, decoder='unet', target='normalised'):
@@ -119,9 +120,9 @@ class SparK(nn.Module):
         return (cells - mean) / deviation, mean, deviation
 
     def targets(self, images):
-        """What the decoder is to predict of each cell, and the mean and deviation that make pixels of it again: (B, L, .).
+        """What the decoder is to predict of each cell; the means and deviations that make pixels of that: (B, L, .).
 
-        With target 'pixels' the cells are predicted as they are: their mean counts as 0, and their deviation as 1.
+        With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
         """
         if self.target == 'normalised':
             return self.normalise(images)
@@ -130,8 +131,7 @@ class SparK(nn.Module):
         return cells, zeros, zeros + 1
 
     def loss(self, images, reconstruction, geometry):
-        """Mean squared error on the hidden cells, which are normalised (section 3.3) unless the target is 'pixels', in the
-        images' precision."""
+        """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
         target, _, _ = self.targets(images)
         error = (self.cut(reconstruction.to(images.dtype)) - target).square().mean(dim=2)
         hidden = ~geometry.is_visible()
@@ -148,8 +148,8 @@ class SparK(nn.Module):
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
 
-        If the decoder predicts normalised cells, they are shown with the true cell's mean and deviation, as in the paper's
-        figures. With target 'pixels' nothing but visible cells enters. Runs in the mode that the caller set, as `encode` does.
+        Normalised cells are shown with the true cell's mean and deviation, as in the paper's figures; predicted pixels are
+        shown as they are. Runs in the mode that the caller set, as `encode` does.
         """
         predicted, (_, mean, deviation) = self.predict(images, visible), self.targets(images)
         cells = self.cut(predicted.to(images.dtype)) * deviation + mean
@@ -157,7 +157,7 @@ class SparK(nn.Module):
         return self.paste(torch.where(is_visible[..., None], self.cut(images), cells))
 
     def predict(self, images, visible):
-        """(B, C, H, W): what the decoder says of all cells, visible ones too: normalised cells, or pixels if that is the target."""
+        """(B, C, H, W): what the decoder says of all cells, visible ones too; see `targets` for what that is."""
         geometry = self.geometry(images, self.check_visible(visible))
         return self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
 
@@ -185,8 +185,8 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     feature maps, or any one with levels, the names of the submodules whose outputs are the pyramid, large to small.
     input_size: pixels, an int or (height, width), a multiple of the cell. drop_path: None leaves the network's own default.
     cell_size: None is the network's total stride R (2R where a layer needs it), else R times a power of two. sync_bn: share
-    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the paper's, or
-    'pixels', as in SparK.
+    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the
+    paper's, or 'pixels'; see SparK.
     Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)

@@ -27,8 +27,8 @@ def small(**changes):
 def run(world, tmp_path_factory):
     """The folder of a finished run that predicts pixels."""
     folder = tmp_path_factory.mktemp('pixels') / 'output_pixels'
-    return pretrain(Options(**{**TINY, 'name': 'pixels'}, target='pixels', run_dir=str(folder), data_path=str(world), val_every=1,
-                            picture_every=1))
+    given = {**TINY, 'name': 'pixels', 'target': 'pixels', 'run_dir': str(folder), 'data_path': str(world)}
+    return pretrain(Options(**given, val_every=1, picture_every=1))
 
 
 def old(folder, to):
@@ -80,8 +80,7 @@ def test_nothing_of_a_hidden_cell_is_in_the_reconstruction():
 
 
 def test_noise_in_a_black_border_counts_little():
-    """Noise with a deviation of 1e-3 (variance 1e-6, which is what `normalise` adds to it) on uniform cells is half of the variance
-    that a normalised cell may have, and 1e-6 of that of pixels."""
+    """Noise of deviation 1e-3 has a variance of 1e-6, which is what `normalise` adds: a normalised cell of it has one of 0.5."""
     generator = torch.Generator().manual_seed(0)
     noise = 1e-3 * torch.randn(1, 3, 32, 48, generator=generator)
     images = noise - 1.0
@@ -124,7 +123,8 @@ def test_views_of_predicted_pixels(run, world, tmp_path):
     visible = own.spark.draw_visible(1, torch.Generator().manual_seed(0))
     view = pictures.views(own.spark, images, visible, own.options.normalisation)
     with torch.no_grad():
-        assert torch.equal(view.reconstruction, pictures.to_rgb(own.spark.reconstruct(images, visible), own.options.normalisation))
+        picture = pictures.to_rgb(own.spark.reconstruct(images, visible), own.options.normalisation)
+        assert torch.equal(view.reconstruction, picture)
         torch.testing.assert_close(view.loss.mean(), own.spark(images, visible))
     assert torch.equal(view.own, view.reconstruction)
     assert list(pictures.captions(own.spark)) == ['image', 'masked', 'reconstruction', 'error']
@@ -162,8 +162,9 @@ def test_a_run_from_before_there_was_a_choice(finished, tiny, tmp_path):
 
 def test_the_report_says_which_losses_are_comparable(run, finished, tmp_path):
     pytest.importorskip('plotly', reason='pip install -r pretrain/requirements.txt')
-    both, alone, other = (report.report(folders, tmp_path / f'{i}.html').read_text() for i, folders in enumerate((
-        [run, old(finished, tmp_path / 'old')], [run], [finished])))
+    def page(*folders):
+        return report.report(folders, tmp_path / 'report.html').read_text()
+    both, alone, other = page(run, old(finished, tmp_path / 'old')), page(run), page(finished)
     assert 'cannot be compared' in both and '<tr><th>target</th><td>pixels</td><td>normalised</td></tr>' in both
     assert 'the pixels that the network predicts' in both and "the true cell's mean and deviation" in both
     assert 'near 1 at the start' not in alone and "the true cell's mean" not in alone and 'says nothing' not in alone
@@ -171,8 +172,8 @@ def test_the_report_says_which_losses_are_comparable(run, finished, tmp_path):
 
 
 def test_the_card_says_what_was_predicted(run, finished):
-    assert dict(recipe(read_saved(run), None))['target'] == 'pixels'
-    assert 'its own mean' in dict(recipe(read_saved(finished), None))['target']
+    assert dict(recipe(read_saved(run), None))['target'].startswith('pixels, normalised with')
+    assert 'its own mean and' in dict(recipe(read_saved(finished), None))['target']
 
 
 def test_exports(run, finished, tmp_path):
