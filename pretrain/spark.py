@@ -13,6 +13,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.norms import refused, single_valued
 from common.weights import create_cnn, load_official_spark
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
@@ -58,11 +59,32 @@ class SparK(nn.Module):
             kernel = 1 if i == 0 else 3
             self.densify_projs.append(nn.Identity() if i == 0 and channels == width else
                                       nn.Conv2d(channels, width, kernel, padding=kernel // 2))
+        self.single_valued = self.measure_norms()
+
+    @torch.no_grad()
+    def measure_norms(self):
+        """Names of the norms that see a single value of each channel of an image: see common/norms.py."""
+        encoder, like = self.encoder, next(self.encoder.cnn.parameters())
+        image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
+        geometry = Geometry(torch.arange(self.visible_cells, device=like.device)[None], encoder.grid)
+        names = single_valued(encoder, lambda: encoder.pyramid(image, geometry))
+        side = encoder.cell_size // encoder.stride
+        of_densify = ('densify_norms.0',) * (self.visible_cells * side ** 2 == 1 and encoder.norm == 'bn')
+        return tuple(f'encoder.{name}' for name in names) + of_densify
+
+    def check_batch(self, images):
+        """Refuse a single image where a norm would see a single value of each channel."""
+        name = refused(self, self.single_valued) if len(images) == 1 and self.single_valued else None
+        if name is not None:
+            raise ValueError(f'{name} ({type(self.get_submodule(name)).__name__}) sees a single value of each channel in a '
+                             'batch of one image, and that has no deviation: give two images or more at a time, or call '
+                             'eval() where nothing is trained')
 
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), drawn if not given -> loss, a 0-dim tensor."""
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
+        self.check_batch(images)
         geometry = self.geometry(images, visible)
         strips = run(self.encoder, images, geometry, again=self.recomputes)
         levels = self.densify(strips, geometry)
@@ -142,6 +164,7 @@ class SparK(nn.Module):
 
         Runs in the mode that the caller set: in train mode BatchNorm's running statistics are updated.
         """
+        self.check_batch(images)
         geometry = self.geometry(images, self.check_visible(visible))
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
 
@@ -158,6 +181,7 @@ class SparK(nn.Module):
 
     def predict(self, images, visible):
         """(B, C, H, W): what the decoder says of all cells, visible ones too; see `targets` for what that is."""
+        self.check_batch(images)
         geometry = self.geometry(images, self.check_visible(visible))
         return self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
 

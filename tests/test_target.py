@@ -80,7 +80,7 @@ def test_nothing_of_a_hidden_cell_is_in_the_reconstruction():
 
 
 def test_noise_in_a_black_border_counts_little():
-    """Noise of deviation 1e-3 has a variance of 1e-6, which is what `normalise` adds: a normalised cell of it has one of 0.5."""
+    """`normalise` adds 1e-6, the variance of this noise: that of a normalised cell of it is 0.5, of its pixels 1e-6."""
     generator = torch.Generator().manual_seed(0)
     noise = 1e-3 * torch.randn(1, 3, 32, 48, generator=generator)
     images = noise - 1.0
