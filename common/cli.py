@@ -126,11 +126,14 @@ def parse(cls, program, description, argv=None, recipe=None):
 def changes(options, saved, harmless):
     """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not.
 
-    A run that was saved before there was an option had its default.
+    An option that a run was saved without is younger than the run, which therefore had its default.
     """
-    now = [(f.name, getattr(options, f.name), saved.get(f.name, f.default)) for f in dataclasses.fields(options)
-           if f.metadata['harmless'] == harmless]
-    return [(name, value, then) for name, value, then in now if value != then]
+    found = []
+    for field in dataclasses.fields(options):
+        now, then = getattr(options, field.name), saved.get(field.name, field.default)
+        if field.metadata['harmless'] == harmless and now != then:
+            found.append((field.name, now, then))
+    return found
 
 
 def needs(*modules):

@@ -172,12 +172,17 @@ class CPUSyncBatchNormAct(BatchNormAct2d):
         return self.act(self.drop(CPUSyncBatchNorm.forward(self, x)))
 
 
+def can_share(layer):
+    """Whether a layer is a BatchNorm that `synchronise_batchnorm` has an equivalent of."""
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm if torch.cuda.is_available() else nn.BatchNorm2d)
+
+
 def synchronise_batchnorm(module):
     """Replace every BatchNorm by one that shares its statistics between the ranks; keys stay. Returns the module."""
     if torch.cuda.is_available():
         return convert_sync_batchnorm(module)  # timm's: torch's would drop the activation of BatchNormAct2d
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if can_share(layer):
             layer.__class__ = CPUSyncBatchNormAct if isinstance(layer, BatchNormAct2d) else CPUSyncBatchNorm
     return module
 

@@ -117,13 +117,16 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
     return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])
 
 
-def fit_accumulation(model, arguments, share, ranks, autocast):
+def fit_accumulation(model, arguments, share, ranks, autocast, least=1):
     """The smallest power of two that a rank's batch of `share` images must be cut into to fit in memory; on all ranks alike.
 
     arguments(n): those of model(...) -> loss for n images, on the device. Tried with a forward and backward pass of the plain
     network (a rank that failed alone would leave the others waiting in SyncBatchNorm), beside as much memory as the gradients
-    in flight and the optimiser will take. Raises ValueError.
+    in flight and the optimiser will take. least: images that a part must have; a rank that has fewer in all, whose norms share
+    their statistics, cuts nothing. Raises ValueError.
     """
+    if share < least:
+        return 1
     accum, buffers = 1, {name: b.clone() for name, b in model.named_buffers()}
     while True:
         try:
@@ -141,9 +144,10 @@ def fit_accumulation(model, arguments, share, ranks, autocast):
             torch.cuda.empty_cache()
         if not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item():
             break
-        if share % (accum * 2):
+        if share % (accum * 2) or share // (accum * 2) < least:
+            norm = ' (BatchNorm needs two at a time in this network)' if share // accum == least > 1 else ''
             raise ValueError(f'{share // accum} images at a time do not fit in memory, and the {share} of a rank cannot be '
-                             f'halved further: give a smaller --bs or --input_size')
+                             f'halved further{norm}: give a smaller --bs or --input_size')
         accum *= 2
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])

@@ -50,7 +50,7 @@ def finetune(run, log, session, saved, model, trained, *, images, batches, measu
     ema = Average(trained, decay=options.ema) if options.ema else None
     if ema and saved:
         load_strictly(ema.module, saved.pop('ema') or {})
-    accum = run.parts(saved) or fit_accumulation(model, arguments, run.share, ranks, run.autocast)
+    accum = run.parts(saved) or fit_accumulation(model, arguments, run.share, ranks, run.autocast, run.least)
     if ranks.size > 1 and options.sync_bn:
         model = synchronise_batchnorm(model)
     optimizer = build_optimizer(options.opt, groups(), official=getattr(options, 'official_lamb', False))

@@ -38,8 +38,8 @@ class ImageFiles(Dataset):
 
     root: the folder in which the paths of a list lie, the list's own if not given; a folder of images is its own. reading: how
     pixels are read. Yields PIL images as they are stored (not turned as EXIF may say), or float tensors (C, H, W) in [0, 1] for
-    those of more than 8 bits. left_out: Counter {what is not looked at, for a person: how many}; unread: how many of these files
-    may hold images. Raises ValueError if there are none, or if a list names what does not lie below its root.
+    those of more than 8 bits. left_out: Counter {what is not looked at, for a person: how many}; unread: how many of these
+    files may hold images. Raises ValueError if there are none, or if a list names what does not lie below its root.
     """
 
     def __init__(self, source, in_chans=3, root=None, reading=AS_IT_IS):

@@ -12,8 +12,9 @@ import torch
 from common.checkpoint import data_changed
 from common.cli import changes
 from common.config import RunOptions
-from common.distributed import Ranks
+from common.distributed import Ranks, can_share
 from common.log import clock
+from common.norms import refused, single_valued
 from common.schedule import learning_rate, seed_for
 
 
@@ -48,13 +49,14 @@ class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
     images: their number. fingerprint: of common.images, None if they have none. left_out: ((first step, step behind the last),
-    ...) that are not trained on, since they went wrong.
+    ...) that are not trained on, since they went wrong. least: images that a part must have, see `with_norms`.
     """
     options: RunOptions
     ranks: Ranks
     images: int
     fingerprint: str | None = None
     left_out: tuple = ()
+    least: int = 1
 
     def __post_init__(self):
         batch, ranks = self.options.batch_size, self.ranks.size
@@ -81,6 +83,43 @@ class Run:
         ranks = f'{self.ranks.size} rank{"s" * (self.ranks.size > 1)}'
         raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} in {parts} parts each: give --bs='
                          f'{" or --bs=".join(map(str, near))}')
+
+    def with_norms(self, saved, model, run):
+        """The same run, whose parts have two images at least if the norms of its model need them.
+
+        A norm that sees a single value of each channel of an image (common/norms.py) cannot be trained on one image.
+        run() takes one image through the model; it is called where a part may have one. Raises ValueError if the parts
+        are of one image, and the ranks do not share the statistics of such a norm.
+        """
+        parts = self.parts(saved)
+        if parts is not None and self.share // parts > 1:
+            return self
+        names = single_valued(model.train(), run)
+        alone = refused(model, [name for name in names if not self.shares(model.get_submodule(name))])
+        if alone and (parts is not None or self.share == 1):
+            norm = model.get_submodule(alone)
+            raise ValueError(f'{alone} ({type(norm).__name__}) sees a single value of each channel where one image at a '
+                             f'time is trained on, and that has no deviation: {self.remedy(saved, parts, norm)}')
+        return dataclasses.replace(self, least=2) if refused(model, names) else self
+
+    def shares(self, norm):
+        """Whether a norm will have its statistics over several ranks."""
+        return self.ranks.size > 1 and self.options.sync_bn and can_share(norm)
+
+    def remedy(self, saved, parts, norm):
+        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its sizes."""
+        found, ranks = [], self.ranks.size
+        if self.share > 1:
+            fewer = max(number for number in range(1, self.share) if self.share % number == 0)
+            found.append(f'--accum={fewer}' + ' or less' * (fewer > 1))
+        if self.share == 1 and ranks > 1:
+            found.append('fewer processes')
+            if can_share(norm) and not saved:
+                found.append('--sync_bn=True')
+        if not saved:
+            found.append(f'a larger --bs, {2 * ranks * (parts or 1)} or more')
+            found.append('if it does not stand behind a global pool, a larger --input_size')
+        return 'give ' + '; or '.join(found or ['another --name, and with it a larger --bs'])
 
     @property
     def share(self):

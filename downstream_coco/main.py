@@ -57,8 +57,10 @@ def train_detector(options):
         def attempt(fresh, left_out):
             model, loaded = build(options, len(images.categories), images.has_masks)
             saved = None if fresh else load_run(options.resume, run.checkpoint, ranks)
-            now = run.without(saved, left_out)
-            now.parts(saved)
+            least = min(options.short_sides[0], options.long_side)
+            side = -(-least // model.stride) * model.stride  # of the smallest image, padded
+            image = torch.zeros(1, options.in_chans, side, side)
+            now = run.without(saved, left_out).with_norms(saved, model, lambda: model.backbone(image))
             if saved:
                 refuse_changes(run, saved, **facts)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)

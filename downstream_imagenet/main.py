@@ -75,8 +75,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
         def attempt(fresh, left_out):
             model = build(options, len(classes))
             saved, loaded = None if fresh else load_run(options.resume, run.checkpoint, ranks), None
-            now = run.without(saved, left_out)
-            now.parts(saved)
+            image = torch.zeros(1, options.in_chans, *options.size)
+            now = run.without(saved, left_out).with_norms(saved, model, lambda: model.logits(image))
             if saved:
                 refuse_changes(run, saved, classes=classes)
             elif options.finetune_from:

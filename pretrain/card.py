@@ -4,7 +4,7 @@ import re
 from common.checkpoint import write_atomically
 from common.cli import needs
 from pretrain.log import pictures_of, read_log
-from pretrain.pictures import read_picture, write_picture
+from pretrain.pictures import TARGETS, hidden_cells, read_picture, write_picture
 
 PAPER = 'https://arxiv.org/abs/2301.03580'
 
@@ -27,8 +27,7 @@ def write_card(saved, folder, licence=None):
         # Not copied: in a foreign run it may be a link to any file of this machine.
         write_picture(folder / 'reconstructions.png', read_picture(pictures[-1]))
         parts.append(f'![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, reconstruction, after '
-                     f'epoch {int(pictures[-1].stem.split("_")[1])}. Hidden cells are shown with the true cell\'s mean and '
-                     'deviation: the network predicts normalised cells.')
+                     f'epoch {int(pictures[-1].stem.split("_")[1])}. {hidden_cells(saved.options.target)}')
     text = TEXT.format(licence=licence or 'other', model=saved.model.split('.')[0], paper=PAPER, stated='' if licence else
                        '**Licence.** Whoever exported this did not say; ask before you use it.\n\n', data=data(saved),
                        recipe=recipe_table(saved, log),
@@ -67,6 +66,7 @@ def recipe(saved, log):
     if options.pixel_range is not None:
         yield 'values', '{:g} to {:g} of files of more than 8 bits become 0 to 1'.format(*options.pixel_range)
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
+    yield 'target', TARGETS[options.target]
     yield 'decoder', f'{options.decoder}, {options.decoder_width} channels wide'
     if log is None:
         return

@@ -36,6 +36,9 @@ class Options(RunOptions):
                          "network's own if not given", 'method', parse=str)
     decoder: str = option('unet', "the paper's, or one that ends at the encoder's finest level, where each position makes "
                           'its pixels: less work, another method', 'method', choices=('unet', 'light'))
+    target: str = option('normalised', "what is predicted of a hidden cell: its pixels, normalised by the cell's own mean "
+                         "and deviation (the paper's; MAE's norm_pix_loss), or pixels as the network takes them, "
+                         'normalised with --mean and --std alone', 'method', choices=('normalised', 'pixels'))
     decoder_width: int = option(768, "channels of the decoder's smallest map", 'method')
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
                               float)
@@ -82,7 +85,8 @@ class Options(RunOptions):
     @property
     def network(self):
         """The arguments of `build_spark`."""
-        names = ('model', 'input_size', 'mask_ratio', 'drop_path', 'cell_size', 'in_chans', 'decoder_width', 'decoder')
+        names = ('model', 'input_size', 'mask_ratio', 'drop_path', 'cell_size', 'in_chans', 'decoder_width',
+                 'decoder', 'target')
         return {**{name: getattr(self, name) for name in names}, 'levels': self.levels and self.levels.split(',')}
 
 

@@ -123,6 +123,9 @@ def to_official_files(saved, stem, suffix, _):
     sentences.append(f'{path.name}: the encoder; read by our reader of official files: the same features')
     if saved.has_decoder and saved.options.decoder != 'unet':
         sentences.append('no file with the decoder: the official code has no light one')
+    elif saved.has_decoder and saved.options.target != 'normalised':
+        sentences.append('no file with the decoder: this one predicts pixels, and the official code would take them for '
+                         'normalised cells')
     elif saved.has_decoder:
         path = stem.with_name(f'{name}_withdecoder_1kpretrained_spark_style.pth')
         decoder = {key: value for key, value in plain_state(saved.spark).items() if not key.startswith(OURS)}

@@ -23,6 +23,11 @@ class Log:
     def config(self):
         return self.runs[-1]['config']
 
+    @property
+    def target(self):
+        """What the run predicts; runs from before there was a choice predict normalised cells."""
+        return self.config.get('target', 'normalised')
+
 
 def pictures_of(folder):
     """The pictures of reconstructions in a run folder, in the order of the epochs."""

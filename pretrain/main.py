@@ -56,8 +56,8 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
             torch.manual_seed(seed_for('weights', options.seed))
             spark = build(**options.network)
             saved, loaded = None if fresh else load_run(options.resume, run.checkpoint, ranks), None
-            now = run.without(saved, left_out)
-            now.parts(saved)
+            image = torch.zeros(1, options.in_chans, *options.size)
+            now = run.without(saved, left_out).with_norms(saved, spark, lambda: spark(image))
             if saved:
                 refuse_changes(run, saved)
                 load_strictly(spark, saved.pop('model'))  # popped: not kept in memory for days
@@ -89,7 +89,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     spark.recompute(options.recompute)
     accum = run.parts(saved) or fit_accumulation(
         spark, lambda n: (torch.randn(n, options.in_chans, *spark.encoder.input_size, device=ranks.device).to(
-            memory_format=torch.channels_last),), run.share, ranks, run.autocast)
+            memory_format=torch.channels_last),), run.share, ranks, run.autocast, run.least)
     if ranks.size > 1 and options.sync_bn:
         spark = synchronise_batchnorm(spark)
     betas = (0.9, run.beta2(spark))

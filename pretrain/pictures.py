@@ -15,6 +15,25 @@ from common.checkpoint import write_atomically
 CAPTIONS = {'image': 'image', 'masked': 'what the network sees', 'reconstruction': "reconstruction, each hidden cell\nwith the "
             "true cell's mean and deviation", 'own': "the same without them: with those\nof the image's visible cells",
             'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
+TARGETS = {'normalised': 'pixels, each cell normalised by its own mean and deviation',
+           'pixels': 'pixels, normalised with the mean and std of their channels alone'}
+
+
+def captions(spark):
+    """{name of a view: its caption} of the views that a SparK has: without `own` if it predicts pixels."""
+    if spark.target == 'normalised':
+        return CAPTIONS
+    own = {**CAPTIONS, 'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}
+    own.pop('own')
+    return own
+
+
+def hidden_cells(target):
+    """A sentence: how hidden cells are shown in pictures of a run with this target."""
+    if target == 'pixels':
+        return 'Hidden cells are the pixels that the network predicts.'
+    return ("Hidden cells are shown with the true cell's mean and deviation, since the network predicts normalised "
+            'cells.')
 
 
 @dataclass(frozen=True)
@@ -22,7 +41,8 @@ class Views:
     """What there is to see of some images, pictures (B, 3, H, W) each, and the loss of each image, (B,).
 
     reconstruction: hidden cells with the true cell's mean and deviation, as in the paper. own: with the average mean and
-    deviation of the visible cells instead, so that nothing comes from what is hidden. error: of the reconstruction.
+    deviation of the visible cells instead, so that nothing comes from what is hidden. A network that predicts pixels
+    needs neither, and both are what it predicts. error: of the reconstruction.
     """
     image: torch.Tensor
     masked: torch.Tensor
@@ -36,7 +56,7 @@ class Views:
 def views(spark, images, visible, normalisation):
     """What a SparK in evaluation mode makes of some images. Raises ValueError for indices that are no cells."""
     predicted = spark.cut(spark.predict(images, visible).to(images.dtype))
-    cells, (target, mean, deviation) = spark.cut(images), spark.normalise(images)
+    cells, (target, mean, deviation) = spark.cut(images), spark.targets(images)
     is_visible = spark.geometry(images, visible).is_visible()[..., None]
     seen_mean, seen_deviation = ((x * is_visible).sum(1, keepdim=True) / visible.shape[1] for x in (mean, deviation))
 

@@ -133,21 +133,27 @@ def measured(step, rounds=5):
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from the options, what was counted, and a Speed or None. Raises ValueError if the run does not fit."""
+    """What follows from the options, what was counted, and a Speed or None. Raises ValueError if the run does not fit.
+
+    smallest: images that a part must have.
+    """
     options: Options
     counts: Counts
     speed: Speed | None
+    smallest: int = 1
 
     def __post_init__(self):
         options, share = self.options, self.run.share
         least = options.accum if isinstance(options.accum, int) else 1
         alone = self.room(options.gpus == 1 and least == 1)
         fitting = [parts for parts in range(least, share + 1) if share % parts == 0
-                   and share // parts <= (alone if parts == 1 else self.room(False))]
+                   and self.smallest <= share // parts <= (alone if parts == 1 else self.room(False))]
         if not fitting:
-            need = self.counts.held(1, False) * (1 + MEMORY_ERROR) / GIB + options.reserve
-            raise ValueError(f'one image at a time takes {need:.1f} GiB of a GPU, and --memory says {options.memory:g}: give a '
-                             'smaller --input_size or --decoder_width, or a GPU with more')
+            need = self.counts.held(self.smallest, False) * (1 + MEMORY_ERROR) / GIB + options.reserve
+            few = 'one image at a time takes' if self.smallest == 1 else \
+                f'{self.smallest} images at a time, which the norms of this network need, take'
+            raise ValueError(f'{few} {need:.1f} GiB of a GPU, and --memory says {options.memory:g}: give a smaller '
+                             '--input_size or --decoder_width, or a GPU with more')
         object.__setattr__(self, 'parts', fitting[0])
 
     @property
@@ -287,8 +293,15 @@ def build(options):
 def plan(options):
     """The Plan of a run with these options. Raises ValueError."""
     spark = build(options)
+    run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)
+    names = spark.single_valued if options.accum == 'auto' else \
+        [name for name in spark.single_valued if not run.shares(spark.get_submodule(name))]
+    smallest = 2 if names and run.share > 1 else 1
+    if run.share == 1 or run.share == options.accum:
+        image = torch.zeros(1, options.in_chans, *options.size)
+        run.with_norms(None, spark, lambda: spark(image))  # refuses parts of one image where they cannot be trained
     counts = Counts.of(options, spark)
-    return Plan(options, counts, speed_of(options, counts, spark))
+    return Plan(options, counts, speed_of(options, counts, spark), smallest)
 
 
 def main(argv=None):

@@ -26,9 +26,10 @@ from pretrain.pictures import enlarged, level_pictures, views, with_grid
 from pretrain.saved import add_network, network_of
 
 SIDE = 448  # pixels of a picture on the page, about
-SHOWN = ('reconstruction', 'own', 'error')
+SHOWN = {  # labels of the pictures, by what a network predicts
+    'normalised': {'reconstruction': "reconstruction (true cells' mean, deviation)", 'own': 'without them', 'error': 'error'},
+    'pixels': {'reconstruction': 'reconstruction (predicted pixels)', 'error': 'error'}}
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not EPS, which Pillow hands to Ghostscript
-LABELS = ("reconstruction (true cells' mean, deviation)", 'without them', 'error')
 
 
 def shown(picture, cell=None):
@@ -74,7 +75,7 @@ class Playground:
         return images
 
     def look(self, image, is_visible):
-        """(masked picture, [(reconstruction, own, error, [(level, caption)], loss) of each network]); PIL images."""
+        """(masked picture, [(those of SHOWN, [(level, caption)], loss) of each network]); PIL images."""
         visible, results, masked = to_visible(is_visible, self.grid), [], None
         images = image if isinstance(image, list) else [saved.prepare(image) for saved in self.networks]
         for saved, x in zip(self.networks, images):
@@ -85,7 +86,8 @@ class Playground:
                 masked = shown(view.masked, encoder.cell_size)
             levels = [(shown(picture), f'stride {stride}: {picture.shape[-2]} x {picture.shape[-1]}')
                       for stride, picture in level_pictures(saved.spark, x, own).items()]
-            results.append((*(shown(getattr(view, what)) for what in SHOWN), levels, view.loss.item()))
+            seen = [shown(getattr(view, what)) for what in SHOWN[saved.spark.target]]
+            results.append((*seen, levels, view.loss.item()))
         return masked, results
 
 
@@ -135,7 +137,7 @@ def page(play):
             gr.Markdown(f'## {as_markdown(saved.name)}: {as_markdown(saved.model)}')
             with gr.Row():
                 outputs += [gr.Image(label=label, interactive=False, format='png', buttons=['fullscreen'],
-                                     elem_id=f'{what}{number}') for what, label in zip(SHOWN, LABELS)]
+                                     elem_id=f'{what}{number}') for what, label in SHOWN[saved.spark.target].items()]
             loss = gr.Markdown(elem_id=f'loss{number}')
             with gr.Accordion('feature pyramid: the three principal components of each level as colours', open=False):
                 levels = gr.Gallery(columns=4, height=320, format='png', elem_id=f'levels{number}', label='levels')

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointError
 
 from common.convolutions import safe_convolutions
+from common.norms import NO_DEVIATION, values_of_channel
 from pretrain.strips import RULES, AlignedPadding, CellTooSmall, Geometry, Plane
 
 # Operators of a forward that act on each position alone or only change the view, besides all that torch tags as
@@ -388,6 +389,8 @@ class Watch(TorchDispatchMode):
 
     def enter(self, name, module, inputs):
         self.stack.append((name, module))
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and values_of_channel(module, inputs[0]) == 1:
+            raise Refused(f'{type(self.cnn).__name__} cannot be pretrained at this size: {self.where()} {NO_DEVIATION}')
         self.called.append(module)
 
     def leave(self, module, inputs, output):

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, expanded
 from pretrain.masks import read_mask
-from pretrain.pictures import CAPTIONS, contact_sheet, views, with_grid, write_picture
+from pretrain.pictures import captions, contact_sheet, views, with_grid, write_picture
 from pretrain.saved import add_network, network_of
 
 SHEET = 50  # images on it at most
@@ -25,6 +25,7 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
     """
     saved.require_decoder()
     spark, out, rows, texts, losses = saved.spark, Path(out), [], [], []
+    shown = captions(spark)
     visible = None if mask is None else read_mask(mask, spark.encoder.grid)
     out.mkdir(parents=True, exist_ok=True)
     for index, name, image in saved.each(sources, say):
@@ -33,7 +34,7 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
         stem = f'{index:04}_{Path(name).stem}'
         losses.append((name, view.loss.item()))
         texts.append(f'{stem[:18]}\nloss {view.loss.item():.3f}')
-        pictures = {what: getattr(view, what)[0] for what in CAPTIONS}
+        pictures = {what: getattr(view, what)[0] for what in shown}
         if grid:
             pictures = {what: with_grid(picture, spark.encoder.cell_size) for what, picture in pictures.items()}
         for what in ('masked', 'reconstruction', 'error'):
@@ -42,7 +43,7 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
             rows.append(list(pictures.values()))
         say(f'{name}: loss {view.loss.item():.3f} on {spark.cells - drawn_now.shape[1]} hidden cells of '
             f'{spark.cells}')
-    write_picture(out / 'contact_sheet.png', contact_sheet(rows, CAPTIONS.values(), texts))
+    write_picture(out / 'contact_sheet.png', contact_sheet(rows, shown.values(), texts))
     say(f'{len(losses)} image{"s" * (len(losses) > 1)} in {out}, all on {out / "contact_sheet.png"}'
         + (f' (the first {SHEET})' if len(losses) > SHEET else ''))
     return losses

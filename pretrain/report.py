@@ -14,14 +14,22 @@ from pathlib import Path
 from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, expanded, needs
 from common.log import duration
+from pretrain.config import Options
 from pretrain.log import pictures_of, read_log
-from pretrain.pictures import read_picture
+from pretrain.pictures import hidden_cells, read_picture
 
 COLOURS = ('#2563eb', '#dc2626', '#16a34a', '#9333ea', '#d97706', '#0891b2', '#be185d', '#4d7c0f')
 PICTURES = 24  # of a run at most, so that a page of a long run stays a few MB
 WIDTH = 1400  # pixels of a picture at most
 CHARTS = (('loss', 'Loss on hidden cells (dotted: held-out)', False), ('lr', 'Learning rate', False),
           ('gradient_norm', 'Gradient norm', True), ('images_per_second', 'Images a second', False))
+
+
+LOSSES = {  # by what a run predicts
+    'normalised': 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the first epochs, '
+                  '0.2 to 0.4 at the end of long runs.',
+    'pixels': 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: '
+              'predicting the mean everywhere gives 1 if --mean and --std are those of the images.'}
 
 
 def report(folders, out):
@@ -31,6 +39,7 @@ def report(folders, out):
     names = [log.name if [other.name for other in logs].count(log.name) == 1 else str(log.folder) for log in logs]
     try:
         page = PAGE.format(title=html.escape(', '.join(names)), summary=summary(logs, names), charts=charts(logs, names),
+                           meaning=meaning(logs),
                            pictures=''.join(pictures(log, name, i) for i, (log, name) in enumerate(zip(logs, names))),
                            starts=''.join(starts(log, name) for log, name in zip(logs, names)),
                            options=options_table(logs, names))
@@ -83,6 +92,13 @@ def charts(logs, names):
     return ''.join(f'<figure>{figure}</figure>' for figure in figures)
 
 
+def meaning(logs):
+    """What the losses of some runs mean, as HTML: a sentence for each target that there is."""
+    targets = [target for target in LOSSES if any(log.target == target for log in logs)]
+    apart = ' Losses of different targets cannot be compared.' if len(targets) > 1 else ''
+    return ' '.join(LOSSES[target] for target in targets) + apart
+
+
 CONFIG = {'responsive': True, 'displaylogo': False, 'displayModeBar': False}
 
 
@@ -99,12 +115,13 @@ def chart(logs, names, field, title, logarithmic):
                 figure.add_scatter(x=x, y=y, name=label, mode='lines+markers' if len(x) < 30 else 'lines',
                                    line={'color': colour, 'dash': dash}, showlegend=of == field and len(logs) > 1)
     longest = max((log.config['epochs'] for log in logs), default=1)
-    if field == 'loss':
+    if field == 'loss' and all(log.target == 'normalised' for log in logs):
         figure.add_hrect(0.2, 0.4, fillcolor='#16a34a', opacity=0.12, line_width=0, annotation_position='bottom left',
                          annotation_text='normal at the end of long runs')
         for level, text in ((1.0, 'a decoder that says nothing'), (0.6, 'normal after the first epochs')):
             figure.add_hline(level, line={'color': '#6b7280', 'dash': 'dash', 'width': 1}, annotation_text=text,
                              annotation_position='bottom right')
+    if field == 'loss':
         for log in logs:
             for run in log.runs[1:]:
                 per_epoch = log.epochs[0]['step'] / log.epochs[0]['epoch'] if log.epochs else 0
@@ -130,6 +147,7 @@ def pictures(log, name, number):
         return f'<h3>{html.escape(name)}</h3><p>No pictures in {html.escape(str(log.folder / "reconstructions"))}.</p>'
     epoch, picture = frames[-1]
     return SLIDER.format(name=html.escape(name), number=number, last=len(frames) - 1, epoch=epoch, picture=picture,
+                         hidden=hidden_cells(log.target),
                          frames=json.dumps([{'epoch': epoch, 'picture': picture} for epoch, picture in frames]))
 
 
@@ -144,7 +162,8 @@ def embedded(path):
 def options_table(logs, names):
     """What the runs were given: first what differs between them, the rest folded away."""
     fields = list(dict.fromkeys(field for log in logs for field in log.config))
-    rows = [[field, *(log.config.get(field) for log in logs)] for field in fields]
+    default = {field: getattr(Options, field, None) for field in fields}  # of options younger than a run
+    rows = [[field, *(log.config.get(field, default[field]) for log in logs)] for field in fields]
     rows = [[row[0], *('not given' if value is None else value for value in row[1:])] for row in rows]
     differing = [row for row in rows if len({str(value) for value in row[1:]}) > 1]
     same = [row[:2] for row in rows if row not in differing]
@@ -167,6 +186,7 @@ def short(commit):
 
 
 SLIDER = '''<h3>{name}</h3>
+<p>{hidden}</p>
 <label>after epoch <output id="epoch{number}">{epoch}</output>
 <input type="range" min="0" max="{last}" value="{last}" id="slider{number}" aria-label="epoch"></label>
 <div class="wide">
@@ -209,12 +229,10 @@ input[type=range] {{ width: min(100%, 24rem); vertical-align: middle; }}
 <h1>{title}</h1>
 {summary}
 <h2>Curves</h2>
-<p>The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the first epochs, 0.2 to 0.4 at the end
-of long runs. It does not rank networks, methods or mask ratios: compare those on your task.</p>
+<p>{meaning} It does not rank networks, methods or mask ratios: compare those on your task.</p>
 <div class="charts">{charts}</div>
 <h2>Reconstructions</h2>
-<p>Rows: input, what the network saw, reconstruction. Hidden cells are shown with the true cell's mean and deviation, since the
-network predicts normalised cells.</p>
+<p>Rows: input, what the network saw, reconstruction.</p>
 {pictures}
 <h2>Options</h2>
 {options}

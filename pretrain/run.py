@@ -8,6 +8,7 @@ from common import run
 from common.images import ImageFiles, not_looked_at
 from common.schedule import weight_decay
 from pretrain.config import Options
+from pretrain.pictures import TARGETS
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Run(run.Run):
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and {options.decoder} decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
+target      {TARGETS[options.target]}
 {notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held}
 {left_out}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
 batch       {self.batch(accum)}

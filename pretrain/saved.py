@@ -98,8 +98,8 @@ def read_saved(source, **given):
     if is_run(content, path):
         return of_run(content, path, given)
     state, log = unwrap(content, path), log_of(path)
-    names = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std',
-             'pixel_range')
+    names = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std', 'pixel_range',
+             'target')
     beside = {name: log.config[name] for name in names if name in log.config} if log else {}
     config = {**beside, **{name: value for name, value in given.items() if value is not None}}
     model = config.pop('model', None) or guess(path, state)

@@ -13,6 +13,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.norms import refused, single_valued
 from common.weights import create_cnn, load_official_spark
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
@@ -26,12 +27,14 @@ class SparK(nn.Module):
 
     encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden (ValueError).
     decoder_width: channels of the decoder's smallest map. decoder: 'unet', the paper's, or 'light', which ends at the encoder's
-    finest level and makes the pixels of each position there. The attribute names below are a file format.
+    finest level and makes the pixels of each position there. target: what the decoder predicts: 'normalised', the paper's
+    (each cell by its own mean and deviation), or 'pixels', as the network takes them. The attribute names below are a
+    file format.
     """
 
-    def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, decoder='unet'):
+    def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, decoder='unet', target='normalised'):
         super().__init__()
-        self.encoder, self.mask_ratio = encoder, mask_ratio
+        self.encoder, self.mask_ratio, self.target = encoder, mask_ratio, target
         self.recomputes = False
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
@@ -41,6 +44,8 @@ class SparK(nn.Module):
                              f'{1 - 1 / self.cells:.3f}')
         if decoder not in ('unet', 'light'):
             raise ValueError(f'decoder must be unet or light, not {decoder!r}')
+        if target not in ('normalised', 'pixels'):
+            raise ValueError(f'target must be normalised or pixels, not {target!r}')
         finest = encoder.reductions[0] if decoder == 'light' else 1
         self.dense_decoder = LightDecoder(encoder.stride, decoder_width, encoder.in_chans, finest)
         self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
@@ -54,11 +59,32 @@ class SparK(nn.Module):
             kernel = 1 if i == 0 else 3
             self.densify_projs.append(nn.Identity() if i == 0 and channels == width else
                                       nn.Conv2d(channels, width, kernel, padding=kernel // 2))
+        self.single_valued = self.measure_norms()
+
+    @torch.no_grad()
+    def measure_norms(self):
+        """Names of the norms that see a single value of each channel of an image: see common/norms.py."""
+        encoder, like = self.encoder, next(self.encoder.cnn.parameters())
+        image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
+        geometry = Geometry(torch.arange(self.visible_cells, device=like.device)[None], encoder.grid)
+        names = single_valued(encoder, lambda: encoder.pyramid(image, geometry))
+        side = encoder.cell_size // encoder.stride
+        of_densify = ('densify_norms.0',) * (self.visible_cells * side ** 2 == 1 and encoder.norm == 'bn')
+        return tuple(f'encoder.{name}' for name in names) + of_densify
+
+    def check_batch(self, images):
+        """Refuse a single image where a norm would see a single value of each channel."""
+        name = refused(self, self.single_valued) if len(images) == 1 and self.single_valued else None
+        if name is not None:
+            raise ValueError(f'{name} ({type(self.get_submodule(name)).__name__}) sees a single value of each channel in a '
+                             'batch of one image, and that has no deviation: give two images or more at a time, or call '
+                             'eval() where nothing is trained')
 
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), drawn if not given -> loss, a 0-dim tensor."""
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
+        self.check_batch(images)
         geometry = self.geometry(images, visible)
         strips = run(self.encoder, images, geometry, again=self.recomputes)
         levels = self.densify(strips, geometry)
@@ -115,9 +141,20 @@ class SparK(nn.Module):
         deviation = (cells.var(dim=2, keepdim=True) + 1e-6).sqrt()
         return (cells - mean) / deviation, mean, deviation
 
+    def targets(self, images):
+        """What the decoder is to predict of each cell; the means and deviations that make pixels of that: (B, L, .).
+
+        With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
+        """
+        if self.target == 'normalised':
+            return self.normalise(images)
+        cells = self.cut(images)
+        zeros = cells.new_zeros(*cells.shape[:2], 1)
+        return cells, zeros, zeros + 1
+
     def loss(self, images, reconstruction, geometry):
-        """Mean squared error on the normalised hidden cells (section 3.3), in the images' precision."""
-        target, _, _ = self.normalise(images)
+        """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
+        target, _, _ = self.targets(images)
         error = (self.cut(reconstruction.to(images.dtype)) - target).square().mean(dim=2)
         hidden = ~geometry.is_visible()
         return (error * hidden).sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
@@ -127,22 +164,24 @@ class SparK(nn.Module):
 
         Runs in the mode that the caller set: in train mode BatchNorm's running statistics are updated.
         """
+        self.check_batch(images)
         geometry = self.geometry(images, self.check_visible(visible))
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
 
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
 
-        The decoder predicts normalised cells; they are shown with the true cell's mean and deviation, as in the paper's
-        figures. Runs in the mode that the caller set, as `encode` does.
+        Normalised cells are shown with the true cell's mean and deviation, as in the paper's figures; predicted pixels are
+        shown as they are. Runs in the mode that the caller set, as `encode` does.
         """
-        predicted, (_, mean, deviation) = self.predict(images, visible), self.normalise(images)
+        predicted, (_, mean, deviation) = self.predict(images, visible), self.targets(images)
         cells = self.cut(predicted.to(images.dtype)) * deviation + mean
         is_visible = self.geometry(images, visible).is_visible()
         return self.paste(torch.where(is_visible[..., None], self.cut(images), cells))
 
     def predict(self, images, visible):
-        """(B, C, H, W): what the decoder says, each cell normalised by its own mean and deviation, visible ones too."""
+        """(B, C, H, W): what the decoder says of all cells, visible ones too; see `targets` for what that is."""
+        self.check_batch(images)
         geometry = self.geometry(images, self.check_visible(visible))
         return self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
 
@@ -163,19 +202,21 @@ class SparK(nn.Module):
 
 
 def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
-                decoder_width=768, sync_bn=False, levels=None, decoder='unet'):
+                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised'):
     """SparK around a CNN.
 
     model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose forward returns its
     feature maps, or any one with levels, the names of the submodules whose outputs are the pyramid, large to small.
     input_size: pixels, an int or (height, width), a multiple of the cell. drop_path: None leaves the network's own default.
     cell_size: None is the network's total stride R (2R where a layer needs it), else R times a power of two. sync_bn: share
-    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'.
+    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the
+    paper's, or 'pixels'; see SparK.
     Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
-    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels), mask_ratio, decoder_width, decoder)
+    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels), mask_ratio, decoder_width, decoder,
+                  target)
     if sync_bn:
         from common.distributed import synchronise_batchnorm
         spark = synchronise_batchnorm(spark)
