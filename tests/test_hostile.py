@@ -286,6 +286,7 @@ PROGRAMS = {
                                                               '--run_dir=OUT']),
     'imagenet --resume': ('downstream_imagenet.main', [*TUNE, '--resume_from=FILE', '--data_path=WORLD', '--run_dir=OUT']),
     'imagenet --eval': ('downstream_imagenet.main', [*CLASSES, '--eval=FILE', '--data_path=WORLD']),
+    'imagenet predict': ('downstream_imagenet.predict', ['FILE', 'WORLD/val', '--out=OUT/table.csv', *NETWORK]),
     'knn': ('downstream_imagenet.knn', [*CLASSES, '--weights=FILE', '--data_path=WORLD']),
     'linear': ('downstream_imagenet.linear', [*CLASSES, '--weights=FILE', '--data_path=WORLD']),
     'linear --mae': ('downstream_imagenet.linear', ['--mae', *TUNE, '--weights=FILE', '--data_path=WORLD', '--run_dir=OUT']),
