@@ -9,11 +9,13 @@ import argparse
 import os
 import socket
 import tempfile
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, needs
@@ -28,6 +30,41 @@ SIDE = 448  # pixels of a picture on the page, about
 SHOWN = ('reconstruction', 'own', 'error')
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not EPS, which Pillow hands to Ghostscript
 LABELS = ("reconstruction (true cells' mean, deviation)", 'without them', 'error')
+MOST = 2 ** 26  # pixels of an image
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to see of an image by one network: PIL images, levels [(PIL image, caption)], the loss.
+
+    masked: what the network sees, with lines between its cells. reconstruction, own, error: as in
+    pictures.Views. hidden: how many of its `cells` are hidden.
+    """
+    masked: Image.Image
+    reconstruction: Image.Image
+    own: Image.Image
+    error: Image.Image
+    levels: list
+    loss: float
+    hidden: int
+    cells: int
+
+
+def read_upload(file):
+    """A PIL image apart from its file, turned as that says; the first of an animation. Raises ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of what a file holds besides its pixels
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MOST:
+                    raise Image.DecompressionBombError
+                return ImageOps.exif_transpose(image)  # a copy
+    except Image.DecompressionBombError as error:
+        raise ValueError(f'it has more than {MOST / 1e6:.0f} million pixels') from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f'it is none of {", ".join(FORMATS)}, or damaged') from error
+    except Exception as error:  # whatever a file can do to a reader
+        raise ValueError(f'{type(error).__name__}: {error}') from error
 
 
 def shown(picture, cell=None):
@@ -39,7 +76,7 @@ def shown(picture, cell=None):
 
 
 class Playground:
-    """What the page does, without the page. The mask is that of the first network; the others get it on their own grids."""
+    """What the page does, without the page. The mask is the first network's; others get it on their own grids."""
 
     def __init__(self, networks):
         for saved in networks:
@@ -65,18 +102,18 @@ class Playground:
         return turned if any(turned) and not all(turned) else is_visible
 
     def look(self, image, is_visible):
-        """(masked picture, [(reconstruction, own, error, [(level, caption)], loss) of each network]); PIL images."""
-        visible, results, masked = to_visible(is_visible, self.grid), [], None
+        """[Look] of each network. Raises ValueError for an image that it cannot take."""
+        visible, looks = to_visible(is_visible, self.grid), []
         for saved in self.networks:
-            encoder, x = saved.spark.encoder, saved.prepare(image)
+            spark, encoder, x = saved.spark, saved.spark.encoder, saved.prepare(image)
             own = of_grid(visible, self.grid, encoder.grid)
-            view = views(saved.spark, x, own, saved.options.normalisation)
-            if masked is None:
-                masked = shown(view.masked, encoder.cell_size)
+            view = views(spark, x, own, saved.options.normalisation)
             levels = [(shown(picture), f'stride {stride}: {picture.shape[-2]} x {picture.shape[-1]}')
-                      for stride, picture in level_pictures(saved.spark, x, own).items()]
-            results.append((*(shown(getattr(view, what)) for what in SHOWN), levels, view.loss.item()))
-        return masked, results
+                      for stride, picture in level_pictures(spark, x, own).items()]
+            looks.append(Look(
+                shown(view.masked, encoder.cell_size), *(shown(getattr(view, what)) for what in SHOWN), levels,
+                view.loss.item(), spark.cells - own.shape[1], spark.cells))
+        return looks
 
 
 def page(play):
@@ -85,21 +122,21 @@ def page(play):
     ratio = play.networks[0].options.mask_ratio
 
     def update(image, is_visible):
-        masked, results = play.look(image, is_visible)
-        hidden = f'{is_visible.count(False)} of {len(is_visible)} cells hidden'
-        outputs = []
-        for *pictures, levels, loss in results:
-            outputs += [*pictures, levels, f'loss on the hidden cells {loss:.3f}']
-        return masked, hidden, *outputs
+        looks, values = play.look(image, is_visible), []
+        for number, look in enumerate(looks):
+            masked = [look.masked] if number else []  # the first network's is the one to click on
+            values += [*masked, *(getattr(look, what) for what in SHOWN), look.levels,
+                       f'loss on the hidden cells {look.loss:.3f} ({look.hidden} of {look.cells} are hidden)']
+        return looks[0].masked, f'{looks[0].hidden} of {looks[0].cells} cells hidden', *values
 
     def opened(file, is_visible):
+        """The image that was uploaded; if it cannot be read, a sentence, and the page stays as it is."""
         try:
-            with Image.open(file, formats=FORMATS) as image:
-                image.load()
-                play.networks[0].prepare(image)  # says what is wrong with it
-        except Exception as error:  # whatever a file can do to a reader
-            raise gr.Error(f'{Path(file).name} is no image that can be read ({type(error).__name__})') from error
-        return image, *update(image, is_visible)
+            image = read_upload(file)
+            return image, *update(image, is_visible), ''
+        except ValueError as error:
+            said = f'{Path(file).name} is no image that can be read ({error}): the one before is still here'
+            return *(gr.skip() for _ in (picture, *outputs)), f'**{as_markdown(said)}**'
 
     def redrawn(image, ratio, seed):
         is_visible = play.draw(ratio, seed)
@@ -113,10 +150,11 @@ def page(play):
     font = ('system-ui', 'sans-serif')  # gradio's own would be fetched from the network
     with gr.Blocks(title='SparK playground', analytics_enabled=False) as blocks:
         gr.Markdown('# SparK playground\nDrop an image. Click a cell to hide or to show it, or let the slider hide some.')
-        image, is_visible = gr.State(first), gr.State(mask)
+        picture, is_visible = gr.State(first), gr.State(mask)
         with gr.Row():
             with gr.Column(scale=1):
-                file = gr.File(label='image', file_types=['image'], elem_id='file', height=120)
+                file = gr.File(label='image', elem_id='file', height=120)
+                problem = gr.Markdown(elem_id='problem')
                 slider = gr.Slider(0, 1, ratio, step=0.01, label='share of hidden cells', elem_id='ratio')
                 seed = gr.Number(0, precision=0, minimum=0, label='seed of the mask', elem_id='seed')
                 hidden = gr.Markdown(elem_id='hidden')
@@ -126,18 +164,21 @@ def page(play):
         for number, saved in enumerate(play.networks):
             gr.Markdown(f'## {as_markdown(saved.name)}: {as_markdown(saved.model)}')
             with gr.Row():
+                if number:
+                    outputs.append(gr.Image(label='what the network sees', interactive=False, format='png',
+                                            buttons=['fullscreen'], elem_id=f'masked{number}'))
                 outputs += [gr.Image(label=label, interactive=False, format='png', buttons=['fullscreen'],
                                      elem_id=f'{what}{number}') for what, label in zip(SHOWN, LABELS)]
             loss = gr.Markdown(elem_id=f'loss{number}')
             with gr.Accordion('feature pyramid: the three principal components of each level as colours', open=False):
                 levels = gr.Gallery(columns=4, height=320, format='png', elem_id=f'levels{number}', label='levels')
             outputs += [levels, loss]
-        file.upload(opened, [file, is_visible], [image, *outputs])
+        file.upload(opened, [file, is_visible], [picture, *outputs, problem])
         for knob in (slider.change, seed.change):
-            knob(redrawn, [image, slider, seed], [is_visible, *outputs], show_progress='hidden', trigger_mode='always_last')
+            knob(redrawn, [picture, slider, seed], [is_visible, *outputs], show_progress='hidden', trigger_mode='always_last')
         # Without the veil of progress, which would swallow the next click.
-        masked.select(clicked, [image, is_visible], [is_visible, *outputs], show_progress='hidden', trigger_mode='multiple')
-        blocks.load(update, [image, is_visible], outputs)
+        masked.select(clicked, [picture, is_visible], [is_visible, *outputs], show_progress='hidden', trigger_mode='multiple')
+        blocks.load(update, [picture, is_visible], outputs)
     return blocks, gr.themes.Default(font=font, font_mono=('monospace',))
 
 
