@@ -169,12 +169,15 @@ def verdict(last, best, epochs, images):
 
 
 def options_and_classes(content, path):
-    """(options, names of the classes or None) that a file's content names; ({}, None) for weights. Raises ValueError."""
+    """(options, names of the classes or None) that a file's content names; ({}, None) for weights alone.
+
+    Raises ValueError.
+    """
     config, classes = content.get('config', {}), content.get('classes')
     if not isinstance(config, dict) or not isinstance(classes, list | None) or \
             not all(isinstance(name, str) for name in classes or ()):
-        raise ValueError(f'{path} is no file of fine-tuning: its options or its classes are not as runs write '
-                         'them')
+        raise ValueError(f'{path} is no file of fine-tuning: its options or its classes are not as runs '
+                         'write them')
     return config, classes
 
 
@@ -185,8 +188,8 @@ def load_trained(model, state, options, path):
         return
     loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
     if loaded.missing or loaded.left_out:
-        raise ValueError(f'{path} holds no classifier for these classes ({loaded}): there is nothing to measure '
-                         'or to predict with. Fine-tune first, with --finetune_from')
+        raise ValueError(f'{path} holds no classifier for these classes ({loaded}): there is nothing to '
+                         'measure or to predict with. Fine-tune first, with --finetune_from')
 
 
 def measure(options, ranks, val_dataset=None):

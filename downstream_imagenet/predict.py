@@ -200,8 +200,8 @@ def parser():
     add('--no_sheet', action='store_true', help='without that picture')
     add('--ema', action='store_true', help='the average of the weights (EMA), of a run folder or of a '
         '*_last.pth; of a folder the better of both if not given')
-    add('--classes', metavar='FILE', help='names of the classes, a text file with one a line, in the order of '
-        "the network's outputs; those in the file if not given")
+    add('--classes', metavar='FILE', help='names of the classes, a text file with one a line, in the order '
+        "of the network's outputs; those in the file if not given")
     add('--list_root', metavar='DIR', help='folder from which the paths of lists start; that of the list if '
         'not given')
     add('--batch_size', '--bs', type=int, default=64, help='images at a time (default: 64)')
@@ -210,8 +210,8 @@ def parser():
         'timm (default: pretrain.models)')
     add = parser.add_argument_group('network', 'for files of weights; a run says it itself').add_argument
     add('--model', help="timm's name of the network")
-    add('--input_size', '--img_size', type=size, help='side of an image in pixels, or height,width; 224 if not '
-        'given')
+    add('--input_size', '--img_size', type=size, help='side of an image in pixels, or height,width; 224 if '
+        'not given')
     add('--crop', type=float, help='share of an image that is looked at; 0.95 if not given, from 384 px on '
         'all')
     add('--in_chans', type=int, help='channels of an image; 3 if not given')

@@ -2,6 +2,9 @@
 
     python -m pretrain.playground output_my_run output_other_run        # then open http://127.0.0.1:7860
 
+The mask is drawn on the first network's grid of cells. A network with another grid gets the cells of its own of which half or
+more is visible, and its masked image stands beside its reconstruction.
+
 Needs gradio (pretrain/requirements.txt). Nothing is sent anywhere: the page is served to this machine only, unless --host says
 otherwise.
 """
@@ -76,7 +79,7 @@ def shown(picture, cell=None):
 
 
 class Playground:
-    """What the page does, without the page. The mask is the first network's; others get it on their own grids."""
+    """What the page does, without the page. The mask is the first network's; others get it on their grids."""
 
     def __init__(self, networks):
         for saved in networks:
@@ -111,8 +114,8 @@ class Playground:
             levels = [(shown(picture), f'stride {stride}: {picture.shape[-2]} x {picture.shape[-1]}')
                       for stride, picture in level_pictures(spark, x, own).items()]
             looks.append(Look(
-                shown(view.masked, encoder.cell_size), *(shown(getattr(view, what)) for what in SHOWN), levels,
-                view.loss.item(), spark.cells - own.shape[1], spark.cells))
+                shown(view.masked, encoder.cell_size), *(shown(getattr(view, what)) for what in SHOWN),
+                levels, view.loss.item(), spark.cells - own.shape[1], spark.cells))
         return looks
 
 
@@ -175,9 +178,11 @@ def page(play):
             outputs += [levels, loss]
         file.upload(opened, [file, is_visible], [picture, *outputs, problem])
         for knob in (slider.change, seed.change):
-            knob(redrawn, [picture, slider, seed], [is_visible, *outputs], show_progress='hidden', trigger_mode='always_last')
+            knob(redrawn, [picture, slider, seed], [is_visible, *outputs], show_progress='hidden',
+                 trigger_mode='always_last')
         # Without the veil of progress, which would swallow the next click.
-        masked.select(clicked, [picture, is_visible], [is_visible, *outputs], show_progress='hidden', trigger_mode='multiple')
+        masked.select(clicked, [picture, is_visible], [is_visible, *outputs], show_progress='hidden',
+                      trigger_mode='multiple')
         blocks.load(update, [picture, is_visible], outputs)
     return blocks, gr.themes.Default(font=font, font_mono=('monospace',))
 

@@ -48,17 +48,18 @@ def test_what_is_seen(play):
     assert pixels[100, 300].tolist() == pixels[400, 420].tolist() != pixels[100, 20].tolist()
     for saved, look in zip(play.networks, looks):
         assert len(look.levels) == len(saved.spark.encoder.reductions) and look.loss > 0
-        assert all(picture.size[0] >= 400 for picture in (look.masked, look.reconstruction, look.own, look.error))
+        pictures = (look.masked, look.reconstruction, look.own, look.error)
+        assert all(picture.size[0] >= 400 for picture in pictures)
     error = np.asarray(looks[1].error)
     assert not error[:, :224].any() and error[:, 224:].any()  # the mask is the left half on the other grid too
 
 
 def test_each_network_shows_its_own_mask(play):
-    """One visible cell of 4 x 4 is a quarter of one of 2 x 2: there another cell is the visible one, and it is shown."""
+    """Beside a grid of 4 x 4 stands one of 2 x 2, of which a cell is visible if half of its area is."""
     image = Image.new('RGB', (64, 64), 'white')
     first, second = play.look(image, [i in (0, 1, 4, 5) for i in range(16)])  # the upper left quarter
     assert (first.hidden, first.cells, second.hidden, second.cells) == (12, 16, 3, 4)
-    first, second = play.look(image, [i % 2 == 0 for i in range(16)])  # every other column: each half of a cell of 2 x 2
+    first, second = play.look(image, [i % 2 == 0 for i in range(16)])  # every other column
     assert (first.hidden, second.hidden) == (8, 1)
 
     def seen(look, cells):
@@ -120,13 +121,13 @@ def test_an_upload_that_is_cut_off(kind, tmp_path):
 READABLE = {
     'one.png': lambda path: Image.new('RGB', (1, 1), 'red').save(path),
     'line.png': lambda path: photo(size=(3000, 1)).save(path),
-    'sixteen.png': lambda path: Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(path),
+    'sixteen.png': lambda path: Image.fromarray(27 * np.arange(2400, dtype=np.uint16).reshape(40, 60)).save(path),
     'cmyk.jpg': lambda path: photo('CMYK').save(path),
     'alpha.png': lambda path: photo('RGBA').save(path),
     'palette.png': lambda path: photo('P').save(path),
     'bits.png': lambda path: photo('1').save(path),
-    'animated.gif': lambda path: photo('P').save(path, save_all=True, append_images=[photo('L').convert('P')]),
-    'animated.webp': lambda path: photo().save(path, save_all=True, append_images=[photo('L').convert('RGB')]),
+    'animated.gif': lambda path: photo('P').save(path, save_all=True, append_images=[photo('L')]),
+    'animated.webp': lambda path: photo().save(path, save_all=True, append_images=[photo('1')]),
     'pages.tif': lambda path: photo().save(path, save_all=True, append_images=[photo('L')]),
 }
 
@@ -149,7 +150,7 @@ def test_an_upload_that_is_turned(tmp_path):
 
 @pytest.fixture(scope='module')
 def opened(play):
-    """opened(file): {id of a part of the page: what an upload changes it to, as the page's function returns it}."""
+    """opened(file): {id of a part of the page: what an upload changes it to}, as the page's function says."""
     gr = pytest.importorskip('gradio', reason='pip install -r pretrain/requirements.txt')
     blocks, _ = playground.page(play)
     function, = (one for one in blocks.fns.values() if one.name == 'opened')
@@ -169,11 +170,12 @@ def test_the_page_says_what_it_cannot_open_and_stays(opened, tmp_path):
     for name, reason in (('photo *1*.jpg', 'truncated'), ('bomb.png', 'million pixels')):
         changes = opened(tmp_path / name)
         said = changes.pop('problem')
-        assert 'is no image that can be read' in said and reason in said and 'the one before is still here' in said
+        assert 'is no image that can be read' in said and reason in said and 'one before is still here' in said
         assert all(value == opened.unchanged for value in changes.values())
     READABLE['cmyk.jpg'](tmp_path / 'cmyk.jpg')
     changes = opened(tmp_path / 'cmyk.jpg')
-    assert changes['problem'] == '' and changes['masked'].size == (448, 448) and changes['picture'].size == (60, 40)
+    assert changes['problem'] == '' and changes['picture'].size == (60, 40)
+    assert changes['masked'].size == (448, 448)
 
 
 def test_the_page_has_the_mask_of_each_network(opened, tmp_path):

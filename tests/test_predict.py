@@ -1,4 +1,4 @@
-"""Classifying images with a fine-tuned run: the same as its evaluation, whatever the images; tables, pictures, refusals."""
+"""Classifying images with a fine-tuned run: equal to its evaluation; tables, pictures, refusals."""
 import csv
 import shutil
 
@@ -26,15 +26,17 @@ def labelled(tmp_path_factory):
 
 
 def options(folder, data, **changes):
-    return Options(**{'name': 'small', 'run_dir': str(folder), 'data_path': str(data), 'lr': 1e-2, 'model': 'your_convnet',
-                      'input_size': 32, 'batch_size': 12, 'epochs': 2, 'workers': 0, 'warmup_epochs': 0.5, 'log_every': 3,
-                      'ema': 0.5, **changes})
+    return Options(**{'name': 'small', 'run_dir': str(folder), 'data_path': str(data), 'model': 'your_convnet',
+                      'input_size': 32, 'batch_size': 12, 'epochs': 2, 'workers': 0, 'warmup_epochs': 0.5,
+                      'lr': 1e-2, 'log_every': 3, 'ema': 0.5, **changes})
+
+
+OTHER = {'crop': 0.7, 'mean': (0.4, 0.5, 0.6)}  # than the defaults
 
 
 @pytest.fixture(scope='module')
 def run(labelled, tmp_path_factory):
-    """A run with a crop, a mean and images that are not those of the defaults."""
-    return fine_tune(options(tmp_path_factory.mktemp('tuned') / 'run', labelled, crop=0.7, mean=(0.4, 0.5, 0.6)))
+    return fine_tune(options(tmp_path_factory.mktemp('tuned') / 'run', labelled, **OTHER))
 
 
 def content(folder, which='best'):
@@ -49,13 +51,13 @@ def accuracy(found):
     return 100 * np.mean([one.path.split('/')[-2] == one.classes[0][0] for one in found])
 
 
-# -- the same as the evaluation -----------------------------------------------------------------------------------------
+# -- the same as the evaluation ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('which', ['best', 'best_ema', 'last'])
-def test_it_finds_what_the_evaluation_counted(run, labelled, which, tmp_path):
+def test_it_finds_what_the_evaluation_counted(run, labelled, which):
     file = run / f'your_convnet_1kfinetuned_{which}.pth'
     found = predict(read_tuned(file), [labelled / 'val'], workers=0, say=quiet, batch_size=5)
-    evaluated = fine_tune(options(run, labelled, crop=0.7, mean=(0.4, 0.5, 0.6), eval=str(file)))['model']
+    evaluated = fine_tune(options(run, labelled, **OTHER, eval=str(file)))['model']
     assert len(found) == evaluated['images'] == 26
     assert accuracy(found) == pytest.approx(evaluated['top1'], abs=1e-9)
     within = np.mean([one.path.split('/')[-2] in dict(one.classes) for one in found])
@@ -67,9 +69,9 @@ def test_each_image_has_the_outputs_of_the_evaluation(run, labelled, monkeypatch
     """Image by image, with the logits that the evaluation itself sees."""
     from downstream_imagenet import engine
     seen, counts = [], engine.counts
-    monkeypatch.setattr(engine, 'counts', lambda logits, labels: seen.append(logits) or counts(logits, labels))
+    monkeypatch.setattr(engine, 'counts', lambda logits, true: seen.append(logits) or counts(logits, true))
     file = run / 'your_convnet_1kfinetuned_best.pth'
-    fine_tune(options(run, labelled, crop=0.7, mean=(0.4, 0.5, 0.6), eval=str(file)))
+    fine_tune(options(run, labelled, **OTHER, eval=str(file)))
     expected, names = torch.cat(seen).softmax(1), content(run)['classes']
     found = predict(read_tuned(file), [labelled / 'val'], top=12, workers=0, say=quiet, batch_size=12)
     got = torch.tensor([[dict(one.classes)[name] for name in names] for one in found])
@@ -105,21 +107,24 @@ def test_an_image_is_not_turned_as_the_evaluation_does_not(run, tmp_path):
     tag = Image.Exif()
     tag[0x112] = 6
     Image.fromarray(pixels).save(tmp_path / 'tagged.png', exif=tag)
-    plain, tagged = predict(read_tuned(run), [tmp_path / 'plain.png', tmp_path / 'tagged.png'], workers=0, say=quiet)
+    images = [tmp_path / 'plain.png', tmp_path / 'tagged.png']
+    plain, tagged = predict(read_tuned(run), images, workers=0, say=quiet)
     assert plain.classes == tagged.classes
 
 
 def test_a_linear_probe(labelled, tmp_path):
-    folder = fine_tune(options(tmp_path / 'probe', labelled, freeze=True, opt='lars', ema=0.0, epochs=1, warmup_epochs=0.0))
-    top1 = content(folder)['top1']
-    assert accuracy(predict(read_tuned(folder), [labelled / 'val'], workers=0, say=quiet)) == pytest.approx(top1)
+    folder = fine_tune(options(tmp_path / 'probe', labelled, freeze=True, opt='lars', ema=0.0, epochs=1,
+                               warmup_epochs=0.0))
+    found = predict(read_tuned(folder), [labelled / 'val'], workers=0, say=quiet)
+    assert accuracy(found) == pytest.approx(content(folder)['top1'])
     save(tmp_path / 'w.pth', content(folder)['model'])
     alone = read_tuned(tmp_path / 'w.pth', model='your_convnet', input_size=32)
-    assert alone.options.freeze and accuracy(predict(alone, [labelled / 'val'], workers=0, say=quiet, top=1)) == 0  # numbers
-    assert len(alone.classes) == 12
+    assert alone.options.freeze and alone.classes == [str(i) for i in range(12)]
+    names, numbered = content(folder)['classes'], predict(alone, [labelled / 'val'], workers=0, say=quiet, top=1)
+    assert [names[int(one.classes[0][0])] for one in numbered] == [one.classes[0][0] for one in found]
 
 
-# -- names of the classes -----------------------------------------------------------------------------------------------
+# -- names of the classes ------------------------------------------------------------------------------------
 
 def test_where_names_are_from(run, labelled, tmp_path):
     names = sorted(folder.name for folder in (labelled / 'train').iterdir())
@@ -131,8 +136,9 @@ def test_where_names_are_from(run, labelled, tmp_path):
     save(tmp_path / 'moved.pth', {**nameless, 'config': moved})
     tuned = read_tuned(tmp_path / 'moved.pth')
     assert tuned.classes == [str(i) for i in range(12)] and 'numbered' in tuned.named_by
-    (tmp_path / 'names.txt').write_text('\ufeff' + '\n'.join(f'größe {i}' for i in range(12)) + '\n\n', encoding='utf-8')
-    assert read_tuned(run, classes=tmp_path / 'names.txt').classes == [f'größe {i}' for i in range(12)]
+    given = [f'größe {i}' for i in range(12)]
+    (tmp_path / 'names.txt').write_text('\ufeff' + '\n'.join(given) + '\n\n', encoding='utf-8')
+    assert read_tuned(run, classes=tmp_path / 'names.txt').classes == given
     for text, number in (('a\nb\n', 2), ('\n'.join('abcdefghijklm'), 13)):
         (tmp_path / 'few.txt').write_text(text)
         with pytest.raises(ValueError, match=f'has {number} names, the network .* tells 12 classes apart'):
@@ -142,7 +148,8 @@ def test_where_names_are_from(run, labelled, tmp_path):
         read_tuned(run, classes=tmp_path / 'binary')
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto', 'your_convnet', 'mobilenetv3_small_050', 'vgg11', 'densenet121'])
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto', 'your_convnet', 'mobilenetv3_small_050', 'resnetv2_18',
+                                  'densenet121'])
 def test_weights_alone_say_how_many_classes_they_tell_apart(name, tmp_path):
     import pretrain.models  # noqa: F401  (registers your_convnet)
     save(tmp_path / 'w.pth', {'state_dict': create_cnn(name, num_classes=7).state_dict()})
@@ -151,7 +158,7 @@ def test_weights_alone_say_how_many_classes_they_tell_apart(name, tmp_path):
     assert tuned.model.logits(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused -----------------------------------------------------------------------------------------
 
 def test_a_file_without_a_trained_classifier(run, finished, tmp_path):
     encoder = finished / 'your_convnet_1kpretrained.pth'
@@ -178,8 +185,10 @@ def test_what_does_not_fit_a_file(run, tmp_path):
     with pytest.raises(ValueError, match='give --model'):
         read_tuned(tmp_path / 'w.pth')
     for changes, message in (({'classes': ['a', 'b']}, 'names 2 classes, its network tells 12'),
-                             ({'classes': [1, 2]}, 'no file of fine-tuning'), ({'config': {'x': 1}}, 'no file of fine-tuning'),
-                             ({'config': {**content(run)['config'], 'input_size': 10 ** 6}}, '1000000 px large')):
+                             ({'classes': [1, 2]}, 'no file of fine-tuning'),
+                             ({'config': {'x': 1}}, 'no file of fine-tuning'),
+                             ({'config': {**content(run)['config'], 'input_size': 10 ** 6}}, '1000000 px large'),
+                             ({'config': {**content(run)['config'], 'model': 'gone'}}, 'no network is called "gone"')):
         save(tmp_path / 'damaged.pth', {**content(run), **changes})
         with pytest.raises(ValueError, match=message):
             read_tuned(tmp_path / 'damaged.pth')
@@ -195,7 +204,8 @@ def test_what_does_not_fit_a_file(run, tmp_path):
     (['.', '--sheet=a.png'], 'is one of the images'), (['a.png', '--out=nothing'], 'is a folder'),
     (['a.png', '--sheet=s.jpg'], 'ends with .png'), (['a.png', '--out=s.png'], 'cannot both be'),
     (['bad.png'], 'none of the images can be read'), (['a.png', '--bs=0'], 'batch_size must be 1 or more'),
-    (['a.png', '--out=a.png/b.csv'], 'cannot make the folder'), (['list', '--list_root=gone'], 'there is no folder gone'),
+    (['a.png', '--out=a.png/b.csv'], 'cannot make the folder'),
+    (['list', '--list_root=gone'], 'there is no folder gone'),
     (['lost'], 'which is no file')])
 def test_a_command_line_that_is_wrong(run, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
@@ -211,7 +221,7 @@ def test_a_command_line_that_is_wrong(run, tmp_path, monkeypatch, capsys, words,
     assert (tmp_path / 'a.png').read_bytes() == before and not list(tmp_path.glob('*.csv'))
 
 
-# -- images, tables, pictures -------------------------------------------------------------------------------------------
+# -- images, tables, pictures --------------------------------------------------------------------------------
 
 def test_from_the_command_line(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -227,10 +237,11 @@ def test_from_the_command_line(run, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     with open(tmp_path / 'found/t.csv', encoding='utf-8', newline='') as file:
         head, *rows = csv.reader(file)
-    assert head == ['path', 'class_1', 'probability_1', 'class_2', 'probability_2', 'class_3', 'probability_3']
-    assert [row[0] for row in rows] == ['other/no_ending', 'other/ä.png', 'photos/b.png', 'photos/deep/a, "b".png',
-                                        'photos/deep/a.jpg']
-    assert rows[0][1] in content(run)['classes'] and float(rows[0][2]) >= float(rows[0][4]) >= float(rows[0][6]) > 0
+    assert ','.join(head) == 'path,class_1,probability_1,class_2,probability_2,class_3,probability_3'
+    assert [row[0] for row in rows] == ['other/no_ending', 'other/ä.png', 'photos/b.png',
+                                        'photos/deep/a, "b".png', 'photos/deep/a.jpg']
+    assert rows[0][1] in content(run)['classes']
+    assert float(rows[0][2]) >= float(rows[0][4]) >= float(rows[0][6]) > 0
     assert rows[0][1:] == rows[2][1:] and f'other/ä.png: {rows[1][1]} {float(rows[1][2]):.3f}, ' in said
     assert 'unreadable image photos/cut.jpg' in said and 'unreadable image other/gone.png' in said
     assert '2 of 7 images cannot be read and are left out' in said and 'found/t.png' in said
@@ -248,7 +259,8 @@ def test_from_the_command_line(run, tmp_path, monkeypatch, capsys):
 
 def test_loading_processes_change_nothing(run, labelled):
     tuned = read_tuned(run)
-    alone, beside = (predict(tuned, [labelled / 'val'], workers=workers, say=quiet, batch_size=7) for workers in (0, 2))
+    alone, beside = (predict(tuned, [labelled / 'val'], workers=workers, say=quiet, batch_size=7)
+                     for workers in (0, 2))
     assert alone == beside
 
 
@@ -258,9 +270,9 @@ def test_grey_16_bits_and_an_image_of_one_pixel(labelled, tmp_path):
     Image.fromarray(values).save(tmp_path / 'sixteen.png')
     Image.new('CMYK', (1, 1), (200, 0, 0, 0)).save(tmp_path / 'one.jpg')
     Image.new('RGB', (1, 3000), 'red').save(tmp_path / 'line.png')
-    said = []
-    found = predict(read_tuned(folder), [tmp_path], workers=0, say=said.append, sheet=tmp_path / 'sheet.png')
-    assert [one.path for one in found] == [str(tmp_path / name) for name in ('line.png', 'one.jpg', 'sixteen.png')]
+    found = predict(read_tuned(folder), [tmp_path], workers=0, say=quiet, sheet=tmp_path / 'sheet.png')
+    names = ('line.png', 'one.jpg', 'sixteen.png')
+    assert [one.path for one in found] == [str(tmp_path / name) for name in names]
 
 
 def test_a_sheet_is_limited_and_says_so(run, tmp_path, monkeypatch):
@@ -278,7 +290,8 @@ def test_a_tile_keeps_the_proportions_of_its_image():
     sheet = np.asarray(sheet_of([(Image.new('RGB', (400, 100), 'blue'), 'a', 'b')])).astype(int)
     blue = (np.abs(sheet - (0, 0, 255)).sum(2) < 9).nonzero()
     assert np.ptp(blue[1]) + 1 == SIDE and np.ptp(blue[0]) + 1 == SIDE // 4
-    sheet = np.asarray(sheet_of([(torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 30, 10), 'a', 'b'), (None, 'c', 'd')]))
+    upright = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 30, 10)
+    sheet = np.asarray(sheet_of([(upright, 'a', 'b'), (None, 'c', 'd')]))
     red = (np.abs(sheet - np.array((255, 0, 0))).sum(2) < 9).nonzero()
     assert np.ptp(red[0]) + 1 == SIDE and np.ptp(red[1]) + 1 == round(SIDE / 3)
 
@@ -289,3 +302,16 @@ def test_texts_fit_and_print():
     assert font.getlength(shortened(long, font)) <= SIDE and shortened(long, font).endswith('png')
     assert shortened('short.png', font) == 'short.png'
     assert printable('a\nb\udcff ü') == 'a\\nb\\udcff ü'
+
+
+def test_no_module_that_a_file_names_is_imported(run, tmp_path, monkeypatch):
+    (tmp_path / 'named_by_a_run.py').write_text('from pathlib import Path\nPath(__file__).with_name("marker").touch()\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {**content(run)['config'], 'register': 'named_by_a_run'}
+    save(tmp_path / 'w.pth', {**content(run), 'config': config})
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    words = [str(tmp_path / 'w.pth'), str(tmp_path / 'a.png'), '--no_sheet', '--workers=0']
+    main(words)
+    assert not (tmp_path / 'marker').exists()
+    main([*words, '--register=named_by_a_run'])
+    assert (tmp_path / 'marker').exists()  # the user's own word
