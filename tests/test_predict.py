@@ -26,9 +26,9 @@ def labelled(tmp_path_factory):
 
 
 def options(folder, data, **changes):
-    return Options(**{'name': 'small', 'run_dir': str(folder), 'data_path': str(data), 'model': 'your_convnet',
-                      'input_size': 32, 'batch_size': 12, 'epochs': 2, 'workers': 0, 'warmup_epochs': 0.5,
-                      'lr': 1e-2, 'log_every': 3, 'ema': 0.5, **changes})
+    return Options(**{'name': 'small', 'run_dir': str(folder), 'data_path': str(data),
+                      'model': 'your_convnet', 'input_size': 32, 'batch_size': 12, 'epochs': 2, 'workers': 0,
+                      'warmup_epochs': 0.5, 'lr': 1e-2, 'log_every': 3, 'ema': 0.5, **changes})
 
 
 OTHER = {'crop': 0.7, 'mean': (0.4, 0.5, 0.6)}  # than the defaults
@@ -120,7 +120,8 @@ def test_a_linear_probe(labelled, tmp_path):
     save(tmp_path / 'w.pth', content(folder)['model'])
     alone = read_tuned(tmp_path / 'w.pth', model='your_convnet', input_size=32)
     assert alone.options.freeze and alone.classes == [str(i) for i in range(12)]
-    names, numbered = content(folder)['classes'], predict(alone, [labelled / 'val'], workers=0, say=quiet, top=1)
+    names = content(folder)['classes']
+    numbered = predict(alone, [labelled / 'val'], workers=0, say=quiet, top=1)
     assert [names[int(one.classes[0][0])] for one in numbered] == [one.classes[0][0] for one in found]
 
 
@@ -148,8 +149,8 @@ def test_where_names_are_from(run, labelled, tmp_path):
         read_tuned(run, classes=tmp_path / 'binary')
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto', 'your_convnet', 'mobilenetv3_small_050', 'resnetv2_18',
-                                  'densenet121'])
+@pytest.mark.parametrize('name', ['resnet18', 'resnetv2_18', 'convnext_atto', 'your_convnet', 'densenet121',
+                                  'mobilenetv3_small_050'])
 def test_weights_alone_say_how_many_classes_they_tell_apart(name, tmp_path):
     import pretrain.models  # noqa: F401  (registers your_convnet)
     save(tmp_path / 'w.pth', {'state_dict': create_cnn(name, num_classes=7).state_dict()})
@@ -184,11 +185,12 @@ def test_what_does_not_fit_a_file(run, tmp_path):
     save(tmp_path / 'w.pth', content(run)['model'])
     with pytest.raises(ValueError, match='give --model'):
         read_tuned(tmp_path / 'w.pth')
+    config = content(run)['config']
     for changes, message in (({'classes': ['a', 'b']}, 'names 2 classes, its network tells 12'),
                              ({'classes': [1, 2]}, 'no file of fine-tuning'),
                              ({'config': {'x': 1}}, 'no file of fine-tuning'),
-                             ({'config': {**content(run)['config'], 'input_size': 10 ** 6}}, '1000000 px large'),
-                             ({'config': {**content(run)['config'], 'model': 'gone'}}, 'no network is called "gone"')):
+                             ({'config': {**config, 'input_size': 10 ** 6}}, '1000000 px large'),
+                             ({'config': {**config, 'model': 'gone'}}, 'no network is called "gone"')):
         save(tmp_path / 'damaged.pth', {**content(run), **changes})
         with pytest.raises(ValueError, match=message):
             read_tuned(tmp_path / 'damaged.pth')
@@ -305,7 +307,8 @@ def test_texts_fit_and_print():
 
 
 def test_no_module_that_a_file_names_is_imported(run, tmp_path, monkeypatch):
-    (tmp_path / 'named_by_a_run.py').write_text('from pathlib import Path\nPath(__file__).with_name("marker").touch()\n')
+    (tmp_path / 'named_by_a_run.py').write_text('from pathlib import Path\n'
+                                                'Path(__file__).with_name("marker").touch()\n')
     monkeypatch.syspath_prepend(tmp_path)
     config = {**content(run)['config'], 'register': 'named_by_a_run'}
     save(tmp_path / 'w.pth', {**content(run), 'config': config})
