@@ -2,8 +2,8 @@
 
     python -m pretrain.playground output_my_run output_other_run        # then open http://127.0.0.1:7860
 
-The mask is drawn on the first network's grid of cells. Of another grid those cells are visible of which half or
-more is there. What each of the other networks sees stands beside its reconstruction.
+The mask is drawn on the first network's grid of cells. Of another grid those cells are visible of which half
+or more is there. What each of the other networks sees stands beside its reconstruction.
 
 Needs gradio (pretrain/requirements.txt). Nothing is sent anywhere: the page is served to this machine only, unless --host says
 otherwise.
