@@ -171,6 +171,30 @@ def verdict(last, best, epochs, images):
     return '\n'.join([*lines, 'The best epoch was chosen on these same images, so it is no test result: report the last.'])
 
 
+def options_and_classes(content, path):
+    """(options, names of the classes or None) that a file's content names; ({}, None) for weights alone.
+
+    Raises ValueError.
+    """
+    config, classes = content.get('config', {}), content.get('classes')
+    if not isinstance(config, dict) or not isinstance(classes, list | None) or \
+            not all(isinstance(name, str) for name in classes or ()):
+        raise ValueError(f'{path} is no file of fine-tuning: its options or its classes are not as runs '
+                         'write them')
+    return config, classes
+
+
+def load_trained(model, state, options, path):
+    """Fill a Classifier or LinearProbe with weights of which nothing is missing. Raises ValueError."""
+    if options.freeze:
+        load_strictly(model, unwrap(state, path))
+        return
+    loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
+    if loaded.missing or loaded.left_out:
+        raise ValueError(f'{path} holds no classifier for these classes ({loaded}): there is nothing to '
+                         'measure or to predict with. Fine-tune first, with --finetune_from')
+
+
 def measure(options, ranks, val_dataset=None):
     """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its classes.
 
@@ -178,10 +202,7 @@ def measure(options, ranks, val_dataset=None):
     """
     content = read_plain(options.eval)
     content = content if isinstance(content, dict) else {}
-    then, classes = content.get('config', {}), content.get('classes')
-    if not isinstance(then, dict) or not isinstance(classes, list | None) or \
-            not all(isinstance(name, str) for name in classes or ()):
-        raise ValueError(f'{options.eval} is no file of fine-tuning: its options or its classes are not as runs write them')
+    then, classes = options_and_classes(content, options.eval)
     if val_dataset is not None:
         val, classes = val_dataset, classes or class_names(val_dataset, options.num_classes)
     elif classes and options.dataset is None:
@@ -207,13 +228,7 @@ def measure(options, ranks, val_dataset=None):
     model, results = build(options, len(classes)).to(ranks.device, memory_format=torch.channels_last), {}
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
-        if options.freeze:
-            load_strictly(model, unwrap(state, options.eval))
-        else:
-            loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
-            if loaded.missing or loaded.left_out:
-                raise ValueError(f'{options.eval} holds no classifier for these classes ({loaded}): there is nothing to '
-                                 'measure. Fine-tune first, with --finetune_from')
+        load_trained(model, state, options, options.eval)
         batch = min(max(options.batch_size // ranks.size, 1), AT_A_TIME)
         with naming_the_file(watched):
             results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),

@@ -2,6 +2,9 @@
 
     python -m pretrain.playground output_my_run output_other_run        # then open http://127.0.0.1:7860
 
+The mask is drawn on the first network's grid of cells. Of another grid those cells are visible of which half
+or more is there. What each of the other networks sees stands beside its reconstruction.
+
 Needs gradio (pretrain/requirements.txt). Nothing is sent anywhere: the page is served to this machine only, unless --host says
 otherwise.
 """
@@ -9,6 +12,8 @@ import argparse
 import os
 import socket
 import tempfile
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +24,6 @@ from torchvision.transforms.functional import to_pil_image
 from common.cli import errors_in_one_sentence, needs
 from common.demo_world import draw
 from common.images import check_channels
-from common.pixels import pixel_limit
 from pretrain.card import as_markdown
 from pretrain.masks import of_grid, to_visible
 from pretrain.pictures import enlarged, level_pictures, views, with_grid
@@ -30,6 +34,39 @@ SHOWN = {  # labels of the pictures, by what a network predicts
     'normalised': {'reconstruction': "reconstruction (true cells' mean, deviation)", 'own': 'without them', 'error': 'error'},
     'pixels': {'reconstruction': 'reconstruction (predicted pixels)', 'error': 'error'}}
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not EPS, which Pillow hands to Ghostscript
+MOST = 2 ** 26  # pixels of an image
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to see of an image by one network: PIL images, levels [(PIL image, caption)], the loss.
+
+    masked: what the network sees, with lines between its cells. pictures: those that SHOWN has for what the network
+    predicts, in its order, as in pictures.Views. hidden: how many of its `cells` are hidden.
+    """
+    masked: Image.Image
+    pictures: dict
+    levels: list
+    loss: float
+    hidden: int
+    cells: int
+
+
+def read_upload(file, prepare):
+    """What prepare(PIL image) makes of a file, whose first image it is given. Raises ValueError that says what is wrong."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of what a file holds besides its pixels
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MOST:
+                    raise Image.DecompressionBombError
+                return prepare(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f'it has more than {MOST / 1e6:.0f} million pixels') from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f'it is none of {", ".join(FORMATS)}, or damaged') from error
+    except Exception as error:  # whatever a file can do to a reader
+        raise ValueError(f'{type(error).__name__}: {error}') from error
 
 
 def shown(picture, cell=None):
@@ -41,7 +78,7 @@ def shown(picture, cell=None):
 
 
 class Playground:
-    """What the page does, without the page. The mask is that of the first network; the others get it on their own grids."""
+    """What the page does, without the page. The mask is the first network's; others get it on their grids."""
 
     def __init__(self, networks):
         for saved in networks:
@@ -67,28 +104,23 @@ class Playground:
         return turned if any(turned) and not all(turned) else is_visible
 
     def opened(self, file):
-        """An image file as each network takes it, which `look` takes too. Raises whatever a file does to a reader."""
-        images = []
-        for saved in self.networks:
-            with pixel_limit(saved.options.max_pixels), Image.open(file, formats=FORMATS) as image:
-                images.append(saved.prepare(image))
-        return images
+        """An image file as each network takes it, which `look` takes too. Raises ValueError."""
+        return [read_upload(file, saved.prepare) for saved in self.networks]
 
     def look(self, image, is_visible):
-        """(masked picture, [(those of SHOWN, [(level, caption)], loss) of each network]); PIL images."""
-        visible, results, masked = to_visible(is_visible, self.grid), [], None
+        """[Look] of each network, at a PIL image or what `opened` gave. Raises ValueError for an image that it cannot take."""
+        visible, looks = to_visible(is_visible, self.grid), []
         images = image if isinstance(image, list) else [saved.prepare(image) for saved in self.networks]
         for saved, x in zip(self.networks, images):
-            encoder = saved.spark.encoder
+            spark, encoder = saved.spark, saved.spark.encoder
             own = of_grid(visible, self.grid, encoder.grid)
-            view = views(saved.spark, x, own, saved.options.normalisation)
-            if masked is None:
-                masked = shown(view.masked, encoder.cell_size)
+            view = views(spark, x, own, saved.options.normalisation)
             levels = [(shown(picture), f'stride {stride}: {picture.shape[-2]} x {picture.shape[-1]}')
-                      for stride, picture in level_pictures(saved.spark, x, own).items()]
-            seen = [shown(getattr(view, what)) for what in SHOWN[saved.spark.target]]
-            results.append((*seen, levels, view.loss.item()))
-        return masked, results
+                      for stride, picture in level_pictures(spark, x, own).items()]
+            pictures = {what: shown(getattr(view, what)) for what in SHOWN[spark.target]}
+            looks.append(Look(shown(view.masked, encoder.cell_size), pictures, levels, view.loss.item(),
+                              spark.cells - own.shape[1], spark.cells))
+        return looks
 
 
 def page(play):
@@ -97,19 +129,21 @@ def page(play):
     ratio = play.networks[0].options.mask_ratio
 
     def update(image, is_visible):
-        masked, results = play.look(image, is_visible)
-        hidden = f'{is_visible.count(False)} of {len(is_visible)} cells hidden'
-        outputs = []
-        for *pictures, levels, loss in results:
-            outputs += [*pictures, levels, f'loss on the hidden cells {loss:.3f}']
-        return masked, hidden, *outputs
+        looks, values = play.look(image, is_visible), []
+        for number, look in enumerate(looks):
+            masked = [look.masked] if number else []  # the first network's is the one to click on
+            values += [*masked, *look.pictures.values(), look.levels,
+                       f'loss on the hidden cells {look.loss:.3f} ({look.hidden} of {look.cells} are hidden)']
+        return looks[0].masked, f'{looks[0].hidden} of {looks[0].cells} cells hidden', *values
 
     def opened(file, is_visible):
+        """The image that was uploaded; if it cannot be read, a sentence, and the page stays as it is."""
         try:
             image = play.opened(file)
-        except Exception as error:  # whatever a file can do to a reader
-            raise gr.Error(f'{Path(file).name} is no image that can be read ({type(error).__name__})') from error
-        return image, *update(image, is_visible)
+            return image, *update(image, is_visible), ''
+        except ValueError as error:
+            said = f'{Path(file).name} is no image that can be read ({error}): the one before is still here'
+            return *(gr.skip() for _ in (picture, *outputs)), f'**{as_markdown(said)}**'
 
     def redrawn(image, ratio, seed):
         is_visible = play.draw(ratio, seed)
@@ -123,10 +157,11 @@ def page(play):
     font = ('system-ui', 'sans-serif')  # gradio's own would be fetched from the network
     with gr.Blocks(title='SparK playground', analytics_enabled=False) as blocks:
         gr.Markdown('# SparK playground\nDrop an image. Click a cell to hide or to show it, or let the slider hide some.')
-        image, is_visible = gr.State(first), gr.State(mask)
+        picture, is_visible = gr.State(first), gr.State(mask)
         with gr.Row():
             with gr.Column(scale=1):
-                file = gr.File(label='image', file_types=['image'], elem_id='file', height=120)
+                file = gr.File(label='image', elem_id='file', height=120)
+                problem = gr.Markdown(elem_id='problem')
                 slider = gr.Slider(0, 1, ratio, step=0.01, label='share of hidden cells', elem_id='ratio')
                 seed = gr.Number(0, precision=0, minimum=0, label='seed of the mask', elem_id='seed')
                 hidden = gr.Markdown(elem_id='hidden')
@@ -136,18 +171,23 @@ def page(play):
         for number, saved in enumerate(play.networks):
             gr.Markdown(f'## {as_markdown(saved.name)}: {as_markdown(saved.model)}')
             with gr.Row():
+                if number:
+                    outputs.append(gr.Image(label='what the network sees', interactive=False, format='png',
+                                            buttons=['fullscreen'], elem_id=f'masked{number}'))
                 outputs += [gr.Image(label=label, interactive=False, format='png', buttons=['fullscreen'],
                                      elem_id=f'{what}{number}') for what, label in SHOWN[saved.spark.target].items()]
             loss = gr.Markdown(elem_id=f'loss{number}')
             with gr.Accordion('feature pyramid: the three principal components of each level as colours', open=False):
                 levels = gr.Gallery(columns=4, height=320, format='png', elem_id=f'levels{number}', label='levels')
             outputs += [levels, loss]
-        file.upload(opened, [file, is_visible], [image, *outputs])
+        file.upload(opened, [file, is_visible], [picture, *outputs, problem])
         for knob in (slider.change, seed.change):
-            knob(redrawn, [image, slider, seed], [is_visible, *outputs], show_progress='hidden', trigger_mode='always_last')
+            knob(redrawn, [picture, slider, seed], [is_visible, *outputs], show_progress='hidden',
+                 trigger_mode='always_last')
         # Without the veil of progress, which would swallow the next click.
-        masked.select(clicked, [image, is_visible], [is_visible, *outputs], show_progress='hidden', trigger_mode='multiple')
-        blocks.load(update, [image, is_visible], outputs)
+        masked.select(clicked, [picture, is_visible], [is_visible, *outputs], show_progress='hidden',
+                      trigger_mode='multiple')
+        blocks.load(update, [picture, is_visible], outputs)
     return blocks, gr.themes.Default(font=font, font_mono=('monospace',))
 
 

@@ -286,6 +286,7 @@ PROGRAMS = {
                                                               '--run_dir=OUT']),
     'imagenet --resume': ('downstream_imagenet.main', [*TUNE, '--resume_from=FILE', '--data_path=WORLD', '--run_dir=OUT']),
     'imagenet --eval': ('downstream_imagenet.main', [*CLASSES, '--eval=FILE', '--data_path=WORLD']),
+    'imagenet predict': ('downstream_imagenet.predict', ['FILE', 'WORLD/val', '--out=OUT/t.csv', *NETWORK]),
     'knn': ('downstream_imagenet.knn', [*CLASSES, '--weights=FILE', '--data_path=WORLD']),
     'linear': ('downstream_imagenet.linear', [*CLASSES, '--weights=FILE', '--data_path=WORLD']),
     'linear --mae': ('downstream_imagenet.linear', ['--mae', *TUNE, '--weights=FILE', '--data_path=WORLD', '--run_dir=OUT']),
@@ -705,7 +706,8 @@ def test_what_is_uploaded_stays_in_a_folder_that_no_other_program_has(served):
         assert path.resolve().is_relative_to(own) and own.stat().st_mode & 0o77 == 0 and path.is_file()
     assert {path for path in folder.rglob('*') if 'tmp/playground' not in str(path)} == before
     said = called(address, 'opened', as_file(uploaded(address, 'a.png', POSTSCRIPT)))
-    assert 'event: error' in said and 'image.png' not in said and not (folder / 'bin/was_called').exists()
+    assert 'is no image that can be read' in said and 'image.png' not in said
+    assert not (folder / 'bin/was_called').exists()
 
 
 def test_the_playground_is_on_this_machine_alone(served, finished, monkeypatch):

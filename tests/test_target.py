@@ -135,8 +135,8 @@ def test_views_of_predicted_pixels(run, world, tmp_path):
 
 def test_the_playground_shows_both_kinds_each_in_its_own_panels(run, finished):
     play = Playground([read_saved(run), read_saved(finished)])
-    _, results = play.look(Image.fromarray(np.zeros((32, 32, 3), np.uint8)), play.draw(0.6, 0))
-    assert [len(result) for result in results] == [2 + 2, 3 + 2]
+    looks = play.look(Image.fromarray(np.zeros((32, 32, 3), np.uint8)), play.draw(0.6, 0))
+    assert [list(look.pictures) for look in looks] == [['reconstruction', 'error'], ['reconstruction', 'own', 'error']]
     assert 'mean' not in ''.join(SHOWN['pixels'].values()) and "true cells' mean" in SHOWN['normalised']['reconstruction']
 
 

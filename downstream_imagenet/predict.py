@@ -1,0 +1,243 @@
+"""Classify images with a fine-tuned network: the most probable classes of each, as text, table and picture.
+
+    python -m downstream_imagenet.predict output_my_tune photos/ --out=predictions.csv
+    python -m downstream_imagenet.predict weights.pth cat.jpg --model=resnet50 --classes=names.txt --top=3
+
+Images are prepared as the run prepared them to measure its accuracy.
+"""
+import argparse
+import csv
+import dataclasses
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.checkpoint import write_atomically
+from common.cli import errors_in_one_sentence, expanded, numbers
+from common.config import size
+from common.data import Augmented
+from common.distributed import Ranks
+from common.engine import to_device
+from common.finding import image_endings
+from common.images import ImageFiles, SeveralFiles, at_most
+from common.loading import each_once, naming_the_file
+from common.pixels import AS_IT_IS
+from common.run import autocast, loading_processes
+from common.weights import register
+from downstream_imagenet.data import evaluation_transform
+from downstream_imagenet.sheet import sheet_of
+from downstream_imagenet.tuned import read_tuned
+
+ON_SHEET = 60  # images at most
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image, [(name, probability)], the most probable one first."""
+    path: str
+    classes: list
+
+
+class Unlabelled(SeveralFiles):
+    """The images of files, folders and lists, as they are stored (not turned by EXIF): (image, number).
+
+    A list is a text file with one path a line, from list_root on, or from the list's own folder if that is
+    None. A file is taken as a list if its name does not end as an image's and it holds text. Raises
+    ValueError.
+    """
+
+    def __init__(self, sources, in_chans=3, list_root=None, reading=AS_IT_IS):
+        super().__init__(sources, in_chans, reading)
+        parts = [ImageFiles(source, in_chans, list_root, reading) if is_text(Path(source)) else
+                 SeveralFiles([source], in_chans, reading) for source in sources]
+        self.left_out = sum((part.left_out for part in parts), Counter())
+        self.paths = np.array([os.fsencode(part.name(i)) for part in parts for i in range(len(part))])
+        if not len(self.paths):
+            raise ValueError('there are no images: give files, folders or lists of them')
+
+    def is_to_turn(self, image, index):
+        return False
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), index
+
+
+def is_text(path):
+    """Whether a file is a list of paths, by its name and its first bytes."""
+    if not path.is_file() or path.name.lower().endswith(image_endings()):
+        return False
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(4096)
+        start[:start.rfind(b'\n') + 1 or None].decode()  # whole lines: a character may be cut in two
+    except (OSError, UnicodeDecodeError):
+        return False
+    return b'\0' not in start
+
+
+@torch.no_grad()
+def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=None, list_root=None,
+            say=print):
+    """Classify images; a list of Predictions, in the order in which the images are named.
+
+    tuned: of read_tuned. sources: files, folders, lists of images. out: a CSV file to write. sheet: a PNG
+    file to write, with the first ON_SHEET images. workers: processes that load images. Probabilities are the
+    softmax of the network's outputs. What cannot be read is said, counted and left out. Raises ValueError,
+    also if none of the images can be read.
+    """
+    if top < 1:
+        raise ValueError(f'--top is 1 or more, not {top}')
+    options = dataclasses.replace(tuned.options, batch_size=batch_size, workers=workers)
+    classes = tuned.classes
+    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    images = Unlabelled(sources, options.in_chans, list_root, options.reading)
+    if images.notes:
+        say(f'not looked at  {printable(images.notes)}')
+    check_places(out, sheet, images)
+    if top > len(classes):
+        say(f'--top={top}: there are {len(classes)} classes, all of them are shown')
+    say(f'{printable(str(tuned.path))}: {options.model}, {len(classes)} classes ({tuned.named_by}), '
+        f'{len(images):,} image{"s" * (len(images) != 1)}')
+    model = tuned.model.to(ranks.device, memory_format=torch.channels_last)
+    prepared = Augmented(images, evaluation_transform(options), options.normalisation, labelled=True,
+                         stand_ins=False, timeout=options.read_timeout)
+    found, unreadable = {}, []  # {number of an image: Prediction}
+
+    def warn(text):
+        unreadable.append(text)
+        say(printable(text))
+
+    with naming_the_file(prepared):
+        workers = loading_processes(options, ranks)
+        for x, places in each_once(prepared, batch_size, workers, ranks, warn):
+            with autocast(options, ranks):
+                logits = model.logits(to_device(x, ranks.device)).float()
+            shares, best = logits.softmax(1).topk(min(top, len(classes)))
+            for place, row, indices in zip(places.tolist(), shares.tolist(), best.tolist()):
+                named = [(classes[i], share) for i, share in zip(indices, row)]
+                found[place] = Prediction(images.name(place), named)
+                texts = ', '.join(f'{name} {share:.3f}' for name, share in named)
+                say(printable(f'{images.name(place)}: {texts}'))
+    if not found:
+        raise ValueError('none of the images can be read')
+    if out is not None:
+        write_table(out, list(found.values()))
+        say(f'table: {out}')
+    if sheet is not None:
+        write_sheet(sheet, found, images, options.read_timeout)
+        first = f', the first {ON_SHEET} of {len(found):,} images' if len(found) > ON_SHEET else ''
+        say(f'pictures: {sheet}{first}')
+    if unreadable:
+        say(f'{len(unreadable):,} of {len(images):,} images cannot be read and are left out')
+    return list(found.values())
+
+
+def check_places(out, sheet, images):
+    """Make the folders of the table and of the sheet. Raises ValueError for what cannot be written."""
+    if sheet is not None and Path(sheet).suffix.lower() != '.png':
+        raise ValueError(f'{sheet} is to be a PNG file: give --sheet a name that ends with .png')
+    if out is not None and sheet is not None and os.path.realpath(out) == os.path.realpath(sheet):
+        raise ValueError(f'the table and the picture cannot both be {out}: give another --sheet')
+    for path in (Path(path) for path in (out, sheet) if path is not None):
+        if path.is_dir():
+            raise ValueError(f'{path} is a folder: give the name of a file')
+        if path.exists() and any(path.samefile(name) for name in map(images.name, range(len(images)))
+                                 if name.endswith(path.name) and os.path.exists(name)):
+            raise ValueError(f'{path} is one of the images, and would be overwritten: give another name')
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f'cannot make the folder of {path}: {error}') from error
+        if not os.access(path.parent, os.W_OK):
+            raise ValueError(f'nothing can be written into {path.parent}: give another folder')
+
+
+def printable(text):
+    """A text with escapes for what does not print, such as bytes in a file's name that are no UTF-8."""
+    return ''.join(one if one.isprintable() else one.encode('unicode_escape').decode() for one in text)
+
+
+def write_table(path, found):
+    """Write a CSV file of Predictions: path, and class and probability of each rank.
+
+    It is UTF-8; bytes of a path that are not are written as escapes.
+    """
+    text = io.StringIO(newline='')
+    table = csv.writer(text, lineterminator='\n')
+    ranks = range(1, len(found[0].classes) + 1)
+    table.writerow(['path', *(f'{what}_{rank}' for rank in ranks for what in ('class', 'probability'))])
+    for one in found:
+        values = [value for name, share in one.classes for value in (name, f'{share:.6f}')]
+        table.writerow([one.path, *values])
+    write_atomically(path, lambda file: file.write(text.getvalue().encode('utf-8', 'backslashreplace')))
+
+
+def write_sheet(path, found, images, timeout):
+    """Write the first images of {number: Prediction}, with name and most probable class, as a PNG file."""
+    tiles = []
+    for place, one in list(found.items())[:ON_SHEET]:
+        try:
+            with at_most(timeout):
+                image = images[place][0]
+        except Exception:  # it could be read a moment ago
+            image = None
+        label, share = one.classes[0]
+        tiles.append((image, printable(Path(one.path).name), f'{100 * share:.0f} % {printable(label)}'))
+    picture = sheet_of(tiles)
+    write_atomically(path, lambda file: picture.save(file, 'PNG'))
+
+
+def parser():
+    parser = argparse.ArgumentParser('downstream_imagenet.predict', description=__doc__.splitlines()[0],
+                                     allow_abbrev=False)
+    add = parser.add_argument
+    add('run', metavar='RUN', help='run folder of downstream_imagenet, a file of it, or a file of weights')
+    add('images', metavar='IMAGES', nargs='+', help='images, folders of them, or text files of paths')
+    add('--top', type=int, default=5, help='classes shown for an image (default: 5)')
+    add('--out', metavar='FILE.csv', help='a table of path, and class and probability of each rank; none if '
+        'not given')
+    add('--sheet', metavar='FILE.png', help=f'a picture of the first {ON_SHEET} images with their most '
+        'probable classes; beside --out if not given, or predictions.png')
+    add('--no_sheet', action='store_true', help='without that picture')
+    add('--ema', action='store_true', help='the average of the weights (EMA), of a run folder or of a '
+        '*_last.pth; of a folder the better of both if not given')
+    add('--classes', metavar='FILE', help='names of the classes, a text file with one a line, in the order '
+        "of the network's outputs; those in the file if not given")
+    add('--list_root', metavar='DIR', help='folder from which the paths of lists start; that of the list if '
+        'not given')
+    add('--batch_size', '--bs', type=int, default=64, help='images at a time (default: 64)')
+    add('--workers', type=int, help='processes that load images; by the number of cores if not given')
+    add('--register', default='pretrain.models', help='module in which your own networks are registered with '
+        'timm (default: pretrain.models)')
+    add = parser.add_argument_group('network', 'for files of weights; a run says it itself').add_argument
+    add('--model', help="timm's name of the network")
+    add('--input_size', '--img_size', type=size, help='side of an image in pixels, or height,width; 224 if '
+        'not given')
+    add('--crop', type=float, help='share of an image that is looked at; 0.95 if not given, from 384 px on '
+        'all')
+    add('--in_chans', type=int, help='channels of an image; 3 if not given')
+    add('--mean', type=numbers, help="of each channel; ImageNet's if not given")
+    add('--std', type=numbers, help="of each channel; ImageNet's if not given")
+    return parser
+
+
+def main(argv=None):
+    args = parser().parse_args(expanded(argv))
+    if args.no_sheet and args.sheet is not None:
+        parser().error('--no_sheet is for no picture: leave --sheet away')
+    with errors_in_one_sentence():
+        beside = 'predictions.png' if args.out is None else str(Path(args.out).with_suffix('.png'))
+        sheet = None if args.no_sheet else args.sheet or beside
+        register(args.register)
+        tuned = read_tuned(args.run, args.ema, args.classes, model=args.model, input_size=args.input_size,
+                           crop=args.crop, in_chans=args.in_chans, mean=args.mean, std=args.std)
+        predict(tuned, args.images, args.top, args.out, sheet, args.batch_size, args.workers, args.list_root)
+
+
+if __name__ == '__main__':
+    main()

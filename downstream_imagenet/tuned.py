@@ -1,0 +1,169 @@
+"""A fine-tuned classifier, read back from its run folder, from a file of it, or from a file of weights."""
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.checkpoint import read_plain
+from common.weights import DETECTOR, OFFICIAL, OURS, create_cnn, guess_model, to_timm, unwrap
+from downstream_imagenet.config import Options
+from downstream_imagenet.engine import Classifier
+from downstream_imagenet.main import build, load_trained, options_and_classes
+
+LARGE = 4096  # pixels; the network is tried on an image of its size when it is built
+REMEDY = 'fine-tune it first (python -m downstream_imagenet.main --finetune_from=FILE)'
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained classifier and what is known of it.
+
+    model: a Classifier or LinearProbe in evaluation mode, on the CPU. options: of the run, or what was given
+    and guessed. classes: the names, in the order of the outputs. named_by: where the names are from, for a
+    person. path: the file.
+    """
+    model: Classifier
+    options: Options
+    classes: list
+    named_by: str
+    path: Path
+
+
+def read_tuned(source, ema=False, classes=None, **given):
+    """Read a fine-tuned classifier. Raises ValueError if there is none.
+
+    source: a run folder or a file. Of a folder the best weights are taken, or their average where its top-1
+    was higher. ema: the average of the weights, of a folder or of a *_last.pth. classes: a text file of
+    names, one a line, instead of those in the file. given: options (model, input_size, crop, in_chans, mean,
+    std) of a file that does not name them, None for those that are not given.
+    """
+    path, content = find(Path(source), ema)
+    config, names = options_and_classes(content, path)
+    weights = content
+    if ema and not path.stem.endswith('_best_ema'):
+        if not isinstance(content.get('ema'), dict):
+            raise ValueError(f'{path} holds no average of the weights (EMA): leave --ema out')
+        weights = content['ema']
+    state = unwrap(weights, path)
+    refuse_pretrained(state, config, path)
+    options = of_run(config, given, path) if config else of_weights(state, given, path)
+    if max(options.size) > LARGE and given.get('input_size') is None:
+        raise ValueError(f'{path} says that its images are {max(options.size)} px large, more than {LARGE}: '
+                         'it is refused')
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        number = number_of_classes(state, options, path)
+        model = build(options, number)
+    load_trained(model, state, options, path)
+    return Tuned(model.eval(), options, *names_of(number, classes, names, config, path), path)
+
+
+def find(source, ema):
+    """(file, its content) of a run folder or a file. Raises ValueError."""
+    if not source.is_dir():
+        content = read_plain(source)
+        return source, content if isinstance(content, dict) else {'model': content}
+    kinds = ('best_ema',) if ema else ('best', 'best_ema')
+    found = [path for kind in kinds for path in sorted(source.glob(f'*_1kfinetuned_{kind}.pth'))]
+    found = found or sorted(source.glob('*_1kfinetuned_last.pth'))  # a run before its first evaluation
+    if not found:
+        if any(source.glob('*_1kpretrained.pth')) or any(source.glob('*_still_pretraining.pth')):
+            raise ValueError(f'{source} is a pretraining run, without a trained classifier: {REMEDY}')
+        raise ValueError(f'{source} is no run folder of downstream_imagenet: it holds no '
+                         '*_1kfinetuned_best.pth')
+    if len({path.name.split('_1kfinetuned_')[0] for path in found}) > 1:
+        raise ValueError(f'{source} holds several networks: give one of its files, such as {found[0]}')
+    contents = {path: read_plain(path) for path in found}
+    for path, content in contents.items():
+        if not isinstance(content, dict):
+            raise ValueError(f'{path} is damaged: it does not hold what a run writes')
+
+    def top1(path):
+        value = contents[path].get('top1')
+        return value if isinstance(value, (int, float)) else -1.0
+
+    best = max(found, key=top1)  # the first of those that are equal
+    return best, contents[best]
+
+
+def refuse_pretrained(state, config, path):
+    """Raise a ValueError for what is no classifier, though it may hold an untrained one."""
+    whole = any(key.startswith((OURS, OFFICIAL)) for key in state)
+    if whole or 'mask_ratio' in config or not config and '_1kpretrained' in path.name:
+        raise ValueError(f'{path} is a pretrained network, without a trained classifier: {REMEDY}')
+    if any(key.startswith(DETECTOR) for key in state):
+        raise ValueError(f'{path} is a detector: python -m downstream_coco.predict reads it')
+    if config and not config.keys() >= {'model', 'input_size', 'smoothing'}:
+        raise ValueError(f'{path} is no file of fine-tuning: its options are not those of a run')
+
+
+def of_run(config, given, path):
+    """The options of a run. Raises ValueError if something else was given."""
+    known = {field.name: config[field.name] for field in fields(Options) if field.name in config}
+    try:
+        options = Options(**{**known, 'resume': None, 'finetune_from': None, 'eval': str(path)})
+    except TypeError as error:
+        raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
+    wrong = [f'{name} is {getattr(options, name)} there, not {value}' for name, value in given.items()
+             if value is not None and getattr(options, name) != value]
+    if wrong:
+        raise ValueError(f'{path} is of another run ({"; ".join(wrong)}): leave that out, a run says itself '
+                         'what it is')
+    return options
+
+
+def of_weights(state, given, path):
+    """The options for a file of weights alone. Raises ValueError."""
+    given = {name: value for name, value in given.items() if value is not None}
+    model = given.pop('model', None) or guess_model(state)
+    if model is None:
+        raise ValueError(f'{path} does not say which network it is: give --model=NAME')
+    is_probe = 'fc.weight' in state and any(key.startswith('cnn.') for key in state)
+    return Options(**given, model=model, freeze=is_probe, eval=str(path))
+
+
+def number_of_classes(state, options, path):
+    """How many classes the classifier in a file tells apart. Raises ValueError if there is none."""
+    if options.freeze:
+        weight = state.get('fc.weight')
+    else:
+        cnn = create_cnn(options.model, options.in_chans)
+        head = cnn.get_classifier() if hasattr(cnn, 'get_classifier') else None
+        linear = [name for name, module in cnn.named_modules() if isinstance(module, nn.Linear)][-1:]
+        own = [name for name, module in cnn.named_modules() if module is head and hasattr(head, 'weight')]
+        weight = to_timm(state, cnn).get(f'{(own or linear or ["head"])[0]}.weight')
+    if weight is None or weight.ndim < 2:
+        raise ValueError(f'{path} holds no classifier for {options.model}: {REMEDY}')
+    return len(weight)
+
+
+def names_of(number, file, names, config, path):
+    """(names of the classes, where they are from). Raises ValueError if a list of them has another number."""
+    if file is not None:
+        given = read_names(file)
+        if len(given) != number:
+            raise ValueError(f'--classes={file} has {len(given)} names, the network in {path} tells {number} '
+                             'classes apart: give one name a line, in the order of its outputs')
+        return given, f'named by {file}'
+    if names is not None:
+        if len(names) != number:
+            raise ValueError(f'{path} is damaged: it names {len(names)} classes, its network tells {number} '
+                             'apart')
+        return names, 'named by the file'
+    folder = Path(config['data_path'], 'train') if isinstance(config.get('data_path'), str) else None
+    if folder is not None and folder.is_dir():
+        found = sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith('.'))
+        if len(found) == number:
+            return found, f'named by the folders in {folder}'
+    numbers = [str(i) for i in range(number)]
+    return numbers, 'numbered, since the file does not name them; --classes=FILE does'
+
+
+def read_names(file):
+    """The lines of a text file, but for empty ones. Raises ValueError."""
+    try:
+        text = Path(file).read_text(encoding='utf-8-sig')  # with a byte order mark or without
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'--classes={file} cannot be read ({error}): give a text file in UTF-8, one name a '
+                         'line') from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
