@@ -366,7 +366,7 @@ class Watch(TorchDispatchMode):
                 self.refuse(str(error) if type(error) is ValueError else
                             f'cannot run on a strip of visible cells ({type(error).__name__}: {error})')
             raise Refused(f'{type(self.cnn).__name__} cannot run on an image {tuple(image.shape)}: '
-                          f'{type(error).__name__} {error}') from error
+                          f'{type(error).__name__} {error}. If it is too small, give a larger --input_size') from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -389,7 +389,7 @@ class Watch(TorchDispatchMode):
 
     def enter(self, name, module, inputs):
         self.stack.append((name, module))
-        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and values_of_channel(module, inputs[0]) == 1:
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and inputs and values_of_channel(module, inputs[0]) == 1:
             raise Refused(f'{type(self.cnn).__name__} cannot be pretrained at this size: {self.where()} {NO_DEVIATION}')
         self.called.append(module)
 

@@ -1,5 +1,7 @@
 """Norms that see a single value of each channel: found without a trace, and refused by name before anything is lost."""
 import copy
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -17,6 +19,7 @@ from pretrain.main import pretrain
 from pretrain.plan import GIB, MEMORY_ERROR, Plan, plan
 from pretrain.plan import Options as PlanOptions
 from pretrain.spark import build_spark
+from tests.conftest import ROOT, flags
 from tests.test_coco import scenes  # noqa: F401  (a fixture, as the next ones)
 from tests.test_coco import small as small_detection  # noqa: F401
 from tests.test_finetune import labelled  # noqa: F401
@@ -208,6 +211,18 @@ def test_detection_is_refused_before_it_begins_and_frozen_norms_are_not(small_de
     for more in ({'frozen_bn': True}, {'freeze': True}):
         with pytest.raises(Begins):
             train_detector(small_detection(**changes, **more, run_dir=str(tmp_path / 'frozen'), fresh=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sync_bn', [True, False])
+def test_one_image_a_rank_is_trained_on_if_ranks_share_their_statistics(tiny, tmp_path, sync_bn):
+    options = tiny(model='resnest14d', input_size=64, decoder_width=32, batch_size=2, epochs=1, warmup_epochs=0,
+                   sync_bn=sync_bn)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'pretrain.main',
+               *flags(options), '--name=two']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == sync_bn
+    assert ('Finished' in done.stdout) == sync_bn and ('--sync_bn=True' in done.stderr) != sync_bn
 
 
 def test_a_plan_has_no_parts_of_one_image():
