@@ -11,7 +11,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from common.stopping import Stopped, Unwritten, leave
+from common.stopping import Ended, leave
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
@@ -138,8 +138,8 @@ def errors_in_one_sentence(accum=None):
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:
         yield
-    except (Stopped, Unwritten) as error:
-        leave(error.code, f'{error}' if speaks else None)
+    except Ended as error:
+        leave(error.code)
     except ValueError as error:
         lines = str(error).strip().splitlines()
         # A loading process hands its error on as a traceback in the message.

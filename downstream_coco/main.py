@@ -41,7 +41,7 @@ def train_detector(options):
 
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed(options.stall_minutes) as ranks:
+    with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
             return measure(options, ranks)

@@ -54,7 +54,7 @@ def fine_tune(options, dataset=None, val_dataset=None):
     dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in the options.
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed(options.stall_minutes) as ranks:
+    with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
             return measure(options, ranks, val_dataset)

@@ -43,7 +43,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
     Raises ValueError, before any work, for whatever does not fit together; Stopped or Unwritten (common.stopping) where a
     signal or the disk ends it.
     """
-    with distributed(options.stall_minutes) as ranks:
+    with distributed(options.stall_minutes, options.folder) as ranks:
         images = check_dataset(dataset, options.in_chans) if dataset is not None else \
             find_images(options.data_path, options.dataset, options.in_chans, options.list_root)
         held_out = check_dataset(val_dataset, options.in_chans) if val_dataset is not None else \
