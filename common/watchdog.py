@@ -149,8 +149,8 @@ def exit_pipe(pid):
 class Silence:
     """How long a rank has been silent, counted in pauses, so that time in which the counting process was stopped is none.
 
-    heard(what it sent) and passed(whether it is stopped), after a pause without anything, say what is to be done: None, 'leave',
-    'warn' (once, at a tenth of the patience) or 'end'.
+    heard(what it sent), and passed(whether it is stopped) after a pause without anything, say what is to be done: None,
+    'leave', 'warn' (once, at a tenth of the patience) or 'end'.
     """
 
     def __init__(self, patience, pause):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.finetuning import finetune
 from common.images import same_images
@@ -192,6 +192,7 @@ def measure(options, ranks):
     return results
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images import SeveralFiles
 from common.run import autocast
@@ -80,6 +80,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module='
     return found
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('downstream_coco.predict', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('images', nargs='+', help='images, or folders of them')

@@ -16,7 +16,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 
 from common.checkpoint import is_run, load_run, open_folder, read_plain, refuse_changes
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.data import Augmented, Steps
 from common.distributed import distributed
 from common.finetuning import finetune
@@ -219,6 +219,7 @@ def measure(options, ranks, val_dataset=None):
     return results
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)

@@ -23,7 +23,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from common.checkpoint import plain_state, read_plain, save, write_atomically
-from common.cli import errors_in_one_sentence, needs
+from common.cli import errors_in_one_sentence, needs, reader_may_leave
 from common.weights import OFFICIAL, OURS, guess_model, load_official_spark, load_strictly, to_official, to_timm, to_torchvision
 from pretrain.card import write_card
 from pretrain.compare import error
@@ -283,6 +283,7 @@ WRITERS = {'timm': to_timm_file, 'torchvision': to_torchvision_file, 'official':
            'detectron2': to_detectron2_file, 'mmdet': to_mmdet_file, 'hf': to_hf_folder, 'onnx': to_onnx_file}
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.export', description=__doc__.splitlines()[0], allow_abbrev=False)
     add_network(parser)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from pretrain.saved import add_network, network_of
 
 
@@ -40,6 +40,7 @@ def write_arrays(path, **arrays):
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.features', description=__doc__.splitlines()[0], allow_abbrev=False)
     add_network(parser)

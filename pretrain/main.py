@@ -15,7 +15,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 
 from common.checkpoint import load_run, open_folder, plain_state, refuse_changes, save
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
 from common.engine import Normalise, fit_accumulation
@@ -146,6 +146,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     log.say(f'Finished. The pretrained {options.model} is in {run.exported}')
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)

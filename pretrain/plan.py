@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from common.cli import errors_in_one_sentence, option, parse
+from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
 from common.distributed import Ranks
 from common.log import duration
@@ -291,6 +291,7 @@ def plan(options):
     return Plan(options, counts, speed_of(options, counts, spark))
 
 
+@reader_may_leave()
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse(Options, 'pretrain.plan', __doc__.split('\n')[0], argv, config.recipe)

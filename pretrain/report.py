@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence, needs
+from common.cli import errors_in_one_sentence, needs, reader_may_leave
 from common.log import duration
 from pretrain.log import pictures_of, read_log
 from pretrain.pictures import read_picture
@@ -226,6 +226,7 @@ network predicts normalised cells.</p>
 '''
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.report', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('runs', metavar='RUN', nargs='+', help='run folders, such as output_my_run')
