@@ -110,7 +110,8 @@ def parse(cls, program, description, argv=None, recipe=None):
     Exits with code 2 and one sentence on a flag or value that is wrong.
     """
     parser = parser_of(cls, program, description)
-    given = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
+    with reader_may_leave():  # of --help
+        given = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
     try:
         return cls(**{**(recipe(given) if recipe else {}), **given})
     except ValueError as error:

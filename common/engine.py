@@ -13,6 +13,7 @@ from torchvision.transforms.functional import convert_image_dtype
 
 from common.optim import set_schedule
 from common.schedule import seed_for
+from common.words import counted
 
 LAG = 2  # steps by which the host reads results later than a GPU is given them: by then it has them, and nobody waits
 
@@ -142,7 +143,8 @@ def fit_accumulation(model, arguments, share, ranks, autocast):
         if not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item():
             break
         if share % (accum * 2):
-            raise ValueError(f'{share // accum} images at a time do not fit in memory, and the {share} of a rank cannot be '
+            raise ValueError(f'{counted(share // accum, "image at a time does", "images at a time do")} not fit in memory, and '
+                             f'the {share} of a rank cannot be '
                              f'halved further: give a smaller --bs or --input_size')
         accum *= 2
     for name, buffer in model.named_buffers():

@@ -29,6 +29,7 @@ from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding
 from common.weights import create_cnn, load_classifier, load_strictly, register
+from common.words import counted
 from downstream_coco.config import parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, TrainingView, WholeView, moved
 from downstream_coco.detector import SIDE, Detector
@@ -67,7 +68,8 @@ def train_detector(options):
                 if loaded and not saved:
                     log.say(f'{options.finetune_from}: {loaded}')
                 if is_finished(run, saved):
-                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+                    log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. '
+                            '--fresh starts it over.')
                 else:
                     with Session(now, log, saved).opened() as session:
                         set_up_and_train(now, model, images, val, facts, saved, log, session)
@@ -188,7 +190,7 @@ def measure(options, ranks):
             results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
                                       lambda: autocast(options, ranks), loading_processes(options, ranks))
         if ranks.is_main:
-            print(f'{which}: {figures(results[which])} on {results[which]["images"]:,} images')
+            print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')
     return results
 
 

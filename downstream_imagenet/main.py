@@ -29,6 +29,7 @@ from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding
 from common.weights import create_cnn, load_classifier, load_strictly, register, try_size, unwrap
+from common.words import counted
 from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import (
     LabelledFolder,
@@ -89,7 +90,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
                 elif not saved and not options.finetune_from:
                     log.say('No weights given (--finetune_from): training from random ones.')
                 if is_finished(run, saved):
-                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+                    log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. '
+                            '--fresh starts it over.')
                 else:
                     with Session(now, log, saved).opened() as session:
                         set_up_and_train(now, model, images, val, classes, saved, log, session)
@@ -215,7 +217,7 @@ def measure(options, ranks, val_dataset=None):
                                       loading_processes(options, ranks))
         if ranks.is_main:
             print(f'{which}: top-1 {results[which]["top1"]:.2f} %, top-5 {results[which]["top5"]:.2f} % on '
-                  f'{results[which]["images"]:,} images')
+                  f'{counted(results[which]["images"], "image")}')
     return results
 
 

@@ -27,6 +27,7 @@ from common.optim import build_optimizer, load_state, parameter_groups
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding, train
 from common.weights import load_init, load_strictly
+from common.words import counted
 from pretrain.config import parse_options
 from pretrain.data import find_held_out, find_images
 from pretrain.engine import evaluate, masked
@@ -68,8 +69,8 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
                 if loaded:
                     log.say(f'{options.init}: {loaded}')
                 if is_finished(run, saved):
-                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. For more, start another from its '
-                            'weights with --init; --fresh starts it over.')
+                    log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. For more, start '
+                            'another from its weights with --init; --fresh starts it over.')
                 else:
                     with Session(now, log, saved).opened() as session:
                         set_up_and_train(now, spark, images, held_out, saved, log, session)

@@ -14,6 +14,7 @@ from pathlib import Path
 from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, needs, reader_may_leave
 from common.log import duration
+from common.words import counted
 from pretrain.log import pictures_of, read_log
 from pretrain.pictures import read_picture
 
@@ -155,8 +156,9 @@ def options_table(logs, names):
 
 def starts(log, name):
     """Each start of a run: when, where, with what."""
-    rows = [[run['time'], f'step {run["step"]:,}', f'{run["ranks"]} ranks', run.get('machine', ''), run.get('precision', ''),
-             short(run['commit']), ', '.join(f'{what} {version}' for what, version in run['versions'].items()),
+    rows = [[run['time'], f'step {run["step"]:,}', counted(run['ranks'], 'rank'), run.get('machine', ''),
+             run.get('precision', ''), short(run['commit']),
+             ', '.join(f'{what} {version}' for what, version in run['versions'].items()),
              ' '.join(run['command'])] for run in log.runs]
     return f'<h3>{html.escape(name)}</h3>' + table(rows, ['time', 'from', 'ranks', 'machine', 'precision', 'commit', 'versions',
                                                           'command'])

@@ -6,6 +6,7 @@ from timm.layers import DropPath
 
 from common import run
 from common.schedule import weight_decay
+from common.words import counted
 from pretrain.config import Options
 
 
@@ -44,17 +45,20 @@ class Run(run.Run):
         (h, w), (height, width) = encoder.grid, encoder.input_size
         drop_path = max((module.drop_prob or 0 for module in spark.modules() if isinstance(module, DropPath)), default=0)
         held = f'{len(held_out):,}' if held_out is not None else 'none'
+        warmup = counted(options.warmup, 'epoch')
+        if options.warmup_epochs is None:
+            warmup += ' (not given: 40, or a tenth of fewer than 400)'
         notes = ''.join(f'note        {note}\n' for note in encoder.notes)
         return f'''
 model       {options.model}: {inside / 1e6:.1f} M parameters, and {outside / 1e6:.1f} M in densify and {options.decoder} decoder
 pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
 {notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held} held out
-steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
+steps       {self.per_epoch:,} an epoch, {self.steps:,} in {counted(options.epochs, "epoch")}
 batch       {self.batch(accum)}
 optimiser   {options.opt}, beta2 {self.beta2(spark)}, gradient clipped to norm {options.clip_grad:g}
 rates       learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to {options.weight_decay_end}
-warm-up     {options.warmup:g} epochs{" (not given: 40, or a tenth of fewer than 400)" * (options.warmup_epochs is None)}
+warm-up     {warmup}
 drop path   {f"up to {drop_path:g}" if drop_path else "none"}
 precision   {self.precision}
 machine     {self.machine}
