@@ -336,14 +336,16 @@ def test_one_that_failed_gives_way_to_the_next_for_the_same_path(monkeypatch):
 @pytest.mark.parametrize(('name', 'step', 'changes'), [
     ('SIGTERM', 2, {}), ('SIGINT', 6, {'workers': 1}), ('SIGUSR1', 4, {}), ('SIGHUP', 9, {}), ('SIGTERM', 7, {'accum': 2}),
 ])
-def test_a_signal_stops_the_run_after_the_step_and_it_goes_on_to_the_same_end(tiny, undisturbed, tmp_path, monkeypatch, name,
-                                                                              step, changes):
+def test_a_signal_stops_the_run_after_the_step_and_it_goes_on_to_the_same_end(tiny, undisturbed, tmp_path, monkeypatch, capsys,
+                                                                              name, step, changes):
     options = tiny(**changes)
     before = signal.getsignal(getattr(signal, name))
     with monkeypatch.context() as patch:
         in_step(patch, step, lambda: os.kill(os.getpid(), getattr(signal, name)))
-        with pytest.raises(Stopped, match=f'stopped by {name} after step {step + 1}, which is saved'):
+        with pytest.raises(Stopped, match=f'stopped by {name} after step {step + 1}, which is saved') as stopped:
             pretrain(options)
+    assert stopped.value.code == STOPPED  # of a script of the user's own, too
+    assert capsys.readouterr().err.count('which is saved: the same command goes on from there\n') == 1
     assert signal.getsignal(getattr(signal, name)) == before
     assert saved(tmp_path / 'run')['step'] == step + 1
     assert 'stopped by' in (tmp_path / 'run/stdout_backup.txt').read_text()
@@ -386,6 +388,13 @@ with stopping.StopRequest() as stop:
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM and done.stdout == 'SIGTERM\n'
     assert 'a second signal ends it at once' in done.stderr
+
+
+@pytest.mark.parametrize(('raised', 'code'), [("Stopped('said by the log')", 75), ("Unwritten('said by the log')", 74)])
+def test_a_script_that_does_not_catch_the_end_exits_with_its_code_and_no_trace(raised, code):
+    script = f'from common.stopping import *\nraise {raised}'
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, '', '')
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():
