@@ -38,7 +38,7 @@ test-lowest:
 	.venv-lowest/bin/python -m pytest -q -m "not slow"
 
 # Detectron2's and MMDetection's folders with the real thing, each in an environment of its own, which takes minutes to build.
-# D2_SRC: a checkout of Detectron2; where git finds it if not given.
+# D2_SRC: a folder with the source of Detectron2, or where git finds it; GitHub if not given.
 test-d2: .venv-d2/complete
 	.venv-d2/bin/python -m pytest -q tests/test_d2.py
 

@@ -23,6 +23,7 @@ import torch
 
 from common.checkpoint import earlier, read_run
 from common.demo_world import write_world
+from common.watchdog import is_stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'your_convnet_still_pretraining.pth'
@@ -91,10 +92,10 @@ def descendants(pid):
     return found
 
 
-def kill(pids):
+def kill(pids, number=signal.SIGKILL):
     for pid in pids:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             continue
 
@@ -133,6 +134,17 @@ def wait_until(condition, process, seconds):
     return False
 
 
+def caught(file, processes):
+    """Stop processes while a file is there; whether it still was once they stood, else they go on."""
+    kill(processes, signal.SIGSTOP)
+    while any(is_alive(pid) and not is_stopped(pid) for pid in processes):
+        time.sleep(0.001)
+    if file.exists():
+        return True
+    kill(processes, signal.SIGCONT)
+    return False
+
+
 def one_life(rng, number, start_it, folder, alone):
     """Start the run and kill it; what was done to it. 'finished' if it came to its end before."""
     temporary, before = folder / f'.{NAME}.writing', starts_of(folder)
@@ -147,7 +159,8 @@ def one_life(rng, number, start_it, folder, alone):
             for _ in range(rng.randrange(4)):  # not always the first
                 wait_until(temporary.exists, process, 60)
                 wait_until(lambda: not temporary.exists(), process, 60)
-            wait_until(temporary.exists, process, 60)
+            while wait_until(temporary.exists, process, 60) and not caught(temporary, descendants(process.pid)):
+                pass
     if process.poll() is not None:
         return 'finished'
     one_rank = alone and not in_a_save and not early and number % 3 == 0

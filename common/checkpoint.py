@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from common.cli import changes
 from common.lock import FolderLock
+from common.words import counted
 
 VERSION = 2  # 1 had neither a fingerprint of the data nor steps that were left out
 
@@ -207,8 +208,8 @@ def refuse_changes(run, saved, **facts):
         raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or go on with what is '
                          'there now: --allow_changed_data')
     if images != saved['images'] and saved['step'] >= run.steps:
-        raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {images:,} images the run has {run.steps:,} '
-                         'steps only. Start another from its weights, with --init or --finetune_from')
+        raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {counted(images, "image")} the run has '
+                         f'{counted(run.steps, "step")} only. Start another from its weights, with --init or --finetune_from')
 
 
 def data_changed(saved, images, fingerprint):

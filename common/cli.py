@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import select
+import signal
 import sys
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -11,7 +13,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from common.stopping import Stopped, Unwritten, leave
+from common.stopping import Ended, leave
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
@@ -116,7 +118,8 @@ def parse(cls, program, description, argv=None, recipe=None):
     Exits with code 2 and one sentence on a flag or value that is wrong.
     """
     parser = parser_of(cls, program, description)
-    given = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
+    with reader_may_leave():  # of --help
+        given = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
     try:
         return cls(**{**(recipe(given) if recipe else {}), **given})
     except ValueError as error:
@@ -144,6 +147,40 @@ def needs(*modules):
 
 
 @contextmanager
+def reader_may_leave(ends=True):
+    """Around a program that prints: a reader of stdout that is gone (`... | head -1`) ends it without a word.
+
+    ends: with code 141, as SIGPIPE would by itself. False: with the code that it has anyway, for a run whose result is files.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not _reader_is_gone():  # some other pipe
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # else Python tries once more at its end, and tells of that
+        os.close(nowhere)
+        if not ends and isinstance(error.__context__, SystemExit):
+            raise error.__context__ from None
+        if ends:
+            sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_is_gone():
+    """Whether stdout is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # stdout has no file
+        return False
+
+
+@contextmanager
 def errors_in_one_sentence(accum=None):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
 
@@ -153,14 +190,16 @@ def errors_in_one_sentence(accum=None):
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:
         yield
-    except (Stopped, Unwritten) as error:
-        leave(error.code, f'{error}' if speaks else None)
+    except Ended as error:
+        leave(error.code)
     except ValueError as error:
         lines = str(error).strip().splitlines()
         # A loading process hands its error on as a traceback in the message.
         message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
         sys.exit(f'error: {message}' if speaks else 1)
     except OSError as error:
+        if accum is None and isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise  # reader_may_leave
         resumes = '' if accum is None else '. Nothing that was saved is lost; the same command goes on from the last checkpoint'
         sys.exit(f'error: {error}{resumes}' if speaks else 1)
     except torch.OutOfMemoryError as error:

@@ -71,7 +71,7 @@ class ImageOptions:
         for field in ('mean', 'std'):
             value = getattr(self, field)
             require(value is None or len(value) == self.in_chans,
-                    f'{field} must have one number for each of the {self.in_chans} channels, not {value}')
+                    f'{field} must have one number for each channel, {self.in_chans} in all, not {value}')
         require(self.in_chans in (1, 3) or self.mean is not None and self.std is not None,
                 f'for {self.in_chans} channels give --mean and --std, {self.in_chans} numbers each')
         for field in dataclasses.fields(self):

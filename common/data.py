@@ -19,6 +19,7 @@ from torchvision.transforms import functional as F
 from common.images import at_most
 from common.pixels import pixel_limit
 from common.schedule import seed_for
+from common.words import counted
 
 BICUBIC = InterpolationMode.BICUBIC
 PATIENCE = 100  # unreadable images in a row before giving up: then it is not the images
@@ -127,7 +128,7 @@ class Augmented(Dataset):
                 failed.append((at, 'it holds NaN or infinite values'))
         if not self.stand_ins:
             return None, None, failed
-        raise ValueError(f'{len(failed)} images in a row could not be read, from number {index} on; the last said '
+        raise ValueError(f'{counted(len(failed), "image")} in a row could not be read, from number {index} on; the last said '
                          f'"{failed[-1][1]}"')
 
     @contextmanager

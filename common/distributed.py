@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from common.watchdog import Watchdog
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -60,13 +62,28 @@ class Ranks:
 
 
 @contextmanager
-def distributed(patience=0):
+def distributed(patience=0, folder='.'):
     """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs.
 
-    patience: minutes without progress after which the watch (common/watch.py) ends a rank and says which one is missing; ranks
-    wait a little longer for each other, so that it comes first. 0: as long as torch has them wait.
+    patience: minutes without progress after which the watch (common/watch.py) ends a rank and says which one is missing, or,
+    where no Python code runs any more, the process beside it does (common/watchdog.py); ranks wait a little longer for each
+    other, so that this comes first. 0: as long as torch has them wait. folder: of the run.
     """
     rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    with Watchdog(rank, patience, folder):
+        ranks = joined(rank, size, patience)
+        try:
+            yield ranks
+        except BaseException as error:
+            if size > 1 and getattr(error, 'on_all_ranks', False):
+                dist.destroy_process_group()  # not after others: it would wait for ranks that wait for this one
+            raise
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def joined(rank, size, patience):
+    """The Ranks of this process, in a process group with the others if there are any. Raises ValueError if a GPU is missing."""
     local = int(os.environ.get('LOCAL_RANK', 0))
     cuda = torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():
@@ -78,14 +95,7 @@ def distributed(patience=0):
     if size > 1:
         dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}),
                                 **({'timeout': timedelta(minutes=patience + 5)} if patience else {}))
-    try:
-        yield Ranks(rank, size, device)
-    except Exception as error:
-        if size > 1 and getattr(error, 'on_all_ranks', False):
-            dist.destroy_process_group()  # not after others: it would wait for ranks that wait for this one
-        raise
-    if size > 1:
-        dist.destroy_process_group()
+    return Ranks(rank, size, device)
 
 
 class _AllReduce(torch.autograd.Function):

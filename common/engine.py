@@ -13,6 +13,7 @@ from torchvision.transforms.functional import convert_image_dtype
 
 from common.optim import set_schedule
 from common.schedule import seed_for
+from common.words import counted
 
 LAG = 2  # steps by which the host reads results later than a GPU is given them: by then it has them, and nobody waits
 
@@ -146,8 +147,9 @@ def fit_accumulation(model, arguments, share, ranks, autocast, least=1):
             break
         if share % (accum * 2) or share // (accum * 2) < least:
             norm = ' (BatchNorm needs two at a time in this network)' if share // accum == least > 1 else ''
-            raise ValueError(f'{share // accum} images at a time do not fit in memory, and the {share} of a rank cannot be '
-                             f'halved further{norm}: give a smaller --bs or --input_size')
+            do_not_fit = f'{counted(share // accum, "image at a time does", "images at a time do")} not fit in memory'
+            raise ValueError(f'{do_not_fit}, and the {share} of a rank cannot be halved further{norm}: give a smaller --bs or '
+                             '--input_size')
         accum *= 2
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])

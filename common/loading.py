@@ -25,6 +25,7 @@ def loader(augmented, batches, workers, device, collate=collate):
 
 def outlive_stops(worker):
     """Let a loading process go on when its whole group is told to stop: the training process saves, and then ends it itself."""
+    signal.set_wakeup_fd(-1)  # its signals are none of the training process (common/watchdog.py)
     for name in ('SIGINT', 'SIGHUP', 'SIGUSR1'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

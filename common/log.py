@@ -16,7 +16,7 @@ import torch
 from common.checkpoint import CannotWrite, write_atomically
 from common.cli import needs
 from common.lock import FolderLock
-from common.stopping import Stopped, Unwritten
+from common.stopping import Ended
 
 AGAIN = 60.0  # seconds after which TensorBoard is tried again
 
@@ -69,14 +69,16 @@ class RunLog:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, (Stopped, Unwritten)) and self.is_main:
-            self.out.handlers[-1].handle(self.out.makeRecord('stdout', logging.INFO, '', 0, str(error), (), None))
+        self.end_line()
+        if isinstance(error, Ended) and self.is_main:
+            record = self.out.makeRecord('stdout', logging.INFO, '', 0, str(error), (), None)
+            self.err.handlers[0].handle(record)  # stderr
+            self.out.handlers[-1].handle(record)  # stdout_backup.txt
         elif isinstance(error, Exception) and self.is_main:  # the caller tells the terminal
             self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an error', (),
                                                              (kind, error, trace)))
         elif isinstance(error, Exception) and not getattr(error, 'on_all_ranks', False):
             self.err.error('error on rank %d: %s', self.rank, error)
-        self.end_line()
         if self.tracker is not None:
             try:
                 self.tracker.finish()

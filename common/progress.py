@@ -3,6 +3,7 @@ import time
 
 from common.energy import Meter
 from common.log import clock, duration
+from common.words import counted
 
 SHOWN = 5  # names of images
 WORTH_SAYING, TOO_LONG = 0.05, 0.2  # share of the time that is spent waiting for images
@@ -57,7 +58,7 @@ class Progress:
         steps = f'steps {bad[0][0]:,} to {step:,}, {len(bad)} of them, were' if several else f'step {step:,} was'
         return (f'{steps} not finite: {"in the last one " * several}the loss was {loss:.4g} and the gradient norm {norm:.4g} '
                 f'at a learning rate of {self.run.schedule(step)[0]:.3g}, on {", ".join(names[:SHOWN])}'
-                + (f' and {len(names) - SHOWN:,} more images' if len(names) > SHOWN else ''))
+                + (f' and {counted(len(names) - SHOWN, "more image")}' if len(names) > SHOWN else ''))
 
     def look(self, seconds, waited=0.0):
         """Tell of the steps since the last look, which took so many seconds; of these, images were waited for so many."""
@@ -84,8 +85,9 @@ class Progress:
                           + f'{duration(left)} left')
         if not self.announced:
             self.announced = True
-            self.log.say(f'The first {self.timed} steps took {self.step_time:.2f} s each: about {duration(left)} to go, '
-                         f'until {clock(left)}.')
+            took = f'The first step took {self.step_time:.2f} s' if self.timed == 1 else \
+                f'The first {self.timed} steps took {self.step_time:.2f} s each'
+            self.log.say(f'{took}: about {duration(left)} to go, until {clock(left)}.')
 
     def end_epoch(self, epoch, metrics, unreadable, said):
         """Write the line of an epoch (counted from 1) to the log and the terminal; called on all ranks.
@@ -111,8 +113,8 @@ class Progress:
             f'gradient norm {norm:.3f}' + (f', {rate:.1f} images/s' if rate else '')
         self.log.say(f'epoch {epoch}/{self.run.options.epochs}: {figures}, {duration(left)} left'
                      + (f', waited {100 * share:.0f} % for images' if (share or 0) > WORTH_SAYING else '')
-                     + (f', {entry["skipped"]} steps were not finite' if entry['skipped'] else '')
-                     + (f', {unreadable} unreadable images so far' if unreadable else ''))
+                     + (f', {counted(entry["skipped"], "step was", "steps were")} not finite' if entry['skipped'] else '')
+                     + (f', {counted(unreadable, "unreadable image")} so far' if unreadable else ''))
         if (share or 0) > TOO_LONG and waited > LEAST and not self.warned and self.run.ranks.is_main:
             self.warned = True
             self.log.warn(f'{100 * share:.0f} % of the time of epoch {epoch} were spent waiting for images (--workers='

@@ -16,6 +16,7 @@ from common.distributed import Ranks, can_share
 from common.log import clock
 from common.norms import refused, single_valued
 from common.schedule import learning_rate, seed_for
+from common.words import counted
 
 
 def divisors(batch, near):
@@ -64,7 +65,7 @@ class Run:
             near = [b for b in (batch // ranks * ranks, -(-batch // ranks) * ranks) if b]
             raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} ranks: give --bs='
                              f'{" or --bs=".join(map(str, near))}; or, to go on with a run of that batch, start '
-                             f'{divisors(batch, ranks)} processes')
+                             f'{divisors(batch, ranks)} process{"es" * (batch > 1)}')
 
     def parts(self, saved):
         """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out. Raises ValueError.
@@ -162,7 +163,7 @@ class Run:
     def batch(self, accum):
         """How the batch is divided, for a person."""
         ranks, parts = self.ranks.size, f', in {accum} parts' if accum > 1 else ''
-        return f'{self.options.batch_size} = {ranks} rank{"s" * (ranks > 1)} x {self.share} images{parts}'
+        return f'{self.options.batch_size} = {counted(ranks, "rank")} x {counted(self.share, "image")}{parts}'
 
     def going_on(self, saved):
         """Where a run goes on, for a person; nothing where it begins."""
@@ -203,8 +204,8 @@ class Run:
         """What is allowed and seldom meant."""
         options = self.options
         if options.accum not in ('auto', accum):
-            yield (f'{self.share} images a rank cannot be cut into {options.accum} parts: they are in {accum}, and BatchNorm '
-                   'sees those')
+            yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but into {accum}, and '
+                   'BatchNorm sees those')
         if self.left_out:
             parts = ', '.join(f'{first:,} to {stop - 1:,}' for first, stop in self.left_out)
             yield f'the steps {parts} are left out: they were not finite'
@@ -219,7 +220,8 @@ class Run:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
         if self.images < options.batch_size:
             fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
-            yield (f'{self.images} images are fewer than one batch of {options.batch_size}, which therefore repeats them. '
+            yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of {options.batch_size}, '
+                   f'which therefore repeats {"them" if self.images > 1 else "it"}. '
                    f'Give --bs={fitting} or so, for ten steps an epoch or more')
 
     def record(self, start, accum, commit, command):

@@ -20,14 +20,30 @@ SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
 ECHO = 3.0  # seconds in which the same signal may come twice: from the cluster, and handed on by torchrun
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and its state is saved; raised on all ranks."""
-    on_all_ranks, code = True, STOPPED
+class Ended(SystemExit):
+    """The end of a run that is no error of the program. Raised on all ranks; a script that does not catch it exits with `code`.
+
+    What it says is told by the run's log.
+    """
+    on_all_ranks = True
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
 
 
-class Unwritten(Exception):
-    """The run came to its end, or was asked to stop, but its files could not be written; raised on all ranks."""
-    on_all_ranks, code = True, UNWRITTEN
+class Stopped(Ended):
+    """The run was asked to stop, and its state is saved."""
+
+    def __init__(self, message):
+        super().__init__(message, STOPPED)
+
+
+class Unwritten(Ended):
+    """The run came to its end, or was asked to stop, but its files could not be written."""
+
+    def __init__(self, message):
+        super().__init__(message, UNWRITTEN)
 
 
 class StopRequest:
@@ -63,13 +79,9 @@ class StopRequest:
         self.since, self.asked = time.monotonic(), why
 
 
-def leave(code, message=None):
+def leave(code):
     """End the program. torchrun knows only 0 and 1, and may start again what ends with 1: it is told 0 where main.sh asks."""
-    code = 0 if tell(code) else code
-    if message:
-        with suppress(OSError):
-            sys.stderr.write(f'{message}\n')
-    sys.exit(code)
+    sys.exit(0 if tell(code) else code)
 
 
 def tell(code):

@@ -88,8 +88,9 @@ class Watch:
         now, lines = time.time(), {}
         for sign in signs:
             silent = now - sign['time'] > 3 * self.pause
+            done = 'no step done yet' if sign['step'] is None else f'the last step done being {sign["step"]}'
             what = f'has given no sign of life for {now - sign["time"]:.0f} s: it or its machine is stopped or dead' if silent \
-                else f'is {sign["doing"]} since {now - sign["since"]:.0f} s, the last step done being {sign["step"]}'
+                else f'is {sign["doing"]} since {now - sign["since"]:.0f} s, {done}'
             order = 0 if silent else 1 if sign['doing'] != TRAINING else 2
             lines.setdefault((order, what if order < 2 else 'train'), []).append((sign, what))
         told = []

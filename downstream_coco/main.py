@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.finetuning import finetune
 from common.images import same_images
@@ -29,6 +29,7 @@ from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding
 from common.weights import create_cnn, load_classifier, load_strictly, register
+from common.words import counted
 from downstream_coco.config import parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, TrainingView, WholeView, moved
 from downstream_coco.detector import SIDE, Detector
@@ -41,7 +42,7 @@ def train_detector(options):
 
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed(options.stall_minutes) as ranks:
+    with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
             return measure(options, ranks)
@@ -70,7 +71,8 @@ def train_detector(options):
                 if loaded and not saved:
                     log.say(f'{options.finetune_from}: {loaded}')
                 if is_finished(run, saved):
-                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+                    log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. '
+                            '--fresh starts it over.')
                 else:
                     with Session(now, log, saved).opened() as session:
                         set_up_and_train(now, model, images, val, facts, saved, log, session)
@@ -193,10 +195,11 @@ def measure(options, ranks):
             results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
                                       lambda: autocast(options, ranks), loading_processes(options, ranks))
         if ranks.is_main:
-            print(f'{which}: {figures(results[which])} on {results[which]["images"]:,} images')
+            print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')
     return results
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)

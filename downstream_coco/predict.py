@@ -12,12 +12,13 @@ from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence, expanded
+from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
 from common.images import SeveralFiles
 from common.look import warn_of
 from common.run import autocast
 from common.weights import register
+from common.words import counted
 from downstream_coco.config import Options
 from downstream_coco.data import Collate, WholeView
 from downstream_coco.engine import as_results
@@ -78,11 +79,12 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module='
             name = f'{number:04}_{Path(images.name(number)).stem}.png'
             F.to_pil_image(drawn(picture, one, [category['name'] for category in categories])).save(Path(out, name))
             found += [{'file_name': images.name(number), **result} for result in as_results(one, number, categories, *original)]
-            say(f'{images.name(number)}: {len(one["labels"])} objects, {Path(out, name)}')
+            say(f'{images.name(number)}: {counted(len(one["labels"]), "object")}, {Path(out, name)}')
         write_atomically(Path(out, 'predictions.json'), lambda file: file.write(json.dumps(found).encode()))
     return found
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('downstream_coco.predict', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('images', nargs='+', help='images, or folders of them')

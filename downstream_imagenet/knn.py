@@ -7,7 +7,7 @@ Features are average pooled and divided by their length; the k nearest training 
 import torch
 import torch.nn.functional as F
 
-from common.cli import errors_in_one_sentence, parse
+from common.cli import errors_in_one_sentence, parse, reader_may_leave
 from downstream_imagenet.features import Options, accuracy, compute
 
 NEIGHBOURS = (10, 20, 100, 200)
@@ -36,6 +36,7 @@ def knn(options, dataset=None, val_dataset=None, say=print):
     return found
 
 
+@reader_may_leave()
 def main(argv=None):
     options = parse(Options, 'downstream_imagenet.knn', 'k-NN on frozen features.', argv)
     with errors_in_one_sentence():

@@ -12,7 +12,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from common.cli import errors_in_one_sentence, parse
+from common.cli import errors_in_one_sentence, parse, reader_may_leave
 from common.weights import register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
@@ -82,6 +82,7 @@ def linear_probe(options, dataset=None, val_dataset=None, say=print):
     return top1, top5
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     if '--mae' in argv:

@@ -16,7 +16,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 
 from common.checkpoint import is_run, load_run, open_folder, read_plain, refuse_changes
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.data import Augmented, Steps
 from common.distributed import distributed
 from common.finetuning import finetune
@@ -29,6 +29,7 @@ from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding
 from common.weights import create_cnn, load_classifier, load_strictly, register, try_size, unwrap
+from common.words import counted
 from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import (
     LabelledFolder,
@@ -55,7 +56,7 @@ def fine_tune(options, dataset=None, val_dataset=None):
     dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in the options.
     Raises ValueError, before any work, for whatever does not fit together.
     """
-    with distributed(options.stall_minutes) as ranks:
+    with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
             return measure(options, ranks, val_dataset)
@@ -92,7 +93,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
                 elif not saved and not options.finetune_from:
                     log.say('No weights given (--finetune_from): training from random ones.')
                 if is_finished(run, saved):
-                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
+                    log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. '
+                            '--fresh starts it over.')
                 else:
                     with Session(now, log, saved).opened() as session:
                         set_up_and_train(now, model, images, val, classes, saved, log, session)
@@ -235,10 +237,11 @@ def measure(options, ranks, val_dataset=None):
                                       loading_processes(options, ranks))
         if ranks.is_main:
             print(f'{which}: top-1 {results[which]["top1"]:.2f} %, top-5 {results[which]["top5"]:.2f} % on '
-                  f'{results[which]["images"]:,} images')
+                  f'{counted(results[which]["images"], "image")}')
     return results
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)

@@ -6,6 +6,7 @@ from timm.layers import DropPath
 from common import run
 from common.finding import first_of
 from common.images import ImageFiles, not_looked_at
+from common.words import counted
 from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
 from downstream_imagenet.data import labels_of
 
@@ -48,11 +49,11 @@ class Run(run.Run):
         return f'''
 model       {options.model}: {trained / 1e6:.2f} M parameters are trained{" (frozen features)" * options.freeze}
 recipe      {recipe}
-images      {self.images:,} for training, {len(val):,} for validation{where}; {len(classes)} classes
-{notes}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
+images      {self.images:,} for training, {len(val):,} for validation{where}; {counted(len(classes), "class", "classes")}
+{notes}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {counted(options.epochs, "epoch")}
 batch       {self.batch(accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}
 optimiser   {opt}, weight decay {options.weight_decay:g}, gradient {clipping}
-rates       learning rate up to {options.peak_lr:.3g}; {options.warmup:g} epochs of warm-up
+rates       learning rate up to {options.peak_lr:.3g}; {counted(options.warmup, "epoch")} of warm-up
 loss        {options.loss_name}, label smoothing {options.smoothing:g}, {mixing}
 augmented   {crops}, augmentation {options.augmentation}, erasing {options.erase:g}
 drop path   {f"up to {drop_path:g}" if drop_path else "none"}

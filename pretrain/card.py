@@ -3,6 +3,7 @@ import re
 
 from common.checkpoint import write_atomically
 from common.cli import needs
+from common.words import counted
 from pretrain.log import pictures_of, read_log
 from pretrain.pictures import TARGETS, hidden_cells, read_picture, write_picture
 
@@ -33,7 +34,7 @@ def write_card(saved, folder, licence=None):
                        recipe=recipe_table(saved, log),
                        pictures='\n\n'.join(parts) or 'No log or pictures lay beside the weights.',
                        size='x'.join(map(str, saved.spark.encoder.input_size)),
-                       channels=saved.options.in_chans)
+                       channels=counted(saved.options.in_chans, 'channel'))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
 
 
@@ -45,8 +46,8 @@ def as_markdown(text):
 def data(saved):
     if saved.images is None:
         return 'The file does not say which images it was trained on. **Fill this in.**'
-    return (f'{saved.images:,} images without labels. **Say here what they show, where they come from, and what their licence '
-            'is.**')
+    return (f'{counted(saved.images, "image")} without labels. **Say here what they show, where they come from, and '
+            'what their licence is.**')
 
 
 def recipe_table(saved, log):
@@ -62,7 +63,7 @@ def recipe(saved, log):
     """(name, value) of what somebody would need to do the same again."""
     options, encoder = saved.options, saved.spark.encoder
     yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
-    yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {options.in_chans} channels'
+    yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {counted(options.in_chans, "channel")}'
     if options.pixel_range is not None:
         yield 'values', '{:g} to {:g} of files of more than 8 bits become 0 to 1'.format(*options.pixel_range)
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
@@ -135,7 +136,7 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  
 ## Limits
 
 * The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised weights.
-* Pretrained on images of {size} pixels with {channels} channels; other sizes work as they do for any convolutional network.
+* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any convolutional network.
 * What the images did not show, the network has not learned; whatever bias they have, it may have too.
 * A low reconstruction loss does not rank networks: compare them on your task.
 

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.cli import reader_may_leave
 from common.config import size
 from common.convolutions import safe_convolutions
 from common.weights import create_cnn
@@ -318,6 +319,7 @@ def exported(encoder, other):
     return same, asked, 'which gives the same features' if same else 'whose features differ'
 
 
+@reader_may_leave()
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m pretrain.check', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)

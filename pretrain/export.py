@@ -23,8 +23,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from common.checkpoint import plain_state, read_plain, save, write_atomically
-from common.cli import errors_in_one_sentence, expanded, needs
+from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.weights import OFFICIAL, OURS, guess_model, load_official_spark, load_strictly, to_official, to_timm, to_torchvision
+from common.words import counted
 from pretrain.card import write_card
 from pretrain.compare import error
 from pretrain.saved import add_network, build, network_of
@@ -95,7 +96,8 @@ def create(saved, **more):
 def to_torchvision_file(saved, stem, suffix, _):
     name = saved.model.split('.')[0]
     if name not in TORCHVISION or saved.options.in_chans != 3:
-        raise ValueError(f'torchvision has no {name} for images of {saved.options.in_chans} channels with the same layers as '
+        raise ValueError(f'torchvision has no {name} for images of {counted(saved.options.in_chans, "channel")} with the '
+                         'same layers as '
                          f'timm\'s; it has {", ".join(TORCHVISION)}, for 3')
     path, cnn, images = stem.with_suffix(suffix), saved.spark.encoder.cnn, some_images(saved)
     write_state(path, to_torchvision(plain_state(cnn)))
@@ -286,6 +288,7 @@ WRITERS = {'timm': to_timm_file, 'torchvision': to_torchvision_file, 'official':
            'detectron2': to_detectron2_file, 'mmdet': to_mmdet_file, 'hf': to_hf_folder, 'onnx': to_onnx_file}
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.export', description=__doc__.splitlines()[0], allow_abbrev=False)
     add_network(parser)

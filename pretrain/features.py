@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence, expanded
+from common.cli import errors_in_one_sentence, expanded, reader_may_leave
+from common.words import counted
 from pretrain.saved import add_network, network_of
 
 
@@ -31,7 +32,7 @@ def features(saved, sources, out, maps=True, say=print):
             arrays = {f'stride_{stride}': level.numpy() for stride, level in zip(encoder.reductions, levels)}
             write_arrays(out / f'{index:04}_{Path(name).stem}.npz', pooled=pooled[-1], **arrays)
     write_arrays(out / 'pooled.npz', names=np.array(names), pooled=np.stack(pooled))
-    say(f'{len(names)} images in {out}: pooled features of {len(pooled[0])} numbers'
+    say(f'{counted(len(names), "image")} in {out}: pooled features of {len(pooled[0])} numbers'
         + (f', maps of strides {", ".join(map(str, encoder.reductions))}' if maps else ''))
     return names, np.stack(pooled)
 
@@ -40,6 +41,7 @@ def write_arrays(path, **arrays):
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.features', description=__doc__.splitlines()[0], allow_abbrev=False)
     add_network(parser)

@@ -16,7 +16,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 
 from common.checkpoint import load_run, open_folder, plain_state, refuse_changes, save
-from common.cli import errors_in_one_sentence
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
 from common.engine import Normalise, fit_accumulation
@@ -29,6 +29,7 @@ from common.optim import build_optimizer, load_state, parameter_groups
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding, train
 from common.weights import load_init, load_strictly
+from common.words import counted
 from pretrain.config import parse_options
 from pretrain.data import find_held_out, find_images
 from pretrain.engine import evaluate, masked
@@ -45,7 +46,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
     Raises ValueError, before any work, for whatever does not fit together; Stopped or Unwritten (common.stopping) where a
     signal or the disk ends it.
     """
-    with distributed(options.stall_minutes) as ranks:
+    with distributed(options.stall_minutes, options.folder) as ranks:
         images = check_dataset(dataset, options.in_chans) if dataset is not None else \
             find_images(options.data_path, options.dataset, options.in_chans, options.list_root, options.reading)
         held_out = check_dataset(val_dataset, options.in_chans) if val_dataset is not None else \
@@ -72,8 +73,8 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
                 if loaded:
                     log.say(f'{options.init}: {loaded}')
                 if is_finished(run, saved):
-                    log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. For more, start another from its '
-                            'weights with --init; --fresh starts it over.')
+                    log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. For more, start '
+                            'another from its weights with --init; --fresh starts it over.')
                 else:
                     with Session(now, log, saved).opened() as session:
                         set_up_and_train(now, spark, images, held_out, saved, log, session)
@@ -150,6 +151,7 @@ def set_up_and_train(run, spark, images, held_out, saved, log, session):
     log.say(f'Finished. The pretrained {options.model} is in {run.exported}')
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)

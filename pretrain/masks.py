@@ -11,6 +11,8 @@ import re
 import torch
 import torch.nn.functional as F
 
+from common.words import counted
+
 
 def read_mask(text, grid):
     """A text -> visible, LongTensor (1, k), for a grid (h, w). Raises ValueError that says what the grid is."""
@@ -21,7 +23,8 @@ def read_mask(text, grid):
         if strange:
             raise ValueError(f'the mask has the sign "{strange[0]}": it is # for a visible cell and . for a hidden one')
         if [len(line) for line in lines] != [w] * h:
-            raise ValueError(f'the mask has {len(lines)} lines of {", ".join(map(str, sorted({len(line) for line in lines})))} '
+            raise ValueError(f'the mask has {counted(len(lines), "line")} of '
+                             f'{", ".join(map(str, sorted({len(line) for line in lines})))} '
                              f'signs; this network wants {h} lines of {w}, # for a visible cell and . for a hidden one')
         return to_visible([sign == '#' for sign in ''.join(lines)], grid)
     try:
@@ -39,7 +42,7 @@ def to_visible(is_visible, grid):
     """A boolean for each cell, row by row -> visible, LongTensor (1, k). Raises ValueError if all are alike."""
     is_visible = torch.as_tensor(is_visible, dtype=torch.bool).flatten()
     if len(is_visible) != grid[0] * grid[1]:
-        raise ValueError(f'a mask of {len(is_visible)} cells for a grid of {grid[0]} x {grid[1]}')
+        raise ValueError(f'a mask of {counted(len(is_visible), "cell")} for a grid of {grid[0]} x {grid[1]}')
     if is_visible.all() or not is_visible.any():
         raise ValueError('one cell at least must be visible and one hidden')
     return is_visible.nonzero().T

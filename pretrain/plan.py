@@ -13,12 +13,13 @@ from statistics import median
 
 import torch
 
-from common.cli import errors_in_one_sentence, option, parse
+from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
 from common.distributed import Ranks
 from common.log import duration
 from common.memory import Line
 from common.scaling import step_seconds
+from common.words import counted
 from pretrain import config
 from pretrain.counts import Counts, Step
 from pretrain.log import read_log
@@ -205,8 +206,8 @@ class Plan:
     def __str__(self):
         options, (height, width) = self.options, self.options.size
         title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder}, ' \
-                f'{options.decoder_width} wide, {options.precision or "bf16"}, {options.opt}: {options.batch_size:,} images ' \
-                f'a step on {options.gpus:,} GPU{"s" * (options.gpus > 1)} of {options.memory:g} GiB\n'
+                f'{options.decoder_width} wide, {options.precision or "bf16"}, {options.opt}: ' \
+                f'{counted(options.batch_size, "image")} a step on {counted(options.gpus, "GPU")} of {options.memory:g} GiB\n'
         tables = (('memory of a GPU', self.memory()), ('batch', self.batch()), ('run', self.time()), ('files', self.files()))
         return title + ''.join(f'\n{name}\n' + ''.join(f'  {what:<30}{value:>16}   {how}\n' for what, value, how in rows)
                                for name, rows in tables)
@@ -221,17 +222,18 @@ class Plan:
             ('an image', mib(counts.image), 'measured'),
             ('kept for its backward pass', mib(counts.kept.an_image), 'measured, of each image'),
             ('kept whatever the batch', gib(counts.kept.constant), 'measured'),
-            ('largest temporary', gib(self.largest_temporary()), f'predicted, at {part:,} images'),
+            ('largest temporary', gib(self.largest_temporary()), f'predicted, at {counted(part, "image")}'),
             ('all of it', gib(counts.held(part, self.alone)),
-             f'predicted, at {part:,} images; up to {MEMORY_ERROR:.0%} more where that was checked (CPU)'),
+             f'predicted, at {counted(part, "image")}; up to {MEMORY_ERROR:.0%} more where that was checked (CPU)'),
             ('kept free', f'{options.reserve:.2f} GiB', 'assumed: CUDA, workspaces of kernels, NCCL, fragmentation')]
 
     def batch(self):
         options = self.options
         return [
-            ('largest at a time', f'{self.room(self.alone):,} images', 'predicted, with room for that and what is kept free'),
-            ("a GPU's share", f'{self.run.share:,} images', f'given, by --bs={options.batch_size}'),
-            ('parts', f'--accum={self.parts}', f'predicted, of {self.part:,} images; BatchNorm sees those'
+            ('largest at a time', counted(self.room(self.alone), 'image'),
+             'predicted, with room for that and what is kept free'),
+            ("a GPU's share", counted(self.run.share, 'image'), f'given, by --bs={options.batch_size}'),
+            ('parts', f'--accum={self.parts}', f'predicted, of {counted(self.part, "image")}; BatchNorm sees those'
              + ' of all GPUs' * (options.sync_bn and options.gpus > 1))]
 
     def largest_temporary(self):
@@ -241,7 +243,7 @@ class Plan:
 
     def time(self):
         options, run, counts = self.options, self.run, self.counts
-        rows = [('steps', f'{run.steps:,}', f'given: {options.epochs:,} epochs of {options.images:,} images'),
+        rows = [('steps', f'{run.steps:,}', f'given: {counted(options.epochs, "epoch")} of {counted(options.images, "image")}'),
                 ('operations of an image', f'{counts.operations / 1e9:.1f} G', 'measured, forward and backward; a '
                  'multiply-accumulate is two')]
         if self.speed is None:
@@ -292,6 +294,7 @@ def build(options):
 
 def plan(options):
     """The Plan of a run with these options. Raises ValueError."""
+    speed = logged(options) if options.log else None  # first: the rest takes a while
     spark = build(options)
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)
     names = spark.single_valued if options.accum == 'auto' else \
@@ -301,9 +304,10 @@ def plan(options):
         image = torch.zeros(1, options.in_chans, *options.size)
         run.with_norms(None, spark, lambda: spark(image))  # refuses parts of one image where they cannot be trained
     counts = Counts.of(options, spark)
-    return Plan(options, counts, speed_of(options, counts, spark), smallest)
+    return Plan(options, counts, speed or speed_of(options, counts, spark), smallest)
 
 
+@reader_may_leave()
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse(Options, 'pretrain.plan', __doc__.split('\n')[0], argv, config.recipe)

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from common.cli import errors_in_one_sentence, needs
+from common.cli import errors_in_one_sentence, needs, reader_may_leave
 from common.demo_world import draw
 from common.images import check_channels
 from pretrain.card import as_markdown
@@ -218,6 +218,7 @@ def check_address(host, port):
                              f'{port % 65535 + 1}') from error
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.playground', description=__doc__.splitlines()[0], allow_abbrev=False)
     add_network(parser, several=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from common.cli import errors_in_one_sentence, expanded
+from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from pretrain.masks import read_mask
 from pretrain.pictures import captions, contact_sheet, views, with_grid, write_picture
 from pretrain.saved import add_network, network_of
@@ -58,6 +58,7 @@ def mask_file(path):
                          'a hidden one, or the indices of the visible cells') from error
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.reconstruct', description=__doc__.splitlines()[0], allow_abbrev=False)
     add_network(parser)

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence, expanded, needs
+from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.log import duration
+from common.words import counted
 from pretrain.config import Options
 from pretrain.log import pictures_of, read_log
 from pretrain.pictures import hidden_cells, read_picture
@@ -174,8 +175,9 @@ def options_table(logs, names):
 
 def starts(log, name):
     """Each start of a run: when, where, with what."""
-    rows = [[run['time'], f'step {run["step"]:,}', f'{run["ranks"]} ranks', run.get('machine', ''), run.get('precision', ''),
-             short(run['commit']), ', '.join(f'{what} {version}' for what, version in run['versions'].items()),
+    rows = [[run['time'], f'step {run["step"]:,}', counted(run['ranks'], 'rank'), run.get('machine', ''),
+             run.get('precision', ''), short(run['commit']),
+             ', '.join(f'{what} {version}' for what, version in run['versions'].items()),
              ' '.join(run['command'])] for run in log.runs]
     return f'<h3>{html.escape(name)}</h3>' + table(rows, ['time', 'from', 'ranks', 'machine', 'precision', 'commit', 'versions',
                                                           'command'])
@@ -244,6 +246,7 @@ input[type=range] {{ width: min(100%, 24rem); vertical-align: middle; }}
 '''
 
 
+@reader_may_leave()
 def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.report', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('runs', metavar='RUN', nargs='+', help='run folders, such as output_my_run')

@@ -7,6 +7,7 @@ from timm.layers import DropPath
 from common import run
 from common.images import ImageFiles, not_looked_at
 from common.schedule import weight_decay
+from common.words import counted
 from pretrain.config import Options
 from pretrain.pictures import TARGETS
 
@@ -48,6 +49,9 @@ class Run(run.Run):
         held = 'none held out' if held_out is None else f'{len(held_out):,} held out'
         if isinstance(held_out, ImageFiles) and held_out.root.name != 'val':
             held += f' ({held_out.root})'
+        warmup = counted(options.warmup, 'epoch')
+        if options.warmup_epochs is None:
+            warmup += ' (not given: 40, or a tenth of fewer than 400)'
         notes = ''.join(f'note        {note}\n' for note in encoder.notes)
         left_out = not_looked_at(images, held_out, 'held-out')
         return f'''
@@ -56,11 +60,11 @@ pyramid     strides {", ".join(map(str, encoder.reductions))}; channels {", ".jo
 cells       {encoder.cell_size} px: {h} x {w} = {spark.cells} in an image of {height} x {width}, {spark.visible_cells} visible
 target      {TARGETS[options.target]}
 {notes}images      {self.images:,} of {getattr(images, "root", type(images).__name__)}, {held}
-{left_out}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {options.epochs:,} epochs
+{left_out}steps       {self.per_epoch:,} an epoch, {self.steps:,} in {counted(options.epochs, "epoch")}
 batch       {self.batch(accum)}
 optimiser   {options.opt}, beta2 {self.beta2(spark)}, gradient clipped to norm {options.clip_grad:g}
 rates       learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to {options.weight_decay_end}
-warm-up     {options.warmup:g} epochs{" (not given: 40, or a tenth of fewer than 400)" * (options.warmup_epochs is None)}
+warm-up     {warmup}
 drop path   {f"up to {drop_path:g}" if drop_path else "none"}
 precision   {self.precision}
 machine     {self.machine}

@@ -93,7 +93,7 @@ def flags(options):
             if value != getattr(default, name) and name != 'name']
 
 
-def main_sh(name, *arguments, cwd, timeout=300):
+def main_sh(name, *arguments, cwd, timeout=900):
     """Run bash pretrain/main.sh as a user would; the finished process."""
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
     environment.pop('PYTHONPATH', None)

@@ -1,13 +1,18 @@
 """The command line: official spellings, precedence, errors."""
 import dataclasses
 import io
+import itertools
+import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from common.cli import changes, parser_of
+from common.cli import changes, errors_in_one_sentence, parser_of, reader_may_leave
+from common.words import counted
 from pretrain.config import Options, parse_options, recommended
 
 ALIASES = {
@@ -71,7 +76,7 @@ def test_what_is_not_given_is_computed():
     ('--wp_ep=100 --ep=100', 'warmup_epochs 100.0 must be less than epochs 100'), ('--sbn=maybe', 'neither True nor False'),
     ('--opt=adam', 'invalid choice'), ('--clip=0', 'inf means no clipping'), ('--bs=0', 'batch_size must be 1 or more'),
     ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),
-    ('--mean=1,2', 'one number for each of the 3 channels'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
+    ('--mean=1,2', 'one number for each channel, 3 in all'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
     ('--lr=0', 'learning rate'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
     ('--data_path=', 'data_path cannot be'), ('--cell_size=0', 'cell_size'), ('--std=0,1,1', 'std must be more than 0'),
     ('--fresh --resume=x', 'give one of them'),
@@ -127,3 +132,52 @@ def test_contradictions_list_what_may_not_change():
     assert changes(now, saved, harmless=False) == [('model', 'resnet34', 'resnet18')]
     assert changes(parse('--model=resnet18 --bs=64 --lr=1e-3'), saved, harmless=True) == [('lr', 1e-3, None)]
     assert changes(parse('--model=resnet18 --bs=64 --seed=4'), saved, harmless=False) == [('seed', 4, 0)]
+
+
+@contextmanager
+def unread(buffering):
+    """stdout is a pipe that nobody reads any more, with a buffer (-1) or by lines (1)."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(writing, 'w', buffering=buffering) as stdout:
+        patch.setattr(sys, 'stdout', stdout)
+        yield  # at its end, what is left in the buffer goes nowhere: no error
+
+
+PRINTS = [lambda: print('a line\n' * 3), lambda: print('x' * 1_000_000), lambda: (print('a line'), sys.exit(1))]
+
+
+@pytest.mark.parametrize(('does', 'buffering'), [
+    *itertools.product(PRINTS, [-1, 1]), (lambda: parse_options(['--help']), -1)])  # argparse itself hides an error of a line
+def test_a_program_whose_reader_is_gone_ends_without_a_word(does, buffering, capfd):
+    with unread(buffering), pytest.raises(SystemExit) as end, reader_may_leave(), errors_in_one_sentence():
+        does()
+    assert end.value.code == 141 and capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('code', [0, 75])
+def test_a_run_whose_reader_is_gone_keeps_its_code(code):
+    with unread(-1), pytest.raises(SystemExit) as end, reader_may_leave(ends=False):
+        print('a line')
+        sys.exit(code)
+    assert end.value.code == code
+    with unread(-1), reader_may_leave(ends=False):
+        print('a line')
+
+
+def test_other_pipes_that_break_are_errors(tmp_path, monkeypatch):
+    def does():
+        raise BrokenPipeError(32, 'Broken pipe')
+    with open(tmp_path / 'read', 'w') as file:
+        monkeypatch.setattr(sys, 'stdout', file)
+        with pytest.raises(BrokenPipeError), reader_may_leave():
+            does()
+        with pytest.raises(SystemExit, match='error: .* Broken pipe'), reader_may_leave(), errors_in_one_sentence():
+            does()
+
+
+def test_numbers_and_their_nouns():
+    assert [counted(n, 'image') for n in (0, 1, 2, 1200, np.int64(1281167))] == [
+        '0 images', '1 image', '2 images', '1,200 images', '1,281,167 images']
+    assert (counted(1.0, 'epoch'), counted(0.5, 'epoch'), counted(1, 'class', 'classes'), counted(0, 'class', 'classes')) == (
+        '1 epoch', '0.5 epochs', '1 class', '0 classes')

@@ -216,6 +216,55 @@ def test_without_detectron2_the_remedy_is_named():
     assert done.returncode == 1 and 'see downstream_d2/README.md' in done.stderr.splitlines()[-1]
 
 
+def install(source, folder):
+    """downstream_d2/install.sh with a Python that only writes down what it is asked for; (process, what that was)."""
+    python, asked = folder / 'python', folder / 'asked'
+    python.write_text(f'''#!/bin/sh
+echo "$@" >> {asked}
+for last; do :; done
+if [ -f "$last/setup.py" ]; then ls -A "$last" >> {asked}; fi
+''')
+    python.chmod(0o755)
+    done = subprocess.run(['bash', str(FOLDER / 'install.sh')], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHON': str(python), 'D2_SRC': str(source), 'GIT_CEILING_DIRECTORIES': '/'})
+    return done, asked.read_text().split() if asked.exists() else []
+
+
+@pytest.fixture
+def source(tmp_path):
+    """What a source of Detectron2 looks like."""
+    (tmp_path / 'a source/detectron2').mkdir(parents=True)
+    (tmp_path / 'a source/setup.py').touch()
+    return tmp_path / 'a source'
+
+
+@pytest.mark.parametrize('kind', ['folder', 'checkout', 'bare repository'])
+def test_detectron2_is_built_from_a_folder_with_or_without_git(tmp_path, source, kind):
+    if kind != 'folder':
+        git = ['git', '-C', str(source), '-c', 'user.name=a', '-c', 'user.email=a@b']
+        (source / 'detectron2/a.py').touch()
+        for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'a']):
+            subprocess.run([*git, *words], check=True)
+    if kind == 'bare repository':
+        subprocess.run(['git', 'clone', '-q', '--bare', str(source), str(tmp_path / 'bare')], check=True)
+        source = tmp_path / 'bare'
+    done, asked = install(source, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'setup.py' in asked and asked[asked.index('setup.py') - 1] == 'detectron2'
+
+
+@pytest.mark.parametrize(('make', 'sentence'), [
+    (lambda path: None, 'does not exist: give a folder'),
+    (lambda path: path.mkdir(), 'is no source of Detectron2'),
+    (lambda path: (path / 'detectron2').mkdir(parents=True), 'is no source of Detectron2'),
+    (lambda path: path.write_text('an archive'), 'git cannot clone Detectron2 from D2_SRC')])
+def test_what_is_no_source_of_detectron2_is_said(tmp_path, make, sentence):
+    make(tmp_path / 'there')
+    done, asked = install('there', tmp_path)
+    assert done.returncode == 1 and sentence in done.stderr.splitlines()[-1]
+    assert 'git' in sentence or asked == []  # nothing was installed before
+
+
 @pytest.mark.slow
 def test_detectron2_trains_resumes_and_evaluates(tmp_path):
     pytest.importorskip('detectron2', reason='make test-d2 installs it')

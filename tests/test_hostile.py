@@ -198,7 +198,7 @@ def test_words_arrive_as_they_were_given(program, name, processes, tmp_path):
     python.chmod(0o755)
     environment = {**os.environ, 'PYTHON': str(python)}
     done = subprocess.run(['bash', str(ROOT / program / 'main.sh'), name, f'--ngpu_per_node={processes}', *WORDS], cwd=tmp_path,
-                          env=environment, capture_output=True, text=True, timeout=60)
+                          env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert got[got.index(f'{program}.main') + 1:] == [f'--name={name}', *WORDS]
@@ -213,7 +213,7 @@ def test_numbers_of_the_launcher_are_no_programs(words, tmp_path):
     environment = {**os.environ, 'PYTHON': 'false'}
     environment.pop('OMP_NUM_THREADS', None)  # the launcher computes it from the numbers: shell arithmetic evaluates
     done = subprocess.run(['bash', str(ROOT / 'pretrain/main.sh'), 'n', *words], cwd=tmp_path, capture_output=True, text=True,
-                          env=environment, timeout=60)
+                          env=environment, timeout=600)
     assert done.returncode and not list(tmp_path.iterdir())
 
 
@@ -467,7 +467,7 @@ def measured(folder, words):
     for name in {word.partition(':')[2] for word in words}:
         CLAIMS[name](folder / f'{name}.pth')
     done = subprocess.run([sys.executable, '-c', MEASURE, str(folder), *words], cwd=ROOT, capture_output=True, text=True,
-                          timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                          timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
     lines = [line.split('|') for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == words
@@ -619,7 +619,7 @@ def asked(address, path, content=None, kind='application/json'):
     """(status, body) of a request; what the address answers to a path that stays as it is written."""
     request = urllib.request.Request(address + path, content, {'Content-Type': kind} if content is not None else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

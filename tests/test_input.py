@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,32 +442,63 @@ def test_malformed_files_are_named_alike(tmp_path, monkeypatch, capfd):
 
 # -- waiting ----------------------------------------------------------------------------------------------------------
 
-class Slow(list):
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands in for the clock that training reads: [seconds], which only the test sets forward."""
+    now = [0.0]
+    for module in ('common.engine', 'common.waits', 'common.progress'):
+        monkeypatch.setattr(f'{module}.time', SimpleNamespace(perf_counter=lambda: now[0], strftime=time.strftime))
+    return now
+
+
+class Taking(list):
+    """Images each of which takes so many seconds to read."""
+
+    def __init__(self, images, seconds, clock):
+        super().__init__(images)
+        self.seconds, self.clock = seconds, clock
+
     def __getitem__(self, index):
-        time.sleep(0.02)
+        self.clock[0] += self.seconds
         return super().__getitem__(index)
 
 
-def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr('common.progress.LEAST', 0.1)
-    folder = pretrain(tiny(run_dir=str(tmp_path / 'slow'), picture_every=0), dataset=Slow([noise(32, 32)] * 40))
-    shares = [entry['data_wait'] for entry in log_of(folder)[0][1:]]
-    assert 0.4 < shares[0] < shares[1] < 1  # a step takes less than 8 times 20 ms; the first batch of all is not counted
+def taking(monkeypatch, clock, seconds):
+    """Have each training step take so many seconds, besides what reading its images does."""
+    original = engine.train_step
+
+    def train_step(*arguments):
+        clock[0] += seconds
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, 'train_step', train_step)
+
+
+def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch, clock):
+    """A batch takes 8 s to read, and a step 2 s; the first batch of all is not counted."""
+    taking(monkeypatch, clock, 2.0)
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'slow'), picture_every=0), dataset=Taking([noise(32, 32)] * 40, 1.0, clock))
+    assert [entry['data_wait'] for entry in log_of(folder)[0][1:]] == [32 / 50, 40 / 50]
+    assert [entry['images_per_second'] for entry in log_of(folder)[0][1:]] == pytest.approx([40 / 50, 40 / 50])
     said, warned = ((folder / f'std{kind}_backup.txt').read_text() for kind in ('out', 'err'))
-    assert len(re.findall(r', waited \d\d % for images', said)) == 2
-    assert len(re.findall(r'\d\d % of the time of epoch \d were spent waiting for images \(--workers=0\)', warned)) == 1
+    assert re.findall(r', waited (\d\d) % for images', said) == ['64', '80']
+    told = re.findall(r'(\d\d) % of the time of epoch (\d) were spent waiting for images \(--workers=0\)', warned)
+    assert told == [('64', '1')]  # once
     assert all(word in warned for word in ('more --workers', '--fast_decode', 'tar shards'))
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     shares = board.EventAccumulator(str(folder / 'tensorboard_log')).Reload().Scalars('data_wait')
-    assert len(shares) >= 3 and all(0.2 < share.value <= 1 for share in shares)
+    assert len(shares) >= 3 and all(0.5 < share.value < 0.81 for share in shares)
 
 
-def test_who_does_not_wait_is_not_warned(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(('seconds', 'share'), [(0.01, 0.074), (0.001, 0.008)])
+def test_who_waits_little_is_not_warned(tiny, tmp_path, monkeypatch, clock, seconds, share):
+    """A step takes 1 s, and a batch 0.08 s to read, which is told; or 0.008 s, which is not."""
     monkeypatch.setattr('common.progress.LEAST', 0.0)
-    original = engine.train_step
-    monkeypatch.setattr(engine, 'train_step', lambda *arguments: time.sleep(0.05) or original(*arguments))
-    folder = pretrain(tiny(run_dir=str(tmp_path / 'fast'), workers=1))
-    assert all(entry['data_wait'] < 0.2 for entry in log_of(folder)[0][1:])
+    taking(monkeypatch, clock, 1.0)
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'fast'), picture_every=0),
+                      dataset=Taking([noise(32, 32)] * 40, seconds, clock))
+    assert log_of(folder)[0][-1]['data_wait'] == pytest.approx(share, abs=1e-3)
+    assert ('waited 7 % for images' in (folder / 'stdout_backup.txt').read_text()) == (share > 0.05)
     assert 'spent waiting' not in (folder / 'stderr_backup.txt').read_text()
 
 

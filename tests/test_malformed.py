@@ -224,6 +224,16 @@ def never():
     time.sleep(1000)
 
 
+def alarmed():
+    """Have the alarm that is set go off now, as if its time were over."""
+    assert signal.setitimer(signal.ITIMER_REAL, 0.01)[0] > 0
+
+
+def hanging():
+    alarmed()
+    never()
+
+
 class Waiting:
     """Opens a FIFO that nobody writes to."""
 
@@ -231,6 +241,7 @@ class Waiting:
         self.path = path
 
     def __call__(self):
+        alarmed()
         with open(self.path, 'rb') as file:
             file.read()
 
@@ -239,10 +250,10 @@ class Waiting:
 @pytest.mark.parametrize('fifo', [False, True])
 def test_a_read_that_hangs_is_given_up(tmp_path, fifo, workers):
     os.mkfifo(tmp_path / 'fifo')
-    images = Doing(Waiting(tmp_path / 'fifo') if fifo else never)
-    augmented = Augmented(images, CentreCrop((8, 8)), NORM, timeout=0.3)
+    images = Doing(Waiting(tmp_path / 'fifo') if fifo else hanging)
+    augmented = Augmented(images, CentreCrop((8, 8)), NORM, timeout=1000)
     batches = list(loader(augmented, [[(0, i)] for i in (2, 3, 4)], workers, CPU))
-    assert [failures for *_, failures in batches] == [[], [(3, 'TimeoutError: it gave nothing for 0.3 seconds')], []]
+    assert [failures for *_, failures in batches] == [[], [(3, 'TimeoutError: it gave nothing for 1000 seconds')], []]
     assert torch.equal(batches[1][0], batches[2][0])  # the next one stands in
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -252,9 +263,12 @@ def test_someone_elses_alarm_goes_off_all_the_same():
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with at_most(100):
+        with at_most(1000):
             time.sleep(0.2)
-        time.sleep(0.5)  # an alarm ends no sleep
+        for _ in range(10_000):  # an alarm ends no sleep
+            if rung:
+                break
+            time.sleep(0.01)
         assert rung == [True]
         signal.setitimer(signal.ITIMER_REAL, 1000)
         with pytest.raises(TimeoutError), at_most(0.01):
@@ -287,9 +301,15 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_later():
-    time.sleep(0.5)
-    killed()
+class KilledLater:
+    """Ends its process once somebody says so."""
+
+    def __init__(self):
+        self.listen, self.say = os.pipe()
+
+    def __call__(self):
+        os.read(self.listen, 1)
+        killed()
 
 
 def exits():
@@ -348,11 +368,13 @@ def test_a_death_is_told_with_the_file_where_processes_are_spawned(what, how):
 
 def test_a_death_is_told_wherever_the_training_process_is():
     """Not in the loop over the batches, but in the middle of a step."""
-    augmented = Augmented(Doing(killed_later), CentreCrop((8, 8)), NORM)
+    later = KilledLater()
+    augmented = Augmented(Doing(later), CentreCrop((8, 8)), NORM)
     batches = iter(loader(augmented, [[(0, i)] for i in (0, 3)], 1, CPU))
     with pytest.raises(ValueError, match='died .killed by signal: Killed. while it read file3.png'), naming_the_file(augmented):
         next(batches)
-        time.sleep(60)
+        os.write(later.say, b'.')
+        time.sleep(600)
 
 
 def fatal(items):
@@ -379,6 +401,6 @@ def test_processes_outlive_what_stops_a_run():
 
 def test_a_read_that_nothing_interrupts_ends_the_run():
     """And its process, which would keep the training process from ending."""
-    with pytest.raises(ValueError, match=r'timed out after 3\.0 seconds, reading file3\.png: is the storage still there'):
-        read_all(uninterrupted, timeout=0.1)
+    with pytest.raises(ValueError, match=r'timed out after 6\.0 seconds, reading file3\.png: is the storage still there'):
+        read_all(uninterrupted, timeout=0.2)
     assert not multiprocessing.active_children()

@@ -12,7 +12,7 @@ from benchmarks.scale import SIZES, fit
 from common.memory import AsCUDA, Line, Live, kept_for_backward
 from common.scaling import BUCKET, all_reduce_seconds, step_seconds
 from pretrain.counts import Counts, Step
-from pretrain.plan import GIB, MEMORY_ERROR, Options, Plan, Speed, build, main, speed_of
+from pretrain.plan import GIB, MEMORY_ERROR, Options, Plan, Speed, build, main, plan, speed_of
 
 SMALL = ['--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=64']
 
@@ -207,6 +207,13 @@ def test_speed_of_a_log(counts, finished):
     assert speed_of(small(log=str(finished)), counts, None).seconds == speed.seconds
     with pytest.raises(ValueError, match='--input_size=32, and this plan has 64'):
         speed_of(small(log=str(finished), input_size=64), counts, None)
+
+
+@pytest.mark.parametrize('changes', [{'model': 'resnet18'}, {'input_size': 64}, {'decoder_width': 32}])
+def test_a_log_of_another_run_is_refused_before_anything_is_measured(changes, finished, monkeypatch):
+    monkeypatch.setattr('pretrain.plan.build', lambda options: pytest.fail('it was built'))
+    with pytest.raises(ValueError, match=f'is of a run with --{next(iter(changes))}='):
+        plan(small(log=str(finished / 'pretrain_log.txt'), **changes))
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
