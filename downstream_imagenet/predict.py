@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import write_atomically
-from common.cli import errors_in_one_sentence, expanded, numbers
+from common.cli import errors_in_one_sentence, expanded, numbers, reader_may_leave
 from common.config import size
 from common.data import Augmented
 from common.distributed import Ranks
@@ -226,6 +226,7 @@ def parser():
     return parser
 
 
+@reader_may_leave(ends=False)
 def main(argv=None):
     args = parser().parse_args(expanded(argv))
     if args.no_sheet and args.sheet is not None:
