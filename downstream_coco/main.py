@@ -45,9 +45,10 @@ def train_detector(options):
         register(options.register)
         if options.eval:
             return measure(options, ranks)
+        say = print if ranks.is_main else None
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads))
-        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks)
+                            masks={'mask': True, 'box': False}.get(options.heads), say=say)
+        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks, say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         run = Run(options, ranks, len(images), same_images(images, ranks))
         same_images(val, ranks)
@@ -66,6 +67,8 @@ def train_detector(options):
                     log.say(f'What was in {run.folder} is in {aside} now.')
                 if loaded and not saved:
                     log.say(f'{options.finetune_from}: {loaded}')
+                for remark in [*images.remarks, *val.remarks]:
+                    log.warn_once(remark)
                 if is_finished(run, saved):
                     log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
                 else:
@@ -180,8 +183,11 @@ def restore(content, options):
 def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    seen = scenes(options, CocoImages(*options.files('val'), options.in_chans, categories, True, masks))
-    results = {}
+    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, print if ranks.is_main else None)
+    if ranks.is_main:
+        for remark in images.remarks:
+            print(f'warning: {remark}', file=sys.stderr)
+    seen, results = scenes(options, images), {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)
         with naming_the_file(seen):
