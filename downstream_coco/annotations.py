@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 CHUNK = 2000  # annotations that are checked at a time
+LARGE = 5e7  # bytes of a file whose reading takes seconds
 PROGRESS = 10.0  # seconds between two lines about the progress of the check
 SIDE, PIXELS = 2 ** 20, 2 ** 29  # the most of an image; six characters of COCO's code hold a run of fewer pixels than that
+ENORMOUS = 1e15  # as good as any larger number of pixels, and can be added to another
 # COCO's polygons lie within a pixel of their boxes. Boxes and masks that were drawn apart, or masks that a network made at
 # a low resolution, lie further apart: a twentieth of the box is common, a tenth is not.
 ROUNDING, LOOSE = 2.0, 0.1  # pixels, and share of the box's width or height
@@ -59,7 +61,7 @@ def read_annotations(path, say=None):
 
     say: called with a text every ten seconds of the check.
     """
-    content = load(path)
+    content = load(path, say)
     images, categories = ({one['id']: one for one in content[name]} for name in ('images', 'categories'))
     annotations = content['annotations']
     boxes = np.empty((len(annotations), 4))
@@ -89,7 +91,8 @@ def read_annotations(path, say=None):
             one['area'] = box[2] * box[3]
     faults, extents = check_masks(annotations, sizes, remarks, say)
     has_area = np.array([one['box'] is not None for one in annotations], bool)
-    checks = Checks(annotations, np.where(np.isfinite(boxes), boxes, np.nan), sizes, faults, extents, has_area, remarks)
+    boxes = np.where(np.isfinite(boxes), boxes, np.nan).clip(-ENORMOUS, ENORMOUS)
+    checks = Checks(annotations, boxes, sizes, faults, extents, has_area, remarks)
     for number in np.flatnonzero(checks.contradicts):
         annotations[number]['contradicts'] = True
     for number in np.flatnonzero(checks.beyond(ROUNDING)):
@@ -99,10 +102,13 @@ def read_annotations(path, say=None):
     return content
 
 
-def load(path):
+def load(path, say=None):
     """The content of an annotation file whose lists have entries with the fields that are needed. Raises ValueError."""
     try:
-        content = json.loads(Path(path).read_bytes())  # as bytes: in UTF-8, 16 or 32, with a byte order mark or without
+        text = Path(path).read_bytes()
+        if say and len(text) > LARGE:
+            say(f'{path}: {len(text) / 1e6:,.0f} MB are read')
+        content = json.loads(text)  # bytes: in UTF-8, 16 or 32, with a byte order mark or without
     except OSError as error:
         raise ValueError(f'there is no annotation file {path} ({error.strerror})') from error
     except (ValueError, RecursionError) as error:
@@ -225,18 +231,19 @@ def check_some(annotations, sizes, remarks):
     """check_masks for a few annotations, whose values it holds in arrays."""
     faults, extents = np.full(len(annotations), ABSENT, np.int8), np.full((len(annotations), 4), np.nan)
     polygons, lengths = [], []  # (annotation, polygon), (annotation, run lengths)
+    other = {}  # annotation: the form in which its polygon is given
     for number, one in enumerate(annotations):
         given = one.get('segmentation')
         if isinstance(given, list) and given and isinstance(given[0], list):
             points = len(given[0]) == 2 and len(given) > 2 and all(isinstance(each, list) and len(each) == 2 for each in given)
             if points:
-                remarks.add(PAIRS, one)
+                other[number] = PAIRS
                 given = one['segmentation'] = [list(chain.from_iterable(given))]
             if any(given):
                 polygons += [(number, each) for each in given]
         elif isinstance(given, list) and given:
             if all(type(each) in (int, float) for each in given):
-                remarks.add(FLAT, one)
+                other[number] = FLAT
                 one['segmentation'] = [given]
             polygons += [(number, each) for each in one['segmentation']]
         elif isinstance(given, dict) and given:
@@ -248,6 +255,9 @@ def check_some(annotations, sizes, remarks):
             check(parts, annotations, sizes, faults, extents, remarks)
     outside = (extents[:, 2:] <= 0).any(1) | (extents[:, :2] >= sizes[:, ::-1]).any(1)
     faults[outside] = EMPTY
+    for number, form in other.items():
+        if faults[number] == GOOD:
+            remarks.add(form, annotations[number])
     for number in np.flatnonzero(faults != GOOD):
         annotations[number]['segmentation'] = None
     return faults, extents
@@ -474,9 +484,7 @@ class Checks:
         if masks is not False and 2 * bad.sum() > given.sum():
             raise ValueError(f'{lost}. {EXPECTED_MASK}. --heads=box trains on the boxes alone')
         self.refuse_boxes(masks)
-        sentences = self.remarks.sentences()
-        if bad.any():
-            sentences.append(lost)
+        sentences = [] if masks is False else self.remarks.sentences() + [lost] * bool(bad.any())
         for which, what in ((self.contradicts, f'masks reach elsewhere than their boxes, by more than {ROUNDING:g} pixels and '
                                                f'{100 * LOOSE:g} % of the box'),
                             (self.beyond(ROUNDING), 'boxes reach beyond their images: they are cut at the border')):

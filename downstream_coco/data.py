@@ -64,9 +64,9 @@ class CocoImages(ImageFiles):
                                 f'{there["id"]!r} there')
         self.left_out = Counter()
         found = self.sort_out(wanted, images)
-        if not self.has_masks and any(given):
-            self.remarks.append(f'{annotations}: the masks of {sum(given):,} objects are not used' + (
-                '' if masks is False else f', since the other {len(given) - sum(given):,} have none: --heads=mask uses them'))
+        if masks is None and not self.has_masks and any(given):
+            self.remarks.append(f'{annotations}: the masks of {sum(given):,} objects are not used, since the other '
+                                f'{len(given) - sum(given):,} have none: --heads=mask uses them')
         if missing:
             self.left_out[f'images that are not in the folder ({missing[0]}, ...)'] = len(missing)
         kept = [key for key in images if keep_empty or found[key]['labels']]

@@ -8,6 +8,7 @@ The same command again goes on where the run stopped. From Python: `train_detect
 """
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: imports are absolute from the root
@@ -45,7 +46,7 @@ def train_detector(options):
         register(options.register)
         if options.eval:
             return measure(options, ranks)
-        say = print if ranks.is_main else None
+        say = partial(print, flush=True) if ranks.is_main else None
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
                             masks={'mask': True, 'box': False}.get(options.heads), say=say)
         val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks, say)
@@ -183,7 +184,8 @@ def restore(content, options):
 def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, print if ranks.is_main else None)
+    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks,
+                        partial(print, flush=True) if ranks.is_main else None)
     if ranks.is_main:
         for remark in images.remarks:
             print(f'warning: {remark}', file=sys.stderr)
