@@ -18,7 +18,7 @@ CHUNK = 2000  # annotations that are checked at a time
 LARGE = 5e7  # bytes of a file whose reading takes seconds
 PROGRESS = 10.0  # seconds between two lines about the progress of the check
 SIDE, PIXELS = 2 ** 20, 2 ** 29  # the most of an image; six characters of COCO's code hold a run of fewer pixels than that
-ENORMOUS = 1e15  # as good as any larger number of pixels, and can be added to another
+ENORMOUS = 1e9  # pixels, in a box that is no box
 # COCO's polygons lie within a pixel of their boxes. Boxes and masks that were drawn apart, or masks that a network made at
 # a low resolution, lie further apart: a twentieth of the box is common, a tenth is not.
 ROUNDING, LOOSE = 2.0, 0.1  # pixels, and share of the box's width or height
@@ -32,7 +32,7 @@ EXPECTED_BOX = 'A box is [x, y, width, height] in pixels, x and y of its top lef
 ABSENT, GOOD = -1, 0
 MASK_FAULTS = (
     'good',
-    'texts',
+    'given as text',
     'neither lists nor run lengths',
     'polygons of fewer than three points',
     'polygons with an odd number of values',
@@ -47,7 +47,7 @@ MASK_FAULTS = (
 (_, TEXT, OTHER, FEW, ODD, VALUES, DEEP, FAR, LONG, SIZE, CODE, FILL, EMPTY) = range(len(MASK_FAULTS))
 FLAT = 'segmentations are flat lists, [x, y, x, y, ...]: each is read as one polygon'
 PAIRS = 'segmentations are lists of points, [[x, y], [x, y], ...]: each is read as one polygon'
-PARTS = 'objects have polygons that cannot be drawn beside others, which are used'
+PARTS = 'objects have polygons that cannot be drawn, and good ones, which are used alone'
 AREAS = 'areas are no finite numbers: those of the boxes are taken'
 
 
@@ -64,8 +64,7 @@ def read_annotations(path, say=None):
     content = load(path, say)
     images, categories = ({one['id']: one for one in content[name]} for name in ('images', 'categories'))
     annotations = content['annotations']
-    boxes = np.empty((len(annotations), 4))
-    sizes = np.empty((len(annotations), 2), np.int64)  # height, width
+    boxes, sizes = [], []
     remarks = Remarks(path, {key: one['file_name'] for key, one in images.items()})
     for number, one in enumerate(annotations):
         one['id'] = number + 1 if one.get('id') is None else one['id']
@@ -77,21 +76,19 @@ def read_annotations(path, say=None):
         if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
             raise ValueError(f'{what} has the box {box}, not four numbers, x, y, width, height')
         image = images[one['image_id']]
-        sizes[number] = image['height'], image['width']
-        try:
-            boxes[number] = box
-        except OverflowError:  # a whole number that no float can hold
-            boxes[number] = math.inf
-        one['box'] = inside_image(box, image) if np.isfinite(boxes[number]).all() else None
+        sizes.append((image['height'], image['width']))
+        is_sound = all(-ENORMOUS < value < ENORMOUS for value in box)  # false for NaN too
+        boxes.append(box if is_sound else [math.nan] * 4)
+        one['box'] = inside_image(box, image) if is_sound else None
         one['iscrowd'] = crowd(what, one.get('iscrowd'))
         area = one.get('area')
         if type(area) not in (int, float) or not -math.inf < area < math.inf:
             if area is not None:
                 remarks.add(AREAS, one)
-            one['area'] = box[2] * box[3]
+            one['area'] = box[2] * box[3] if is_sound else 0
+    boxes, sizes = np.array(boxes, float).reshape(-1, 4), np.array(sizes, np.int64).reshape(-1, 2)
     faults, extents = check_masks(annotations, sizes, remarks, say)
     has_area = np.array([one['box'] is not None for one in annotations], bool)
-    boxes = np.where(np.isfinite(boxes), boxes, np.nan).clip(-ENORMOUS, ENORMOUS)
     checks = Checks(annotations, boxes, sizes, faults, extents, has_area, remarks)
     for number in np.flatnonzero(checks.contradicts):
         annotations[number]['contradicts'] = True
@@ -176,9 +173,9 @@ def crowd(what, given):
     """iscrowd as 0 or 1. Raises ValueError for what is neither."""
     values = {None: 0, '': 0, '0': 0, 'false': 0, '1': 1, 'true': 1}
     known = given.lower() if isinstance(given, str) else given
-    if isinstance(known, (bool, int, float)):
-        return int(bool(known))
-    if isinstance(known, (list, dict)) or known not in values:
+    if isinstance(known, (bool, int, float)) and known in (0, 1):
+        return int(known)
+    if not isinstance(known, (str, type(None))) or known not in values:
         raise ValueError(f'{what} has iscrowd {given!r}: it is 0 for one object and 1 for a crowd')
     return values[known]
 
@@ -304,10 +301,10 @@ def check_polygons(parts, annotations, sizes, faults, extents, remarks):
         reach = shapes.max(1, keepdims=True)
         found[good[(low < -reach).any(1) | (high > shapes[:, ::-1] + reach).any(1)]] = FAR
         keep = found[good] == GOOD
-        of, low, high = owners[good][keep], low[keep], high[keep]
-        if len(of):
-            first = np.flatnonzero(np.diff(of, prepend=-1))
-            extents[of[first]] = np.concatenate([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)], 1)
+        numbers, low, high = owners[good][keep], low[keep], high[keep]
+        if len(numbers):
+            first = np.flatnonzero(np.diff(numbers, prepend=-1))
+            extents[numbers[first]] = np.concatenate([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)], 1)
     faults[owners[::-1]] = found[::-1]  # the first of an object's faults, unless a polygon is good
     faults[owners[found == GOOD]] = GOOD
     for number in dict.fromkeys(owners[(found != GOOD) & (faults[owners] == GOOD)].tolist()):
@@ -342,25 +339,25 @@ def check_lengths(parts, annotations, sizes, faults, extents, remarks):
     if not len(runs):
         return
     first = np.flatnonzero(np.diff(owners, prepend=-1))
-    of, many = owners[first], np.diff(first, append=len(owners))
-    pixels = sizes[of].prod(1)
+    numbers, many = owners[first], np.diff(first, append=len(owners))
+    pixels = sizes[numbers].prod(1)
     whole = (np.minimum.reduceat(runs, first) >= 0) & (np.maximum.reduceat(runs, first) <= pixels) \
         & (np.add.reduceat(runs, first) == pixels)
-    faults[of] = np.where(whole, EMPTY, FILL)
+    faults[numbers] = np.where(whole, EMPTY, FILL)
     place = np.arange(len(runs)) - np.repeat(first, many)
     ends = np.cumsum(runs)
     ends -= np.repeat(ends[first] - runs[first], many)
     seen = np.repeat(whole, many) & (place % 2 == 1) & (runs > 0)
-    of, starts, ends = owners[seen], (ends - runs)[seen], ends[seen] - 1
-    high = sizes[of, 0]
+    numbers, starts, ends = owners[seen], (ends - runs)[seen], ends[seen] - 1
+    high = sizes[numbers, 0]
     left, right = starts // high, ends // high
     one_column = left == right
     low = np.stack([left, np.where(one_column, starts % high, 0)], 1)
     high = np.stack([right + 1, np.where(one_column, ends % high + 1, high)], 1)
-    if len(of):
-        first = np.flatnonzero(np.diff(of, prepend=-1))
-        faults[of[first]] = GOOD
-        extents[of[first]] = np.concatenate([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)], 1)
+    if len(numbers):
+        first = np.flatnonzero(np.diff(numbers, prepend=-1))
+        faults[numbers[first]] = GOOD
+        extents[numbers[first]] = np.concatenate([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)], 1)
 
 
 def decode(codes):
@@ -438,8 +435,8 @@ def other_form(boxes, least, fits):
 class Checks:
     """What is found of the annotations of a file, arrays with a value for each.
 
-    boxes (N, 4): x, y, width, height as in the file, NaN where one is not finite; sizes (N, 2): height and width of the image;
-    faults (N,): places in MASK_FAULTS, or ABSENT; extents (N, 4): x1 y1 x2 y2 of the masks, NaN without one; has_area (N,):
+    boxes (N, 4): x, y, width, height as in the file, all NaN where one is enormous or NaN; sizes (N, 2): height and width of
+    the image; faults (N,): places in MASK_FAULTS, or ABSENT; extents (N, 4): x1 y1 x2 y2 of the masks, NaN without one; has_area (N,):
     whether the box has area in its image. remarks: what was read otherwise than COCO's format has it.
     """
     annotations: list

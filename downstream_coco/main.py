@@ -49,7 +49,7 @@ def train_detector(options):
         say = partial(print, flush=True) if ranks.is_main else None
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
                             masks={'mask': True, 'box': False}.get(options.heads), say=say)
-        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks, say)
+        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks, say=say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         run = Run(options, ranks, len(images), same_images(images, ranks))
         same_images(val, ranks)
@@ -68,7 +68,7 @@ def train_detector(options):
                     log.say(f'What was in {run.folder} is in {aside} now.')
                 if loaded and not saved:
                     log.say(f'{options.finetune_from}: {loaded}')
-                for remark in [*images.remarks, *val.remarks]:
+                for remark in [*images.remarks, *val.remarks] if ranks.is_main else ():
                     log.warn_once(remark)
                 if is_finished(run, saved):
                     log.say(f'This run is finished: {options.epochs} epochs, {saved["path"]}. --fresh starts it over.')
@@ -185,7 +185,7 @@ def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
     images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks,
-                        partial(print, flush=True) if ranks.is_main else None)
+                        say=partial(print, flush=True) if ranks.is_main else None)
     if ranks.is_main:
         for remark in images.remarks:
             print(f'warning: {remark}', file=sys.stderr)

@@ -71,7 +71,7 @@ LIST = as_list(PIXELS)
     (lengths([True, 4799]), 'cannot be decoded'), (lengths(None), 'cannot be decoded'),
     (lengths(CODE, (WIDTH, HEIGHT)), 'size is not that of the image'), (lengths(CODE, ('60', '80')), 'size is not that'),
     (lengths(CODE, (HEIGHT,)), 'size is not that'), ({'counts': LIST}, 'size is not that'),
-    (json.dumps(lengths(CODE)), 'texts'), (lengths(as_list(0 * PIXELS)), 'without a pixel')])
+    (json.dumps(lengths(CODE)), 'given as text'), (lengths(as_list(0 * PIXELS)), 'without a pixel')])
 def test_run_lengths_that_are_no_masks_are_found(tmp_path, wrong, kind):
     images = among_good(tmp_path, wrong)
     assert images.has_masks and images.left_out == {'objects without a mask that fits the image': 1}
@@ -143,7 +143,8 @@ FAR = 10.0 ** 7
     ([[FAR, 10, 50, 10, 50, 34]], 'far outside'), ([[10 ** 400, 10, 50, 10, 50, 34]], 'far outside'),
     ([[200, 10, 230, 10, 230, 34]], 'far outside'), ([[90, 10, 99, 10, 99, 34]], 'without a pixel'),
     ([[0, 0, 80, 60] * 500], 'too long'), ([[POLYGON]], 'nested deeper'), ([[[20, 10], [50, 10], [50, 34]]], 'nested deeper'),
-    ([{'x': 1, 'y': 2}], 'neither lists nor'), ('polygon', 'texts'), (5, 'neither lists nor'), (float('nan'), 'neither lists')])
+    ([{'x': 1, 'y': 2}], 'neither lists nor'),
+    ('polygon', 'given as text'), (5, 'neither lists nor'), (float('nan'), 'neither lists')])
 def test_segmentations_that_are_no_polygons_are_found(tmp_path, wrong, kind):
     images = among_good(tmp_path, wrong)
     assert images.has_masks and images.left_out == {'objects without a mask that fits the image': 1}
@@ -172,7 +173,7 @@ def test_objects_keep_their_good_polygons(tmp_path):
 def test_every_kind_is_counted(tmp_path):
     images = among_good(tmp_path, 'text', [1, 2, 3, 4], [[5, 6]], lengths(SHORT), lengths(CODE + 'o'))
     remark, = images.remarks
-    for words in ('5 of 11 segmentations', '1 texts (annotation 100 of a.png)',
+    for words in ('5 of 11 segmentations', '1 given as text (annotation 100 of a.png)',
                   '2 polygons of fewer than three points (annotation 101',
                   f'1 {FILLED} (annotation 103', '1 run lengths that cannot be decoded (annotation 104'):
         assert words in remark, words
@@ -281,7 +282,7 @@ def test_masks_of_other_objects_are_refused_but_for_boxes_alone(tmp_path):
 
 
 @pytest.mark.parametrize('box', [[1, 1, float('inf'), 5], [float('nan')] * 4, [1, 1, -5, 5], [10 ** 400, 1, 5, 5],
-                                 [1e308, 1, 1e308, 5], [90, 1, 5, 5]])
+                                 [1e308, 1, 1e308, 5], [90, 1, 5, 5], [1, 1, 10 ** 400, 0.5]])
 def test_boxes_without_area_are_left_out(tmp_path, box):
     folder, file = written(tmp_path, [{'bbox': box, 'segmentation': None}, {'segmentation': None}])
     images = CocoImages(folder, file)
@@ -300,7 +301,8 @@ def test_boxes_without_area_are_left_out(tmp_path, box):
     ('category_id', [3], r'is of image 7 and category \[3\], which the file does not list'),
     ('category_id', None, 'category None, which the file does not list'),
     ('image_id', 7.5, r'is of image 7\.5 and category 3, which the file does not list'),
-    ('iscrowd', 'maybe', "iscrowd 'maybe'"), ('iscrowd', [0], r'iscrowd \[0\]'),
+    ('iscrowd', 'maybe', "iscrowd 'maybe'"), ('iscrowd', float('nan'), 'iscrowd nan'), ('iscrowd', 2, 'iscrowd 2'),
+    ('iscrowd', [0], r'iscrowd \[0\]'),
     ('bbox', [True, 1, 2, 3], 'not four numbers')])
 def test_fields_that_are_wrong_are_named_with_their_type(tmp_path, key, value, words):
     with pytest.raises(ValueError, match=words):
