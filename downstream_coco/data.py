@@ -1,4 +1,4 @@
-"""Images with objects, in COCO's format: reading annotations, what is left out and why, augmentation, batches.
+"""Images with objects, in COCO's format: what is left out and why, augmentation, batches.
 
 Boxes are x1 y1 x2 y2 in pixels; labels count from 1, 0 is the background; masks are (N, height, width) uint8.
 """
@@ -21,115 +21,56 @@ from common.engine import to_device
 from common.images import ImageFiles, inside
 from common.pixels import AS_IT_IS
 from common.schedule import seed_for
-
-
-def read_annotations(path):
-    """The content of an annotation file in COCO's format, complete. Raises ValueError that says what is wrong with it.
-
-    Fields that files of one's own often lack are filled in: iscrowd 0, area of the box, ids of annotations. `box` is added to
-    each annotation: x1 y1 x2 y2 inside the image, None without area there. A segmentation that is no mask of that image becomes
-    None.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise ValueError(f'there is no annotation file {path} ({error.strerror})') from error
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON file ({error})') from error
-    lists = ('images', 'annotations', 'categories')
-    lacking = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
-    if lacking:
-        raise ValueError(f'{path} is not in COCO\'s format: it has no list {", ".join(map(repr, lacking))}')
-    needed = {'images': ('id', 'file_name', 'width', 'height'), 'annotations': ('image_id', 'category_id', 'bbox'),
-              'categories': ('id',)}
-    for name in lists:
-        for entry in content[name]:
-            missing = [key for key in needed[name] if key not in entry]
-            if missing:
-                raise ValueError(f'{path}: an entry of {name} has no {missing[0]!r}: {str(entry)[:80]}')
-    images, categories = ({one['id']: one for one in content[name]} for name in ('images', 'categories'))
-    if len(images) < len(content['images']) or len(categories) < len(content['categories']):
-        raise ValueError(f'{path} uses an id twice, of an image or a category')
-    if not images or not categories:
-        raise ValueError(f'{path} names no {"images" if categories else "categories"}')
-    for one in content['images']:
-        if not isinstance(one['file_name'], str) or not all(isinstance(one[side], int) and one[side] > 0
-                                                            for side in ('width', 'height')):
-            raise ValueError(f'{path}: an image has no file_name that is text, or no width and height that are whole numbers: '
-                             f'{str(one)[:120]}')
-    for number, one in enumerate(content['annotations'], 1):
-        what = f'{path}: annotation {one.get("id", number)}'
-        if one['image_id'] not in images or one['category_id'] not in categories:
-            raise ValueError(f'{what} is of image {one["image_id"]} and category {one["category_id"]}, which the file does not '
-                             'list: is it whole, and of these images?')
-        if not isinstance(one['bbox'], list) or len(one['bbox']) != 4 or not all(
-                isinstance(value, (int, float)) for value in one['bbox']):
-            raise ValueError(f'{what} has the box {one["bbox"]}, not four numbers, x, y, width, height')
-        (x, y, width, height), image = one['bbox'], images[one['image_id']]
-        box = [max(x, 0), max(y, 0), min(x + width, image['width']), min(y + height, image['height'])]
-        one['box'] = box if box[2] > box[0] and box[3] > box[1] else None  # written so that NaN has none
-        one['segmentation'] = mask_or_none(one.get('segmentation'), image['height'], image['width'])
-        one['iscrowd'] = int(bool(one.get('iscrowd')))
-        one['area'] = width * height if one.get('area') is None else one['area']
-        one['id'] = number  # pycocotools asks for ids that are unique and not 0
-    return content
-
-
-def mask_or_none(segmentation, height, width):
-    """Polygons that have three corners, or run lengths of an image of this size; None for anything else."""
-    if isinstance(segmentation, dict):
-        counts = segmentation.get('counts')
-        whole = isinstance(counts, str) or isinstance(counts, list) and all(
-            isinstance(count, int) for count in counts) and sum(counts) == height * width
-        return segmentation if whole and list(segmentation.get('size', ())) == [height, width] else None
-    if not isinstance(segmentation, list):
-        return None
-    return [one for one in segmentation if isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and all(
-        isinstance(value, (int, float)) for value in one)] or None
+from downstream_coco.annotations import read_annotations
 
 
 class CocoImages(ImageFiles):
     """The images that an annotation file in COCO's format names. Yields (image, objects).
 
     image: as of ImageFiles. objects: {'boxes': (N, 4), 'labels': [N], 'segmentations': [N] as in the file, or None}.
-    categories: [{'id', 'name'}] of the training images for those of validation, else those of the file. keep_empty: also
-    images without objects. masks: whether objects need one; None: if most have one. `notes` says what is left out.
-    Raises ValueError for files that do not fit together.
+    categories: [{'id', 'name'}] of the training images for those of validation, else those of the file; own_categories: the
+    same with the ids of the file, None for those that it lacks. keep_empty: also images without objects. masks: whether
+    objects need one; None: if most are given one. say: told of the progress of reading. `notes` says what is left out,
+    `remarks` what a person should know of the file. Raises ValueError for files that do not fit together.
     """
 
-    def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None,
-                 reading=AS_IT_IS):
-        content = read_annotations(annotations)
+    def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None, reading=AS_IT_IS,
+                 say=None):
+        content = read_annotations(annotations, say)
         if in_chans not in (1, 3):
             raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}')
         self.root, self.mode, self.annotations = Path(folder), 'RGB' if in_chans == 3 else 'L', str(annotations)
         self.reading = reading
         own = [{'id': one['id'], 'name': str(one.get('name', one['id']))} for one in content['categories']]
         self.categories = sorted(own, key=lambda one: (str(type(one['id'])), one['id'])) if categories is None else categories
-        strange = [one for one in own if one not in self.categories]
-        if strange:
-            raise ValueError(f'{annotations} has the category {strange[0]["id"]} ({strange[0]["name"]}), which the training '
-                             'images do not have')
+        self.label = labels_of(own, self.categories, annotations)
+        self.own_categories = [{**one, 'id': None} for one in self.categories]
+        for key, label in self.label.items():
+            self.own_categories[label - 1]['id'] = key
         if not self.root.is_dir():
             raise ValueError(f'there is no folder of images {folder}')
-        paths = inside([one['file_name'] for one in content['images']], folder)
-        paths = {one['id']: path for one, path in zip(content['images'], paths)}
-        outside = [one['file_name'] for one in content['images'] if paths[one['id']] is None]
-        if outside:
-            raise ValueError(f'{annotations} names {outside[0]!r}, which does not lie below {folder}: give the folder that all '
-                             'its images lie below, and names from there on')
-        missing = {one['id']: one['file_name'] for one in content['images'] if not (self.root / paths[one['id']]).is_file()}
-        images = {one['id']: one for one in content['images'] if one['id'] not in missing}
-        if not images:
-            raise ValueError(f'none of the {len(missing)} images that {annotations} names is in {folder}, for example '
-                             f'{content["images"][0]["file_name"]}: give the folder that belongs to that file')
+        paths = self.find(content['images'])
+        images = {one['id']: one for one in content['images'] if paths[one['id']] is not None}
+        missing = [one['file_name'] for one in content['images'] if paths[one['id']] is None]
         wanted = [one for one in content['annotations'] if one['image_id'] in images]
-        with_mask = [one['segmentation'] is not None for one in wanted if not one['iscrowd']]
-        self.has_masks = 2 * sum(with_mask) > len(with_mask) if masks is None else masks
+        # Bad masks count here: with many of them a file is refused, and does not become one of boxes.
+        given = [bool(there) for one, there in zip(content['annotations'], content['checks'].given)
+                 if one['image_id'] in images and not one['iscrowd']]
+        self.has_masks = 2 * sum(given) > len(given) if masks is None else masks
+        self.remarks = content['checks'].judge(masks)
+        renamed = [one for one in self.own_categories if one['id'] is not None and one not in self.categories]
+        if renamed:
+            there = self.categories[self.own_categories.index(renamed[0])]
+            self.remarks.append(f'{annotations}: {len(renamed)} categories have other ids than in the training images, and are '
+                                f'told by their names; for example {renamed[0]["name"]}, {renamed[0]["id"]!r} here and '
+                                f'{there["id"]!r} there')
         self.left_out = Counter()
         found = self.sort_out(wanted, images)
+        if masks is None and not self.has_masks and any(given):
+            self.remarks.append(f'{annotations}: the masks of {sum(given):,} objects are not used, since the other '
+                                f'{len(given) - sum(given):,} have none: --heads=mask uses them')
         if missing:
-            self.left_out[f'images that are not in the folder ({next(iter(missing.values()))}, ...)'] = len(missing)
+            self.left_out[f'images that are not in the folder ({missing[0]}, ...)'] = len(missing)
         kept = [key for key in images if keep_empty or found[key]['labels']]
         if len(kept) < len(images):
             self.left_out['images without objects'] = len(images) - len(kept)
@@ -143,9 +84,31 @@ class CocoImages(ImageFiles):
         texts = [json.dumps(found[key]).encode() for key in kept]
         self.texts, self.ends = np.frombuffer(b''.join(texts), np.uint8), np.cumsum([0, *map(len, texts)])
 
+    def find(self, images):
+        """{image id: the path of its file below the folder, None if it is not there}. Raises ValueError.
+
+        Backslashes, which Windows has between folders, are read as such where there is no file with the name as it stands.
+        """
+        found = {}
+        for names in ({one['id']: one['file_name'] for one in images},
+                      {one['id']: one['file_name'].replace('\\', '/') for one in images if '\\' in one['file_name']}):
+            wanted = [key for key in names if found.get(key) is None]
+            for key, path in zip(wanted, inside([names[key] for key in wanted], self.root)):
+                if path is None:
+                    raise ValueError(f'{self.annotations} names {names[key]!r}, which does not lie below {self.root}: give the '
+                                     'folder that all its images lie below, and names from there on')
+                found[key] = path if os.path.isfile(self.root / path) else None
+        if not any(found.values()):
+            name = images[0]['file_name'].replace('\\', '/')
+            last = name.rsplit('/', 1)[-1]
+            near = '' if last == name or not os.path.isfile(self.root / last) else \
+                f'. {last} itself is there: give the folder in which {name} lies, or take the folders out of the names'
+            raise ValueError(f'none of the {len(images)} images that {self.annotations} names is in {self.root}, for example '
+                             f'{images[0]["file_name"]}: give the folder that belongs to that file{near}')
+        return found
+
     def sort_out(self, annotations, images):
         """{image id: its objects} of what can be trained on; the rest is counted in `left_out`."""
-        label = {one['id']: number for number, one in enumerate(self.categories, 1)}
         found = {key: {'boxes': [], 'labels': [], 'segmentations': [] if self.has_masks else None} for key in images}
         for one in annotations:
             objects = found[one['image_id']]
@@ -155,9 +118,11 @@ class CocoImages(ImageFiles):
                 self.left_out['boxes without area in the image'] += 1
             elif self.has_masks and one['segmentation'] is None:
                 self.left_out['objects without a mask that fits the image'] += 1
+            elif self.has_masks and one.get('contradicts'):
+                self.left_out['objects whose mask does not fit their box'] += 1
             else:
                 objects['boxes'].append(one['box'])
-                objects['labels'].append(label[one['category_id']])
+                objects['labels'].append(self.label[one['category_id']])
                 if self.has_masks:
                     objects['segmentations'].append(one['segmentation'])
         return found
@@ -199,6 +164,25 @@ class CocoImages(ImageFiles):
             raise ValueError(f'it is {width}x{height}, the annotations say {self.shapes[index][1]}x{self.shapes[index][0]}')
         objects = self.objects(index)
         return image, {**objects, 'boxes': np.array(objects['boxes'], float).reshape(-1, 4)}
+
+
+def labels_of(own, categories, path):
+    """{id: label} of the categories of an annotation file, by the names of `categories`, whose first has label 1.
+
+    Both are [{'id', 'name'}]. Raises ValueError for a name that is not among them, or not to be told from another.
+    """
+    labels = {}
+    for one in own:
+        exact = [number for number, other in enumerate(categories, 1) if other == one]
+        found = exact or [number for number, other in enumerate(categories, 1) if other['name'] == one['name']]
+        what = f'{path} has the category {one["id"]} ({one["name"]}), which '
+        if not found:
+            names = ', '.join(other['name'] for other in categories[:20]) + ', ...' * (len(categories) > 20)
+            raise ValueError(f'{what}the training images do not have; theirs are {names}')
+        if len(found) > 1 or found[0] in labels.values():
+            raise ValueError(f'{what}cannot be told by its name: several have it')
+        labels[one['id']] = found[0]
+    return labels
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from common.engine import to_device
 from common.loading import each_once
-from downstream_coco.data import Collate, read_annotations
+from downstream_coco.annotations import read_annotations
+from downstream_coco.data import Collate
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
@@ -56,7 +57,7 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
             found = model.detect(to_device(x, ranks.device), [one['size'] for one in targets], originals)
         for one, place, original in zip(found, places, originals):
             looked.append(images.ids[place])
-            results += as_results(one, images.ids[place], images.categories, *original)
+            results += as_results(one, images.ids[place], images.own_categories, *original)
     model.train(mode)
     looked, results = ranks.gather(looked), ranks.gather(results)
     if not looked:
@@ -68,15 +69,17 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
 def average_precision(annotations, results, looked, masks, dry=False):
     """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing to find.
 
-    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match them. dry: go through
-    the truth even if there are no results, to see whether pycocotools takes it.
+    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match them. Results have
+    the ids of the annotation file; those of a category that it lacks, None, count as found and are not compared. dry: go
+    through the truth even if there are no results, to see whether pycocotools takes it.
     """
     metrics, content = {'images': len(looked), 'objects_found': len(results)}, read_annotations(annotations)
     for kind, name in (('bbox', 'box'), *((('segm', 'mask'),) if masks else ())):
-        there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])]
+        there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])
+                 and not (masks and one.get('contradicts'))]
         # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO itself.
         found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
-                 for one in results]
+                 for one in results if one['category_id'] is not None]
         if dry and there:
             found = [{key: there[0][key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 1.0}]
         stats = compared({**content, 'annotations': there}, found, looked, kind) if found else [0.0] * len(NAMES)
@@ -85,13 +88,26 @@ def average_precision(annotations, results, looked, masks, dry=False):
 
 
 def compared(content, results, looked, kind):
-    """pycocotools' twelve figures, -1 where there is nothing to find."""
+    """pycocotools' twelve figures, -1 where there is nothing to find.
+
+    It sorts ids, and takes no annotation with the id 0, so all of them are numbered anew, in the order that they have.
+    """
+    image, category = ({key: number for number, key in enumerate(sorted(
+        (one['id'] for one in content[name]), key=lambda key: (isinstance(key, str), key)), 1)}
+        for name in ('images', 'categories'))
+
+    def numbered(entries):
+        return [{**one, 'id': number, 'image_id': image[one['image_id']], 'category_id': category[one['category_id']]}
+                for number, one in enumerate(entries, 1)]
+
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         truth = COCO()
-        truth.dataset = content
+        truth.dataset = {'images': [{**one, 'id': image[one['id']]} for one in content['images']],
+                         'categories': [{'id': number} for number in category.values()],
+                         'annotations': numbered(content['annotations'])}
         truth.createIndex()
-        measured = COCOeval(truth, truth.loadRes(results), kind)
-        measured.params.imgIds = sorted(looked)
+        measured = COCOeval(truth, truth.loadRes(numbered(results)), kind)
+        measured.params.imgIds = sorted(image[key] for key in looked)
         measured.evaluate()
         measured.accumulate()
         measured.summarize()

@@ -8,6 +8,7 @@ The same command again goes on where the run stopped. From Python: `train_detect
 """
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: imports are absolute from the root
@@ -46,10 +47,11 @@ def train_detector(options):
         register(options.register)
         if options.eval:
             return measure(options, ranks)
+        say = partial(print, flush=True) if ranks.is_main else None
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading)
+                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading, say=say)
         val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
-                         options.reading)
+                         options.reading, say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         run = Run(options, ranks, len(images), same_images(images, ranks))
         same_images(val, ranks)
@@ -70,6 +72,8 @@ def train_detector(options):
                     log.say(f'What was in {run.folder} is in {aside} now.')
                 if loaded and not saved:
                     log.say(f'{options.finetune_from}: {loaded}')
+                for remark in [*images.remarks, *val.remarks] if ranks.is_main else ():
+                    log.warn_once(remark)
                 if is_finished(run, saved):
                     log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {saved["path"]}. '
                             '--fresh starts it over.')
@@ -186,9 +190,12 @@ def restore(content, options):
 def measure(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    seen = scenes(options, CocoImages(*options.files('val'), options.in_chans, categories, True, masks,
-                                      options.reading))
-    results = {}
+    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading,
+                        say=partial(print, flush=True) if ranks.is_main else None)
+    if ranks.is_main:
+        for remark in images.remarks:
+            print(f'warning: {remark}', file=sys.stderr)
+    seen, results = scenes(options, images), {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)
         with naming_the_file(seen):

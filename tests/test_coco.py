@@ -17,8 +17,9 @@ from torch import nn
 from common.demo_world import CLASSES, write_coco
 from common.images import fingerprint
 from common.weights import create_cnn
+from downstream_coco.annotations import read_annotations
 from downstream_coco.config import Options, parse_options
-from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, read_annotations, resized
+from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, resized
 from downstream_coco.detector import Detector, Pyramid, measure
 from downstream_coco.engine import as_results, average_precision, encoded
 from downstream_coco.main import build, train_detector
@@ -99,8 +100,9 @@ def test_what_is_left_out_is_counted(scenes):
 
 
 def test_degenerate_objects_are_left_out(tmp_path):
-    def box(*numbers, **more):
-        return {'image_id': 7, 'category_id': 3, 'bbox': list(numbers), 'segmentation': [[1, 1, 9, 1, 9, 9]], **more}
+    def box(x, y, w, h, **more):
+        return {'image_id': 7, 'category_id': 3, 'bbox': [x, y, w, h],
+                'segmentation': [[x, y, x + w, y, x + w, y + h]], **more}
     images = CocoImages(*written(tmp_path, annotations=[
         box(5, 6, 10, 12), box(5, 6, 0, 12), box(50, 6, 10, 12), box(-5, -5, 10, 10), box(1, 1, 5, 5, iscrowd=1),
         box(float('nan'), 1, 5, 5)]))
@@ -110,19 +112,20 @@ def test_degenerate_objects_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize('wrong', [
-    [], None, 'text', [1, 1, 9, 1, 9, 9], [[1, 1, 2, 2]], [[1, 1, 9, 1, 9, 9, 3]], [[1, 1, 9, 1, None, 9]], {'counts': 'abc'},
+    [], None, 'text', [[1, 1, 2, 2]], [[1, 1, 9, 1, 9, 9, 3]], [[1, 1, 9, 1, None, 9]], {'counts': 'abc'},
     {'size': [40, 30], 'counts': [1200]}, {'size': [30, 40], 'counts': [7]}, {'size': [30, 40], 'counts': ['a']}])
 def test_segmentations_that_are_no_masks(tmp_path, wrong):
-    good = {'image_id': 7, 'category_id': 3, 'bbox': [5, 6, 10, 12], 'segmentation': [[1, 1, 2, 2], [1, 1, 9, 1, 9, 9]]}
+    corners = [5, 6, 15, 6, 15, 18]
+    good = {'image_id': 7, 'category_id': 3, 'bbox': [5, 6, 10, 12], 'segmentation': [[1, 1, 2, 2], corners]}
     bad = {**good, 'segmentation': wrong, 'iscrowd': None, 'area': None}
-    images, annotations = written(tmp_path, annotations=[good, bad, bad])
-    assert not CocoImages(images, annotations).has_masks
+    images, annotations = written(tmp_path, annotations=[good, bad])
+    assert CocoImages(images, annotations).has_masks == bool(wrong)
     read = CocoImages(images, annotations, masks=True)
-    assert read.left_out['objects without a mask that fits the image'] == 2 and len(read[0][1]['labels']) == 1
-    assert read[0][1]['segmentations'] == [[[1, 1, 9, 1, 9, 9]]]
-    for kind, ap in (('box', 100 / 3), ('mask', 100)):  # evaluation takes the file as well
+    assert read.left_out['objects without a mask that fits the image'] == 1 and len(read[0][1]['labels']) == 1
+    assert read[0][1]['segmentations'] == [[corners]]
+    for kind, ap in (('box', 50), ('mask', 100)):  # evaluation takes the file as well
         results = [{'image_id': 7, 'category_id': 3, 'score': 1.0, 'bbox': [5, 6, 10, 12], 'segmentation': coco_mask.merge(
-            coco_mask.frPyObjects([[1, 1, 9, 1, 9, 9]], 30, 40))}]
+            coco_mask.frPyObjects([corners], 30, 40))}]
         assert average_precision(annotations, results, [7], True)[f'{kind}_AP'] == pytest.approx(ap, abs=1)
     assert average_precision(annotations, [], [7], True, dry=True)['images'] == 1
 
@@ -234,8 +237,8 @@ def test_boxes_masks_and_images_are_seen_alike(mirrored):
 
 def test_objects_whose_centre_is_cropped_off_are_left_out(tmp_path):
     images = CocoImages(*written(tmp_path, annotations=[
-        {'image_id': 7, 'category_id': 3, 'bbox': box, 'segmentation': [[0, 0, 9, 0, 9, 9]]}
-        for box in ([0, 0, 10, 10], [16, 0, 10, 10], [30, 20, 8, 8])]))
+        {'image_id': 7, 'category_id': 3, 'bbox': [x, y, side, side], 'segmentation': [[x, y, x + side, y, x + side, y + side]]}
+        for x, y, side in ((0, 0, 10), (16, 0, 10), (30, 20, 8))]))
     _, targets, _ = Scenes(images, lambda height, width: View((0, 0, 30, 20), (30, 20), False), ((0.5,) * 3, (0.5,) * 3))[0, 0]
     assert targets['boxes'].tolist() == [[0, 0, 10, 10]] and targets['masks'].shape == (1, 30, 20)
     _, targets, _ = Scenes(images, lambda height, width: View((10, 0, 5, 5), (30, 30), False), ((0.5,) * 3, (0.5,) * 3))[0, 0]
