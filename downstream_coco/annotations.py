@@ -436,8 +436,8 @@ class Checks:
     """What is found of the annotations of a file, arrays with a value for each.
 
     boxes (N, 4): x, y, width, height as in the file, all NaN where one is enormous or NaN; sizes (N, 2): height and width of
-    the image; faults (N,): places in MASK_FAULTS, or ABSENT; extents (N, 4): x1 y1 x2 y2 of the masks, NaN without one; has_area (N,):
-    whether the box has area in its image. remarks: what was read otherwise than COCO's format has it.
+    the image; faults (N,): places in MASK_FAULTS, or ABSENT; extents (N, 4): x1 y1 x2 y2 of the masks, NaN without one;
+    has_area (N,): whether the box has area in its image. remarks: what was read otherwise than COCO's format has it.
     """
     annotations: list
     boxes: np.ndarray
