@@ -71,11 +71,11 @@ def cases(limit, seed):
 def try_case(make, channels, batch, side, layout, precision):
     """Runs a layer in this process and returns what is wrong with it, a text; empty if nothing is."""
     torch.manual_seed(0)
-    layer = make().to(memory_format=layout)
+    layer = make().to(precision).float().to(memory_format=layout)  # values that the precision has, so that rounding is no error
     exact = make().double()
     exact.load_state_dict({key: value.double() for key, value in layer.state_dict().items()})
     for _ in range(REPEATS):
-        values = torch.randn(batch, channels, side, side)
+        values = torch.randn(batch, channels, side, side).to(precision).float()
         y = values.double().requires_grad_()
         x = values.to(memory_format=layout).requires_grad_()
         layer.zero_grad()
@@ -83,7 +83,7 @@ def try_case(make, channels, batch, side, layout, precision):
         with torch.autocast('cpu', torch.bfloat16, enabled=precision is torch.bfloat16):
             out = layer(x)
         expected = exact(y)
-        weight = torch.randn(expected.shape, dtype=torch.float64)
+        weight = torch.randn(expected.shape).to(precision).double()
         out.backward(weight.to(out))
         expected.backward(weight)
         found = {'output': (out, expected), 'gradient of the input': (x.grad, y.grad)}
