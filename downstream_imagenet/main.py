@@ -28,7 +28,7 @@ from common.optim import parameter_groups as plain_groups
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding
-from common.weights import create_cnn, load_classifier, load_strictly, register, try_size, unwrap
+from common.weights import create_cnn, load_classifier, load_whole, register, try_size
 from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import (
     LabelledFolder,
@@ -203,7 +203,7 @@ def measure(options, ranks, val_dataset=None):
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         if options.freeze:
-            load_strictly(model, unwrap(state, options.eval))
+            load_whole(model, state, options.eval)
         else:
             loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
             if loaded.missing or loaded.left_out:
