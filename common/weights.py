@@ -95,10 +95,10 @@ def read_weights(source):
 
 
 def unwrap(content, path='the given object'):
-    """{key: tensor} of all tensors that a file held, in dictionaries of dictionaries too: there the key is 'outer/inner'.
+    """{key: tensor} of all tensors that a file held; of a dictionary in a dictionary the key is 'outer/inner'.
 
-    Raises ValueError if there are none, and for tensors of more values than are stored, which a few bytes of a file can claim to
-    be of any size.
+    Raises ValueError if there are none, and for tensors of more values than are stored, which a few bytes of
+    a file can claim to be of any size.
     """
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not the weights of a network')
@@ -312,10 +312,11 @@ def load_strictly(module, state, may_miss=()):
 
 
 def input_convs(module, state, channels):
-    """{key: channels there} of the convolutions over the image that a state_dict has for images of other channels.
+    """{key: channels there} of the convolutions over the image that a state_dict has for other channels.
 
-    Such a convolution has `channels` inputs, in one group, and in the file another number of them, alike otherwise: wherever the
-    image enters the network. Empty if these numbers are not the same for all.
+    Such a convolution has `channels` inputs, in one group, and another number of them in the state_dict. All else
+    of it is alike. There are several where the image enters a network in several places. Empty if the state_dict
+    has not the same number for all.
     """
     found = {}
     for key, value in module.state_dict().items():
@@ -361,22 +362,25 @@ class Network:
 
 def find_network(module, state, may_miss=(), *, convert=None, names=None, path='the given object', which=None, channels=None,
                  adapt=False):
-    """The Network in a flat dictionary of tensors (`unwrap`) that fits a module strictly. Raises ValueError if none or several.
+    """The Network in a flat dictionary of tensors (`unwrap`) that fits a module strictly. Raises ValueError.
 
-    It is looked for below every prefix that stands before the module's names in the file; what is beside it is left out.
-    may_miss: as in `load_strictly`. names: those that entries may have in the file, the module's own if not given; convert(entries)
-    makes the module's of them. which: the part of a prefix that says which network is meant, where several fit: of these the
-    average of the weights (EMA) is not taken, and a network that stands within another's prefix neither. channels: of the
-    images, for adapt: whether convolutions over images of other channels are adapted.
+    It is looked for below every prefix that stands before the module's names in the file. What is beside it is
+    left out. Where several fit, weights are taken rather than their average (EMA), and a network rather than one
+    that stands below its prefix; if there are several still, that is an error.
+
+    may_miss: as in `load_strictly`. names: what the entries may be called in the file; the module's own names if
+    not given. convert(entries) renames them to the module's. which: words of the prefix of the network that is
+    meant. channels: of the images. adapt: whether convolutions over images of other channels are adapted.
     """
     counts = places_of(state, set(module.state_dict()) if names is None else names)
     if which is not None:
         counts = {prefix: count for prefix, count in counts.items() if is_within(which, prefix)}
         if not counts:
-            raise ValueError(f'{path} has no such network under "{which}". The keys of the file begin with {beginnings(state)}')
-    if not counts:
-        folders = Counter(key.rpartition('/')[0] for key in state)
-        counts = {f'{folders.most_common(1)[0][0]}/'.lstrip('/'): 0}
+            raise ValueError(f'{path} has no such network under "{which}". The keys of the file begin with '
+                             f'{beginnings(state)}')
+    elif 4 * max(counts.values(), default=0) < len(module.state_dict()):  # another network: say how all of it differs
+        folder = Counter(key.rpartition('/')[0] for key in state).most_common(1)[0][0]
+        counts = {f'{folder}/'.lstrip('/'): 0}
     most, tried, errors = max(counts.values()), {}, []
     for prefix, count in counts.items():
         if 2 * count < most:
@@ -395,17 +399,20 @@ def find_network(module, state, may_miss=(), *, convert=None, names=None, path='
         inner = tuple(other[len(prefix):] for other in complete if other != prefix and other.startswith(prefix))
         if all(key.startswith(inner) for key in one.found.strange):
             entries = {key: value for key, value in one.entries.items() if key not in one.found.strange}
-            beside = tuple(dict.fromkeys(label(key, prefix) for key in state if label(key, prefix) is not None
-                                         or inner and key[len(prefix):].startswith(inner)))
+            taken = {key for key in state if key.startswith(prefix) and '/' not in key[len(prefix):]
+                     and not key[len(prefix):].startswith(inner)}
+            beside = tuple(dict.fromkeys(label(key, prefix) for key in state if key not in taken))
             fitting[prefix] = Network(entries, prefix, beside, one.adapted, compared(module, entries, may_miss))
     raw = [prefix for prefix in fitting if not is_average(prefix)] or list(fitting)
     outer = [prefix for prefix in raw if all(other.startswith(prefix) for other in raw)] or raw
     if len(outer) == 1:
         return fitting[outer[0]]
     if outer:
-        ways = [prefix.replace('/', '.').rstrip('.') for prefix in outer]
-        raise ValueError(f'{path} holds {len(outer)} networks that fit, under {" and ".join(ways[:4])}: say which is meant, as in '
-                         f'{path}:{ways[0]}')
+        ways = [prefix.rpartition('/')[2].rstrip('.') for prefix in outer]
+        if any(sum(is_within(way, prefix) for prefix in outer) > 1 for way in ways):
+            ways = [prefix.replace('/', '.').rstrip('.') for prefix in outer]
+        raise ValueError(f'{path} holds {len(outer)} networks that fit, under {" and ".join(ways[:4])}: say which '
+                         f'is meant, as in FILE:{ways[0]}')
     if not tried:
         raise errors[0]
     best = next(iter(tried.values()))
@@ -418,11 +425,11 @@ def explained(module, best, state, channels, adapt):
     if convs and not adapt and set(found.wrong) == set(convs) and not found.missing and not found.strange:
         return (f'the weights are for images of {next(iter(convs.values()))} channels, the network is for {channels} '
                 f'({some(list(convs), counted=False)}): with --adapt_input_conv they are adapted as timm does')
-    below = f" below '{best.prefix}'" * bool(best.prefix)
-    more = f'\n  The keys of the file begin with {beginnings(state)}; the network was looked for{below}'
+    below = f"; the network was looked for below '{best.prefix}'" * bool(best.prefix)
+    more = f'\n  The keys of the file begin with {beginnings(state)}{below}'
     if found.wrong and adapt:
-        more += (f'\n  --adapt_input_conv adapts convolutions, in one group, over the {channels} channels of the image itself, and no '
-                 'other layers')
+        more += (f'\n  --adapt_input_conv adapts convolutions in one group over the {channels} channels of the image '
+                 'itself, no other layers')
     return str(misfit(module, best.entries, found, more))
 
 
@@ -432,11 +439,12 @@ def is_within(which, prefix):
 
 
 def label(key, prefix):
-    """What to call a key that does not begin with the prefix: its words up to the first that is another; None if it does."""
-    if key.startswith(prefix) and '/' not in key[len(prefix):]:
-        return None
-    words, own = re.split('[./]', key), re.split('[./]', prefix)
-    shared = next((i for i, (a, b) in enumerate(zip(words, own)) if a != b), min(len(words), len(own)) - 1)
+    """What to call a key that is beside a prefix: its words up to the first that differs, or its outermost dictionary."""
+    (folder, _, key), (own_folder, _, own) = key.rpartition('/'), prefix.rpartition('/')
+    if folder != own_folder:
+        return folder.split('/')[0] if folder else key.split('.')[0]
+    words, own = key.split('.'), own.split('.')[:-1]
+    shared = next((i for i, (a, b) in enumerate(zip(words, own)) if a != b), min(len(words) - 1, len(own)))
     return '.'.join(words[:shared + 1])
 
 
@@ -487,6 +495,30 @@ def find_spark(spark, state, may_miss, **given):
 def find_cnn(cnn, state, may_miss=(), **given):
     """The Network of a CNN, under any names that are known, as in `find_network`."""
     return find_network(cnn, state, may_miss, convert=lambda entries: to_timm(entries, cnn), names=spellings(cnn), **given)
+
+
+def classifier_of(model, in_chans=3):
+    """Names of the entries whose shape depends on the number of classes, the first side; () if the network has none."""
+    def shapes(number):
+        return {key: value.shape for key, value in create_cnn(model, in_chans, num_classes=number).state_dict().items()}
+
+    for device in ('meta', 'cpu'):  # not every timm can make every network on the meta device
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device(device):
+                one, other = shapes(2), shapes(3)
+            return tuple(key for key, shape in one.items() if shape and shape[0] == 2 and other[key][0] == 3)
+        except Exception:  # whatever a network of the user's can raise: it may take no number of classes
+            continue
+    return ()
+
+
+def classes_in(state, cnn, classifier, which=None):
+    """The number of classes that a file's classifier tells apart; None if it has no whole classifier of one number."""
+    places = [prefix for prefix in places_of(state, spellings(cnn)) if which is None or is_within(which, prefix)]
+    entries = to_timm(below(state, places[0]), cnn) if places else {}
+    numbers = {entries[key].shape[0] if key in entries and entries[key].ndim else None for key in classifier}
+    number = numbers.pop() if len(numbers) == 1 else None
+    return number or None
 
 
 def timm_weights(model, in_chans=3):

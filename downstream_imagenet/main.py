@@ -79,7 +79,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
             if saved:
                 refuse_changes(run, saved, classes=classes)
             elif options.finetune_from:
-                loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
+                loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans,
+                                         options.adapt_input_conv)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)
             with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options, saved['step'] + 1 if saved else 0) as log:
                 if aside:
@@ -205,7 +206,8 @@ def measure(options, ranks, val_dataset=None):
         if options.freeze:
             load_whole(model, state, options.eval)
         else:
-            loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
+            loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans,
+                                     options.adapt_input_conv)
             if loaded.missing or loaded.left_out:
                 raise ValueError(f'{options.eval} holds no classifier for these classes ({loaded}): there is nothing to '
                                  'measure. Fine-tune first, with --finetune_from')
