@@ -45,8 +45,9 @@ class Saved:
     has_decoder: whether the file had one; if not, the decoder is untrained. step, images: of the run, None if
     they are not known. path: the file. folder: the run's, None if the file stands alone.
     loaded: what was read of the file. weights: its entries for the network, under timm's names; what is not among them is
-    drawn in spark. head: the names of the classifier's entries. has_classifier: whether the file holds a trained classifier
-    and all that it needs. classes: their names, if the file tells them.
+    drawn in spark. head: the names of the classifier's entries. has_classifier: whether the file holds a trained
+    classifier and all that it needs. is_encoder: whether it is from a training that does not train the classifier.
+    classes: their names, if the file tells them.
     """
     spark: SparK
     options: Options
@@ -59,6 +60,7 @@ class Saved:
     weights: dict = field(repr=False)
     head: tuple = ()
     has_classifier: bool = False
+    is_encoder: bool = True
     classes: tuple | None = None
 
     @property
@@ -136,10 +138,11 @@ def read_saved(source, adapt_input_conv=False, **given):
     loaded = load_found(module, network, may_miss)
     weights = weights_of(network, loaded)
     is_whole = weights.keys() >= {key for key in spark.encoder.cnn.state_dict() if not key.endswith('num_batches_tracked')}
-    is_encoder = log or '_1kpretrained' in path.name or module is spark or uses_features(network)
+    is_encoder = bool(log or '_1kpretrained' in path.name or module is spark or uses_features(network))
     names = content.get('classes') if is_tuned else None
+    names = tuple(map(str, names)) if isinstance(names, list) else None
     return Saved(spark.eval(), options, module is spark, None, None, path, log and log.folder, loaded, weights, head,
-                 bool(head) and is_whole and not is_encoder, tuple(map(str, names)) if isinstance(names, list) else None)
+                 bool(head) and is_whole and not is_encoder, is_encoder, names)
 
 
 def uses_features(network):
@@ -243,8 +246,8 @@ def width_of(state):
 
 def add_network(parser, several=False):
     """The arguments that say which network, for `network_of`."""
-    parser.add_argument('source', metavar='RUN_OR_FILE', help='run folder, a file of it, of the official release, or of weights; '
-                        'FILE:KEY says which of several networks in a file, such as ema',
+    parser.add_argument('source', metavar='RUN_OR_FILE', help='run folder, a file of it, of the official release, or of '
+                        'weights; FILE:KEY says which of several networks in a file, such as ema',
                         nargs='+' if several else None)
     about = parser.add_argument_group('network', 'for files that do not say it themselves; a run does')
     about.add_argument('--model', help="timm's name of the network")
