@@ -45,8 +45,8 @@ def kind(saved):
                 'holds': "These are the encoder's weights, without classifier and decoder."}
     number = saved.weights[saved.head[0]].shape[0]
     return {'title': f'a classifier of {number} classes', 'gives': 'logits',
-            'holds': f'These are the weights of a network that was fine-tuned, with its classifier of {number} classes. **Say here '
-                     'what it was pretrained and fine-tuned on.**'}
+            'holds': f'These are the weights of a fine-tuned network, with its classifier of {number} classes. **Say here '
+                     'what it was fine-tuned on.**'}
 
 
 def as_markdown(text):

@@ -293,7 +293,8 @@ def line_of(sentence):
     return re.search(r'read by (.+?), (?:not )?strictly', sentence)[1]
 
 
-@pytest.mark.parametrize('model, classes, in_chans', [('test_resnet', 5, 3), ('convnext_atto', 2, 1), ('your_convnet', 1000, 5)])
+@pytest.mark.parametrize('model, classes, in_chans', [('test_resnet', 5, 3), ('convnext_atto', 2, 1),
+                                                      ('your_convnet', 1000, 5)])
 def test_a_trained_classifier_goes_with_the_network(tmp_path, monkeypatch, model, classes, in_chans):
     network, file = tuned(tmp_path, model, classes, in_chans=in_chans)
     saved = read_saved(file, model=model, input_size=64, in_chans=in_chans, mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
@@ -344,7 +345,8 @@ def test_which_classifiers_were_not_trained(finished, tmp_path):
     cnn = {f'cnn.{key}': value for key, value in body.items()}
     torch.save({'model': {**cnn, 'norm.running_mean': torch.zeros(128), 'norm.running_var': torch.ones(128),
                           'fc.weight': torch.zeros(3, 128), 'fc.bias': torch.zeros(3)}}, tmp_path / 'probe.pth')
-    torch.save({f'backbone.{key}': value for key, value in cnn.items()} | {'backbone.fpn.x': torch.zeros(1)}, tmp_path / 'd.pth')
+    detector = {f'backbone.{key}': value for key, value in cnn.items()} | {'backbone.fpn.x': torch.zeros(1)}
+    torch.save(detector, tmp_path / 'd.pth')
     torch.save(cnn, tmp_path / 'own.pth')  # another program's
     given = {'model': 'your_convnet', 'input_size': 32}
     for source, trained in ((folder, False), (folder / 'your_convnet_1kpretrained.pth', False), (tmp_path / 'probe.pth', False),
@@ -369,7 +371,8 @@ def test_the_average_of_a_file_is_exported_when_it_is_asked_for(tmp_path):
 def test_a_classifier_for_a_hub_with_the_names_of_its_classes(tmp_path):
     needs_a_hub()
     config = {'finetune_from': None, 'model': 'test_resnet', 'in_chans': 3, 'input_size': 64, 'mean': None, 'std': None}
-    network, file = tuned(tmp_path, classes=3, wrap=lambda state: {'model': state, 'config': config, 'classes': ['a', 'b', 'c']})
+    about = {'config': config, 'classes': ['a', 'b', 'c']}
+    network, file = tuned(tmp_path, classes=3, wrap=lambda state: {'model': state, **about})
     export.export(read_saved(file), 'hf', tmp_path)
     theirs = timm.create_model(f'local-dir:{tmp_path / "test_resnet_hf"}', pretrained=True).eval()
     assert all(torch.equal(theirs.state_dict()[key], value) for key, value in network.state_dict().items())
@@ -389,7 +392,8 @@ def test_logits_of_onnx(tmp_path):
                               rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('to, model', [('official', 'resnet26'), ('mmdet', 'convnext_atto')])
+@pytest.mark.parametrize('to, model', [
+    ('official', 'resnet26'), pytest.param('mmdet', 'convnext_atto', marks=pytest.mark.slow)])
 def test_formats_without_a_place_for_a_classifier_say_so(tmp_path, to, model):
     _, file = tuned(tmp_path, model, 3)
     said = ' '.join(export.export(read_saved(file, model=model, input_size=64), to, tmp_path))
