@@ -335,11 +335,11 @@ def adapted_conv(weight, channels):
     For one channel they are summed; for more they are repeated, cut off, and scaled such that the outputs keep their size.
     """
     there = weight.shape[1]
-    if there == 3:
+    if there == 3:  # older versions of timm adapt no others
         return adapt_input_conv(channels, weight)
     if channels == 1:
         return weight.float().sum(1, keepdim=True).to(weight.dtype)
-    repeated = weight.float().repeat(1, -(-channels // there), 1, 1)[:, :channels]  # timm before 1.0.20 has no other than 3
+    repeated = weight.float().repeat(1, -(-channels // there), 1, 1)[:, :channels]
     return (repeated * (there / channels)).to(weight.dtype)
 
 
@@ -354,10 +354,6 @@ class Network:
     beside: tuple
     adapted: dict
     found: Comparison
-
-    @property
-    def fits(self):
-        return not len(self.found)
 
 
 def find_network(module, state, may_miss=(), *, convert=None, names=None, path='the given object', which=None, channels=None,

@@ -123,9 +123,6 @@ def remarks(saved, to):
     idle = [key for key in saved.spark.encoder.unused if key in saved.weights and key not in saved.head]
     if idle and saved.is_encoder and to in ('timm', 'torchvision', 'hf'):
         yield f'{some(idle)} are as in the given file; pretraining does not train them, and the features do not depend on them'
-    if saved.loaded.beside and not saved.has_decoder:
-        yield f'{some(saved.loaded.beside, counted=False)} of the given file are left out'
-    yield from saved.loaded.adapted
 
 
 def classes_of(saved):
@@ -351,7 +348,8 @@ def to_hf_folder(saved, stem, suffix, licence):
     number = classes_of(saved).get('num_classes', 0)
     overlay = {**own, 'mean': mean, 'std': std, 'input_size': (channels, *size), 'crop_pct': 1.0, 'num_classes': number,
                'url': '', 'hf_hub_id': None, 'license': licence or 'other', 'tag': 'spark', 'interpolation': 'bicubic'}
-    names = {'label_names': list(saved.classes)} if saved.has_classifier and saved.classes else {}
+    is_named = saved.has_classifier and saved.classes and len(saved.classes) == number
+    names = {'label_names': list(saved.classes)} if is_named else {}
     try:
         cnn, state = create(saved, num_classes=number, pretrained_cfg_overlay=overlay), entries_of(saved)
         drawn = [key for key in lacking(cnn, state) if cnn.state_dict()[key].numel()]

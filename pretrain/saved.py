@@ -261,6 +261,13 @@ def add_network(parser, several=False):
 
 
 def network_of(args, source=None, **more):
-    """The network that a command line names; of several the one called source. Raises ValueError."""
-    return read_saved(source or args.source, model=args.model, input_size=args.input_size, in_chans=args.in_chans,
-                      mean=args.mean, std=args.std, levels=args.levels, adapt_input_conv=args.adapt_input_conv, **more)
+    """The network that a command line names; of several the one called source. Raises ValueError.
+
+    Prints what was read, if the file holds more than the network under its own names.
+    """
+    saved = read_saved(source or args.source, model=args.model, input_size=args.input_size, in_chans=args.in_chans,
+                       mean=args.mean, std=args.std, levels=args.levels, adapt_input_conv=args.adapt_input_conv, **more)
+    loaded = saved.loaded
+    if saved.step is None and (loaded.prefix or loaded.beside or loaded.adapted):
+        print(f'{saved.path}: {loaded}')
+    return saved

@@ -358,14 +358,14 @@ def test_which_classifiers_were_not_trained(finished, tmp_path):
     assert 'head.weight' in load_file(tmp_path / 'out/your_convnet_timm.safetensors')
 
 
-def test_the_average_of_a_file_is_exported_when_it_is_asked_for(tmp_path):
+def test_the_average_of_a_file_is_exported_when_it_is_asked_for(tmp_path, capsys):
     other = {key: value + 1 for key, value in timm.create_model('test_resnet', num_classes=4).state_dict().items()}
     network, file = tuned(tmp_path, classes=4, wrap=lambda state: {'model': state, 'ema': other, 'epoch': 3})
     for source, wanted in ((file, network.state_dict()), (f'{file}:ema', other)):
-        said = export.export(read_saved(source, model='test_resnet', input_size=64), 'timm', tmp_path)
+        export.main([str(source), '--model=test_resnet', '--input_size=64', '--to=timm', f'--out={tmp_path}'])
         state = load_file(tmp_path / 'test_resnet_timm.safetensors')
         assert all(torch.equal(state[key], wanted[key]) for key in wanted)
-        assert ('model of the given file' in ' '.join(said)) == (source != file)
+        assert f'the file holds {"ema" if source is file else "model"} besides, not loaded' in capsys.readouterr().out
 
 
 def test_a_classifier_for_a_hub_with_the_names_of_its_classes(tmp_path):
