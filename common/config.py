@@ -33,6 +33,8 @@ class ImageOptions:
     dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data', parse=str,
                           harmless=True)
     in_chans: int = option(3, 'channels of an image', 'data')
+    adapt_input_conv: bool = option(False, 'take weights that are for images of other channels too: the convolutions over the '
+                                    'image are summed or repeated, as timm does', 'data', harmless=True)
     mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
     std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
     pixel_range: tuple = option(None, 'from,to: the values that become 0 and 1 in image files of more than 8 bits (16-bit, '

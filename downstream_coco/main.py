@@ -90,7 +90,8 @@ def build(options, classes, masks):
     torch.manual_seed(seed_for('weights', options.seed))
     cnn, loaded = create_cnn(options.model, options.in_chans, options.drop_path), None
     if options.finetune_from and not options.eval:
-        loaded = load_classifier(cnn, options.finetune_from, options.model, (SIDE, SIDE), options.in_chans)
+        loaded = load_classifier(cnn, options.finetune_from, options.model, (SIDE, SIDE), options.in_chans,
+                                 options.adapt_input_conv)
     return Detector(cnn, classes, masks, options.in_chans, options.fpn_channels, options.head_channels, options.mask_layers,
                     options.rois, options.detections, options.freeze, options.frozen_bn), loaded
 

@@ -79,7 +79,7 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     try_size(cnn, options.model, options.size, options.in_chans)
     if not options.random:
         source = 'timm' if options.timm else options.weights
-        loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans)
+        loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans, options.adapt_input_conv)
         say(f'{options.source}: {loaded}')
     ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()

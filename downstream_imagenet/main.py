@@ -28,7 +28,7 @@ from common.optim import parameter_groups as plain_groups
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
 from common.training import Session, is_finished, rewinding
-from common.weights import create_cnn, load_classifier, load_strictly, register, try_size, unwrap
+from common.weights import create_cnn, load_classifier, load_whole, register, try_size
 from common.words import counted
 from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import (
@@ -81,7 +81,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
             if saved:
                 refuse_changes(run, saved, classes=classes)
             elif options.finetune_from:
-                loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans)
+                loaded = load_classifier(model.cnn, options.finetune_from, options.model, options.size, options.in_chans,
+                                         options.adapt_input_conv)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)
             with RunLog(run.folder, ranks.rank, 'finetune_log.txt', options, saved['step'] + 1 if saved else 0) as log:
                 if aside:
@@ -189,9 +190,9 @@ def options_and_classes(content, path):
 def load_trained(model, state, options, path):
     """Fill a Classifier or LinearProbe with weights of which nothing is missing. Raises ValueError."""
     if options.freeze:
-        load_strictly(model, unwrap(state, path))
+        load_whole(model, state, path)
         return
-    loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans)
+    loaded = load_classifier(model.cnn, state, options.model, options.size, options.in_chans, options.adapt_input_conv)
     if loaded.missing or loaded.left_out:
         raise ValueError(f'{path} holds no classifier for these classes ({loaded}): there is nothing to '
                          'measure or to predict with. Fine-tune first, with --finetune_from')

@@ -3,10 +3,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from common.checkpoint import read_plain
-from common.weights import DETECTOR, OFFICIAL, OURS, create_cnn, guess_model, to_timm, unwrap
+from common.weights import OFFICIAL, OURS, classes_in, classifier_of, create_cnn, guess_model, unwrap
 from downstream_imagenet.config import Options
 from downstream_imagenet.engine import Classifier
 from downstream_imagenet.main import build, load_trained, options_and_classes
@@ -40,7 +39,7 @@ def read_tuned(source, ema=False, classes=None, **given):
     """
     path, content = find(Path(source), ema)
     config, names = options_and_classes(content, path)
-    weights = content
+    weights = content['model'] if config and isinstance(content.get('model'), dict) else content
     if ema and not path.stem.endswith('_best_ema'):
         if not isinstance(content.get('ema'), dict):
             raise ValueError(f'{path} holds no average of the weights (EMA): leave --ema out')
@@ -54,7 +53,7 @@ def read_tuned(source, ema=False, classes=None, **given):
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         number = number_of_classes(state, options, path)
         model = build(options, number)
-    load_trained(model, state, options, path)
+    load_trained(model, weights, options, path)
     return Tuned(model.eval(), options, *names_of(number, classes, names, config, path), path)
 
 
@@ -88,10 +87,10 @@ def find(source, ema):
 
 def refuse_pretrained(state, config, path):
     """Raise a ValueError for what is no classifier, though it may hold an untrained one."""
-    whole = any(key.startswith((OURS, OFFICIAL)) for key in state)
+    whole = any(OURS in key or OFFICIAL in key for key in state)
     if whole or 'mask_ratio' in config or not config and '_1kpretrained' in path.name:
         raise ValueError(f'{path} is a pretrained network, without a trained classifier: {REMEDY}')
-    if any(key.startswith(DETECTOR) for key in state):
+    if any('backbone.fpn.' in key for key in state):
         raise ValueError(f'{path} is a detector: python -m downstream_coco.predict reads it')
     if config and not config.keys() >= {'model', 'input_size', 'smoothing'}:
         raise ValueError(f'{path} is no file of fine-tuning: its options are not those of a run')
@@ -126,15 +125,12 @@ def number_of_classes(state, options, path):
     """How many classes the classifier in a file tells apart. Raises ValueError if there is none."""
     if options.freeze:
         weight = state.get('fc.weight')
+        number = len(weight) if weight is not None and weight.ndim == 2 else None
     else:
-        cnn = create_cnn(options.model, options.in_chans)
-        head = cnn.get_classifier() if hasattr(cnn, 'get_classifier') else None
-        linear = [name for name, module in cnn.named_modules() if isinstance(module, nn.Linear)][-1:]
-        own = [name for name, module in cnn.named_modules() if module is head and hasattr(head, 'weight')]
-        weight = to_timm(state, cnn).get(f'{(own or linear or ["head"])[0]}.weight')
-    if weight is None or weight.ndim < 2:
+        number = classes_in(state, create_cnn(options.model, options.in_chans), classifier_of(options.model, options.in_chans))
+    if number is None:
         raise ValueError(f'{path} holds no classifier for {options.model}: {REMEDY}')
-    return len(weight)
+    return number
 
 
 def names_of(number, file, names, config, path):

@@ -3,6 +3,7 @@
     python weights.py FILE convnext_base        # can this file be the backbone's? Exits with 1 and one sentence if not
 """
 import os
+import re
 import sys
 import zipfile
 
@@ -10,7 +11,7 @@ import timm
 import torch
 from timm.models.convnext import checkpoint_filter_fn
 
-PREFIXES = ('module.', 'encoder.cnn.', 'sparse_encoder.sp_cnn.')  # of DDP, and where a whole SparK keeps its encoder
+FIRST = r'stages\.0\.(0\.dwconv|blocks\.0\.conv_dw)\.weight$'  # a layer of every ConvNeXt
 
 
 def convnext(arch, drop_path_rate=0.0, layer_scale=1.0):
@@ -28,6 +29,43 @@ def check_archive(path):
                 raise ValueError('it unpacks to more than it is')
 
 
+def tensors_of(content, path):
+    """{key: tensor} of all dictionaries in a file's content; in a dictionary within one the key is outer/inner."""
+    state, seen = {}, set()
+
+    def collect(part, where):
+        seen.add(id(part))
+        for key, value in part.items():
+            if torch.is_tensor(value):
+                state[f'{where}{key}'] = value
+            elif isinstance(value, dict) and where.count('/') < 4 and id(value) not in seen:  # it may hold itself
+                collect(value, f'{where}{key}/')
+
+    if isinstance(content, dict):
+        collect(content, '')
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored with it')
+    if not state:
+        raise ValueError(f'{path} holds no weights')
+    return state
+
+
+def network_in(state, path):
+    """The entries of the ConvNeXt in a file, without what their keys begin with (module., encoder.cnn., ...).
+
+    The first layer says where it is. Weights are taken rather than their average (EMA); of several networks none.
+    """
+    found = [key[:match.start()] for key in state if (match := re.search(rf'(?:^|(?<=[./])){FIRST}', key))]
+    prefixes = [prefix for prefix in found if not re.search(r'(^|[./_])ema[./_]', prefix)] or found
+    if len(prefixes) > 1:
+        raise ValueError(f'{path} holds several networks, under {" and ".join(prefixes[:4])}: save the state_dict of one alone')
+    if not prefixes:
+        return {key.rpartition('/')[2]: value for key, value in state.items()}
+    return {re.sub(r'(?<=\.)_orig_mod\.', '', key[len(prefixes[0]):]): value for key, value in state.items()
+            if key.startswith(prefixes[0]) and '/' not in key[len(prefixes[0]):]}
+
+
 def read(path, cnn):
     """A file's tensors under timm's keys, without the classifier: SparK's encoder or whole run, official style, fine-tuned.
 
@@ -40,22 +78,7 @@ def read(path, cnn):
         raise ValueError(f'cannot read {path}: {error.strerror}') from error
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path} is damaged, or no file of weights: {str(error).splitlines()[0]}') from error
-    for _ in range(3):  # at most: a dictionary may hold itself
-        if not isinstance(content, dict):
-            break
-        inner = next((content[key] for key in ('module', 'model', 'state_dict') if isinstance(content.get(key), dict)), None)
-        if inner is None:
-            break
-        content = inner
-    state = {str(key): value for key, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
-    for key, value in state.items():
-        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored with it')
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not state:
-        raise ValueError(f'{path} holds no weights')
+    state = network_in(tensors_of(content, path), path)
     if any(key.startswith('downsample_layers.') for key in state):  # the ConvNeXt authors' names; timm ships the renaming
         state = checkpoint_filter_fn(dict(state), cnn)
     return {key: value for key, value in state.items() if not key.startswith(('head.', 'norm_pre.'))}

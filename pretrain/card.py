@@ -34,8 +34,19 @@ def write_card(saved, folder, licence=None):
                        recipe=recipe_table(saved, log),
                        pictures='\n\n'.join(parts) or 'No log or pictures lay beside the weights.',
                        size='x'.join(map(str, saved.spark.encoder.input_size)),
-                       channels=counted(saved.options.in_chans, 'channel'))
+                       channels=counted(saved.options.in_chans, 'channel'), **kind(saved))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
+
+
+def kind(saved):
+    """What is in the folder, in words of the text: an encoder, or a network with a trained classifier."""
+    if not saved.has_classifier:
+        return {'title': 'pretrained with SparK', 'gives': 'features',
+                'holds': "These are the encoder's weights, without classifier and decoder."}
+    number = saved.weights[saved.head[0]].shape[0]
+    return {'title': f'a classifier of {number} classes', 'gives': 'logits',
+            'holds': f'These are the weights of a fine-tuned network, with its classifier of {number} classes. **Say here '
+                     'what it was fine-tuned on.**'}
 
 
 def as_markdown(text):
@@ -110,14 +121,14 @@ pipeline_tag: image-feature-extraction
 tags: [timm, spark, self-supervised, masked-image-modeling]
 ---
 
-# {model}, pretrained with SparK
+# {model}, {title}
 
 A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the others, a decoder
-reconstructs what was hidden ([SparK]({paper}), ICLR 2023). These are the encoder's weights, without classifier and decoder.
+reconstructs what was hidden ([SparK]({paper}), ICLR 2023). {holds}
 
 ```python
 import timm
-model = timm.create_model('local-dir:FOLDER', pretrained=True)                    # features; 'hf-hub:USER/NAME' from a hub
+model = timm.create_model('local-dir:FOLDER', pretrained=True)                    # {gives}; 'hf-hub:USER/NAME' from a hub
 model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)    # a new classifier, to be trained
 ```
 

@@ -15,7 +15,8 @@ class Options(RunOptions):
 
     resume: str = option(None, 'go on from this <model>_still_pretraining.pth; the one in the run folder if not given',
                          'run', ('resume_from',), str, harmless=True)
-    init: str = option(None, "start from weights: our files, official ones, or 'timm' for timm's own", 'run',
+    init: str = option(None, "start from weights: our files, official ones, others, or 'timm' for timm's own; FILE:KEY "
+                       'for one of several networks in a file', 'run',
                        ('init_weight',), str, harmless=True)
 
     data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar shards of images; '

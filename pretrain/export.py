@@ -1,10 +1,12 @@
-"""Write a pretrained network for whoever uses it next, and read it back as they do before calling it written.
+"""Write a pretrained or fine-tuned network for whoever uses it next, and read it back as they do before calling it written.
 
     python -m pretrain.export output_my_run --to=timm                    # resnet50_timm.safetensors
     python -m pretrain.export output_my_run --to=hf --licence=mit        # a folder for timm's local-dir: or a model hub
+    python -m pretrain.export output_my_tune/resnet50_1kfinetuned_best.pth --to=onnx     # logits too
 
-Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx. A file whose reader does not give the network's own features
-is not kept, and the command says why.
+Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx. A trained classifier goes with the network where the format
+has a place for it; one that was not trained does not. A file is not kept, and the command says why, if its reader does not give
+the network's own output, or if its entries are not those of the file that it was made from, bit by bit.
 """
 import argparse
 import importlib.util
@@ -13,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -24,7 +27,17 @@ from torch import nn
 
 from common.checkpoint import plain_state, read_plain, save, write_atomically
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
-from common.weights import OFFICIAL, OURS, guess_model, load_official_spark, load_strictly, to_official, to_timm, to_torchvision
+from common.weights import (
+    OFFICIAL,
+    OURS,
+    guess_model,
+    load_official_spark,
+    load_strictly,
+    some,
+    to_official,
+    to_timm,
+    to_torchvision,
+)
 from common.words import counted
 from pretrain.card import write_card
 from pretrain.compare import error
@@ -52,7 +65,7 @@ def export(saved, to, out, suffix='.safetensors', licence=None):
         sentences = WRITERS[to](saved, Path(folder).resolve() / f'{name}_{to}', suffix, licence)
         for path in Path(folder).iterdir():
             path.replace(out / path.name)
-    return [*sentences, f'Written to {out}']
+    return [*sentences, *remarks(saved, to), f'Written to {out}']
 
 
 def write_state(path, state):
@@ -75,21 +88,100 @@ def some_images(saved):
     return torch.randn(2, saved.options.in_chans, *saved.spark.encoder.input_size, generator=torch.Generator().manual_seed(0))
 
 
-@torch.no_grad()
-def to_timm_file(saved, stem, suffix, _):
-    path, cnn, images = stem.with_suffix(suffix), saved.spark.encoder.cnn, some_images(saved)
-    write_state(path, plain_state(cnn))
-    theirs = create(saved)
-    timm.models.load_checkpoint(theirs, str(path))
-    require_same([cnn(images)], [theirs.eval()(images)], 'timm')
-    return [f'{path.name}: read by timm.models.load_checkpoint, strictly; the same output']
+def entries_of(saved, classifier=True):
+    """{key: tensor} that an export holds: what the file has for the network, under timm's names, in the file's precision.
+
+    Without the classifier if the file has no trained one, or if it is not wanted.
+    """
+    keeps = classifier and saved.has_classifier
+    return {key: value.contiguous() for key, value in saved.weights.items() if keeps or key not in saved.head}
+
+
+def require_given(saved, written, reader, classifier=True):
+    """Raise a ValueError unless entries under timm's names, read back, are those of the given file, bit by bit."""
+    given = entries_of(saved, classifier)
+    wrong = [key for key in given.keys() | written.keys() if key not in given or key not in written
+             or not torch.equal(written[key], given[key].to(written[key].dtype))]
+    if wrong:
+        raise ValueError(f'{reader} does not give the network\'s own entries from what was written: {some(sorted(wrong))} are '
+                         f'not as in {saved.path}')
+
+
+def remarks(saved, to):
+    """Sentences on what of the given file is not in an export, and on what in it was not trained."""
+    head = [key for key in saved.head if key in saved.weights]
+    if saved.has_classifier and to in WITH_CLASSIFIER:
+        yield f'The trained classifier is in it: {classes_of(saved)["num_classes"]} classes, {", ".join(head)}'
+    elif saved.has_classifier:
+        yield f'The trained classifier ({", ".join(head)}) is left out: --to={to} is for an encoder'
+    elif head and saved.is_encoder:
+        yield f'It has no classifier: that of the given file ({", ".join(head)}) was not trained, and is left out'
+    elif head:
+        yield (f'It has no classifier: the given file has {", ".join(head)}, but not all that it needs '
+               f'({some(saved.loaded.missing)} are missing)')
+    else:
+        yield 'It has no classifier: the given file has none'
+    idle = [key for key in saved.spark.encoder.unused if key in saved.weights and key not in saved.head]
+    if idle and saved.is_encoder and to in ('timm', 'torchvision', 'hf'):
+        yield f'{some(idle)} are as in the given file; pretraining does not train them, and the features do not depend on them'
+
+
+def classes_of(saved):
+    """How many classes an export tells apart, as an argument of timm's networks: 0 without a classifier."""
+    if not saved.head:
+        return {}  # a network without a classifier may take no such argument
+    return {'num_classes': saved.weights[saved.head[0]].shape[0] if saved.has_classifier else 0}
 
 
 def create(saved, **more):
-    """The network anew, untrained, with the same classifier unless told otherwise."""
+    """The network anew, untrained, with as many classes as an export unless told otherwise."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Initializing zero-element tensors')  # a linear layer of no classes
+        return timm.create_model(saved.model.split('.')[0], **{**arguments_of(saved), **more})
+
+
+def arguments_of(saved):
     channels = {} if saved.options.in_chans == 3 else {'in_chans': saved.options.in_chans}
-    given = {'num_classes': saved.spark.encoder.cnn.num_classes, **channels, **more}
-    return timm.create_model(saved.model.split('.')[0], **given)
+    return {**classes_of(saved), **channels}
+
+
+def lacking(network, state):
+    """Names of the entries of a network that a state_dict lacks."""
+    return [key for key in network.state_dict() if key not in state and not key.endswith('num_batches_tracked')]
+
+
+@torch.no_grad()
+def require_same_network(saved, theirs, reader):
+    """Raise a ValueError unless a timm network gives the features of the given one, and the logits if it has a classifier."""
+    encoder, images = saved.spark.encoder, some_images(saved)
+    require_same(encoder.pyramid(images), encoder.pyramid(images, cnn=theirs.eval()), reader)
+    if saved.has_classifier:
+        require_same([encoder.cnn(images)], [theirs(images)], reader)
+
+
+def what_is_same(saved):
+    return 'the same output' if saved.has_classifier else 'the same features'
+
+
+def to_timm_file(saved, stem, suffix, _):
+    path, state = stem.with_suffix(suffix), entries_of(saved)
+    theirs = create(saved)
+    state |= {key: value for key, value in theirs.state_dict().items() if not value.numel()}  # a layer of no classes
+    write_state(path, state)
+    made = ', '.join([repr(saved.model.split('.')[0]), *(f'{name}={value}' for name, value in arguments_of(saved).items())])
+    drawn = lacking(theirs, state)
+    if drawn:
+        timm.models.load_checkpoint(theirs, str(path), strict=False)
+        line = f"timm.models.load_checkpoint(timm.create_model({made}), '{path.name}', strict=False)"
+        how = f'not strictly: the given file lacks {some(drawn)}, which stay as timm initialises them'
+    else:
+        theirs = create(saved, checkpoint_path=str(path))
+        line, how = f"timm.create_model({made}, checkpoint_path='{path.name}')", 'strictly'
+    require_given(saved, {key: value for key, value in read_plain(path).items() if value.numel()}, 'timm')
+    given = {key: value for key, value in theirs.state_dict().items() if key in saved.weights and value.numel()}
+    require_given(saved, given, 'timm')
+    require_same_network(saved, theirs, 'timm')
+    return [f'{path.name}: read by {line}, {how}; {what_is_same(saved)}']
 
 
 @torch.no_grad()
@@ -99,19 +191,35 @@ def to_torchvision_file(saved, stem, suffix, _):
         raise ValueError(f'torchvision has no {name} for images of {counted(saved.options.in_chans, "channel")} with the '
                          'same layers as '
                          f'timm\'s; it has {", ".join(TORCHVISION)}, for 3')
-    path, cnn, images = stem.with_suffix(suffix), saved.spark.encoder.cnn, some_images(saved)
-    write_state(path, to_torchvision(plain_state(cnn)))
-    theirs = torchvision.models.get_model(name, num_classes=cnn.num_classes)
-    theirs.load_state_dict(read_plain(path))
-    require_same([cnn(images)], [theirs.eval()(images)], 'torchvision')
-    return [f'{path.name}: read by torchvision.models.{name}, strictly; the same output']
+    path, encoder, images = stem.with_suffix(suffix), saved.spark.encoder, some_images(saved)
+    write_state(path, to_torchvision(entries_of(saved)))
+    state = read_plain(path)
+    if saved.has_classifier:
+        number = classes_of(saved)['num_classes']
+        theirs, instead = torchvision.models.get_model(name, num_classes=number), ''
+        made, ours = f'{name}(num_classes={number})', encoder.cnn(images)
+    else:
+        theirs, made, ours = torchvision.models.get_model(name), f'{name}()', encoder.pyramid(images)[-1].mean((2, 3))
+        last = [key.rpartition('.')[0] for key in theirs.state_dict()][-1]
+        if 'classifier.0.weight' in state:  # a norm in front of the classifier of a ConvNeXt
+            norm = state['classifier.0.weight'], state['classifier.0.bias'], 1e-6
+            ours = nn.functional.layer_norm(ours, ours.shape[1:], *norm)
+        elif last == 'classifier.2':
+            last = 'classifier'
+        theirs.set_submodule(last, nn.Flatten())
+        instead = f" with model.set_submodule('{last}', torch.nn.Flatten())"
+    theirs.load_state_dict(state)
+    require_given(saved, to_timm(state, encoder.cnn), 'torchvision')
+    require_given(saved, to_timm({key: value for key, value in theirs.state_dict().items() if key in state}, encoder.cnn),
+                  'torchvision')
+    require_same([ours], [theirs.eval()(images)], 'torchvision')
+    return [f'{path.name}: read by model = torchvision.models.{made}{instead}, strictly; {what_is_same(saved)}']
 
 
 @torch.no_grad()
 def to_official_files(saved, stem, suffix, _):
     """The encoder in the style of the published files, and the whole SparK where its decoder is theirs; always .pth."""
-    cnn, encoder = saved.spark.encoder.cnn, saved.spark.encoder
-    state = plain_state(cnn)
+    encoder, state = saved.spark.encoder, entries_of(saved, classifier=False)
     if guess_model(state) != saved.model.split('.')[0]:
         raise ValueError(f'the official code knows plain ResNets and ConvNeXts, not {saved.model}')
     style = 'official' if any(key.startswith('stages.') for key in state) else 'timm'
@@ -120,7 +228,10 @@ def to_official_files(saved, stem, suffix, _):
     path = stem.with_name(f'{name}_1kpretrained_{style}_style.pth')
     save(path, features)
     theirs = create(saved)
-    load_strictly(theirs, to_timm(read_plain(path), theirs), may_miss=encoder.unused)
+    back = to_timm(read_plain(path), theirs)
+    load_strictly(theirs, back, may_miss=encoder.unused)
+    outside = [key for key in state if key.startswith('head.')]  # a norm in front of the classifier
+    require_given(saved, back | {key: state[key] for key in outside}, 'our reader of official files', classifier=False)
     require_same(encoder(images), encoder.pyramid(images, cnn=theirs.eval()), 'our reader of official files')
     sentences.append(f'{path.name}: the encoder; read by our reader of official files: the same features')
     if saved.has_decoder and saved.options.decoder != 'unet':
@@ -161,13 +272,14 @@ class ArraysAlone(pickle.Unpickler):
 
 @torch.no_grad()
 def to_detectron2_file(saved, stem, suffix, _):
-    path, cnn = stem.with_suffix('.pkl'), saved.spark.encoder.cnn
+    path, state = stem.with_suffix('.pkl'), entries_of(saved, classifier=False)
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder, 'weights.pth'), plain_state(cnn))
+        save(Path(folder, 'weights.pth'), state)
         run_reader('downstream_d2/convert-timm-to-d2.py', Path(folder, 'weights.pth'), path)
     with open(path, 'rb') as file:
         entries = ArraysAlone(file).load()['model']
-    depth = int(guess_model(plain_state(cnn)).removeprefix('resnet'))
+    require_given(saved, {timm_key(key): torch.from_numpy(value) for key, value in entries.items()}, 'Detectron2', False)
+    depth = int(guess_model(state).removeprefix('resnet'))
     expected = detectron2_shapes(depth)
     if {key: value.shape for key, value in entries.items()} != expected:
         raise ValueError(f'the file has not the names and shapes of a ResNet-{depth} of Detectron2')
@@ -177,6 +289,13 @@ def to_detectron2_file(saved, stem, suffix, _):
         require_same(saved.spark.encoder.pyramid(images), detectron2_features(path, depth, images), 'Detectron2')
         checked = 'read by Detectron2: the same features'
     return [f'{path.name}: {checked}. It is a pickle, which Detectron2 asks for']
+
+
+def timm_key(key):
+    """Detectron2's name of an entry of a ResNet -> timm's."""
+    key = re.sub(r'^res(\d)', lambda match: f'layer{int(match[1]) - 1}', key.removeprefix('stem.'))
+    key = re.sub(r'\bconv(\d)\.norm', r'bn\1', key)
+    return key.replace('shortcut.norm', 'downsample.1').replace('shortcut', 'downsample.0')
 
 
 def detectron2_shapes(depth):
@@ -218,7 +337,8 @@ def to_mmdet_file(saved, stem, suffix, _):
     path, name = stem.with_suffix('.pth'), saved.model.split('.')[0]
     if not name.startswith('convnext'):
         raise ValueError(f'downstream_mmdet reads ConvNeXts, not {name}; for any network there is downstream_coco')
-    save(path, plain_state(saved.spark.encoder.cnn))
+    save(path, entries_of(saved, classifier=False))
+    require_given(saved, read_plain(path), 'downstream_mmdet', classifier=False)
     said = run_reader('-m', 'downstream_mmdet.weights', path, name)
     return [f'{path.name}: read by downstream_mmdet/weights.py, strictly ({said})']
 
@@ -230,46 +350,60 @@ def to_hf_folder(saved, stem, suffix, licence):
     mean, std = saved.options.normalisation
     own = {'paper_name': 'SparK', 'paper_ids': 'arXiv:2301.03580', 'origin_url': None, 'test_input_size': None,
            'test_crop_pct': None, 'file': None, 'pool_size': None}  # not what timm says of its own weights
-    overlay = {**own, 'mean': mean, 'std': std, 'input_size': (channels, *size), 'crop_pct': 1.0, 'num_classes': 0, 'url': '',
-               'hf_hub_id': None, 'license': licence or 'other', 'tag': 'spark', 'interpolation': 'bicubic'}
+    number = classes_of(saved).get('num_classes', 0)
+    overlay = {**own, 'mean': mean, 'std': std, 'input_size': (channels, *size), 'crop_pct': 1.0, 'num_classes': number,
+               'url': '', 'hf_hub_id': None, 'license': licence or 'other', 'tag': 'spark', 'interpolation': 'bicubic'}
+    is_named = saved.has_classifier and saved.classes and len(saved.classes) == number
+    names = {'label_names': list(saved.classes)} if is_named else {}
     try:
-        cnn = create(saved, num_classes=0, pretrained_cfg_overlay=overlay)
-        classifier = [name for name, parameter in cnn.named_parameters() if not parameter.numel()]  # of no classes
-        state = {key: value for key, value in plain_state(saved.spark.encoder.cnn).items() if key in cnn.state_dict()}
-        load_strictly(cnn, state, may_miss=classifier)
-        save_for_hf(cnn, folder, model_args={} if channels == 3 else {'in_chans': channels}, safe_serialization=True)
+        cnn, state = create(saved, num_classes=number, pretrained_cfg_overlay=overlay), entries_of(saved)
+        drawn = [key for key in lacking(cnn, state) if cnn.state_dict()[key].numel()]
+        if any(cnn.state_dict()[key].unique().numel() > 1 for key in drawn):
+            raise ValueError(f'{saved.path} lacks {some(drawn)}, which a folder for timm has: they would be random. Export it '
+                             'with --to=timm')
+        load_strictly(cnn, state, may_miss=lacking(cnn, state))
+        save_for_hf(cnn, folder, model_config=names, model_args={} if channels == 3 else {'in_chans': channels},
+                    safe_serialization=True)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'{saved.model} is not built as timm builds its networks (build_model_with_cfg, pretrained_cfg), so '
                          'timm cannot load it from a folder: export it with --to=timm, and give your code with it') from error
     except RuntimeError as error:
         raise ValueError(f'timm {timm.__version__} cannot write it with the huggingface_hub that is installed ({error}): '
                          'install a later timm') from error
+    written = read_plain(folder / 'model.safetensors')
+    require_given(saved, {key: value for key, value in written.items() if value.numel() and key not in drawn}, 'timm')
     write_card(saved, folder, licence)
     theirs = timm.create_model(f'local-dir:{folder}', pretrained=True)
     require_same([cnn.eval()(images)], [theirs.eval()(images)], 'timm (local-dir:)')
-    require_same(saved.spark.encoder.pyramid(images), saved.spark.encoder.pyramid(images, cnn=theirs), 'timm (local-dir:)')
-    return [f'{folder.name}: read by timm.create_model("local-dir:.../{folder.name}", pretrained=True); the same features. '
-            'A hub takes the folder as it is; look at its README.md first']
+    require_same_network(saved, theirs, 'timm (local-dir:)')
+    norms = [f'{some(drawn)}, which the given file lacks, are as timm initialises them: norms that do nothing'] if drawn else []
+    return [f'{folder.name}: read by timm.create_model("local-dir:.../{folder.name}", pretrained=True); '
+            f'{what_is_same(saved)}. A hub takes the folder as it is; look at its README.md first', *norms]
 
 
-class Pyramid(nn.Module):
-    """What ONNX gets: images -> the feature maps, small stride to large, and the mean of the last one."""
+class Outputs(nn.Module):
+    """What ONNX gets: images -> the feature maps, small stride to large, the mean of the last one, and logits if wanted."""
 
-    def __init__(self, encoder):
+    def __init__(self, encoder, logits=False):
         super().__init__()
-        self.encoder, self.cnn = encoder, encoder.cnn
+        self.encoder, self.cnn, self.logits = encoder, encoder.cnn, logits
 
     def forward(self, images):
         levels = self.encoder.pyramid(images)
-        return *levels, levels[-1].mean((2, 3))
+        logits = (self.cnn(images),) if self.logits else ()  # onnxruntime computes what both share once
+        return *levels, levels[-1].mean((2, 3)), *logits
 
 
 @torch.no_grad()
 def to_onnx_file(saved, stem, suffix, _):
     needs('onnx', 'onnxscript', 'onnxruntime')
     import onnxruntime
-    path, model, images = stem.with_suffix('.onnx'), Pyramid(saved.spark.encoder).eval(), some_images(saved)
-    outputs = [*(f'stride_{stride}' for stride in saved.spark.encoder.reductions), 'pooled']
+    path, images = stem.with_suffix('.onnx'), some_images(saved)
+    model = Outputs(saved.spark.encoder, saved.has_classifier).eval()
+    require_given(saved, {key: value for key, value in saved.spark.encoder.cnn.state_dict().items()
+                          if key in entries_of(saved)}, 'the exporter')
+    outputs = [*(f'stride_{stride}' for stride in saved.spark.encoder.reductions), 'pooled',
+               *['logits'] * saved.has_classifier]
     try:
         torch.onnx.export(model, (images,), str(path), dynamo=True, input_names=['images'], output_names=outputs, verbose=False,
                           dynamic_shapes={'images': {0: torch.export.Dim('batch')}}, external_data=False)
@@ -284,6 +418,7 @@ def to_onnx_file(saved, stem, suffix, _):
             f'{" x ".join(map(str, saved.spark.encoder.input_size))}; the same {", ".join(outputs)}']
 
 
+WITH_CLASSIFIER = ('timm', 'torchvision', 'hf', 'onnx')
 WRITERS = {'timm': to_timm_file, 'torchvision': to_torchvision_file, 'official': to_official_files,
            'detectron2': to_detectron2_file, 'mmdet': to_mmdet_file, 'hf': to_hf_folder, 'onnx': to_onnx_file}
 

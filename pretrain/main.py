@@ -63,7 +63,7 @@ def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
                 refuse_changes(run, saved)
                 load_strictly(spark, saved.pop('model'))  # popped: not kept in memory for days
             elif options.init:
-                loaded = load_init(spark, options.init, options.model)
+                loaded = load_init(spark, options.init, options.model, options.adapt_input_conv)
             aside = open_folder(run.folder, fresh, ranks, run.checkpoint)
             with RunLog(run.folder, ranks.rank, 'pretrain_log.txt', options, saved['step'] + 1 if saved else 0) as log:
                 if aside:

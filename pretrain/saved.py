@@ -2,21 +2,35 @@
 
     saved = read_saved('output_my_run')      # or resnet50_1kpretrained.pth, res50_withdecoder_1kpretrained_spark_style.pth
     saved.spark.reconstruct(images, saved.spark.draw_visible(len(images)))
+
+Files of downstream_imagenet and other files of weights are read too, for what is done with an encoder.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import timm
 import torch
 
-from common.checkpoint import is_run, read_plain
+from common.checkpoint import is_run
 from common.cli import numbers
 from common.config import size
 from common.data import CentreCrop, as_input
 from common.images import SeveralFiles, check_channels
 from common.look import warn_of
 from common.pixels import as_channels
-from common.weights import guess_model, load_init, unwrap
+from common.weights import (
+    OFFICIAL,
+    OURS,
+    Loaded,
+    classes_in,
+    classifier_of,
+    create_cnn,
+    find_init,
+    guess_model,
+    load_found,
+    read_weights,
+    unwrap,
+)
 from pretrain.config import Options
 from pretrain.log import read_log
 from pretrain.spark import SparK, build_spark
@@ -32,6 +46,10 @@ class Saved:
     spark: in evaluation mode, on the CPU. model: the network's name. options: of the run, or what was given and guessed.
     has_decoder: whether the file had one; if not, the decoder is untrained. step, images: of the run, None if
     they are not known. path: the file. folder: the run's, None if the file stands alone.
+    loaded: what was read of the file. weights: its entries for the network, under timm's names; what is not among them is
+    drawn in spark. head: the names of the classifier's entries. has_classifier: whether the file holds a trained
+    classifier and all that it needs. is_encoder: whether it is from a training that does not train the classifier.
+    classes: their names, if the file tells them.
     """
     spark: SparK
     options: Options
@@ -40,6 +58,12 @@ class Saved:
     images: int | None
     path: Path
     folder: Path | None
+    loaded: Loaded
+    weights: dict = field(repr=False)
+    head: tuple = ()
+    has_classifier: bool = False
+    is_encoder: bool = True
+    classes: tuple | None = None
 
     @property
     def model(self):
@@ -88,30 +112,63 @@ class Saved:
                              'or its *_still_pretraining.pth, or a *_withdecoder_1kpretrained_spark_style.pth')
 
 
-def read_saved(source, **given):
-    """Read a run folder, a file of it, or an official file. Raises ValueError.
+def read_saved(source, adapt_input_conv=False, **given):
+    """Read a run folder, a file of it, an official file, a fine-tuned network or other weights. Raises ValueError.
 
-    given: options of pretraining (model, input_size, mask_ratio, in_chans, mean, std, ...) that the file does not tell.
+    source: a path, or FILE:KEY where KEY says which of several networks in a file is meant, such as ema.
+    adapt_input_conv: whether weights for images of other channels are adapted. given: options of pretraining (model,
+    input_size, mask_ratio, in_chans, mean, std, ...) that the file does not tell.
     """
-    path = find(source)
-    content = read_plain(path)
-    if is_run(content, path):
-        return of_run(content, path, given)
+    content, path, which = read_weights(find(source))
+    path = Path(path)
+    config = content.get('config') if isinstance(content, dict) else None
+    is_tuned = isinstance(config, dict) and 'finetune_from' in config  # by a program of downstream_*
+    if is_run(content, path) and not is_tuned:
+        return of_run(content, path, which, given)
     state, log = unwrap(content, path), log_of(path)
     names = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std', 'pixel_range',
              'target')
     beside = {name: log.config[name] for name in names if name in log.config} if log else {}
+    if is_tuned:
+        of_images = ('model', 'in_chans', 'mean', 'std') + ('input_size',) * ('fpn_channels' not in config)
+        beside = {name: config[name] for name in of_images if config.get(name) is not None}
+    if given.get('in_chans') not in (None, beside.get('in_chans')):
+        beside = {name: value for name, value in beside.items() if name not in ('mean', 'std')}
     config = {**beside, **{name: value for name, value in given.items() if value is not None}}
     model = config.pop('model', None) or guess(path, state)
     options = Options(**{'name': path.stem, **config, 'model': model,
                          'decoder_width': width_of(state) or config.get('decoder_width', Options.decoder_width)})
     check_size(path, options, given)
-    spark = build(options)
-    load_init(spark, state, model)
-    return Saved(spark.eval(), options, width_of(state) is not None, None, None, path, log and log.folder)
+    head = classifier_of(model, options.in_chans)
+    spark = build(options, lambda cnn: classes_in(state, cnn, head, which) if head else None)
+    module, network, may_miss = find_init(spark, state, path, which, adapt_input_conv)
+    loaded = load_found(module, network, may_miss)
+    weights = weights_of(network, loaded)
+    is_whole = weights.keys() >= {key for key in spark.encoder.cnn.state_dict() if not key.endswith('num_batches_tracked')}
+    is_encoder = bool(log or '_1kpretrained' in path.name or module is spark or uses_features(network))
+    names = content.get('classes') if is_tuned else None
+    names = tuple(map(str, names)) if isinstance(names, list) else None
+    return Saved(spark.eval(), options, module is spark, None, None, path, log and log.folder, loaded, weights, head,
+                 bool(head) and is_whole and not is_encoder, is_encoder, names)
 
 
-def of_run(content, path, given):
+def uses_features(network):
+    """Whether a CNN in a file was part of a whole SparK, a detector or a linear probe, which do not train its classifier."""
+    inner = network.prefix.rpartition('/')[2]
+    parts = {OURS: {'dense_decoder'}, OFFICIAL: {'dense_decoder'}, 'backbone.cnn.': {'backbone.fpn'}, 'cnn.': {'norm', 'fc'}}
+    return any(inner.endswith(prefix) and {label.removeprefix(inner.removesuffix(prefix)) for label in network.beside} >= others
+                for prefix, others in parts.items())
+
+
+def weights_of(network, loaded):
+    """The entries of a CNN in what `find_init` found, without those that were not loaded."""
+    entries = {key: value for key, value in network.entries.items() if key not in loaded.left_out}
+    if any(key.startswith(OURS) for key in entries):
+        return {key.removeprefix(OURS): value for key, value in entries.items() if key.startswith(OURS)}
+    return entries
+
+
+def of_run(content, path, which, given):
     """Read what a run saved. What is given and differs from the run is refused, but for what MAY_DIFFER."""
     config, state = content['config'], content['model']
     if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
@@ -128,13 +185,15 @@ def of_run(content, path, given):
         options = Options(**{**known, **changed})
     except TypeError as error:
         raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
-    if width_of(unwrap(state, path)) != options.decoder_width:  # before a network of any size is built
+    state = unwrap(state, path)
+    if width_of(state) != options.decoder_width:  # before a network of any size is built
         raise ValueError(f'{path} is damaged: its decoder has not the {options.decoder_width} channels that it says')
     check_size(path, options, given)
     spark = build(options)
-    load_init(spark, state)
-    log = log_of(path)
-    return Saved(spark.eval(), options, True, content['step'], content['images'], path, log and log.folder)
+    module, network, may_miss = find_init(spark, state, path, which)
+    loaded, log = load_found(module, network, may_miss), log_of(path)
+    return Saved(spark.eval(), options, module is spark, content['step'], content['images'], path, log and log.folder, loaded,
+                 weights_of(network, loaded), classifier_of(options.model, options.in_chans))
 
 
 def check_size(path, options, given):
@@ -144,10 +203,13 @@ def check_size(path, options, given):
                          '--input_size')
 
 
-def build(options):
+def build(options, classes=None):
+    """A SparK with drawn weights. classes(cnn) -> the number of classes that its CNN has, None for its own number."""
     with torch.random.fork_rng(devices=[]):  # what the file lacks is drawn: not from the caller's random numbers
         torch.manual_seed(0)
-        return build_spark(**options.network | {'drop_path': None})
+        number = classes and classes(create_cnn(options.model, options.in_chans))
+        cnn = options.model if number is None else create_cnn(options.model, options.in_chans, num_classes=number)
+        return build_spark(**options.network | {'drop_path': None, 'model': cnn})
 
 
 def find(source):
@@ -185,18 +247,21 @@ def guess(path, state):
 
 def width_of(state):
     """The width of the decoder that a file holds; None if it holds none."""
-    weight = state.get('dense_decoder.dec.0.up_sample.weight')
+    weight = next((value for key, value in state.items() if key.endswith('dense_decoder.dec.0.up_sample.weight')), None)
     return None if weight is None else weight.shape[0]
 
 
 def add_network(parser, several=False):
     """The arguments that say which network, for `network_of`."""
-    parser.add_argument('source', metavar='RUN_OR_FILE', help='run folder, a file of it, or a file of the official release',
+    parser.add_argument('source', metavar='RUN_OR_FILE', help='run folder, a file of it, of the official release, or of '
+                        'weights; FILE:KEY says which of several networks in a file, such as ema',
                         nargs='+' if several else None)
     about = parser.add_argument_group('network', 'for files that do not say it themselves; a run does')
     about.add_argument('--model', help="timm's name of the network")
     about.add_argument('--input_size', type=size, help='side of an image in pixels, or height,width')
     about.add_argument('--in_chans', type=int, help='channels of an image')
+    about.add_argument('--adapt_input_conv', action='store_true', help='take weights for images of other channels too: the '
+                       'convolutions over the image are summed or repeated, as timm does')
     about.add_argument('--mean', type=numbers, help="of each channel; ImageNet's if not given")
     about.add_argument('--std', type=numbers, help="of each channel; ImageNet's if not given")
     about.add_argument('--pixel_range', type=numbers, help='from,to: the values that become 0 and 1 in files of more than 8 '
@@ -206,7 +271,14 @@ def add_network(parser, several=False):
 
 
 def network_of(args, source=None, **more):
-    """The network that a command line names; of several the one called source. Raises ValueError."""
-    return read_saved(source or args.source, model=args.model, input_size=args.input_size, in_chans=args.in_chans,
-                      mean=args.mean, std=args.std, pixel_range=args.pixel_range, max_pixels=args.max_pixels,
-                      levels=args.levels, **more)
+    """The network that a command line names; of several the one called source. Raises ValueError.
+
+    Prints what was read, if the file holds more than the network under its own names.
+    """
+    saved = read_saved(source or args.source, model=args.model, input_size=args.input_size, in_chans=args.in_chans,
+                       mean=args.mean, std=args.std, pixel_range=args.pixel_range, max_pixels=args.max_pixels,
+                       levels=args.levels, adapt_input_conv=args.adapt_input_conv, **more)
+    loaded = saved.loaded
+    if saved.step is None and (loaded.prefix or loaded.beside or loaded.adapted):
+        print(f'{saved.path}: {loaded}')
+    return saved

@@ -293,3 +293,14 @@ def test_detectron2_trains_resumes_and_evaluates(tmp_path):
                                                             (6, {'iter', 'of', 'boxAP', 'mskAP'})]
     again = train('--resume', '--eval-only')
     assert 'model_final.pth' in again and f"'boxAP': {lines[-1]['boxAP']}, 'mskAP': {lines[-1]['mskAP']}" in again
+
+
+@pytest.mark.parametrize('prefix', ['module._orig_mod.', 'model.backbone.'])
+def test_the_network_is_found_behind_any_prefix(tmp_path, prefix):
+    state = {f'{prefix}{key}': value for key, value in timm.create_model('resnet50').state_dict().items()}
+    content = {'state_dict': {**state, 'projector.weight': torch.ones(2)}, 'optimizer': {'state': {0: {'x': torch.ones(1)}}},
+               'model_ema': {key: value + 1 for key, value in state.items()}}
+    found = convert(content, tmp_path)
+    assert len(found) == 318 and (found['stem.conv1.weight'] == state[f'{prefix}conv1.weight'].numpy()).all()
+    with pytest.raises(SystemExit, match='holds several networks, under student/.*and teacher/'):
+        convert({'student': state, 'teacher': content['model_ema']}, tmp_path)

@@ -1,6 +1,9 @@
 """Exported networks: each is read back by whom it is for, equal, or not left behind."""
+import dataclasses
 import json
 import pickle
+import re
+import shutil
 
 import pytest
 import timm
@@ -13,6 +16,7 @@ from pretrain import export
 from pretrain.card import write_card
 from pretrain.config import Options
 from pretrain.log import read_log
+from pretrain.models.custom import YourConvNet
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
 from tests.conftest import randomise
@@ -36,22 +40,25 @@ def test_timm(finished, tmp_path, suffix):
     path = tmp_path / f'your_convnet_timm{suffix}'
     state = load_file(path) if suffix == '.safetensors' else torch.load(path, weights_only=True)
     own = torch.load(finished / 'your_convnet_1kpretrained.pth', weights_only=True)
-    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+    trained = {key for key in own if not key.startswith('head.')}  # what pretraining does not train is not handed on
+    assert state.keys() == trained and all(torch.equal(state[key], own[key]) for key in trained)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     again = read_saved(path, model='your_convnet', input_size=32)  # safetensors are read wherever weights are
-    assert torch.equal(again.spark.encoder.cnn.head.weight, own['head.weight'])
+    assert torch.equal(again.spark.encoder.cnn.stages[0].conv1.weight, own['stages.0.conv1.weight'])
+    assert set(again.loaded.missing) == {'head.weight', 'head.bias'} and not again.has_classifier
 
 
 @pytest.mark.parametrize('model', ['resnet18', pytest.param('convnext_tiny', marks=pytest.mark.slow)])
 def test_torchvision(tmp_path, model):
     import torchvision
-    saved = saved_run(tmp_path, model)
-    export.export(saved, 'torchvision', tmp_path)
-    theirs = torchvision.models.get_model(model).eval()
+    given = randomise(timm.create_model(model, num_classes=7)).eval()
+    torch.save(given.state_dict(), tmp_path / 'tuned.pth')
+    export.export(read_saved(tmp_path / 'tuned.pth', model=model, input_size=64), 'torchvision', tmp_path)
+    theirs = torchvision.models.get_model(model, num_classes=7).eval()
     theirs.load_state_dict(load_file(tmp_path / f'{model}_torchvision.safetensors'))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(theirs(images), saved.spark.encoder.cnn(images), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(theirs(images), given(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('model', ['resnet18', 'resnext50_32x4d', 'convnext_tiny', 'densenet121'])
@@ -207,12 +214,26 @@ def test_what_has_no_such_form_leaves_nothing(finished, tmp_path, to, message):
 def test_a_mismatch_deletes_the_file_and_says_why(tmp_path, monkeypatch, to):
     if to == 'hf':
         needs_a_hub()
-    saved = saved_run(tmp_path, 'resnet18')
-    state = plain_state(saved.spark.encoder.cnn)
-    broken = {**state, 'layer2.0.conv1.weight': state['layer2.0.conv1.weight'].flip(0)}
-    cnn = saved.spark.encoder.cnn
-    monkeypatch.setattr(export, 'plain_state', lambda module: broken if module is cnn else plain_state(module))
-    with pytest.raises(ValueError, match='does not give the network'):
+    saved, entries_of = saved_run(tmp_path, 'resnet18'), export.entries_of
+
+    def broken(saved, classifier=True):
+        entries = entries_of(saved, classifier)
+        return {**entries, 'layer2.0.conv1.weight': entries['layer2.0.conv1.weight'].flip(0)}
+
+    with monkeypatch.context() as patch:  # what is written is not what was given: seen by the features
+        patch.setattr(export, 'require_given', lambda *_, **__: None)
+        patch.setattr(export, 'entries_of', broken)
+        with pytest.raises(ValueError, match="does not give the network's own output"):
+            export.export(saved, to, tmp_path / 'out')
+    assert not list((tmp_path / 'out').iterdir())
+    weights = {**saved.weights, 'layer2.0.bn2.running_mean': saved.weights['layer2.0.bn2.running_mean'] + 1e-7}
+
+    def given(one, written, *arguments, **more):  # and by its bits
+        require_given(dataclasses.replace(one, weights=weights), written, *arguments, **more)
+
+    require_given = export.require_given
+    monkeypatch.setattr(export, 'require_given', given)
+    with pytest.raises(ValueError, match="network's own entries from what was written: 1 .layer2.0.bn2.running_mean"):
         export.export(saved, to, tmp_path / 'out')
     assert not list((tmp_path / 'out').iterdir())
 
@@ -228,9 +249,8 @@ def test_what_was_there_stays_if_an_export_fails(tmp_path, monkeypatch):
 
 
 def test_a_name_with_a_tag_and_another_number_of_classes(tmp_path):
-    saved = saved_run(tmp_path, 'convnext_atto.d2_in1k')
-    saved.spark.encoder.cnn.reset_classifier(7)
-    export.export(saved, 'timm', tmp_path)
+    torch.save(timm.create_model('convnext_atto', num_classes=7).state_dict(), tmp_path / 'w.pth')
+    export.export(read_saved(tmp_path / 'w.pth', model='convnext_atto.d2_in1k', input_size=64), 'timm', tmp_path)
     assert load_file(tmp_path / 'convnext_atto_timm.safetensors')['head.fc.weight'].shape == (7, 320)
 
 
@@ -259,3 +279,168 @@ def test_onnx_without_its_packages(finished, tmp_path, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install onnx onnxscript onnxruntime'):
         export.export(read_saved(finished), 'onnx', tmp_path)
+
+
+def tuned(folder, model='test_resnet', classes=5, wrap=lambda state: state, **made):
+    """(a network with a trained classifier, its file)."""
+    network = randomise(timm.create_model(model, num_classes=classes, **made)).eval()
+    torch.save(wrap(network.state_dict()), folder / 'tuned.pth')
+    return network, folder / 'tuned.pth'
+
+
+def line_of(sentence):
+    """The Python that an export prints to load it with."""
+    return re.search(r'read by (.+?), (?:not )?strictly', sentence)[1]
+
+
+@pytest.mark.parametrize('model, classes, in_chans', [('test_resnet', 5, 3), ('convnext_atto', 2, 1),
+                                                      ('your_convnet', 1000, 5)])
+def test_a_trained_classifier_goes_with_the_network(tmp_path, monkeypatch, model, classes, in_chans):
+    network, file = tuned(tmp_path, model, classes, in_chans=in_chans)
+    saved = read_saved(file, model=model, input_size=64, in_chans=in_chans, mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
+    said = export.export(saved, 'timm', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    theirs = eval(line_of(said[0]), {'timm': timm})
+    assert all(torch.equal(theirs.state_dict()[key], value) for key, value in network.state_dict().items())
+    assert f'trained classifier is in it: {classes} classes' in said[1]
+
+
+def test_without_a_classifier_none_is_written(tmp_path, monkeypatch):
+    network = randomise(timm.create_model('mobilenetv3_small_050'))
+    body = {key: value for key, value in network.state_dict().items() if not key.startswith('classifier.')}
+    torch.save({'state_dict': {f'model.backbone.{key}': value for key, value in body.items()}}, tmp_path / 'w.pth')
+    said = export.export(read_saved(tmp_path / 'w.pth', model='mobilenetv3_small_050', input_size=64), 'timm', tmp_path)
+    assert 'no classifier: the given file has none' in said[1]
+    state = load_file(tmp_path / 'mobilenetv3_small_050_timm.safetensors')
+    assert state.keys() == body.keys() and all(torch.equal(state[key], body[key]) for key in body)
+    monkeypatch.chdir(tmp_path)
+    assert eval(line_of(said[0]), {'timm': timm}).num_classes == 0
+
+
+@pytest.mark.parametrize('model', ['resnet18', 'convnext_tiny'])
+def test_an_official_encoder_for_torchvision_and_timm(tmp_path, monkeypatch, model):
+    import torchvision
+    state = to_official(timm.create_model(model).state_dict())
+    torch.save(state, tmp_path / 'w.pth')
+    saved = read_saved(tmp_path / 'w.pth', input_size=64)
+    said = export.export(saved, 'torchvision', tmp_path)[0]
+    theirs = eval(re.search(r'model = (\S+)', said)[1], {'torchvision': torchvision})
+    name = re.search(r"set_submodule\('([\w.]+)'", said)[1]
+    theirs.set_submodule(name, torch.nn.Flatten())
+    theirs.load_state_dict(load_file(tmp_path / f'{model}_torchvision.safetensors'))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours = saved.spark.encoder(images)[-1].mean((2, 3))
+        assert torch.allclose(theirs.eval()(images), ours, rtol=1e-3, atol=1e-4)
+    said = export.export(saved, 'timm', tmp_path)[0]
+    assert ('lacks 2 (head.norm.weight, head.norm.bias)' in said) == (model == 'convnext_tiny')
+    assert len(load_file(tmp_path / f'{model}_timm.safetensors')) == len(state)
+    monkeypatch.chdir(tmp_path)
+    eval(line_of(said), {'timm': timm})
+
+
+def test_which_classifiers_were_not_trained(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / 'run')
+    body = torch.load(finished / 'your_convnet_1kpretrained.pth', weights_only=True)
+    cnn = {f'cnn.{key}': value for key, value in body.items()}
+    torch.save({'model': {**cnn, 'norm.running_mean': torch.zeros(128), 'norm.running_var': torch.ones(128),
+                          'fc.weight': torch.zeros(3, 128), 'fc.bias': torch.zeros(3)}}, tmp_path / 'probe.pth')
+    detector = {f'backbone.{key}': value for key, value in cnn.items()} | {'backbone.fpn.x': torch.zeros(1)}
+    torch.save(detector, tmp_path / 'd.pth')
+    torch.save(cnn, tmp_path / 'own.pth')  # another program's
+    given = {'model': 'your_convnet', 'input_size': 32}
+    for source, trained in ((folder, False), (folder / 'your_convnet_1kpretrained.pth', False), (tmp_path / 'probe.pth', False),
+                            (tmp_path / 'd.pth', False), (tmp_path / 'own.pth', True)):
+        saved = read_saved(source, **({} if source is folder else given))
+        assert saved.has_classifier == trained and saved.is_encoder != trained, source
+        said = ' '.join(export.export(saved, 'timm', tmp_path / 'out'))
+        assert ('was not trained, and is left out' in said) != trained
+    assert 'head.weight' in load_file(tmp_path / 'out/your_convnet_timm.safetensors')
+
+
+def test_the_average_of_a_file_is_exported_when_it_is_asked_for(tmp_path, capsys):
+    other = {key: value + 1 for key, value in timm.create_model('test_resnet', num_classes=4).state_dict().items()}
+    network, file = tuned(tmp_path, classes=4, wrap=lambda state: {'model': state, 'ema': other, 'epoch': 3})
+    for source, wanted in ((file, network.state_dict()), (f'{file}:ema', other)):
+        export.main([str(source), '--model=test_resnet', '--input_size=64', '--to=timm', f'--out={tmp_path}'])
+        state = load_file(tmp_path / 'test_resnet_timm.safetensors')
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+        assert f'the file holds {"ema" if source is file else "model"} besides, not loaded' in capsys.readouterr().out
+
+
+def test_a_classifier_for_a_hub_with_the_names_of_its_classes(tmp_path):
+    needs_a_hub()
+    config = {'finetune_from': None, 'model': 'test_resnet', 'in_chans': 3, 'input_size': 64, 'mean': None, 'std': None}
+    about = {'config': config, 'classes': ['a', 'b', 'c']}
+    network, file = tuned(tmp_path, classes=3, wrap=lambda state: {'model': state, **about})
+    export.export(read_saved(file), 'hf', tmp_path)
+    theirs = timm.create_model(f'local-dir:{tmp_path / "test_resnet_hf"}', pretrained=True).eval()
+    assert all(torch.equal(theirs.state_dict()[key], value) for key, value in network.state_dict().items())
+    assert json.loads((tmp_path / 'test_resnet_hf/config.json').read_text())['label_names'] == ['a', 'b', 'c']
+    assert 'classifier of 3 classes' in (tmp_path / 'test_resnet_hf/README.md').read_text()
+
+
+def test_logits_of_onnx(tmp_path):
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    import onnxruntime
+    network, file = tuned(tmp_path, 'test_convnext', 6)
+    export.export(read_saved(file, model='test_convnext', input_size=64), 'onnx', tmp_path)
+    session, images = onnxruntime.InferenceSession(str(tmp_path / 'test_convnext_onnx.onnx')), torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0]), network(images),
+                              rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('to, model', [
+    ('official', 'resnet26'), pytest.param('mmdet', 'convnext_atto', marks=pytest.mark.slow)])
+def test_formats_without_a_place_for_a_classifier_say_so(tmp_path, to, model):
+    _, file = tuned(tmp_path, model, 3)
+    said = ' '.join(export.export(read_saved(file, model=model, input_size=64), to, tmp_path))
+    assert f'is left out: --to={to} is for an encoder' in said
+
+
+def test_no_layer_of_random_numbers_in_a_folder_for_a_hub(tmp_path):
+    needs_a_hub()
+    state = timm.create_model('mobilenetv3_small_050', num_classes=0).state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith('conv_head.')}, tmp_path / 'w.pth')
+    saved = read_saved(tmp_path / 'w.pth', model='mobilenetv3_small_050', input_size=64)
+    with pytest.raises(ValueError, match=r'lacks 2 \(conv_head.weight, conv_head.bias\).*would be random'):
+        export.export(saved, 'hf', tmp_path / 'out')
+
+
+@pytest.mark.filterwarnings('error:Initializing zero-element')
+def test_a_layer_of_no_classes_brings_no_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(YourConvNet, '__init__', template_with_an_empty_head(YourConvNet.__init__))
+    saved = saved_run(tmp_path, 'your_convnet')
+    export.export(saved, 'timm', tmp_path)
+    needs_a_hub()
+    with pytest.raises(ValueError, match='timm cannot load it from a folder'):
+        export.export(saved, 'hf', tmp_path)
+
+
+def template_with_an_empty_head(original):
+    """A network of a user's, as the template was: its head is a linear layer even of no classes."""
+    def init(self, in_chans=3, num_classes=1000, channels=(32, 64, 128)):
+        original(self, in_chans, 1, channels)
+        self.num_classes, self.head = num_classes, torch.nn.Linear(channels[-1], num_classes)
+    return init
+
+
+@pytest.mark.parametrize('model', ['resnet18', 'convnext_atto'])
+def test_maps_of_timm_and_unets_from_a_file(tmp_path, model):
+    """The lines of the README."""
+    smp = pytest.importorskip('segmentation_models_pytorch')
+    network, file = tuned(tmp_path, model, 1000)
+    maps = timm.create_model(model, features_only=True, pretrained=True, pretrained_cfg_overlay={'file': str(file)}).eval()
+    unet = smp.Unet(f'tu-{model}', encoder_weights=True, pretrained_cfg_overlay={'file': str(file)}).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = network.forward_intermediates(images, intermediates_only=True)
+        for found in (maps(images), [level for level in unet.encoder(images)[1:] if level.shape[1]]):
+            assert len(found) == len(wanted) and all(torch.equal(a, b) for a, b in zip(found, wanted))
+    if model == 'resnet18':
+        unet = smp.Unet('resnet18', encoder_weights=None)
+        unet.encoder.load_state_dict(torch.load(file, weights_only=True))
+        own = unet.encoder.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in network.state_dict().items() if not key.startswith('fc.'))

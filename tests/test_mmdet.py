@@ -68,7 +68,9 @@ def test_weights_of_any_kind_are_read(tmp_path):
                 for key, value in state.items() if not key.startswith('head')}
     assert 'downsample_layers.0.0.weight' in official
     for i, content in enumerate((state, {'module': under('module.')}, official,
-                                 {'model': {**under('encoder.cnn.'), 'mask_tokens.0': torch.ones(1)}})):
+                                 {'model': {**under('encoder.cnn.'), 'mask_tokens.0': torch.ones(1)}},
+                                 {'state_dict': {**under('model._orig_mod.'), 'projector.weight': torch.ones(1)},
+                                  'ema': {key: value + 1 for key, value in under('model.').items()}})):
         torch.save(content, tmp_path / f'{i}.pth')
         backbone = Backbone('convnext_atto')
         assert load(backbone, tmp_path / f'{i}.pth', convnext('convnext_atto')) == len(

@@ -51,6 +51,23 @@ def test_an_encoder_in_a_run_folder_or_alone(finished, tmp_path):
     assert all(torch.equal(again.spark.encoder.cnn.state_dict()[key], value) for key, value in own.items())
 
 
+def test_a_fine_tuned_network_tells_what_it_is(tmp_path):
+    config = {'finetune_from': 'w.pth', 'model': 'test_resnet', 'in_chans': 1, 'input_size': 96, 'mean': None, 'std': None}
+    network = timm.create_model('test_resnet', num_classes=4, in_chans=1)
+    run = {'version': 1, 'step': 3, 'optimizer': {}, 'config': config, 'classes': ['a', 'b', 'c', 'd']}
+    for content in ({'config': config, 'model': network.state_dict()}, {**run, 'model': network.state_dict()}):
+        torch.save(content, tmp_path / 'x.pth')
+        saved = read_saved(tmp_path / 'x.pth')
+        assert (saved.model, saved.options.size, saved.options.in_chans) == ('test_resnet', (96, 96), 1)
+        assert saved.has_classifier and saved.head == ('fc.weight', 'fc.bias') and not saved.is_encoder
+        assert torch.equal(saved.spark.encoder.cnn.fc.weight, network.fc.weight)
+    assert saved.classes == ('a', 'b', 'c', 'd')
+    with pytest.raises(ValueError, match='--adapt_input_conv'):
+        read_saved(tmp_path / 'x.pth', in_chans=3)
+    adapted = read_saved(tmp_path / 'x.pth', in_chans=3, adapt_input_conv=True)
+    assert adapted.spark.encoder.in_chans == 3 and len(adapted.loaded.adapted) == 1
+
+
 def test_random_numbers_of_the_caller_are_left_alone(finished):
     torch.manual_seed(7)
     expected = torch.rand(3)

@@ -31,14 +31,15 @@ class Block(nn.Module):
 class YourConvNet(nn.Module):
     """A small residual network of total stride 2 ** len(channels), the encoder of a UNet.
 
-    channels: the width of each stage. num_classes: outputs of the classifier, which pretraining leaves alone.
+    channels: the width of each stage. num_classes: outputs of the classifier, which pretraining leaves alone; 0
+    for pooled features instead.
     """
 
     def __init__(self, in_chans=3, num_classes=1000, channels=(32, 64, 128)):
         super().__init__()
         self.num_classes = num_classes
         self.stages = nn.ModuleList(Block(cin, cout) for cin, cout in zip((in_chans, *channels), channels))
-        self.head = nn.Linear(channels[-1], num_classes)
+        self.head = nn.Linear(channels[-1], num_classes) if num_classes else nn.Identity()
 
     def forward_intermediates(self, x, intermediates_only=False, **_):
         """The feature maps, one a stage, stride 2 first; with the last one in front, unless only they are wanted."""
