@@ -17,6 +17,7 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections import Counter
 
@@ -125,8 +126,8 @@ def with_heap_checks():
     except OSError:
         print(f'{HEAP_CHECKS} is not here: writes outside of the memory are found only where they end the process')
         return
-    os.environ.update(LD_PRELOAD=HEAP_CHECKS, MALLOC_CHECK_='3')
-    os.execv(sys.executable, [sys.executable, '-m', 'benchmarks.scan_torch', *sys.argv[1:]])
+    environment = {**os.environ, 'LD_PRELOAD': HEAP_CHECKS, 'MALLOC_CHECK_': '3'}
+    sys.exit(subprocess.run([sys.executable, '-m', 'benchmarks.scan_torch', *sys.argv[1:]], env=environment).returncode)
 
 
 def main():

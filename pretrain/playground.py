@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from common.cli import errors_in_one_sentence, needs, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.demo_world import draw
 from common.images import check_channels
 from pretrain.card import as_markdown
@@ -225,7 +225,7 @@ def main(argv=None):
     parser.add_argument('--host', default='127.0.0.1', help='address to serve on (default: 127.0.0.1, this machine only)')
     parser.add_argument('--port', type=int, default=7860, help='(default: 7860)')
     parser.add_argument('--open', action='store_true', help='open the page in a browser')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         needs('gradio')
         check_address(args.host, args.port)
