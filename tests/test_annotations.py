@@ -396,7 +396,7 @@ def test_categories_are_told_by_their_names(tmp_path):
         def detect(self, x, sizes, originals):
             return [found]
 
-    seen = Scenes(CocoImages(folder, file, categories=TRAINED), WholeView(HEIGHT, WIDTH), ((0.5,) * 3, (0.5,) * 3))
+    seen = Scenes(CocoImages(folder, file, categories=TRAINED, masks=False), WholeView(HEIGHT, WIDTH), ((0.5,) * 3, (0.5,) * 3))
     alone = Ranks(0, 1, torch.device('cpu'))
     assert evaluate(Finds(), seen, 1, alone, contextlib.nullcontext)['box_AP'] == pytest.approx(100)
     only = as_results({**found, 'labels': torch.tensor([3, 3, 3])}, 7, images.own_categories, HEIGHT, WIDTH)
