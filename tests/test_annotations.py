@@ -1,4 +1,5 @@
 """Annotation files that say odd or wrong things: each is understood, or counted by kind, or refused with the form expected."""
+import contextlib
 import itertools
 import json
 import random
@@ -11,11 +12,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from common.demo_world import write_coco
+from common.distributed import Ranks
 from downstream_coco import annotations
 from downstream_coco.annotations import Remarks, check_masks, decode, read_annotations
 from downstream_coco.config import Options
 from downstream_coco.data import CocoImages, Scenes, WholeView
-from downstream_coco.engine import as_results, average_precision
+from downstream_coco.engine import as_results, average_precision, evaluate
 from downstream_coco.main import main, train_detector
 
 HEIGHT, WIDTH = 60, 80
@@ -52,6 +54,18 @@ def among_good(folder, *segmentations, masks=None):
 
 # -- run lengths ------------------------------------------------------------------------------------------------------
 
+def in_code(runs):
+    """COCO's code of run lengths, which need not be those of a mask."""
+    text = ''
+    for number, run in enumerate(runs):
+        rest, more = run - (runs[number - 2] if number > 2 else 0), True
+        while more:
+            bits, rest = rest & 31, rest >> 5
+            more = rest != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return text
+
+
 def lengths(counts, size=(HEIGHT, WIDTH)):
     return {'size': list(size), 'counts': counts}
 
@@ -62,6 +76,7 @@ LIST = as_list(PIXELS)
 
 @pytest.mark.parametrize(('wrong', 'kind'), [
     (lengths(SHORT), FILLED), (lengths(CODE + '5'), FILLED), (lengths([*LIST, 1]), FILLED),
+    (lengths(in_code([1300, 3600, -100])), FILLED), (lengths(in_code([*LIST[:-1], 9, 9, LIST[-1] - 17])), FILLED),
     (lengths(CODE[:-2]), 'cannot be decoded'),
     (lengths([*LIST[:-1], LIST[-1] - 1]), FILLED), (lengths([HEIGHT * WIDTH + 5, -5]), FILLED),
     (lengths([2 ** 32 + HEIGHT * WIDTH]), FILLED), (lengths([10 ** 400]), FILLED), (lengths('oooooo3'), 'cannot be decoded'),
@@ -119,6 +134,7 @@ def test_extents_are_those_of_the_pixels():
 
 
 def test_codes_are_decoded_together():
+    assert in_code(LIST) == CODE
     rng = np.random.default_rng(1)
     masks = [np.asfortranarray(rng.random((20, 30)) < share).astype(np.uint8) for share in (0.5, 0.0, 1.0, 0.9)]
     codes = [coco_mask.encode(one)['counts'] for one in masks]
@@ -374,6 +390,15 @@ def test_categories_are_told_by_their_names(tmp_path):
     assert measured['box_AP'] == pytest.approx(100) and measured['objects_found'] == 3
     wrong = as_results({**found, 'labels': torch.tensor([2, 1, 3])}, 7, images.own_categories, HEIGHT, WIDTH)
     assert average_precision(file, wrong, [7], False)['box_AP'] == 0
+    class Finds(torch.nn.Module):
+        stride = 32
+
+        def detect(self, x, sizes, originals):
+            return [found]
+
+    seen = Scenes(CocoImages(folder, file, categories=TRAINED, masks=False), WholeView(HEIGHT, WIDTH), ((0.5,) * 3, (0.5,) * 3))
+    alone = Ranks(0, 1, torch.device('cpu'))
+    assert evaluate(Finds(), seen, 1, alone, contextlib.nullcontext)['box_AP'] == pytest.approx(100)
     only = as_results({**found, 'labels': torch.tensor([3, 3, 3])}, 7, images.own_categories, HEIGHT, WIDTH)
     assert average_precision(file, only, [7], False)['box_AP'] == 0
 
