@@ -422,9 +422,13 @@ def until(condition, seconds=600):
 
 
 def trains(folder):
-    """Whether the first steps are done."""
+    """Whether the first step is done, or the first steps are."""
     said = folder / 'stdout_backup.txt'
-    return said.exists() and 'steps took' in said.read_text()
+    return said.exists() and begins(said.read_text())
+
+
+def begins(text):
+    return re.search(r'The first (step|\d+ steps) took', text) is not None
 
 
 def line_of(options):
@@ -727,7 +731,7 @@ def test_one_rank_becomes_two_and_two_become_one_in_the_middle_of_an_epoch(tiny,
     shutil.copytree(tmp_path / 'output_many', tmp_path / 'alone')
     alone = losses_of(pretrain(dataclasses.replace(options, run_dir=str(tmp_path / 'alone'))))
     process = begun('many', *line_of(options), '--ngpu_per_node=2', cwd=tmp_path)
-    until(lambda: 'steps took' in (tmp_path / 'output_many/stdout_backup.txt').read_text().partition('2 ranks')[2])
+    until(lambda: begins((tmp_path / 'output_many/stdout_backup.txt').read_text().partition('2 ranks')[2]))
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == STOPPED and 'Traceback' not in said, said
