@@ -181,9 +181,12 @@ def test_exports(run, finished, tmp_path):
     own = read_saved(run)
     export(own, 'timm', tmp_path, '.pth')
     state = torch.load(tmp_path / 'your_convnet_timm.pth', weights_only=True)
-    assert all(torch.equal(state[key], value) for key, value in plain_state(own.spark.encoder.cnn).items())
+    trained = {key: value for key, value in plain_state(own.spark.encoder.cnn).items() if not key.startswith('head.')}
+    assert state.keys() == trained.keys() and all(torch.equal(state[key], value) for key, value in trained.items())
     spark = randomise(build_spark('resnet18', 64, decoder_width=32, target='pixels')).eval()
     options = Options(name='r', model='resnet18', input_size=64, decoder_width=32, target='pixels')
-    said = export(dataclasses.replace(own, spark=spark, options=options), 'official', tmp_path)
+    saved = dataclasses.replace(own, spark=spark, options=options, weights=plain_state(spark.encoder.cnn),
+                                head=('fc.weight', 'fc.bias'))
+    said = export(saved, 'official', tmp_path)
     assert 'no file with the decoder' in ' '.join(said) and 'predicts pixels' in ' '.join(said)
     assert [path.name for path in tmp_path.glob('resnet18*')] == ['resnet18_1kpretrained_timm_style.pth']
