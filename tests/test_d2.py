@@ -255,8 +255,8 @@ def test_detectron2_is_built_from_a_folder_with_or_without_git(tmp_path, source,
 
 @pytest.mark.parametrize(('make', 'sentence'), [
     (lambda path: None, 'does not exist: give a folder'),
-    (lambda path: path.mkdir(), "is not Detectron2's code"),
-    (lambda path: (path / 'detectron2').mkdir(parents=True), "is not Detectron2's code"),
+    (lambda path: path.mkdir(), 'does not hold the code of Detectron2'),
+    (lambda path: (path / 'detectron2').mkdir(parents=True), 'does not hold the code of Detectron2'),
     (lambda path: path.write_text('an archive'), 'git cannot clone Detectron2 from D2_SRC')])
 def test_what_is_no_source_of_detectron2_is_said(tmp_path, make, sentence):
     make(tmp_path / 'there')
