@@ -11,8 +11,7 @@ fail() { echo "error: $1" >&2; exit 1; }
 how=clone
 if [ -d "$source" ] && ! [ -e "$source/.git" ] && ! [ -d "$source/objects" ]; then  # objects: a bare repository has them
   if ! [ -f "$source/setup.py" ] || ! [ -d "$source/detectron2" ]; then
-    fail "D2_SRC=$source does not hold the code of Detectron2: it has no setup.py with a folder detectron2 beside it. Give the folder that does, or \
-leave D2_SRC away to clone it from GitHub"
+    fail "D2_SRC=$source does not hold the code of Detectron2: no setup.py and no folder detectron2. Leave D2_SRC away to clone it"
   fi
   how=copy
 elif ! [ -e "$source" ]; then
