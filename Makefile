@@ -22,7 +22,7 @@ endif
 demo:
 	$(VENV_PYTHON) -m pretrain.demo
 
-# Lint and all tests but the slow ones: under ten minutes on two cores.
+# Lint and all tests but the slow ones: ten to fifteen minutes on two cores.
 test: lint
 	$(VENV_PYTHON) -m pytest -q -m "not slow" --durations=10
 
