@@ -24,6 +24,7 @@ from common.images import mostly_unread, notes_of, same_images
 from common.layer_decay import default_decay, layers_of, parameter_groups, table
 from common.loading import loader, naming_the_file, without_failures
 from common.log import RunLog
+from common.look import warn_of
 from common.optim import parameter_groups as plain_groups
 from common.run import autocast, loading_processes
 from common.schedule import seed_for
@@ -222,6 +223,8 @@ def measure(options, ranks, val_dataset=None):
     check_labelled(val, options, len(classes))
     if ranks.is_main and notes_of(val):
         print(f'not looked at  {notes_of(val)}')
+    for warning in warn_of(val, options) if ranks.is_main else ():
+        print(f'warning: {warning}', file=sys.stderr)
     options = dataclasses.replace(options, freeze=then.get('freeze', options.freeze))
     for name in ('input_size', 'crop', 'mean', 'std', 'pixel_range'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:

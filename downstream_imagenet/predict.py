@@ -26,6 +26,7 @@ from common.engine import to_device
 from common.finding import image_endings
 from common.images import ImageFiles, SeveralFiles, at_most
 from common.loading import each_once, naming_the_file
+from common.look import warn_of
 from common.pixels import AS_IT_IS
 from common.run import autocast, loading_processes
 from common.weights import register
@@ -98,6 +99,8 @@ def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=
     images = Unlabelled(sources, options.in_chans, list_root, options.reading)
     if images.notes:
         say(f'not looked at  {printable(images.notes)}')
+    for warning in warn_of(images, options):
+        say(f'warning: {printable(warning)}')
     check_places(out, sheet, images)
     if top > len(classes):
         say(f'--top={top}: there are {len(classes)} classes, all of them are shown')

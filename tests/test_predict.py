@@ -318,3 +318,22 @@ def test_no_module_that_a_file_names_is_imported(run, tmp_path, monkeypatch):
     assert not (tmp_path / 'marker').exists()
     main([*words, '--register=named_by_a_run'])
     assert (tmp_path / 'marker').exists()  # the user's own word
+
+
+def test_what_of_the_images_is_not_looked_at_is_said(run, labelled, tmp_path, capsys):
+    """Pages behind the first, and files that are no images; by the evaluation too."""
+    for split in ('train', 'val'):
+        for name in content(run)['classes']:
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            page = Image.new('RGB', (40, 40), 'red')
+            page.save(folder / 'pages.tif', save_all=True, append_images=[page, page])
+            (folder / 'about.txt').write_text('no image')
+    said = []
+    file = run / 'your_convnet_1kfinetuned_best.pth'
+    predict(read_tuned(file), [tmp_path / 'val'], workers=0, say=said.append)
+    assert any('12 other files (.txt' in line for line in said)
+    assert any('the first of 3 pages is read' in line for line in said)
+    fine_tune(options(run, tmp_path, **OTHER, eval=str(file)))
+    told = capsys.readouterr()
+    assert '12 other files (.txt' in told.out and 'the first of 3 pages is read' in told.err
