@@ -108,20 +108,22 @@ spark = build_spark(Stem() if name == 'stem' else name, input_size=128, decoder_
 spark.encoder.cnn.to(memory_format=torch.channels_last)
 exact = build_spark(Stem() if name == 'stem' else name, input_size=128, decoder_width=32).to(precise)
 exact.load_state_dict(spark.state_dict())
-exact.eval()
+spark.eval(), exact.eval()  # BatchNorm over the few values of a small image magnifies rounding a thousandfold and more
+errors = []
 for batch in (1, 2, 3, 4, 5):
     images = torch.randn(batch, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     visible = spark.draw_visible(batch)
-    spark.train()(images, visible).backward()
-    spark.eval()  # BatchNorm over the few values of a small image magnifies rounding a thousandfold
-    exact.load_state_dict(spark.state_dict())
     for model, x in ((spark, images), (exact, images.to(precise))):
         model.zero_grad()
         sum(level.square().mean() for level in model.encode(x, visible)).backward()
     pairs = [(p.grad, q.grad) for p, q in zip(spark.encoder.parameters(), exact.encoder.parameters()) if q.grad is not None]
     total = sum(q.square().sum() for _, q in pairs).sqrt()
-    error = sum((p - q).square().sum() for p, q in pairs).sqrt() / total
-    assert error < 5e-3, (batch, error)
+    errors.append((sum((p - q).square().sum() for p, q in pairs).sqrt() / total).item())
+# A value that rounding takes to the other side of a ReLU's 0 shows in the whole gradient, in one batch or another.
+assert max(errors) < 2e-2 and sorted(errors)[2] < 1e-5, errors
+spark.train()
+for batch in (1, 2, 3, 4, 5):
+    spark(torch.randn(batch, 3, 128, 128).contiguous(memory_format=torch.channels_last)).backward()
 print('equal')
 """
 
