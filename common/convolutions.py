@@ -45,4 +45,4 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 def pair(value):
     """A number, or one for rows and one for columns, as two numbers."""
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)

@@ -53,7 +53,7 @@ class Unlabelled(SeveralFiles):
     """
 
     def __init__(self, sources, in_chans=3, list_root=None, reading=AS_IT_IS):
-        super().__init__(sources, in_chans, reading)
+        super().__init__([], in_chans, reading)
         parts = [ImageFiles(source, in_chans, list_root, reading) if is_text(Path(source)) else
                  SeveralFiles([source], in_chans, reading) for source in sources]
         self.left_out = sum((part.left_out for part in parts), Counter())

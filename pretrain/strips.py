@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode, wrap_torch_function
 
+from common.convolutions import pair
 from pretrain.windows import (
     CanvasConvolution,
     CellConvolution,
@@ -211,10 +212,6 @@ class Plane(TorchFunctionMode):
 
 class CellTooSmall(ValueError):
     """A layer strides past the side of a cell: a larger cell would do."""
-
-
-def pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def convolve(plane, function, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
