@@ -40,10 +40,10 @@ test-lowest:
 # Detectron2's and MMDetection's folders with the real thing, each in an environment of its own, which takes minutes to build.
 # D2_SRC: a folder with the source of Detectron2, or where git finds it; GitHub if not given.
 test-d2: .venv-d2/complete
-	.venv-d2/bin/python -m pytest -q tests/test_d2.py
+	.venv-d2/bin/python -m pytest -q tests/downstream_d2
 
 test-mmdet: .venv-mmdet/complete
-	.venv-mmdet/bin/python -m pytest -q tests/test_mmdet.py
+	.venv-mmdet/bin/python -m pytest -q tests/downstream_mmdet
 
 .venv-d2/complete .venv-mmdet/complete: .venv-%/complete: requirements.txt requirements-dev.txt downstream_%/install.sh
 	$(PYTHON) -m venv .venv-$*

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import earlier, read_run
 from common.demo_world import write_world
-from common.watchdog import is_stopped
+from common.reliability.checkpoint import earlier, read_run
+from common.reliability.watchdog import is_stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'your_convnet_still_pretraining.pth'

@@ -9,10 +9,10 @@ import copy
 import torch
 
 from benchmarks.timing import alternate, arguments, machine
-from common.convolutions import safe_convolutions
-from common.weights import create_cnn
+from common.networks.convolutions import safe_convolutions
+from common.networks.weights import create_cnn
 from pretrain.encoder import SparseEncoder
-from pretrain.strips import Geometry
+from pretrain.sparse.strips import Geometry
 
 
 def main():

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.timing import machine
 from common.cli import numbers
-from common.data import Steps
-from common.images import ImageFiles
+from common.images.augmented import Steps
+from common.images.files import ImageFiles
 from pretrain.spark import build_spark
 
 

@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import alternate, machine
-from common.data import Augmented, RandomCrop, seeded
 from common.demo_world import CLASSES, draw
-from common.fast_decode import FastDecode, reduction
-from common.images import ImageFiles
-from common.loading import loader
-from common.schedule import seed_for
-from common.shards import TarShards
+from common.images.augmented import Augmented, RandomCrop, seeded
+from common.images.fast_decode import FastDecode, reduction
+from common.images.files import ImageFiles
+from common.images.loading import loader
+from common.images.shards import TarShards
+from common.training.schedule import seed_for
 
 try:
     from simplejpeg import decode_jpeg

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.timing import alternate, machine
 from common.cli import numbers
-from common.memory import Line
-from pretrain.counts import Counts, Step
 from pretrain.plan import SMALL, Options, build
+from pretrain.planning.counts import Counts, Step
+from pretrain.planning.memory import Line
 
 NETWORKS = ['resnet50', 'convnext_small', 'efficientnet_b0', 'regnety_032']
 

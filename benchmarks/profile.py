@@ -10,11 +10,11 @@ from contextlib import nullcontext
 import torch
 
 from benchmarks.timing import alternate, machine, on_machine, sizes
-from common.memory import kept_for_backward
-from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
-from pretrain.fused import Filled
+from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
+from pretrain.accelerated.fused import Filled
+from pretrain.planning.memory import kept_for_backward
 from pretrain.spark import build_spark
-from pretrain.strips import Geometry
+from pretrain.sparse.strips import Geometry
 
 
 def parts_of(name, args, device):

@@ -13,9 +13,9 @@ from statistics import median
 import torch
 
 from benchmarks.timing import machine
-from common.checkpoint import copied, plain_state, save_checkpoint
-from common.optim import build_optimizer, parameter_groups
-from common.writer import Writer
+from common.reliability.checkpoint import copied, plain_state, save_checkpoint
+from common.reliability.writer import Writer
+from common.training.optim import build_optimizer, parameter_groups
 from pretrain.spark import build_spark
 
 STEPS = 8  # between saves

@@ -24,10 +24,10 @@ from torch import multiprocessing
 from benchmarks.timing import machine
 from common.cli import numbers
 from common.distributed import Ranks, data_parallel, synchronise_batchnorm
-from common.engine import train_step
-from common.scaling import all_reduce_seconds, step_seconds
-from pretrain.counts import Step
+from common.training.engine import train_step
 from pretrain.plan import Options
+from pretrain.planning.counts import Step
+from pretrain.planning.scaling import all_reduce_seconds, step_seconds
 from pretrain.spark import build_spark
 
 SIZES = [2 ** power for power in range(10, 27, 2)]  # bytes, 1 kB to 64 MB

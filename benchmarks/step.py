@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from benchmarks.timing import alternate, machine, on_machine, sizes
-from common.convolutions import safe_convolutions
 from common.distributed import Ranks
-from common.engine import train_step
-from common.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
+from common.networks.convolutions import safe_convolutions
+from common.training.engine import train_step
+from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from pretrain.spark import build_spark
 
 CASES = ('pretraining', 'supervised', 'dense', 'plain')

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from common.stopping import Ended, leave
+from common.reliability.stopping import Ended, leave
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
@@ -185,7 +185,7 @@ def errors_in_one_sentence(accum=None):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
 
     accum: of a training run, which the same command resumes; None for other programs. A run that was stopped has its own
-    codes (common/stopping.py).
+    codes (common/reliability/stopping.py).
     """
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:

@@ -3,7 +3,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from common.cli import numbers, option, plain_fields
-from common.pixels import Reading
+from common.images.pixels import Reading
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from common.watchdog import Watchdog
+from common.reliability.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Ranks:
 def distributed(patience=0, folder='.'):
     """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs.
 
-    patience: minutes without progress after which the watch (common/watch.py) ends a rank and says which one is missing, or,
-    where no Python code runs any more, the process beside it does (common/watchdog.py); ranks wait a little longer for each
+    patience: minutes without progress after which the watch (common/reliability/watch.py) ends a rank and says which one is missing, or,
+    where no Python code runs any more, the process beside it does (common/reliability/watchdog.py); ranks wait a little longer for each
     other, so that this comes first. 0: as long as torch has them wait. folder: of the run.
     """
     rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))

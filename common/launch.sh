@@ -2,7 +2,7 @@
 # What the main.sh of each program does: start a module through torchrun, from any folder.
 #   launch.sh <module> <experiment_name> [--num_nodes=1 --ngpu_per_node=8 --node_rank=0 --master_address=... --master_port=...]
 #             [--max_restarts=0] [any option of the module]
-# Exits with the module's code (common/stopping.py), and hands on SIGTERM, SIGINT, SIGHUP and SIGUSR1.
+# Exits with the module's code (common/reliability/stopping.py), and hands on SIGTERM, SIGINT, SIGHUP and SIGUSR1.
 set -eu
 
 module=$1; shift

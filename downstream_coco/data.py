@@ -16,11 +16,11 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.data import Augmented, Steps, as_input
-from common.engine import to_device
-from common.images import ImageFiles, inside
-from common.pixels import AS_IT_IS
-from common.schedule import seed_for
+from common.images.augmented import Augmented, Steps, as_input
+from common.images.files import ImageFiles, inside
+from common.images.pixels import AS_IT_IS
+from common.training.engine import to_device
+from common.training.schedule import seed_for
 from downstream_coco.annotations import read_annotations
 
 

@@ -18,7 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from common.convolutions import safe_convolutions
+from common.networks.convolutions import safe_convolutions
 
 FINEST = 4  # stride of the largest map of the pyramid, as in the FPN paper
 SIDE = 256  # of the image with which a network is measured

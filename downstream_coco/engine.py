@@ -9,8 +9,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from common.engine import to_device
-from common.loading import each_once
+from common.images.loading import each_once
+from common.training.engine import to_device
 from downstream_coco.annotations import read_annotations
 from downstream_coco.data import Collate
 

@@ -17,19 +17,19 @@ if not __package__:  # started as a file: imports are absolute from the root
 import torch
 from torch import nn
 
-from common.checkpoint import load_run, open_folder, read_plain, refuse_changes
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
-from common.finetuning import finetune
-from common.images import same_images
-from common.layer_decay import default_decay, layers_of, parameter_groups, table
-from common.loading import loader, naming_the_file, without_failures
-from common.log import RunLog
-from common.optim import parameter_groups as plain_groups
-from common.run import autocast, loading_processes
-from common.schedule import seed_for
-from common.training import Session, is_finished, rewinding
-from common.weights import create_cnn, load_classifier, load_strictly, register
+from common.images.files import same_images
+from common.images.loading import loader, naming_the_file, without_failures
+from common.networks.weights import create_cnn, load_classifier, load_strictly, register
+from common.reliability.checkpoint import load_run, open_folder, read_plain, refuse_changes
+from common.training.finetuning import finetune
+from common.training.layer_decay import default_decay, layers_of, parameter_groups, table
+from common.training.log import RunLog
+from common.training.optim import parameter_groups as plain_groups
+from common.training.run import autocast, loading_processes
+from common.training.schedule import seed_for
+from common.training.training import Session, is_finished, rewinding
 from common.words import counted
 from downstream_coco.config import parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, TrainingView, WholeView, moved

@@ -11,13 +11,13 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
-from common.images import SeveralFiles
-from common.look import warn_of
-from common.run import autocast
-from common.weights import register
+from common.images.files import SeveralFiles
+from common.images.look import warn_of
+from common.networks.weights import register
+from common.reliability.checkpoint import write_atomically
+from common.training.run import autocast
 from common.words import counted
 from downstream_coco.config import Options
 from downstream_coco.data import Collate, WholeView

@@ -1,9 +1,9 @@
-"""What a detection run computes besides (common/run.py): its files, its schedule, what it says at the start."""
+"""What a detection run computes besides (common/training/run.py): its files, its schedule, what it says at the start."""
 from dataclasses import dataclass
 
 from torch import nn
 
-from common import run
+from common.training import run
 from common.words import counted
 from downstream_coco.config import Options
 

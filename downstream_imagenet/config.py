@@ -5,7 +5,7 @@ from torch import nn
 
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
-from common.weights import create_cnn, register
+from common.networks.weights import create_cnn, register
 
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4, 'layer_decay': 0.7,
             'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3, 'ema': 0.9999}

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.convolutions import safe_convolutions
+from common.networks.convolutions import safe_convolutions
 from downstream_imagenet.data import labelled_once
 
 LOSSES = {'bce': F.binary_cross_entropy_with_logits, 'ce': F.cross_entropy}  # of soft targets (B, K)

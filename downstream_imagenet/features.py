@@ -6,14 +6,14 @@ import torch
 
 from common.cli import option
 from common.config import ImageOptions, require
-from common.data import Augmented
 from common.distributed import Ranks
-from common.images import not_looked_at
-from common.loading import naming_the_file
-from common.look import warn_of
-from common.run import autocast, loading_processes
-from common.schedule import seed_for
-from common.weights import create_cnn, load_classifier, register, try_size
+from common.images.augmented import Augmented
+from common.images.files import not_looked_at
+from common.images.loading import naming_the_file
+from common.images.look import warn_of
+from common.networks.weights import create_cnn, load_classifier, register, try_size
+from common.training.run import autocast, loading_processes
+from common.training.schedule import seed_for
 from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, find_labelled, labelled_once, share_of
 from downstream_imagenet.engine import pooled_features
 

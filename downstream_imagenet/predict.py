@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, expanded, numbers, reader_may_leave
 from common.config import size
-from common.data import Augmented
 from common.distributed import Ranks
-from common.engine import to_device
-from common.finding import image_endings
-from common.images import ImageFiles, SeveralFiles, at_most
-from common.loading import each_once, naming_the_file
-from common.look import warn_of
-from common.pixels import AS_IT_IS
-from common.run import autocast, loading_processes
-from common.weights import register
+from common.images.augmented import Augmented
+from common.images.files import ImageFiles, SeveralFiles, at_most
+from common.images.finding import image_endings
+from common.images.loading import each_once, naming_the_file
+from common.images.look import warn_of
+from common.images.pixels import AS_IT_IS
+from common.networks.weights import register
+from common.reliability.checkpoint import write_atomically
+from common.training.engine import to_device
+from common.training.run import autocast, loading_processes
 from downstream_imagenet.data import evaluation_transform
 from downstream_imagenet.sheet import sheet_of
 from downstream_imagenet.tuned import read_tuned

@@ -1,11 +1,11 @@
-"""What a fine-tuning run computes besides (common/run.py): its files, its schedule, what it says at the start."""
+"""What a fine-tuning run computes besides (common/training/run.py): its files, its schedule, what it says at the start."""
 from dataclasses import dataclass
 
 from timm.layers import DropPath
 
-from common import run
-from common.finding import first_of
-from common.images import ImageFiles, not_looked_at
+from common.images.files import ImageFiles, not_looked_at
+from common.images.finding import first_of
+from common.training import run
 from common.words import counted
 from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
 from downstream_imagenet.data import labels_of

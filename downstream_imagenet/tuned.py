@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import read_plain
-from common.weights import OFFICIAL, OURS, classes_in, classifier_of, create_cnn, guess_model, unwrap
+from common.networks.weights import OFFICIAL, OURS, classes_in, classifier_of, create_cnn, guess_model, unwrap
+from common.reliability.checkpoint import read_plain
 from downstream_imagenet.config import Options
 from downstream_imagenet.engine import Classifier
 from downstream_imagenet.main import build, load_trained, options_and_classes

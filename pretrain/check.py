@@ -25,12 +25,12 @@ from torchvision.ops import StochasticDepth
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.cli import reader_may_leave
 from common.config import size
-from common.convolutions import safe_convolutions
-from common.weights import create_cnn
-from pretrain.compare import View, error, locate
+from common.networks.convolutions import safe_convolutions
+from common.networks.weights import create_cnn
 from pretrain.encoder import SparseEncoder
-from pretrain.probe import Refused, feature_maps
-from pretrain.strips import Geometry
+from pretrain.sparse.compare import View, error, locate
+from pretrain.sparse.probe import Refused, feature_maps
+from pretrain.sparse.strips import Geometry
 
 TOLERANCE = 1e-8
 ROUGH = 1e-5  # for networks that compute in float32 by themselves
@@ -334,7 +334,7 @@ def main(arguments=None):
     if args.all == (args.model is not None):
         parser.error('give a model, or --all')
     if args.all:
-        from pretrain.coverage import cover
+        from pretrain.sparse.coverage import cover
         cover(args.jobs)
         return
     report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)

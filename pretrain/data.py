@@ -1,10 +1,10 @@
 """Images without labels: where they are."""
 from pathlib import Path
 
-from common.finding import VALIDATION, validation_folder
-from common.images import ImageFiles, timm_dataset
-from common.pixels import AS_IT_IS
-from common.shards import TarShards, is_sharded
+from common.images.files import ImageFiles, timm_dataset
+from common.images.finding import VALIDATION, validation_folder
+from common.images.pixels import AS_IT_IS
+from common.images.shards import TarShards, is_sharded
 
 
 def find_images(data_path=None, dataset=None, in_chans=3, list_root=None, reading=AS_IT_IS):

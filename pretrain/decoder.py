@@ -2,8 +2,8 @@
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.fused import enlarge, norm_conv
-from pretrain.recompute import run
+from common.recompute import run
+from pretrain.accelerated.fused import enlarge, norm_conv
 
 
 class UNetBlock(nn.Module):

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from common.convolutions import safe_convolutions
-from pretrain.compare import View, error, locate
-from pretrain.probe import REMEDY, Refused, feature_maps, parts, probe
-from pretrain.strips import AlignedPadding, Plane
+from common.networks.convolutions import safe_convolutions
+from pretrain.sparse.compare import View, error, locate
+from pretrain.sparse.probe import REMEDY, Refused, feature_maps, parts, probe
+from pretrain.sparse.strips import AlignedPadding, Plane
 
 
 class SparseEncoder(nn.Module):

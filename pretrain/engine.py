@@ -1,13 +1,13 @@
-"""What pretraining adds to an epoch (common/engine.py): masks for the batches, and the held-out loss."""
+"""What pretraining adds to an epoch (common/training/engine.py): masks for the batches, and the held-out loss."""
 import torch
 
-from common.engine import to_device
+from common.training.engine import to_device
 
 
 def masked(images, normalise, draw_visible, steps, accum):
     """(images, visible) on the device, `accum` times for each of the steps: the arguments of spark(...).
 
-    images yields (B / accum, C, H, W) as they were loaded; normalise: common.engine.Normalise. draw_visible(step) -> LongTensor
+    images yields (B / accum, C, H, W) as they were loaded; normalise: common.training.engine.Normalise. draw_visible(step) -> LongTensor
     (B, k), this rank's part of the step's masks.
     """
     for step in steps:
@@ -19,7 +19,7 @@ def masked(images, normalise, draw_visible, steps, accum):
 def evaluate(spark, batches, normalise, places, visible, ranks, autocast, go_on=None):
     """The mean loss over a data set, each image counted once; on all ranks alike.
 
-    batches yields this rank's images as they were loaded, places their indices; normalise: common.engine.Normalise; visible
+    batches yields this rank's images as they were loaded, places their indices; normalise: common.training.engine.Normalise; visible
     (N, k) are the masks of the whole set. go_on() -> whether to go on with the next batch; if not, the loss means nothing.
     """
     ranks.broadcast(spark.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved

@@ -25,9 +25,8 @@ import torchvision
 from timm.models import save_for_hf
 from torch import nn
 
-from common.checkpoint import plain_state, read_plain, save, write_atomically
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
-from common.weights import (
+from common.networks.weights import (
     OFFICIAL,
     OURS,
     guess_model,
@@ -38,10 +37,11 @@ from common.weights import (
     to_timm,
     to_torchvision,
 )
+from common.reliability.checkpoint import plain_state, read_plain, save, write_atomically
 from common.words import counted
-from pretrain.card import write_card
-from pretrain.compare import error
+from pretrain.results.card import write_card
 from pretrain.saved import add_network, build, network_of
+from pretrain.sparse.compare import error
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4  # largest relative difference of features in fp32, which another order of summing brings about

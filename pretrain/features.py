@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.checkpoint import write_atomically
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
+from common.reliability.checkpoint import write_atomically
 from common.words import counted
 from pretrain.saved import add_network, network_of
 

@@ -15,20 +15,20 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 import torch
 
-from common.checkpoint import load_run, open_folder, plain_state, refuse_changes, save
 from common.cli import errors_in_one_sentence, reader_may_leave
-from common.data import Augmented, CentreCrop, RandomCrop, Steps
 from common.distributed import data_parallel, distributed, synchronise_batchnorm
-from common.engine import Normalise, fit_accumulation
-from common.fast_decode import FastDecode
-from common.images import check_dataset, mostly_unread, same_images
-from common.loading import loader, naming_the_file, without_failures
-from common.log import RunLog
-from common.look import warn_of
-from common.optim import build_optimizer, load_state, parameter_groups
-from common.schedule import seed_for
-from common.training import Session, is_finished, rewinding, train
-from common.weights import load_init, load_strictly
+from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps
+from common.images.fast_decode import FastDecode
+from common.images.files import check_dataset, mostly_unread, same_images
+from common.images.loading import loader, naming_the_file, without_failures
+from common.images.look import warn_of
+from common.networks.weights import load_init, load_strictly
+from common.reliability.checkpoint import load_run, open_folder, plain_state, refuse_changes, save
+from common.training.engine import Normalise, fit_accumulation
+from common.training.log import RunLog
+from common.training.optim import build_optimizer, load_state, parameter_groups
+from common.training.schedule import seed_for
+from common.training.training import Session, is_finished, rewinding, train
 from common.words import counted
 from pretrain.config import parse_options
 from pretrain.data import find_held_out, find_images
@@ -41,9 +41,9 @@ from pretrain.spark import build_spark
 def pretrain(options, dataset=None, val_dataset=None, build=build_spark):
     """Run, or go on with, a pretraining; returns the run folder.
 
-    dataset, val_dataset: map-style data sets of your own instead of the paths in the options; see common.data.Augmented.
+    dataset, val_dataset: map-style data sets of your own instead of the paths in the options; see common.images.augmented.Augmented.
     build: what makes the network, with the arguments of `build_spark`.
-    Raises ValueError, before any work, for whatever does not fit together; Stopped or Unwritten (common.stopping) where a
+    Raises ValueError, before any work, for whatever does not fit together; Stopped or Unwritten (common.reliability.stopping) where a
     signal or the disk ends it.
     """
     with distributed(options.stall_minutes, options.folder) as ranks:

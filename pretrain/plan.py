@@ -16,13 +16,13 @@ import torch
 from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
 from common.distributed import Ranks
-from common.log import duration
-from common.memory import Line
-from common.scaling import step_seconds
+from common.training.log import duration
 from common.words import counted
 from pretrain import config
-from pretrain.counts import Counts, Step
-from pretrain.log import read_log
+from pretrain.planning.counts import Counts, Step
+from pretrain.planning.memory import Line
+from pretrain.planning.scaling import step_seconds
+from pretrain.results.read_log import read_log
 from pretrain.run import Run
 from pretrain.spark import build_spark
 

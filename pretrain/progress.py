@@ -1,17 +1,17 @@
-"""What pretraining tells besides (common/progress.py): the held-out loss, and pictures of reconstructions."""
+"""What pretraining tells besides (common/training/progress.py): the held-out loss, and pictures of reconstructions."""
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from common import progress
-from common.checkpoint import CannotWrite
-from common.data import collate
-from pretrain.pictures import rows_of, views, write_picture
+from common.images.augmented import collate
+from common.reliability.checkpoint import CannotWrite
+from common.training import progress
+from pretrain.results.pictures import rows_of, views, write_picture
 
 PICTURES = 8
 
 
 class Progress(progress.Progress):
-    """Follows the losses of a run; see common/progress.py."""
+    """Follows the losses of a run; see common/training/progress.py."""
     remedy = 'more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage is slow'
 
     def before(self, val_loss):

@@ -1,15 +1,15 @@
-"""What a pretraining run computes besides (common/run.py): its schedule, its masks, what it says at the start."""
+"""What a pretraining run computes besides (common/training/run.py): its schedule, its masks, what it says at the start."""
 from dataclasses import dataclass
 
 import torch
 from timm.layers import DropPath
 
-from common import run
-from common.images import ImageFiles, not_looked_at
-from common.schedule import weight_decay
+from common.images.files import ImageFiles, not_looked_at
+from common.training import run
+from common.training.schedule import weight_decay
 from common.words import counted
 from pretrain.config import Options
-from pretrain.pictures import TARGETS
+from pretrain.results.pictures import TARGETS
 
 
 @dataclass(frozen=True)

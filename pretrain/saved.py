@@ -11,14 +11,13 @@ from pathlib import Path
 import timm
 import torch
 
-from common.checkpoint import is_run
 from common.cli import numbers
 from common.config import size
-from common.data import CentreCrop, as_input
-from common.images import SeveralFiles, check_channels
-from common.look import warn_of
-from common.pixels import as_channels
-from common.weights import (
+from common.images.augmented import CentreCrop, as_input
+from common.images.files import SeveralFiles, check_channels
+from common.images.look import warn_of
+from common.images.pixels import as_channels
+from common.networks.weights import (
     OFFICIAL,
     OURS,
     Loaded,
@@ -31,8 +30,9 @@ from common.weights import (
     read_weights,
     unwrap,
 )
+from common.reliability.checkpoint import is_run
 from pretrain.config import Options
-from pretrain.log import read_log
+from pretrain.results.read_log import read_log
 from pretrain.spark import SparK, build_spark
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # from what a run had

@@ -13,13 +13,13 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.norms import refused, single_valued
-from common.weights import create_cnn, load_official_spark
+from common.networks.norms import refused, single_valued
+from common.networks.weights import create_cnn, load_official_spark
+from common.recompute import run
+from pretrain.accelerated.fused import Filled
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
-from pretrain.fused import Filled
-from pretrain.recompute import run
-from pretrain.strips import Geometry
+from pretrain.sparse.strips import Geometry
 
 
 class SparK(nn.Module):
@@ -63,7 +63,7 @@ class SparK(nn.Module):
 
     @torch.no_grad()
     def measure_norms(self):
-        """Names of the norms that see a single value of each channel of an image: see common/norms.py."""
+        """Names of the norms that see a single value of each channel of an image: see common/networks/norms.py."""
         encoder, like = self.encoder, next(self.encoder.cnn.parameters())
         image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
         geometry = Geometry(torch.arange(self.visible_cells, device=like.device)[None], encoder.grid)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.chaos import VARYING, same
-from common import engine
 from common.demo_world import write_world
+from common.training import engine
 from pretrain.config import Options
 from pretrain.main import pretrain
 

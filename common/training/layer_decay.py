@@ -1,0 +1,91 @@
+"""Layer-wise learning rates: which layer a parameter belongs to, from the stem (0) to the classifier.
+
+The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and networks that have
+none the order of their modules.
+"""
+import timm.models.convnext
+import timm.models.resnet
+from timm.models import group_parameters
+from torch import nn
+
+from common.training.optim import is_exempt
+
+BLOCKS = {(3, 4, 6, 3): (2, 3), (3, 4, 23, 3): (2, 3), (3, 8, 36, 3): (4, 4), (3, 24, 36, 3): (4, 4)}  # a group, layers 2 and 3
+
+
+def layers_of(cnn):
+    """({parameter name: layer}, number of the last layer, whose rule that is): layers count from 0, the stem."""
+    if isinstance(cnn, timm.models.resnet.ResNet):
+        depths = tuple(len(getattr(cnn, f'layer{i}')) for i in (1, 2, 3, 4))
+        if depths in BLOCKS and type(cnn.layer1[0]) is timm.models.resnet.Bottleneck:
+            return (*_resnet(cnn, depths, *BLOCKS[depths]), "the paper's")
+    if isinstance(cnn, timm.models.convnext.ConvNeXt):
+        return (*_convnext(cnn), "the paper's")
+    if hasattr(cnn, 'group_matcher'):
+        layers = group_parameters(cnn, cnn.group_matcher(coarse=False), reverse=True)
+        return layers, max(layers.values()), "timm's"
+    return (*_in_order(cnn), 'the order of its modules')
+
+
+def _resnet(cnn, depths, group2, group3):
+    before3 = 2 + -(-depths[1] // group2)
+    last = before3 + -(-depths[2] // group3)
+
+    def layer(name):
+        part, _, rest = name.partition('.')
+        block = int(rest.split('.')[0]) if part.startswith('layer') else 0
+        return {'layer1': 1, 'layer2': 2 + block // group2, 'layer3': before3 + block // group3, 'layer4': last,
+                'fc': last + 1}.get(part, 0)
+    return {name: layer(name) for name, _ in cnn.named_parameters()}, last + 1
+
+
+def _convnext(cnn):
+    last = 6 if len(cnn.stages[2].blocks) <= 9 else 12
+
+    def layer(name):
+        parts = name.split('.')
+        if parts[0] == 'stem':
+            return 0
+        if parts[0] != 'stages':
+            return last + 1
+        stage, is_block = int(parts[1]), parts[2] == 'blocks'
+        return (1, 2, 3 + int(parts[3]) // 3 if is_block else 3, last)[stage]
+    return {name: layer(name) for name, _ in cnn.named_parameters()}, last + 1
+
+
+def _in_order(cnn):
+    """Each child, and each item of a child that is a list, is a layer."""
+    lists = {name for name, child in cnn.named_children() if isinstance(child, (nn.ModuleList, nn.Sequential))}
+    keys = {name: '.'.join(name.split('.')[:2 if name.split('.')[0] in lists else 1]) for name, _ in cnn.named_parameters()}
+    order = {key: i for i, key in enumerate(dict.fromkeys(keys.values()))}
+    return {name: order[key] for name, key in keys.items()}, len(order) - 1
+
+
+def default_decay(last):
+    """0.7, as for a ResNet-50; nearer to 1 for a network of more layers, so that its stem has a ResNet-50's share, 0.7 ** 7."""
+    return 0.7 ** (7 / max(last, 7))
+
+
+def parameter_groups(cnn, weight_decay, layer_decay):
+    """Groups for an optimiser, one for each layer with and without weight decay; `lr_scale` is decay ** (last - layer)."""
+    layers, last, _ = layers_of(cnn)
+    groups = {}
+    for name, parameter in cnn.named_parameters():
+        if parameter.requires_grad:
+            decays = not is_exempt(name, parameter)
+            group = groups.setdefault((layers[name], decays), {
+                'params': [], 'weight_decay': weight_decay if decays else 0.0, 'decays': decays,
+                'lr_scale': layer_decay ** (last - layers[name])})
+            group['params'].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def table(cnn, layer_decay):
+    """The layers, for a person: which parameters are in each, and at what share of the learning rate."""
+    layers, last, rule = layers_of(cnn)
+    names = {}
+    for name, layer in layers.items():
+        names.setdefault(layer, []).append(name)
+    rows = [f'  {layer:3}  x {layer_decay ** (last - layer):.4f}  {len(members):4} tensors  {members[0]} ... {members[-1]}'
+            for layer, members in sorted(names.items())]
+    return '\n'.join([f'layers ({rule}), the share of the learning rate of each at a decay of {layer_decay:.4g}:', *rows])

@@ -1,0 +1,236 @@
+"""What a run says: to the terminal, to files in its folder, to TensorBoard, and to a tracker if one is asked for."""
+import errno
+import importlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from common.cli import needs
+from common.reliability.checkpoint import CannotWrite, write_atomically
+from common.reliability.lock import FolderLock
+from common.reliability.stopping import Ended
+
+AGAIN = 60.0  # seconds after which TensorBoard is tried again
+
+
+class Terminal(logging.StreamHandler):
+    """What was said, to a terminal that may be gone; where logging prints a trace, the run goes on."""
+
+    def handleError(self, record):
+        pass
+
+
+class Backup(logging.FileHandler):
+    """A copy of what was said; where it cannot be written, it stays in memory and the run goes on."""
+
+    def handleError(self, record):
+        pass  # the same full disk is told of by what matters
+
+
+class RunLog:
+    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
+
+    `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
+    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard, and to the options' tracker. What cannot be
+    written stops nothing: lines of `record` are kept until they can. Holds the folder's lock. Raises ValueError if another
+    process does.
+    """
+
+    def __init__(self, folder, rank, log_name, options, purge_step=0):
+        is_main, self.rank = rank == 0, rank
+        self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
+        self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
+        self.err.addHandler(Terminal(sys.stderr))
+        self.board, self.board_again, self.tracker, self.warned, self.lines = None, 0.0, None, set(), []
+        self.lock = FolderLock(Path(folder)) if is_main else None
+        if is_main:
+            self.out.addHandler(Terminal(sys.stdout))
+            self.out.addHandler(Backup(Path(folder, 'stdout_backup.txt'), encoding='utf-8'))
+            self.err.addHandler(Backup(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
+            self.board_folder = options.tensorboard_dir or str(Path(folder, 'tensorboard_log'))
+            self.to_board('flush', purge_step=purge_step)
+            self.tracker = start_tracker(options, folder) if options.tracker else None
+        else:
+            self.out.addHandler(logging.NullHandler())
+
+    def __enter__(self):
+        logging.captureWarnings(True)
+        self.hook, threading.excepthook = threading.excepthook, self.thread_failed
+        for handler in self.err.handlers:
+            logging.getLogger('py.warnings').addHandler(handler)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.end_line()
+        if isinstance(error, Ended) and self.is_main:
+            record = self.out.makeRecord('stdout', logging.INFO, '', 0, str(error), (), None)
+            self.err.handlers[0].handle(record)  # stderr
+            self.out.handlers[-1].handle(record)  # stdout_backup.txt
+        elif isinstance(error, Exception) and self.is_main:  # the caller tells the terminal
+            self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an error', (),
+                                                             (kind, error, trace)))
+        elif isinstance(error, Exception) and not getattr(error, 'on_all_ranks', False):
+            self.err.error('error on rank %d: %s', self.rank, error)
+        if self.tracker is not None:
+            try:
+                self.tracker.finish()
+            except Exception as failure:  # what the run has come to is more important
+                self.warn(f'{self.tracker.__name__} cannot end its run: {type(failure).__name__}: {failure}')
+        logging.captureWarnings(False)
+        threading.excepthook = self.hook
+        for handler in self.err.handlers:
+            logging.getLogger('py.warnings').removeHandler(handler)
+        with suppress(CannotWrite):  # said, and what a checkpoint depends on was written before it
+            self.flush()
+        for handler in (*self.out.handlers, *self.err.handlers):
+            if isinstance(handler, logging.FileHandler):
+                with suppress(OSError):
+                    handler.close()
+        if self.board is not None:
+            with suppress(OSError):
+                self.board.close()
+        if self.lock is not None:
+            self.lock.release()
+
+    def say(self, message):
+        self.said = time.monotonic()
+        self.end_line()
+        self.out.info(message)
+
+    def warn(self, message):
+        self.end_line()
+        self.err.warning('warning: %s', message)
+
+    def warn_once(self, message):
+        if message not in self.warned:
+            self.warned.add(message)
+            self.warn(message)
+
+    def progress(self, message):
+        """One line that replaces itself in a terminal; elsewhere a line of its own, at most once a minute."""
+        if self.is_main and sys.stdout.isatty():
+            self.on_line = True
+            with suppress(OSError):
+                sys.stdout.write(f'\r\x1b[K{message}')
+                sys.stdout.flush()
+        elif time.monotonic() - self.said > 60:
+            self.say(message)
+
+    def end_line(self):
+        if self.on_line:
+            self.on_line = False
+            with suppress(OSError):
+                sys.stdout.write('\r\x1b[K')
+
+    def record(self, entry):
+        if self.is_main:
+            self.lines.append(json.dumps(entry) + '\n')
+            try:
+                self.flush()
+            except CannotWrite as error:
+                self.warn_once(f'{error}. The run goes on, and its lines are kept until they can be written')
+
+    def flush(self):
+        """Write what `record` was given to the disk. Raises CannotWrite; nothing is written in part then."""
+        if not self.lines:
+            return
+        try:
+            with open(self.path, 'ab', buffering=0) as file:
+                before, text = file.tell(), ''.join(self.lines).encode()
+                try:
+                    if file.write(text) < len(text):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except OSError:
+                    with suppress(OSError):
+                        os.ftruncate(file.fileno(), before)
+                    raise
+        except OSError as error:
+            raise CannotWrite(f'cannot write {self.path}: {error}') from error
+        self.lines = []
+
+    def forget_after(self, step, again=False):
+        """Drop what a run will do again after this step, so that each epoch stands in the log once.
+
+        again: it will write the line of the epoch that ends at this very step too.
+        """
+        if self.is_main and self.path.exists():
+            lines = [line for line in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
+            kept = [line for line in lines if 'run' in (entry := json.loads(line)) or entry['step'] < step
+                    or entry['step'] == step and not (again and 'epoch' in entry)]
+            write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
+
+    def scalars(self, values, step):
+        for name, value in values.items() if self.is_main else ():
+            self.to_board('add_scalar', name, value, step)
+        if self.tracker is not None:
+            self.track(values, step)
+
+    def picture(self, name, image, step):
+        if self.is_main:
+            self.to_board('add_image', name, image, step)
+        if self.tracker is not None:
+            self.track({name: image}, step)
+
+    def to_board(self, method, *arguments, purge_step=None):
+        """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is lost."""
+        if self.board is None and time.monotonic() < self.board_again:
+            return
+        try:
+            if self.board is None:
+                from torch.utils.tensorboard import SummaryWriter
+                self.board = SummaryWriter(self.board_folder, purge_step=purge_step)
+            getattr(self.board, method)(*arguments)
+        except OSError as error:
+            self.board, self.board_again = None, time.monotonic() + AGAIN
+            self.warn_once(f'TensorBoard misses something, since nothing can be written there: {error}')
+
+    def thread_failed(self, about):
+        """What threading prints otherwise, with a trace: libraries such as TensorBoard write in threads."""
+        self.warn_once(f'{about.thread.name if about.thread else "a thread"}: {about.exc_type.__name__}: {about.exc_value}')
+
+    def track(self, values, step):
+        """Tell the tracker: {name: number, or picture (3, H, W)}. Whatever a service can do, it must not stop a run."""
+        try:
+            self.tracker.log({name: self.tracker.Image(value.permute(1, 2, 0).mul(255).byte().numpy())
+                              if torch.is_tensor(value) else value for name, value in values.items()}, step=step)
+        except Exception as error:
+            self.warn_once(f'{self.tracker.__name__} takes nothing any more: {type(error).__name__}: {error}')
+
+
+def start_tracker(options, folder):
+    """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises ValueError."""
+    needs(options.tracker)
+    tracker, known = importlib.import_module(options.tracker), Path(folder, 'tracker_run.txt')
+    if not known.exists():  # --fresh moves it away with the folder, and begins another run there too
+        write_atomically(known, lambda file: file.write(f'{Path(folder).name}-{uuid.uuid4().hex[:8]}'.encode()))
+    name = known.read_text()
+    more = {'id': name} if options.tracker == 'wandb' else {}
+    try:
+        tracker.init(project='spark', name=name, config=options.as_dict(), resume='allow', **more)
+    except Exception as error:  # no login, no network: as the tracker puts it
+        raise ValueError(f'{options.tracker} cannot begin ({type(error).__name__}: {error}): set it up, or leave --tracker '
+                         'away') from error
+    return tracker
+
+
+def duration(seconds):
+    """3725 -> '1 h 02 min'."""
+    days, rest = divmod(int(seconds), 86400)
+    hours, minutes = rest // 3600, rest % 3600 // 60
+    if days:
+        return f'{days} d {hours:02} h'
+    return f'{hours} h {minutes:02} min' if hours else f'{minutes} min {rest % 60:02} s' if minutes else f'{rest} s'
+
+
+def clock(seconds_from_now=0.0):
+    """The local time then: '2025-01-31 14:05'."""
+    return time.strftime('%Y-%m-%d %H:%M', time.localtime(time.time() + seconds_from_now))

@@ -1,0 +1,321 @@
+"""The playground: what the page does, and the page itself in a browser."""
+import io
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from pretrain import playground
+from pretrain.playground import Playground, read_upload
+from pretrain.saved import read_saved
+from tests.conftest import ROOT
+from tests.pretrain.test_export import saved_run
+
+
+@pytest.fixture(scope='module')
+def play(finished, tmp_path_factory):
+    """The page of a run with cells of 8 px, 4 x 4, beside a network with cells of 32 px, 2 x 2."""
+    return Playground([read_saved(finished), saved_run(tmp_path_factory.mktemp('other'), 'test_resnet')])
+
+
+def test_masks_by_ratio_and_by_click(play):
+    assert play.draw(0.6, 0).count(True) == 6 and play.draw(0, 0).count(False) == 1 and play.draw(1, 0).count(True) == 1
+    assert play.draw(0.6, 0) == play.draw(0.6, 0) != play.draw(0.6, 1)
+    mask = play.draw(0.6, 0)
+    scale = playground.SIDE // 32
+    turned = play.toggle(mask, 3 * 8 * scale + 1, 2 * 8 * scale - 1)  # column 3, row 1
+    assert [i for i in range(16) if turned[i] != mask[i]] == [7]
+    assert play.toggle(turned, 3 * 8 * scale + 1, 2 * 8 * scale - 1) == mask
+    one = [i == 0 for i in range(16)]
+    assert play.toggle(one, 0, 0) == one  # the last visible cell stays
+
+
+def test_what_is_seen(play):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8))
+    left = [i % 4 < 2 for i in range(16)]
+    looks = play.look(image, left)
+    assert len(looks) == 2 and looks[0].masked.size == (448, 448)
+    pixels = np.asarray(looks[0].masked)
+    assert pixels[100, 300].tolist() == pixels[400, 420].tolist() != pixels[100, 20].tolist()
+    for saved, look in zip(play.networks, looks):
+        assert len(look.levels) == len(saved.spark.encoder.reductions) and look.loss > 0
+        pictures = (look.masked, *look.pictures.values())
+        assert all(picture.size[0] >= 400 for picture in pictures)
+    error = np.asarray(looks[1].pictures['error'])
+    assert not error[:, :224].any() and error[:, 224:].any()  # the mask is the left half on the other grid too
+
+
+def test_each_network_shows_its_own_mask(play):
+    """Beside a grid of 4 x 4 stands one of 2 x 2, of which a cell is visible if half of its area is."""
+    image = Image.new('RGB', (64, 64), 'white')
+    first, second = play.look(image, [i in (0, 1, 4, 5) for i in range(16)])  # the upper left quarter
+    assert (first.hidden, first.cells, second.hidden, second.cells) == (12, 16, 3, 4)
+    first, second = play.look(image, [i % 2 == 0 for i in range(16)])  # every other column
+    assert (first.hidden, second.hidden) == (8, 1)
+
+    def seen(look, cells):
+        """For each cell, whether its middle is the white of the image."""
+        side = look.masked.width // cells
+        return [[look.masked.getpixel((side * x + side // 2 + 2, side * y + side // 2 + 2)) == (255, 255, 255)
+                 for x in range(cells)] for y in range(cells)]
+    assert seen(first, 4) == [[True, False] * 2] * 4
+    assert sum(map(sum, seen(second, 2))) == 3
+
+
+def photo(mode='RGB', size=(60, 40)):
+    values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def claiming(path, width, height):
+    """A small PNG that claims another size in its header."""
+    file = io.BytesIO()
+    photo().save(file, 'PNG')
+    content = bytearray(file.getvalue())
+    content[16:24] = struct.pack('>II', width, height)
+    content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+UNREADABLE = {
+    'text.png': (lambda path: path.write_text('no image'), 'none of BMP, GIF'),
+    'song.mp3': (lambda path: path.write_bytes(bytes(range(256)) * 9), 'none of BMP, GIF'),
+    'empty.jpg': (lambda path: path.touch(), 'none of BMP, GIF'),
+    'bomb.png': (lambda path: claiming(path, 60_000, 60_000), 'more than 67 million pixels'),
+    'large.png': (lambda path: claiming(path, 9_000, 9_000), 'more than 67 million pixels'),
+    'lies.png': (lambda path: claiming(path, 300, 300), 'OSError: '),
+}
+
+
+def write_cut(path, kind):
+    whole = io.BytesIO()
+    photo(size=(300, 200)).save(whole, kind)
+    path.write_bytes(whole.getvalue()[:len(whole.getvalue()) // 2])
+
+
+@pytest.mark.parametrize('name', UNREADABLE)
+def test_an_upload_that_is_no_image(name, tmp_path):
+    write, reason = UNREADABLE[name]
+    write(tmp_path / name)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=reason):
+        warnings.simplefilter('error')
+        read_upload(tmp_path / name, Image.Image.copy)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP'])
+def test_an_upload_that_is_cut_off(kind, tmp_path):
+    write_cut(tmp_path / 'cut', kind)
+    with pytest.raises(ValueError, match='^[A-Z]\\w+Error: |or damaged'):
+        read_upload(tmp_path / 'cut', Image.Image.copy)
+
+
+READABLE = {
+    'one.png': lambda path: Image.new('RGB', (1, 1), 'red').save(path),
+    'line.png': lambda path: photo(size=(3000, 1)).save(path),
+    'sixteen.png': lambda path: Image.fromarray(np.full((40, 60), 40_000, dtype=np.uint16)).save(path),
+    'cmyk.jpg': lambda path: photo('CMYK').save(path),
+    'alpha.png': lambda path: photo('RGBA').save(path),
+    'palette.png': lambda path: photo('P').save(path),
+    'bits.png': lambda path: photo('1').save(path),
+    'animated.gif': lambda path: photo('P').save(path, save_all=True, append_images=[photo('L')]),
+    'animated.webp': lambda path: photo().save(path, save_all=True, append_images=[photo('1')]),
+    'pages.tif': lambda path: photo().save(path, save_all=True, append_images=[photo('L')]),
+}
+
+
+@pytest.mark.parametrize('name', READABLE)
+def test_an_upload_of_any_kind_is_looked_at_again_and_again(name, play, tmp_path):
+    READABLE[name](tmp_path / name)
+    image = play.opened(tmp_path / name)
+    (tmp_path / name).unlink()  # every click looks at it
+    looks = [play.look(image, play.draw(0.6, seed)) for seed in (0, 0, 1)]
+    assert looks[0][0].loss == looks[1][0].loss and all(look.masked.size == (448, 448) for look, _ in looks)
+
+
+def test_an_upload_that_is_turned(play, tmp_path):
+    tag = Image.Exif()
+    tag[0x112] = 6
+    photo(size=(60, 40)).save(tmp_path / 'turned.jpg', exif=tag)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / 'turned.jpg'))
+    assert upright.size == (40, 60)
+    assert all(torch.equal(seen, saved.prepare(upright))
+               for seen, saved in zip(play.opened(tmp_path / 'turned.jpg'), play.networks, strict=True))
+
+
+@pytest.fixture(scope='module')
+def opened(play):
+    """opened(file): {id of a part of the page: what an upload changes it to}, as the page's function says."""
+    gr = pytest.importorskip('gradio', reason='pip install -r pretrain/requirements.txt')
+    blocks, _ = playground.page(play)
+    function, = (one for one in blocks.fns.values() if one.name == 'opened')
+    names = [getattr(part, 'elem_id', None) or 'picture' for part in function.outputs]
+
+    def upload(file):
+        values = function.fn(str(file), play.draw(0.6, 0))
+        assert len(values) == len(names)
+        return dict(zip(names, values))
+    upload.unchanged = gr.skip()
+    return upload
+
+
+def test_the_page_says_what_it_cannot_open_and_stays(opened, tmp_path):
+    write_cut(tmp_path / 'photo *1*.jpg', 'JPEG')
+    UNREADABLE['bomb.png'][0](tmp_path / 'bomb.png')
+    for name, reason in (('photo *1*.jpg', 'truncated'), ('bomb.png', 'million pixels')):
+        changes = opened(tmp_path / name)
+        said = changes.pop('problem')
+        assert 'is no image that can be read' in said and reason in said and 'is still here' in said
+        assert all(value == opened.unchanged for value in changes.values())
+    READABLE['cmyk.jpg'](tmp_path / 'cmyk.jpg')
+    changes = opened(tmp_path / 'cmyk.jpg')
+    assert changes['problem'] == '' and [image.shape[:2] for image in changes['picture']] == [(1, 3)] * 2
+    assert changes['masked'].size == (448, 448)
+
+
+def test_the_page_has_the_mask_of_each_network(opened, tmp_path):
+    READABLE['alpha.png'](tmp_path / 'a.png')
+    changes = opened(tmp_path / 'a.png')
+    assert changes['hidden'] == '10 of 16 cells hidden' and '(10 of 16 are hidden)' in changes['loss0']
+    assert ' of 4 are hidden)' in changes['loss1'] and changes['masked1'].size == (448, 448)
+    assert changes['masked1'].tobytes() != changes['masked'].tobytes()
+
+
+def test_an_emptied_or_a_huge_seed(play):
+    assert play.draw(0.6, None) == play.draw(0.6, 0) and play.draw(0.6, 1e30).count(True) == 6
+
+
+@pytest.mark.parametrize('host, port, message', [('127.0.0.1', 99999, '1 to 65535'), ('127.0.0.1', 0, '1 to 65535'),
+                                                 ('no.such.host.invalid', 7860, '--host=no.such.host.invalid')])
+def test_an_address_that_is_none(host, port, message):
+    with pytest.raises(ValueError, match=message):
+        playground.check_address(host, port)
+
+
+def test_an_encoder_alone_cannot_play(finished):
+    with pytest.raises(ValueError, match='without its decoder'):
+        Playground([read_saved(finished / 'your_convnet_1kpretrained.pth')])
+
+
+def test_a_port_in_use(finished):
+    pytest.importorskip('gradio', reason='pip install -r pretrain/requirements.txt')
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f'port {port} .*give another --port'):
+            playground.main([str(finished), f'--port={port}'])
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def until_served(port, server, log):
+    """Wait until a playground answers; fail with its log if it ends before."""
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope='module')
+def address(finished, tmp_path_factory):
+    """A playground that is served as a user would."""
+    pytest.importorskip('gradio', reason='pip install -r pretrain/requirements.txt')
+    port, log = free_port(), tmp_path_factory.mktemp('log') / 'log.txt'
+    with open(log, 'w') as file:
+        server = subprocess.Popen([sys.executable, '-m', 'pretrain.playground', str(finished), str(finished), f'--port={port}'],
+                                  cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        until_served(port, server, log)
+        yield f'http://127.0.0.1:{port}'
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    api = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
+    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if program is None:
+        pytest.skip('no Chromium on this machine: apt-get install chromium')
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu',
+                                                                             '--disable-background-networking'])
+        yield chromium
+        chromium.close()
+
+
+def test_the_page_in_a_browser(address, browser, tmp_path):
+    from playwright.sync_api import expect
+    page = browser.new_page(viewport={'width': 1280, 'height': 900})
+    page.set_default_timeout(120_000)
+    expect.set_options(timeout=60_000)
+    outside = []
+    page.on('request', lambda request: outside.append(request.url) if not request.url.startswith((address, 'data:', 'blob:'))
+            else None)
+    page.goto(address)
+    hidden, loss = page.locator('#hidden'), page.locator('#loss0')
+    expect(hidden).to_contain_text('10 of 16 cells hidden')
+    expect(loss).to_contain_text('loss on the hidden cells')
+    for name in ('masked', 'reconstruction0', 'own0', 'error0', 'masked1', 'reconstruction1'):
+        expect(page.locator(f'#{name} img').first).to_be_visible()
+
+    def settled():  # no veil of progress over the page
+        page.wait_for_function("!document.body.innerText.includes('loading') && !document.querySelector('.generating')")
+        page.wait_for_timeout(1000)
+        return loss.inner_text()
+    before = settled()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)).save(tmp_path / 'noise.png')
+    page.locator('#file input[type=file]').set_input_files(tmp_path / 'noise.png')
+    expect(loss).not_to_have_text(before)
+    expect(page.locator('#loss1')).to_have_text(settled())  # the same run twice
+
+    page.locator('#masked img').first.scroll_into_view_if_needed()
+    box = page.locator('#masked img').first.bounding_box()
+    side = min(box['width'], box['height'])  # the picture is square, in the middle of its box
+    left, top = box['x'] + (box['width'] - side) / 2, box['y'] + (box['height'] - side) / 2
+
+    def click(column, row):
+        before = hidden.inner_text()
+        page.mouse.click(left + side * column / 8, top + side * row / 8)
+        expect(hidden).not_to_have_text(before)
+        settled()
+        return int(hidden.inner_text().split(' of ')[0])
+    assert click(1, 1) in (9, 11)
+    assert [abs(click(3, row) - 10) for row in (1, 3, 1, 3)][-1] == 1  # each cell twice: as before
+    assert click(1, 1) == 10
+
+    slider = page.locator('#ratio input[type=range]')
+    box = slider.bounding_box()
+    page.mouse.click(box['x'] + box['width'] - 3, box['y'] + box['height'] / 2)
+    expect(hidden).to_contain_text('15 of 16 cells hidden')  # one stays visible
+
+    before = loss.inner_text()
+    (tmp_path / 'text.png').write_text('no image')
+    page.get_by_label('Clear').first.click()
+    page.locator('#file input[type=file]').set_input_files(tmp_path / 'text.png')
+    problem = page.get_by_text('text.png is no image that can be read')
+    expect(problem).to_be_visible()
+    assert before in loss.inner_text() and not page.locator('.error').count()
+    page.get_by_label('Clear').first.click()
+    page.locator('#file input[type=file]').set_input_files(tmp_path / 'noise.png')
+    expect(problem).to_be_hidden()
+    assert not outside, f'the page asked for {outside}'
+    page.close()
