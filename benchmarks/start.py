@@ -10,7 +10,8 @@ Given are the medians over the rounds of
 * resume: seconds of `build_spark` with the record of an earlier one, where the code has records;
 * first step: seconds from `bash pretrain/main.sh` to the line that tells the first step, on a few drawn images, two at a time.
 
---trees: commits, folders with a checkout, or `.` for the working tree; they take turns.
+--trees: commits, folders with a checkout, or `.` for the working tree; they take turns. In brackets stand seconds of the
+processor, which other programs on the machine change little.
 """
 import argparse
 import json
@@ -40,9 +41,9 @@ from pretrain.spark import build_spark
 name, size = sys.argv[1], int(sys.argv[2])
 
 def seconds(make):
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     made = make()
-    return made, time.perf_counter() - began
+    return made, (time.perf_counter() - began[0], time.process_time() - began[1])
 
 # The first network pays for what torch and timm load when they are first used.
 _, first = seconds(lambda: create_cnn(name))
@@ -63,7 +64,7 @@ def environment():
 
 
 def build_seconds(code, name, size):
-    """{kind: seconds} of making a network and a SparK around it, in a new process."""
+    """{kind: (seconds, seconds of the processor)} of making a network and a SparK around it, in a new process."""
     done = subprocess.run([sys.executable, '-c', DRIVER, name, str(size)], cwd=code, env=environment(), text=True,
                           stdout=subprocess.PIPE)
     if done.returncode:
@@ -72,7 +73,7 @@ def build_seconds(code, name, size):
 
 
 def first_step_seconds(code, name, size, world, folder):
-    """Seconds from the command to the end of the first step of a run, which then is ended."""
+    """(seconds, seconds of the processor) from the command to the end of the first step of a run, which then is ended."""
     command = ['bash', str(code / 'pretrain/main.sh'), 'start', f'--model={name}', f'--input_size={size}',
                f'--data_path={world}', '--ep=2', '--bs=2', '--workers=0', '--ngpu_per_node=1', '--log_every=1']
     began = time.perf_counter()
@@ -81,17 +82,20 @@ def first_step_seconds(code, name, size, world, folder):
     lines = []
     try:
         for line in process.stdout:
-            if line.startswith(FIRST_STEP):
-                return time.perf_counter() - began
             lines.append(line)
+            if line.startswith(FIRST_STEP):
+                break
+        seconds = time.perf_counter() - began
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    raise SystemExit(f'a run of {name} by {code} ended before its first step:\n{"".join(lines[-20:])}')
+        _, _, used = os.wait4(process.pid, 0)
+    if not lines or not lines[-1].startswith(FIRST_STEP):
+        raise SystemExit(f'a run of {name} by {code} ended before its first step:\n{"".join(lines[-20:])}')
+    return seconds, used.ru_utime + used.ru_stime
 
 
 def measure(code, name, size, world):
-    """{kind: seconds} of one round."""
+    """{kind: (seconds, seconds of the processor)} of one round."""
     found = build_seconds(code, name, size)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         found['first step'] = first_step_seconds(code, name, size, world, folder)
@@ -103,6 +107,14 @@ def tree(name, folder):
     if name != '.' and Path(name).is_dir():
         return Path(name).resolve()
     return copy_of(name, folder)
+
+
+def medians(rounds):
+    """'kind seconds (seconds of the processor)' of each kind that was measured, the medians over the rounds."""
+    for kind in KINDS:
+        if kind in rounds[0]:
+            wall, processor = (median(found[kind][i] for found in rounds) for i in (0, 1))
+            yield f'{kind} {wall:.2f} ({processor:.2f})'
 
 
 def main(argv=None):
@@ -124,9 +136,7 @@ def main(argv=None):
                 for name, code in codes.items():
                     rounds[name].append(measure(code, model, args.input_size, scratch / 'world'))
             for name, found in rounds.items():
-                medians = {kind: median(one[kind] for one in found) for kind in KINDS if kind in found[0]}
-                print(f'{model:20} {name:12} ' + ', '.join(f'{kind} {seconds:.2f}' for kind, seconds in medians.items()),
-                      flush=True)
+                print(f'{model:20} {name:12} {", ".join(medians(found))}', flush=True)
 
 
 if __name__ == '__main__':
