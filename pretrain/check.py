@@ -25,11 +25,12 @@ from torchvision.ops import StochasticDepth
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.cli import reader_may_leave
 from common.config import size
+from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from common.networks.weights import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import View, error, locate
-from pretrain.sparse.probe import Refused, feature_maps
+from pretrain.sparse.probe import Refused
 from pretrain.sparse.strips import Geometry
 
 TOLERANCE = 1e-8

@@ -8,9 +8,10 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
+from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from pretrain.sparse.compare import View, error, locate
-from pretrain.sparse.probe import REMEDY, Refused, feature_maps, parts, probe
+from pretrain.sparse.probe import REMEDY, Refused, parts, probe
 from pretrain.sparse.strips import AlignedPadding, Plane
 
 

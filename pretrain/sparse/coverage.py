@@ -16,8 +16,9 @@ from pathlib import Path
 import timm
 import torch
 
+from common.feature_maps import feature_maps
 from pretrain.check import check
-from pretrain.sparse.probe import Refused, Watch, feature_maps
+from pretrain.sparse.probe import Refused, Watch
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 LARGE, TOO_LARGE = 60e6, 250e6

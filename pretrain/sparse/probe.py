@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointError
 
+from common.feature_maps import FeatureMapsError, feature_maps, find_taps
 from common.networks.convolutions import safe_convolutions
 from common.networks.norms import NO_DEVIATION, values_of_channel
 from pretrain.sparse.strips import RULES, AlignedPadding, CellTooSmall, Geometry, Plane
@@ -64,77 +65,6 @@ class Found:
     uncompiled: bool  # whether torch.compile leaves the network alone
     image: torch.Tensor  # two random ones, to try things on
     twin: nn.Module  # a copy of the network, for the same
-
-
-def feature_maps(cnn, x, taps=None, stop=None):
-    """The feature maps of a forward, in a list. Raises ValueError if the network has no way of giving them.
-
-    taps: names of submodules whose outputs are the maps; what comes after the last of them is not run. stop: run no further
-    than that many maps. Without taps by timm's `forward_intermediates`, or what `forward` itself returns as a list or dict.
-    """
-    if taps is not None:
-        return tapped(cnn, x, taps)
-    if hasattr(cnn, 'forward_intermediates'):
-        only = {} if stop is None else {'indices': list(range(stop)), 'stop_early': True}
-        return cnn.forward_intermediates(x, intermediates_only=True, **only)
-    maps = cnn(x)
-    maps = list(maps.values()) if isinstance(maps, dict) else maps
-    if not isinstance(maps, (list, tuple)) or not all(torch.is_tensor(out) and out.ndim == 4 for out in maps):
-        top = ', '.join(name for name, _ in cnn.named_children())
-        raise ValueError(f'{type(cnn).__name__} gives no feature pyramid: name the submodules whose outputs are its levels, '
-                         f"large to small, build_spark(module, levels=[...]) (at its top are {top}), or give it timm's "
-                         'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py (a newer timm may '
-                         'have it)')
-    return list(maps)
-
-
-class _Enough(BaseException):  # no Exception, which a network may catch
-    """All taps have given their maps."""
-
-
-def tapped(cnn, x, taps):
-    maps = {}
-
-    def keep(name, module, inputs, output):
-        if name in maps:
-            raise ValueError(f'levels: {type(cnn).__name__} runs "{name}" more than once: name a submodule that it runs once')
-        maps[name] = output
-        if len(maps) == len(taps):
-            raise _Enough
-
-    handles = [cnn.get_submodule(name).register_forward_hook(partial(keep, name)) for name in taps]
-    try:
-        cnn(x)
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(maps) < len(taps):
-        raise ValueError(f'levels: the forward of {type(cnn).__name__} does not run {sorted(set(taps) - set(maps))}')
-    wrong = [name for name in taps if not torch.is_tensor(maps[name]) or maps[name].ndim != 4]
-    if wrong:
-        raise ValueError(f'levels: {wrong[0]} of {type(cnn).__name__} gives no feature map (B, C, H, W)')
-    return [maps[name] for name in taps]
-
-
-def find_taps(cnn, levels):
-    """Names of the submodules that give the levels, or None where the network gives them itself. Raises ValueError."""
-    names = [name for name, _ in cnn.named_modules(remove_duplicate=False) if name]
-    levels = [levels] if isinstance(levels, str) else levels
-    if levels is None and not hasattr(cnn, 'forward_intermediates') and hasattr(cnn, 'feature_info'):
-        declared = [info['module'] for info in cnn.feature_info]  # a list, or timm's FeatureInfo
-        levels = declared if set(declared) <= set(names) else None
-    if levels is None:
-        return None
-    unknown = [name for name in levels if name not in names]
-    if unknown or not levels:
-        top = [name for name in names if '.' not in name]
-        raise ValueError(f'levels: {type(cnn).__name__} has no submodule "{unknown[0] if unknown else ""}"; at its top are '
-                         f'{", ".join(top)}')
-    if len({id(cnn.get_submodule(name)) for name in levels}) < len(levels):
-        raise ValueError(f'levels: {", ".join(levels)} name a submodule twice')
-    return tuple(levels)
 
 
 def probe(cnn, input_size, in_chans, cell_size, levels):
@@ -355,13 +285,11 @@ class Watch(TorchDispatchMode):
             if training:
                 self.run_backward(maps)
             return maps
-        except Refused:
+        except (Refused, FeatureMapsError):
             raise
         except CellTooSmall as error:
             raise CellTooSmall(f'{self.where()} {error}') from error
         except Exception as error:  # whatever a network of the user's can raise
-            if str(error).startswith('levels: ') or 'feature pyramid' in str(error):
-                raise
             if self.plane is not None:
                 self.refuse(str(error) if type(error) is ValueError else
                             f'cannot run on a strip of visible cells ({type(error).__name__}: {error})')
