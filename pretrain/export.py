@@ -41,7 +41,7 @@ from common.reliability.checkpoint import plain_state, read_plain, save, write_a
 from common.words import counted
 from pretrain.results.card import write_card
 from pretrain.saved import add_network, build, network_of
-from pretrain.sparse.compare import error
+from pretrain.sparse.compare import relative_error as error
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4  # largest relative difference of features in fp32, which another order of summing brings about
