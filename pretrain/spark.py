@@ -66,7 +66,8 @@ class SparK(nn.Module):
         """Names of the norms that see a single value of each channel of an image: see common/networks/norms.py."""
         encoder, like = self.encoder, next(self.encoder.cnn.parameters())
         image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
-        geometry = Geometry(torch.arange(self.visible_cells, device=like.device)[None], encoder.grid)
+        few = min(self.visible_cells, 2)  # as good as all: a channel has one value in one cell only, or whatever the cells
+        geometry = Geometry(torch.arange(few, device=like.device)[None], encoder.grid)
         names = single_valued(encoder, lambda: encoder.pyramid(image, geometry))
         side = encoder.cell_size // encoder.stride
         of_densify = ('densify_norms.0',) * (self.visible_cells * side ** 2 == 1 and encoder.norm == 'bn')
@@ -202,7 +203,7 @@ class SparK(nn.Module):
 
 
 def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
-                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised'):
+                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised', record=None):
     """SparK around a CNN.
 
     model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose forward returns its
@@ -210,12 +211,12 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     input_size: pixels, an int or (height, width), a multiple of the cell. drop_path: None leaves the network's own default.
     cell_size: None is the network's total stride R (2R where a layer needs it), else R times a power of two. sync_bn: share
     all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the
-    paper's, or 'pixels'; see SparK.
+    paper's, or 'pixels'; see SparK. record: `spark.encoder.record` of an earlier one, see SparseEncoder.
     Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
-    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels), mask_ratio, decoder_width, decoder,
+    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels, record), mask_ratio, decoder_width, decoder,
                   target)
     if sync_bn:
         from common.distributed import synchronise_batchnorm
