@@ -6,9 +6,9 @@ import torch
 
 from common.networks.weights import OFFICIAL, OURS, classes_in, classifier_of, create_cnn, guess_model, unwrap
 from common.reliability.checkpoint import read_plain
+from downstream_imagenet.classifier import Classifier, build_classifier, load_trained
 from downstream_imagenet.config import Options
-from downstream_imagenet.engine import Classifier
-from downstream_imagenet.main import build, load_trained, options_and_classes
+from downstream_imagenet.evaluation import options_and_classes
 
 LARGE = 4096  # pixels; the network is tried on an image of its size when it is built
 REMEDY = 'fine-tune it first (python -m downstream_imagenet.main --finetune_from=FILE)'
@@ -52,7 +52,7 @@ def read_tuned(source, ema=False, classes=None, **given):
                          'it is refused')
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         number = number_of_classes(state, options, path)
-        model = build(options, number)
+        model = build_classifier(options, number)
     load_trained(model, weights, options, path)
     return Tuned(model.eval(), options, *names_of(number, classes, names, config, path), path)
 

@@ -31,9 +31,9 @@ from common.networks.weights import (
     unwrap,
 )
 from common.reliability.checkpoint import is_run
-from pretrain.config import Options
 from pretrain.results.read_log import read_log
 from pretrain.spark import SparK, build_spark
+from pretrain.spark_method import SparKOptions as Options
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # from what a run had
 LARGE = 4096  # pixels; the network is tried on two images of its size when it is built

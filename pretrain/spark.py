@@ -61,6 +61,16 @@ class SparK(nn.Module):
                                       nn.Conv2d(channels, width, kernel, padding=kernel // 2))
         self.single_valued = self.measure_norms()
 
+    @property
+    def input_size(self):
+        """(height, width) of the images, in pixels."""
+        return self.encoder.input_size
+
+    @property
+    def uncompiled(self):
+        """Whether torch.compile leaves the encoder alone."""
+        return self.encoder.uncompiled
+
     @torch.no_grad()
     def measure_norms(self):
         """Names of the norms that see a single value of each channel of an image: see common/networks/norms.py."""

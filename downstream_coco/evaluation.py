@@ -1,6 +1,11 @@
-"""How a detector is measured: COCO's average precision, each image looked at once, on any number of processes."""
+"""How a detector is measured: COCO's average precision, each image looked at once, on any number of processes.
+
+--eval measures a file.
+"""
 import contextlib
 import io
+import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,10 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from common.images.loading import each_once
-from common.training.engine import to_device
+from common.images.loading import each_once, naming_the_file
+from common.training.device import to_device
+from common.training.run import autocast, loading_processes
+from common.words import counted
 from downstream_coco.annotations import read_annotations
-from downstream_coco.data import Collate
+from downstream_coco.checkpoints import read_detector, restore
+from downstream_coco.data import CocoImages, Collate, Scenes, WholeView
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
@@ -112,3 +120,34 @@ def compared(content, results, looked, kind):
         measured.accumulate()
         measured.summarize()
     return measured.stats
+
+
+def whole_scenes(options, val):
+    """Images as they are measured: whole, and none stands in for one that cannot be read."""
+    return Scenes(val, WholeView(options.input_size, options.long_side), options.normalisation, stand_ins=False,
+                  timeout=options.read_timeout)
+
+
+def evaluate_file(options, ranks):
+    """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
+    options, models, categories, masks = restore(read_detector(options.eval), options)
+    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading,
+                        say=partial(print, flush=True) if ranks.is_main else None)
+    if ranks.is_main:
+        for remark in images.remarks:
+            print(f'warning: {remark}', file=sys.stderr)
+    seen, results = whole_scenes(options, images), {}
+    for which, model in models.items():
+        model = model.to(ranks.device, memory_format=torch.channels_last)
+        with naming_the_file(seen):
+            results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
+                                      lambda: autocast(options, ranks), loading_processes(options, ranks))
+        if ranks.is_main:
+            print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')
+    return results
+
+
+def figures(metrics, suffix=''):
+    """AP and AP50 of boxes, and of masks where there are some, for a person."""
+    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 {metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
+                     for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)
