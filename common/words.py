@@ -9,3 +9,19 @@ def counted(number, noun, plural=None):
     """
     text = f'{number:,}' if isinstance(number, Integral) else f'{number:g}' if isinstance(number, Real) else str(number)
     return f'{text} {noun if number == 1 else plural or noun + "s"}'
+
+
+def printable(text):
+    """A text or a path in one line, with escapes for what does not print: the names of files may hold anything."""
+    return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()
+                   for letter in str(text))
+
+
+def first_of(names, most=5):
+    """The first of several names, with commas between them: 'a, b, c, d, e, ...'."""
+    return ', '.join(map(printable, names[:most])) + ', ...' * (len(names) > most)
+
+
+def number_and_first_of(names, most=4):
+    """How many names there are, and the first of them: '5 (a, b, c, d, ...)', or '0'."""
+    return f'{len(names)} ({first_of(names, most)})' if names else '0'

@@ -21,7 +21,8 @@ from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images.files import same_images
 from common.images.loading import loader, naming_the_file, without_failures
-from common.networks.weights import create_cnn, load_classifier, load_strictly, register
+from common.networks.create import create_cnn, register
+from common.networks.load import load_classifier, load_strictly
 from common.reliability.checkpoint import load_run, open_folder, read_plain, refuse_changes
 from common.training.finetuning import finetune
 from common.training.layer_decay import default_decay, layers_of, parameter_groups, table

@@ -21,7 +21,8 @@ from common.images.augmented import Augmented, Steps
 from common.images.files import mostly_unread, notes_of, same_images
 from common.images.loading import loader, naming_the_file, without_failures
 from common.images.look import warn_of
-from common.networks.weights import create_cnn, load_classifier, load_whole, register, try_size
+from common.networks.create import create_cnn, register, try_size
+from common.networks.load import load_classifier, load_whole
 from common.reliability.checkpoint import is_run, load_run, open_folder, read_plain, refuse_changes
 from common.training.finetuning import finetune
 from common.training.layer_decay import default_decay, layers_of, parameter_groups, table

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from timm.layers import DropPath
 
 from common.images.files import ImageFiles, not_looked_at
-from common.images.finding import first_of
 from common.training import run
-from common.words import counted
+from common.words import counted, first_of
 from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
 from downstream_imagenet.data import labels_of
 

@@ -22,7 +22,7 @@ from common.images.fast_decode import FastDecode
 from common.images.files import check_dataset, mostly_unread, same_images
 from common.images.loading import loader, naming_the_file, without_failures
 from common.images.look import warn_of
-from common.networks.weights import load_init, load_strictly
+from common.networks.load import load_strictly
 from common.reliability.checkpoint import load_run, open_folder, plain_state, refuse_changes, save
 from common.training.engine import Normalise, fit_accumulation
 from common.training.log import RunLog
@@ -36,6 +36,7 @@ from pretrain.engine import evaluate, masked
 from pretrain.progress import Progress
 from pretrain.run import Run
 from pretrain.spark import build_spark
+from pretrain.spark_weights import load_init
 
 
 def pretrain(options, dataset=None, val_dataset=None, build=build_spark):

@@ -17,23 +17,16 @@ from common.images.augmented import CentreCrop, as_input
 from common.images.files import SeveralFiles, check_channels
 from common.images.look import warn_of
 from common.images.pixels import as_channels
-from common.networks.weights import (
-    OFFICIAL,
-    OURS,
-    Loaded,
-    classes_in,
-    classifier_of,
-    create_cnn,
-    find_init,
-    guess_model,
-    load_found,
-    read_weights,
-    unwrap,
-)
+from common.networks.classifier import classifier_entries, num_classes_in
+from common.networks.create import create_cnn
+from common.networks.guess import guess_model
+from common.networks.keys import unwrap
+from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
 from pretrain.config import Options
 from pretrain.results.read_log import read_log
 from pretrain.spark import SparK, build_spark
+from pretrain.spark_weights import decoder_width, encoder_entries, find_init, is_in_whole
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # from what a run had
 LARGE = 4096  # pixels; the network is tried on two images of its size when it is built
@@ -137,13 +130,13 @@ def read_saved(source, adapt_input_conv=False, **given):
     config = {**beside, **{name: value for name, value in given.items() if value is not None}}
     model = config.pop('model', None) or guess(path, state)
     options = Options(**{'name': path.stem, **config, 'model': model,
-                         'decoder_width': width_of(state) or config.get('decoder_width', Options.decoder_width)})
+                         'decoder_width': decoder_width(state) or config.get('decoder_width', Options.decoder_width)})
     check_size(path, options, given)
-    head = classifier_of(model, options.in_chans)
-    spark = build(options, lambda cnn: classes_in(state, cnn, head, which) if head else None)
+    head = classifier_entries(model, options.in_chans)
+    spark = build(options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
     module, network, may_miss = find_init(spark, state, path, which, adapt_input_conv)
     loaded = load_found(module, network, may_miss)
-    weights = weights_of(network, loaded)
+    weights = encoder_entries(network, loaded)
     is_whole = weights.keys() >= {key for key in spark.encoder.cnn.state_dict() if not key.endswith('num_batches_tracked')}
     is_encoder = bool(log or '_1kpretrained' in path.name or module is spark or uses_features(network))
     names = content.get('classes') if is_tuned else None
@@ -154,18 +147,9 @@ def read_saved(source, adapt_input_conv=False, **given):
 
 def uses_features(network):
     """Whether a CNN in a file was part of a whole SparK, a detector or a linear probe, which do not train its classifier."""
-    inner = network.prefix.rpartition('/')[2]
-    parts = {OURS: {'dense_decoder'}, OFFICIAL: {'dense_decoder'}, 'backbone.cnn.': {'backbone.fpn'}, 'cnn.': {'norm', 'fc'}}
-    return any(inner.endswith(prefix) and {label.removeprefix(inner.removesuffix(prefix)) for label in network.beside} >= others
-                for prefix, others in parts.items())
-
-
-def weights_of(network, loaded):
-    """The entries of a CNN in what `find_init` found, without those that were not loaded."""
-    entries = {key: value for key, value in network.entries.items() if key not in loaded.left_out}
-    if any(key.startswith(OURS) for key in entries):
-        return {key.removeprefix(OURS): value for key, value in entries.items() if key.startswith(OURS)}
-    return entries
+    is_in_detector = network.is_beside('backbone.cnn.', {'backbone.fpn'})
+    is_in_probe = network.is_beside('cnn.', {'norm', 'fc'})
+    return is_in_whole(network) or is_in_detector or is_in_probe
 
 
 def of_run(content, path, which, given):
@@ -186,14 +170,14 @@ def of_run(content, path, which, given):
     except TypeError as error:
         raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
     state = unwrap(state, path)
-    if width_of(state) != options.decoder_width:  # before a network of any size is built
+    if decoder_width(state) != options.decoder_width:  # before a network of any size is built
         raise ValueError(f'{path} is damaged: its decoder has not the {options.decoder_width} channels that it says')
     check_size(path, options, given)
     spark = build(options)
     module, network, may_miss = find_init(spark, state, path, which)
     loaded, log = load_found(module, network, may_miss), log_of(path)
     return Saved(spark.eval(), options, module is spark, content['step'], content['images'], path, log and log.folder, loaded,
-                 weights_of(network, loaded), classifier_of(options.model, options.in_chans))
+                 encoder_entries(network, loaded), classifier_entries(options.model, options.in_chans))
 
 
 def check_size(path, options, given):
@@ -243,12 +227,6 @@ def guess(path, state):
     if guessed is None:
         raise ValueError(f'{path} does not say which network it is: give --model=NAME')
     return guessed
-
-
-def width_of(state):
-    """The width of the decoder that a file holds; None if it holds none."""
-    weight = next((value for key, value in state.items() if key.endswith('dense_decoder.dec.0.up_sample.weight')), None)
-    return None if weight is None else weight.shape[0]
 
 
 def add_network(parser, several=False):

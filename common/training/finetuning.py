@@ -9,7 +9,7 @@ from torch import channels_last
 from common.distributed import data_parallel, synchronise_batchnorm
 from common.images.loading import naming_the_file
 from common.images.look import warn_of
-from common.networks.weights import load_strictly
+from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
 from common.training.engine import fit_accumulation
 from common.training.optim import build_optimizer, load_state
