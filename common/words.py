@@ -7,12 +7,17 @@ def counted(number, noun, plural=None):
 
     What is no number, as in a file that somebody else wrote, stands there as it is.
     """
-    text = f'{number:,}' if isinstance(number, Integral) else f'{number:g}' if isinstance(number, Real) else str(number)
+    if isinstance(number, Integral):
+        text = f'{number:,}'
+    elif isinstance(number, Real):
+        text = f'{number:g}'
+    else:
+        text = str(number)
     return f'{text} {noun if number == 1 else plural or noun + "s"}'
 
 
 def printable(text):
-    """A text or a path in one line, with escapes for what does not print: the names of files may hold anything."""
+    """A text or a path in one line, with escapes for what does not print: a file's name may hold anything."""
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()
                    for letter in str(text))
 

@@ -31,8 +31,9 @@ from common.networks.load import load_strictly
 from common.networks.renaming import to_timm, to_torchvision
 from common.reliability.checkpoint import read_plain, save, write_atomically
 from common.words import counted, number_and_first_of
+from pretrain.results.arguments import add_network, network_of
 from pretrain.results.card import write_card
-from pretrain.saved import add_network, build, network_of
+from pretrain.saved import untrained_spark
 from pretrain.spark_weights import load_official, official_encoder, official_whole
 from pretrain.sparse.compare import error
 
@@ -236,7 +237,7 @@ def to_official_files(saved, stem, suffix, _):
     elif saved.has_decoder:
         path = stem.with_name(f'{name}_withdecoder_1kpretrained_spark_style.pth')
         save(path, official_whole(saved.spark, features, saved.options.normalisation))
-        again, visible = build(saved.options).eval(), saved.spark.draw_visible(2, torch.Generator().manual_seed(0))
+        again, visible = untrained_spark(saved.options).eval(), saved.spark.draw_visible(2, torch.Generator().manual_seed(0))
         load_official(read_plain(path), again)
         require_same([saved.spark.predict(images, visible)], [again.predict(images, visible)], 'our reader of official files')
         sentences.append(f'{path.name}: encoder and decoder; read by our reader of official files: the same reconstruction')

@@ -1,10 +1,10 @@
 """SparK's weight files: ours and those of the official release, whole or the encoder alone.
 
-A whole file of ours (*_still_pretraining.pth) has the keys of SparK's state_dict: those of the CNN, timm's, begin with
-'encoder.cnn.'. In a whole official file (*_withdecoder_1kpretrained_spark_style.pth) they begin with
-'sparse_encoder.sp_cnn.', a ConvNeXt has the names that its authors gave it, and there are a few constants besides. Files
-of the encoder alone (*_1kpretrained.pth; official *_1kpretrained_timm_style.pth and *_official_style.pth) have the
-CNN's keys without any prefix.
+A whole file of ours (*_still_pretraining.pth) has the keys of SparK's state_dict: those of the CNN, timm's,
+begin with 'encoder.cnn.'. In a whole official file (*_withdecoder_1kpretrained_spark_style.pth) they begin
+with 'sparse_encoder.sp_cnn.', a ConvNeXt has the names that its authors gave it, and there are a few
+constants besides. Files of the encoder alone (*_1kpretrained.pth; official *_1kpretrained_timm_style.pth and
+*_official_style.pth) have the CNN's keys without any prefix.
 """
 import torch
 
@@ -16,15 +16,15 @@ from common.reliability.checkpoint import plain_state
 
 ENCODER = 'encoder.cnn.'  # what the CNN's keys begin with in a whole SparK of ours
 OFFICIAL_ENCODER = 'sparse_encoder.sp_cnn.'  # and in an official one
-OFFICIAL_UNUSED = frozenset({'imn_m', 'imn_s', 'norm_black'})  # constants in official files that nothing here needs
+OFFICIAL_UNUSED = frozenset({'imn_m', 'imn_s', 'norm_black'})  # constants in official files, not needed here
 DECODER = 'dense_decoder'  # what the decoder is called in both
 
 
 def load_init(spark, source, model=None, adapt=False):
     """Start a SparK from weights.
 
-    A whole SparK, ours or official, fills encoder and decoder; any other file fills the encoder. So does a whole one
-    for images of other channels where they are adapted, since its decoder has other outputs.
+    A whole SparK, ours or official, fills encoder and decoder; any other file fills the encoder. So does a
+    whole one for images of other channels where they are adapted, since its decoder has other outputs.
 
     Args:
         source: FILE, FILE:KEY, the content of a file, or 'timm' for timm's own pretrained weights of `model`.
@@ -39,8 +39,8 @@ def load_init(spark, source, model=None, adapt=False):
 def find_init(spark, state, path='the given object', which=None, adapt=False):
     """Find what `load_init` takes from a flat dictionary of tensors.
 
-    Returns the arguments of `load_found`: (module, Network, names of the parameters that may be missing). The module
-    is the SparK itself for a whole file, else its CNN. Raises ValueError.
+    Returns the arguments of `load_found`: (module, Network, names of the parameters that may be missing). The
+    module is the SparK itself for a whole file, else its CNN. Raises ValueError.
     """
     encoder = spark.encoder
     network = find_cnn(encoder.cnn, state, encoder.unused, path=path, which=which, channels=encoder.in_chans,
@@ -57,7 +57,10 @@ def names_encoder(which):
 
 
 def load_official(state, spark):
-    """Load a whole official SparK into ours, strictly; see SparK.load_official. Returns Loaded. Raises ValueError."""
+    """Load a whole official SparK into ours, strictly; see SparK.load_official.
+
+    Returns Loaded. Raises ValueError; then nothing has been changed.
+    """
     state = unwrap(state)
     if not any(OFFICIAL_ENCODER in key for key in state):
         raise ValueError(f'this is no whole official SparK: no key starts with {OFFICIAL_ENCODER}')
@@ -71,8 +74,8 @@ def find_whole(spark, state, **given):
     """
     cnn = spark.encoder.cnn
     others = [key for key in spark.state_dict() if not key.startswith(ENCODER)]
-    encoder_names = spellings(cnn)
-    names = {*others, *(ENCODER + key for key in encoder_names), *(OFFICIAL_ENCODER + key for key in encoder_names)}
+    encoder_names = {prefix + key for prefix in (ENCODER, OFFICIAL_ENCODER) for key in spellings(cnn)}
+    names = {*others, *encoder_names}
 
     def convert(entries):
         official = {key.removeprefix(OFFICIAL_ENCODER): value for key, value in entries.items()
@@ -99,14 +102,16 @@ def encoder_entries(network, loaded):
 
 
 def is_in_whole(network):
-    """Whether a Network of a CNN was found inside of a whole SparK, so that its classifier was not trained."""
+    """Whether a Network of a CNN was found inside of a whole SparK."""
     return any(network.is_beside(encoder, {DECODER}) for encoder in (ENCODER, OFFICIAL_ENCODER))
 
 
 def decoder_width(state):
     """Return the width of the decoder in a flat dictionary, None if there is none."""
-    first = next((value for key, value in state.items() if key.endswith(f'{DECODER}.dec.0.up_sample.weight')), None)
-    return None if first is None else first.shape[0]
+    for key, value in state.items():
+        if key.endswith(f'{DECODER}.dec.0.up_sample.weight'):
+            return value.shape[0]
+    return None
 
 
 def official_encoder(state):
@@ -117,11 +122,12 @@ def official_encoder(state):
 def official_whole(spark, encoder, normalisation):
     """Return the content of an official file with decoder, {'module': state_dict}.
 
-    encoder: the CNN's entries as `official_encoder` returns them. normalisation: (mean, std) of each channel, which
-    the official program keeps in its files.
+    encoder: the CNN's entries as `official_encoder` returns them. normalisation: (mean, std) of each channel,
+    which the official program keeps in its files.
     """
     decoder = {key: value for key, value in plain_state(spark).items() if not key.startswith(ENCODER)}
     mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in normalisation)
     size = (1, spark.encoder.in_chans, *spark.encoder.input_size)
     unused = {'imn_m': mean, 'imn_s': std, 'norm_black': torch.zeros(size)}
-    return {'module': {**unused, **{OFFICIAL_ENCODER + key: value for key, value in encoder.items()}, **decoder}}
+    encoder = {OFFICIAL_ENCODER + key: value for key, value in encoder.items()}
+    return {'module': {**unused, **encoder, **decoder}}

@@ -8,9 +8,9 @@ from common.networks.renaming import spellings, to_timm
 
 
 def classifier_entries(model, in_chans=3):
-    """Return the names of the entries of a timm network whose first side is the number of classes, () if none is.
+    """Return the names of the entries of a timm network whose first side is the number of classes.
 
-    They are found by making the network for two and for three classes.
+    They are found by making the network for two and for three classes. Empty if it has none.
     """
     def shapes(num_classes):
         cnn = create_cnn(model, in_chans, num_classes=num_classes)
@@ -18,7 +18,8 @@ def classifier_entries(model, in_chans=3):
 
     def entries():
         of_two, of_three = shapes(2), shapes(3)
-        return tuple(key for key, shape in of_two.items() if shape and shape[0] == 2 and of_three[key][0] == 3)
+        return tuple(key for key, shape in of_two.items()
+                     if shape and shape[0] == 2 and of_three[key][0] == 3)
 
     try:
         return without_values(entries)
@@ -29,10 +30,11 @@ def classifier_entries(model, in_chans=3):
 def num_classes_in(state, cnn, classifier, which=None):
     """Return the number of classes that the classifier in a flat dictionary tells apart.
 
-    None if an entry of the classifier is missing there, or if they differ in their numbers. classifier: names of its
-    entries. which: words of the prefix of the network that is meant; the most frequent one if None.
+    None if an entry of the classifier is missing there, or if they differ in their numbers. classifier: names
+    of its entries. which: words of the prefix of the network that is meant; the most frequent one if None.
     """
-    prefixes = [prefix for prefix in places_of(state, spellings(cnn)) if which is None or is_within(which, prefix)]
+    prefixes = [prefix for prefix in places_of(state, spellings(cnn))
+                if which is None or is_within(which, prefix)]
     if not prefixes:
         return None
     entries = to_timm(below(state, prefixes[0]), cnn)
@@ -42,10 +44,10 @@ def num_classes_in(state, cnn, classifier, which=None):
 
 
 def head_parameters(cnn, size, in_chans=3):
-    """Return the names of the parameters that `forward_features` does not use: the classifier, and what precedes it.
+    """Return the names of the parameters that `forward_features` does not use.
 
-    Of a network without `forward_features` they are those of its last linear layer. size: (height, width) of images
-    that the network takes.
+    They are the classifier's, and those of layers right before it. Of a network without `forward_features`
+    they are those of its last linear layer. size: (height, width) of images that the network takes.
     """
     if hasattr(cnn, 'forward_features'):
         used = modules_of_features(cnn, torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device))
@@ -60,7 +62,11 @@ def head_parameters(cnn, size, in_chans=3):
 def modules_of_features(cnn, image):
     """Return the set of the modules that `forward_features` calls."""
     called = set()
-    handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in cnn.modules()]
+
+    def note(module, _):
+        called.add(module)
+
+    handles = [module.register_forward_pre_hook(note) for module in cnn.modules()]
     mode = cnn.training
     try:
         cnn.eval().forward_features(image)

@@ -8,8 +8,8 @@ class Comparison:
 
     missing: keys of the network that are not to be loaded. mismatched: keys whose tensors have another shape.
     unexpected: keys that the network does not have. These three forbid a load.
-    all_missing: missing keys, and those that may be missing. left_out: keys that may differ and that are not loaded:
-    of another shape, or of another layer in the place of a classifier.
+    all_missing: missing keys, and those that may be missing. left_out: keys that may differ and that are not
+    loaded: of another shape, or of another layer in the place of a classifier.
     """
     missing: list
     mismatched: list
@@ -26,8 +26,8 @@ class Comparison:
 def compare_entries(module, state, may_miss=()):
     """Return the Comparison of a module with a state_dict.
 
-    may_miss: names of parameters. Whatever belongs to their modules may be missing or of another shape, and in the
-    place of such a module there may be other layers, as those of another classifier.
+    may_miss: names of parameters. Whatever belongs to their modules may be missing or of another shape, and
+    in the place of such a module there may be other layers, as those of another classifier.
     """
     own = module.state_dict()
     free_modules = {name.rpartition('.')[0] for name in may_miss}
@@ -58,5 +58,6 @@ def describe_misfit(module, state, comparison):
     shown = [*missing[:5], *unexpected[:5], *mismatched[:5]]
     if comparison.num_errors > len(shown):
         shown.append(f'... and {comparison.num_errors - len(shown)} more')
-    return '\n  '.join([f'the weights do not fit {type(module).__name__}, {comparison.num_errors} entries differ:',
+    return '\n  '.join([f'the weights do not fit {type(module).__name__}, {comparison.num_errors} entries '
+                        'differ:',
                         *shown])

@@ -5,13 +5,13 @@ import importlib
 import timm
 import torch
 
-# The module in which users register networks of their own. It is imported by its name: this is the one place where
-# `common` reaches into a program's folder, and the folder may be left away.
+# The module in which users register networks of their own. It is imported by its name: this is the one place
+# where `common` reaches into a program's folder, and the folder may be left away.
 USERS_NETWORKS = 'pretrain.models'
 
 
 def register(module=USERS_NETWORKS):
-    """Import the module in which a user's networks are registered. Raises ValueError if there is no such module."""
+    """Import the module in which a user's networks are registered. Raises ValueError if there is none."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -27,7 +27,8 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
         pretrained: whether timm downloads its weights.
         num_classes: outputs of the classifier. None leaves the network's own.
 
-    Raises ValueError for an unknown name, with the nearest ones, and for a drop path that the network does not have.
+    Raises ValueError for an unknown name, with the nearest ones, and for a drop path that the network does
+    not have.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=5, cutoff=0.5)
@@ -60,8 +61,8 @@ def can_create(name, **arguments):
 def without_values(create):
     """Return what create() returns, made for its shapes alone; the caller's random numbers stay as they were.
 
-    It is made on the meta device, which takes neither time nor memory, or on the CPU where the network or its version
-    of timm does not allow that.
+    It is made on the meta device, which takes neither time nor memory, or on the CPU where the network or its
+    version of timm does not allow that.
     """
     with torch.random.fork_rng(devices=[]):
         try:
@@ -84,7 +85,7 @@ def timm_weights(model, in_chans=3):
 
 
 def try_size(cnn, name, size, in_chans=3):
-    """Run a network on one image of a size (height, width). Raises ValueError if it cannot take such images."""
+    """Run a network on an image of a size (height, width). Raises ValueError if it cannot take such."""
     mode = cnn.training
     image = torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device)
     try:

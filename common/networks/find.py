@@ -17,8 +17,8 @@ class Network:
     """A network in a file.
 
     entries: {key: tensor} under the network's own names. prefix: what stands before its names in the file.
-    beside: names of what else the file holds. adapted: {key: channels in the file} of the convolutions that were
-    adapted to the channels of the images. comparison: of the entries with the module that they are for.
+    beside: names of what else the file holds. adapted: {key: channels in the file} of the convolutions that
+    were adapted to the channels of the images. comparison: of the entries with the module that they are for.
     """
     entries: dict
     prefix: str
@@ -27,7 +27,7 @@ class Network:
     comparison: Comparison
 
     def is_beside(self, name, others):
-        """Whether it is called `name` in a larger module, and that module has the `others` too, a set of names.
+        """Whether it is called `name` in a larger module that has the `others`, a set of names, too.
 
         name: the end of its prefix, such as 'backbone.cnn.'.
         """
@@ -38,17 +38,19 @@ class Network:
 
 def find_cnn(cnn, state, may_miss=(), **given):
     """Find a timm network in a flat dictionary, under any names that are known. As `find_network`."""
-    return find_network(cnn, state, may_miss, convert=lambda entries: to_timm(entries, cnn), names=spellings(cnn),
-                        **given)
+    def convert(entries):
+        return to_timm(entries, cnn)
+
+    return find_network(cnn, state, may_miss, convert=convert, names=spellings(cnn), **given)
 
 
 def find_network(module, state, may_miss=(), *, convert=None, names=None, path='the given object', which=None,
                  channels=None, adapt=False):
     """Find the network in a flat dictionary of tensors (`unwrap`) that fits a module strictly.
 
-    It is looked for below every prefix that stands before the module's names in the file; what is beside it is left
-    out. Where several networks fit, weights are taken rather than their average (EMA), and a network rather than
-    another one whose prefix begins with its own.
+    It is looked for below every prefix that stands before the module's names in the file; what is beside it
+    is left out. Where several networks fit, weights are taken rather than their average (EMA), and a network
+    rather than another one whose prefix begins with its own.
 
     Args:
         may_miss: names of parameters; see `compare_entries`.
@@ -86,8 +88,8 @@ def find_network(module, state, may_miss=(), *, convert=None, names=None, path='
 def candidates(state, names, num_entries, path, which):
     """Return the prefixes below which a network with so many entries may be, most frequent first.
 
-    They have at least half as many of its names below them as the most frequent one. Raises ValueError if there is
-    no prefix with the words of `which`.
+    They have at least half as many of its names below them as the most frequent one. Raises ValueError if
+    there is no prefix with the words of `which`.
     """
     counts = places_of(state, names)
     if which is not None:
@@ -96,7 +98,8 @@ def candidates(state, names, num_entries, path, which):
             raise ValueError(f'{path} has no such network under "{which}". The keys of the file begin with '
                              f'{beginnings(state)}')
     elif 4 * max(counts.values(), default=0) < num_entries:
-        # It is another network. The error is to say how all of it differs, so its largest dictionary is compared.
+        # It is another network. The error is to say how all of it differs, so its largest dictionary is
+        # compared.
         folder, _ = Counter(key.rpartition('/')[0] for key in state).most_common(1)[0]
         return [f'{folder}/' if folder else '']
     most = max(counts.values())
@@ -106,13 +109,15 @@ def candidates(state, names, num_entries, path, which):
 def fitting_networks(module, state, tried, may_miss):
     """Return those of the tried networks that fit, {prefix: Network}, with what is beside them.
 
-    Unexpected entries are allowed if they are another complete network, below a prefix within that of this one.
+    Unexpected entries are allowed if they are another complete network, below a prefix within that of this
+    one.
     """
     complete = {prefix: network for prefix, network in tried.items()
                 if not network.comparison.missing and not network.comparison.mismatched}
     fitting = {}
     for prefix, network in complete.items():
-        inner = tuple(other[len(prefix):] for other in complete if other != prefix and other.startswith(prefix))
+        inner = tuple(other[len(prefix):] for other in complete
+                      if other != prefix and other.startswith(prefix))
         unexpected = network.comparison.unexpected
         if not all(key.startswith(inner) for key in unexpected):
             continue
@@ -125,16 +130,17 @@ def fitting_networks(module, state, tried, may_miss):
 
 
 def preferred(prefixes, path):
-    """Return the prefix of the network that is meant. Raises ValueError, with how to say it, if that is not clear."""
+    """Return the prefix of the network that is meant. Raises ValueError if that is not clear."""
     weights = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
-    outermost = [prefix for prefix in weights if all(other.startswith(prefix) for other in weights)] or weights
+    outermost = [prefix for prefix in weights if all(other.startswith(prefix) for other in weights)]
+    outermost = outermost or weights
     if len(outermost) == 1:
         return outermost[0]
     ways = [prefix.rpartition('/')[2].rstrip('.') for prefix in outermost]
     if any(sum(is_within(way, prefix) for prefix in outermost) > 1 for way in ways):
         ways = [prefix.replace('/', '.').rstrip('.') for prefix in outermost]
-    raise ValueError(f'{path} holds {len(outermost)} networks that fit, under {" and ".join(ways[:4])}: say which '
-                     f'is meant, as in FILE:{ways[0]}')
+    raise ValueError(f'{path} holds {len(outermost)} networks that fit, under {" and ".join(ways[:4])}: say '
+                     f'which is meant, as in FILE:{ways[0]}')
 
 
 def explain(module, network, state, channels, adapt):
@@ -152,6 +158,6 @@ def explain(module, network, state, channels, adapt):
     if network.prefix:
         text += f"; the network was looked for below '{network.prefix}'"
     if comparison.mismatched and adapt:
-        text += (f'\n  --adapt_input_conv adapts convolutions in one group over the {channels} channels of the image '
-                 'itself, no other layers')
+        text += (f'\n  --adapt_input_conv adapts convolutions in one group over the {channels} channels of '
+                 'the image itself, no other layers')
     return text

@@ -4,8 +4,9 @@ import re
 from common.networks.keys import below
 
 # (blocks of the four stages, whether the blocks are bottlenecks) -> timm's name
-RESNETS = {((2, 2, 2, 2), False): 'resnet18', ((3, 4, 6, 3), False): 'resnet34', ((2, 2, 2, 2), True): 'resnet26',
-           ((3, 4, 6, 3), True): 'resnet50', ((3, 4, 23, 3), True): 'resnet101', ((3, 8, 36, 3), True): 'resnet152',
+RESNETS = {((2, 2, 2, 2), False): 'resnet18', ((3, 4, 6, 3), False): 'resnet34',
+           ((2, 2, 2, 2), True): 'resnet26', ((3, 4, 6, 3), True): 'resnet50',
+           ((3, 4, 23, 3), True): 'resnet101', ((3, 8, 36, 3), True): 'resnet152',
            ((3, 24, 36, 3), True): 'resnet200'}
 # (blocks of the third stage, channels of the first) -> timm's name
 CONVNEXTS = {(9, 96): 'convnext_tiny', (27, 96): 'convnext_small', (27, 128): 'convnext_base',
@@ -14,10 +15,10 @@ FIRST_BLOCK = re.compile(r'layer1\.0\.conv1\.weight|stages\.0\.(?:0\.dwconv|bloc
 
 
 def guess_model(state):
-    """Return timm's name of the plain ResNet or ConvNeXt whose tensors a flat dictionary holds, None for others.
+    """Return timm's name of the plain ResNet or ConvNeXt whose tensors a flat dictionary holds.
 
-    The keys may be timm's or the ConvNeXt authors', behind any prefix. It is a guess by the numbers of blocks and
-    channels, which the strict load that follows confirms or refuses.
+    None for other networks. The keys may be timm's or the ConvNeXt authors', behind any prefix. It is a guess
+    by the numbers of blocks and channels, which the strict load that follows confirms or refuses.
     """
     first = next((key for key in state if FIRST_BLOCK.search(key)), None)
     if first is None:

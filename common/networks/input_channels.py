@@ -1,4 +1,4 @@
-"""Weights for images of other channels: which convolutions see the image, and how their weights are adapted."""
+"""Weights for images of other channels: which convolutions see the image, and how they are adapted."""
 from timm.models import adapt_input_conv
 from torch import nn
 
@@ -6,8 +6,9 @@ from torch import nn
 def input_convs(module, state, channels):
     """Find the convolutions over the image that a state_dict has for another number of channels.
 
-    Such a convolution of the module has `channels` inputs, in one group; its weight in the state_dict has another
-    number of them and is alike otherwise. There are several where the image enters a network in several places.
+    Such a convolution of the module has `channels` inputs, in one group; its weight in the state_dict has
+    another number of them and is alike otherwise. There are several where the image enters a network in
+    several places.
 
     Returns {key: channels in the state_dict}; empty if these numbers are not all the same.
     """
@@ -28,8 +29,8 @@ def input_convs(module, state, channels):
 def adapted_conv(weight, channels):
     """Adapt the weight of a convolution (O, I, h, w) to images of other channels: (O, channels, h, w).
 
-    As in `timm.models.adapt_input_conv`: for one channel the weights are summed; for more they are repeated, cut off,
-    and scaled such that the outputs keep their size.
+    As in `timm.models.adapt_input_conv`: for one channel the weights are summed; for more they are repeated,
+    cut off, and scaled such that the outputs keep their size.
     """
     given_channels = weight.shape[1]
     if given_channels == 3:  # the only number that older versions of timm adapt for several channels

@@ -1,8 +1,8 @@
 """Keys of weight files: tensors in one flat dictionary, and where in it the names of a network are found.
 
 In a flat dictionary (`unwrap`) a tensor that the file keeps in a dictionary inside of another one has the key
-'outer/inner'. A prefix is what the file writes in front of the names of a network: '', or a text that ends with
-'.', such as 'module.encoder.', or with '/' behind the name of a dictionary, such as 'state_dict/'.
+'outer/inner'. A prefix is what the file writes in front of the names of a network: '', or a text that ends
+with '.', such as 'module.encoder.', or with '/' behind the name of a dictionary, such as 'state_dict/'.
 """
 import re
 from collections import Counter
@@ -10,7 +10,8 @@ from collections import Counter
 import torch
 
 DEPTH = 5  # levels of nested dictionaries that are searched
-TORCH_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')  # torch writes them into keys
+# Names that torch.compile, FSDP and activation checkpointing write into the keys of a state_dict.
+TORCH_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 WRAPPER_INSIDE = re.compile(rf'(?<=\.)(?:{"|".join(TORCH_WRAPPERS)})\.')
 
 
@@ -21,8 +22,8 @@ def unwrap(content, path='the given object'):
         content: what was read from the file.
         path: how messages name the file.
 
-    Raises ValueError if the file holds no tensors, and for a tensor that claims more values than are stored with
-    it: a few bytes of a file can claim any shape, and the copy would fill the memory.
+    Raises ValueError if the file holds no tensors, and for a tensor that claims more values than are stored
+    with it: a few bytes of a file can claim any shape, and the copy would fill the memory.
     """
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not the weights of a network')
@@ -43,8 +44,8 @@ def unwrap(content, path='the given object'):
         raise ValueError(f'{path} holds no weights')
     for key, value in tensors.items():
         if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored '
-                             'with it')
+            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are '
+                             'stored with it')
     return tensors
 
 
@@ -70,7 +71,8 @@ def without_wrappers(key):
 
 def below(state, prefix):
     """Return the entries whose keys begin with a prefix, without the prefix and without torch's wrappers."""
-    return {without_wrappers(key[len(prefix):]): value for key, value in state.items() if is_below(key, prefix)}
+    return {without_wrappers(key[len(prefix):]): value for key, value in state.items()
+            if is_below(key, prefix)}
 
 
 def is_below(key, prefix):
@@ -91,8 +93,8 @@ def is_within(which, prefix):
 def label_of(key, prefix):
     """Return how to name, for a person, what a key belongs to that is not below a prefix.
 
-    This is the outermost dictionary of the key if it is another one than that of the prefix; otherwise the words of
-    the key up to the first in which it differs from the prefix.
+    This is the outermost dictionary of the key if it is another one than that of the prefix; otherwise the
+    words of the key up to the first in which it differs from the prefix.
     """
     folder, _, key = key.rpartition('/')
     own_folder, _, own = prefix.rpartition('/')
@@ -107,10 +109,15 @@ def label_of(key, prefix):
 
 
 def beginnings(state):
-    """Return what the keys of a flat dictionary begin with, for a person: 'model.backbone.' (60), 'model.head.' (2)."""
+    """Return what the keys of a flat dictionary begin with, for a message.
+
+    The prefix that all keys share, the next word, and how many have it: 'model.backbone.' (60), 'model.head.'
+    (2).
+    """
     split = [re.findall(r'[^./]*[./]|[^./]+$', key) for key in state]
+    longest = min(len(words) for words in split) - 1
     num_shared = 0
-    while all(len(words) > num_shared + 1 for words in split) and len({words[num_shared] for words in split}) == 1:
+    while num_shared < longest and len({words[num_shared] for words in split}) == 1:
         num_shared += 1
     counts = Counter(''.join(words[:num_shared + 1]) for words in split)
     shown = ', '.join(f"'{text}' ({count})" for text, count in counts.most_common(5))

@@ -18,10 +18,10 @@ from common.words import first_of, number_and_first_of
 class Loaded:
     """What a load did.
 
-    matched: keys that were loaded. missing: keys of the network that the file lacks. left_out: keys of the file that
-    were not loaded, such as a classifier for other classes. prefix: what the keys of the file begin with. beside:
-    names of what else the file holds. adapted: sentences on convolutions that were adapted to the channels of the
-    images.
+    matched: keys that were loaded. missing: keys of the network that the file lacks. left_out: keys of the
+    file that were not loaded, such as a classifier for other classes. prefix: what the keys of the file begin
+    with. beside: names of what else the file holds. adapted: sentences on convolutions that were adapted to
+    the channels of the images.
     """
     matched: tuple
     missing: tuple
@@ -42,10 +42,10 @@ class Loaded:
 
 
 def load_strictly(module, state, may_miss=()):
-    """Load a state_dict; only what belongs to the modules of the parameters in may_miss may be missing or differ.
+    """Load a state_dict strictly, except for the parameters in may_miss; see `compare_entries`.
 
-    Returns Loaded. Raises ValueError that lists what is missing, left over or of another shape; then nothing has been
-    changed.
+    Returns Loaded. Raises ValueError that lists what is missing, left over or of another shape; then nothing
+    has been changed.
     """
     comparison = compare_entries(module, state, may_miss)
     if comparison.num_errors:
@@ -65,11 +65,13 @@ def load_found(module, network, may_miss=()):
 
 
 def load_classifier(cnn, source, model, size, in_chans=3, adapt=False):
-    """Fill a network with weights of any kind, strictly except for its head, which may be missing or for other classes.
+    """Fill a network with weights of any kind, strictly except for its head.
+
+    The head may be missing in the file, or be one for other classes.
 
     Args:
-        source: FILE, FILE:KEY where KEY says which of several networks in the file is meant, the content of a file,
-            or 'timm' for timm's own pretrained weights of `model`.
+        source: FILE, FILE:KEY where KEY says which of several networks in the file is meant, the content of a
+            file, or 'timm' for timm's own pretrained weights of `model`.
         size: (height, width) of images that the network takes.
         adapt: whether weights for images of other channels are adapted to in_chans.
 
@@ -82,12 +84,12 @@ def load_classifier(cnn, source, model, size, in_chans=3, adapt=False):
 
 
 def load_whole(module, content, path):
-    """Fill a module from the content of a file that holds all of it under its own names. Raises ValueError."""
+    """Fill a module from the content of a file that has all of it, under its own names. Raises ValueError."""
     return load_found(module, find_network(module, unwrap(content, path), path=path))
 
 
 def read_source(source, model, in_chans):
-    """Read what weights are loaded from: the name of a file, its content, or 'timm' for timm's own weights of `model`.
+    """Read weights from a file, from the content of a file, or 'timm', which means timm's own for `model`.
 
     Returns ({key: tensor}, path, which), where `which` says which of several networks is meant, or None.
     """

@@ -1,7 +1,8 @@
 """The same network under other names: timm's, torchvision's, and those of the authors of ConvNeXt.
 
-ResNets have the same names in timm and in torchvision. Functions take a state_dict and return a new one. They look at
-the names alone, so a state_dict of another network comes back as it was, except where a ValueError is mentioned.
+ResNets have the same names in timm and in torchvision. Functions take a state_dict and return a new one. They
+look at the names alone, so a state_dict of another network comes back as it was, except where a ValueError is
+mentioned.
 """
 import re
 
@@ -13,7 +14,7 @@ TIMM_LAYERS = {index: name for name, index in TORCHVISION_LAYERS.items()}
 
 
 def spellings(cnn):
-    """Return all names that files may use for the entries of a network, in every convention that `to_timm` reads."""
+    """Return all names that files may use for the entries of a network: those that `to_timm` renames."""
     state = cnn.state_dict()
     names = set(state)
     if isinstance(cnn, convnext.ConvNeXt):
@@ -43,7 +44,7 @@ def to_timm(state, cnn):
 
 
 def from_old_densenet(key):
-    """Rename 'denselayer1.norm.1.weight' of torchvision's older DenseNet files to 'denselayer1.norm1.weight'."""
+    """Rename 'denselayer1.norm.1.weight', as in torchvision's older files, to 'denselayer1.norm1.weight'."""
     return re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', key)
 
 
@@ -64,7 +65,7 @@ def from_torchvision_convnext(key):
 
 
 def to_authors(state):
-    """Rename a ConvNeXt from timm's convention to that of its authors, except the head, which keeps timm's names."""
+    """Rename a ConvNeXt from timm's convention to its authors'; the head keeps timm's names."""
     renamed = {}
     for key, value in state.items():
         block = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.(.+)', key)
