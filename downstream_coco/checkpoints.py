@@ -3,7 +3,8 @@ import dataclasses
 
 import torch
 
-from common.networks.weights import create_cnn, load_classifier, load_strictly
+from common.networks.create import create_cnn
+from common.networks.load import load_classifier, load_strictly
 from common.reliability.checkpoint import read_plain
 from common.seeds import seed_for
 from downstream_coco.detector import SIDE, Detector

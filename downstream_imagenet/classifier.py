@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn, load_classifier, load_whole, try_size
+from common.networks.create import create_cnn, try_size
+from common.networks.load import load_classifier, load_whole
 from common.seeds import seed_for
 
 LOSSES = {'bce': F.binary_cross_entropy_with_logits, 'ce': F.cross_entropy}  # of soft targets (B, K)

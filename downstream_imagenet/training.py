@@ -6,15 +6,14 @@ from timm.layers import DropPath
 
 from common.images.augmented import Augmented, Steps
 from common.images.files import ImageFiles, not_looked_at
-from common.images.finding import first_of
 from common.images.loading import loader, without_failures
-from common.networks.weights import load_classifier
+from common.networks.load import load_classifier
 from common.training import run
 from common.training.finetuning import FineTuning
 from common.training.layer_decay import default_decay, layers_of, table
 from common.training.layer_decay import parameter_groups as layer_groups
 from common.training.optim import build_optimizer, parameter_groups
-from common.words import counted, described
+from common.words import counted, described, first_of
 from downstream_imagenet.classifier import Classifier, build_classifier
 from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
 from downstream_imagenet.data import Mixing, erasing, evaluation_transform, labels_of, mixed, training_transform

@@ -5,11 +5,11 @@ from timm.layers import DropPath
 
 from common.cli import option
 from common.config import require
-from common.networks.weights import load_init
 from common.training.optim import NO_DECAY
 from pretrain.config import PretrainingOptions
 from pretrain.results.pictures import TARGETS, rows_of, views
 from pretrain.spark import build_spark
+from pretrain.spark_weights import load_init
 
 # Stochastic depth of the paper's networks (official code).
 DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.08, 'resnet152': 0.10, 'resnet200': 0.15,

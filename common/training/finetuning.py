@@ -4,7 +4,7 @@ from functools import partial
 import torch
 from timm.utils import ModelEmaV3
 
-from common.networks.weights import load_strictly
+from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
 from common.training.optim import weights_size
 from common.training.trainer import Trainer

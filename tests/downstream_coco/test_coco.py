@@ -16,7 +16,7 @@ from torch import nn
 
 from common.demo_world import CLASSES, write_coco
 from common.images.files import fingerprint
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from downstream_coco.annotations import read_annotations
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options

@@ -18,7 +18,9 @@ from torch import nn
 from common.demo_world import write_world
 from common.distributed import Ranks
 from common.images.augmented import Augmented
-from common.networks.weights import create_cnn, head_parameters, load_classifier
+from common.networks.classifier import head_parameters
+from common.networks.create import create_cnn
+from common.networks.load import load_classifier
 from common.reliability.checkpoint import save
 from common.training.finetuning import Average
 from common.training.layer_decay import default_decay, layers_of, parameter_groups

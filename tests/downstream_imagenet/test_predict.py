@@ -8,12 +8,13 @@ import torch
 from PIL import Image, ImageFont
 
 from common.demo_world import write_world
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from common.reliability.checkpoint import save
+from common.words import printable
 from downstream_imagenet import predict as module
 from downstream_imagenet.config import Options
 from downstream_imagenet.main import fine_tune
-from downstream_imagenet.predict import main, predict, printable
+from downstream_imagenet.predict import main, predict
 from downstream_imagenet.sheet import SIDE, sheet_of, shortened
 from downstream_imagenet.tuned import read_tuned
 
