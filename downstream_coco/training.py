@@ -45,6 +45,7 @@ class Run(run.Run):
 class DetectorTraining(FineTuning):
     """Trains a Detector on the scenes of two CocoImages data sets."""
     log_name = 'coco_log.txt'
+    project = 'spark'
     fixed_shapes = False
 
     @property

@@ -45,6 +45,7 @@ class ClassifierTraining(FineTuning):
     images, val_images: data sets of (image, class). classes: the names of the classes.
     """
     log_name = 'finetune_log.txt'
+    project = 'spark'
     best_by = 'top1'
 
     def __init__(self, run, images, val_images, classes):

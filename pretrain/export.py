@@ -31,7 +31,7 @@ from common.networks.load import load_strictly
 from common.networks.renaming import to_timm, to_torchvision
 from common.reliability.checkpoint import read_plain, save, write_atomically
 from common.words import counted, number_and_first_of
-from pretrain.results.arguments import add_network, network_of
+from pretrain.arguments import add_network, network_of
 from pretrain.results.card import write_card
 from pretrain.saved import untrained_spark
 from pretrain.spark_weights import load_official, official_encoder, official_whole

@@ -55,6 +55,7 @@ class Pretraining(Trainer):
     val_images: the held-out images, or None. method: as `Method` in pretrain/methods.py; that of the options if not given.
     """
     log_name = 'pretrain_log.txt'
+    project = 'spark'
     progress_class = PretrainingProgress
     more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
 

@@ -29,7 +29,8 @@ def parameter_groups(module, weight_decay, no_decay=NO_DECAY):
 def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
     """'lamb', 'adamw', 'sgd' or 'lars' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set every step.
 
-    groups: as `parameter_groups` gives them. official: LAMB as official SparK fine-tuned with it.
+    groups: as `parameter_groups` gives them. official: LAMB without bias correction, every parameter's step scaled
+    by its norm.
     """
     if name == 'lamb':
         return Lamb(groups, lr=0.0, betas=betas, eps=1e-6, bias_correction=not official, always_adapt=official)

@@ -60,7 +60,7 @@ class Trainer:
 
     run: Run (common/training/run.py). images, val_images: data sets, the latter None if there are none.
 
-    A subclass defines `log_name`, `build_network`, `forward_one_image`, `example_batch`, `build_optimizer`, `make_datasets`,
+    A subclass defines `log_name`, `project`, `build_network`, `forward_one_image`, `example_batch`, `build_optimizer`, `make_datasets`,
     `make_batches`, `evaluate_epoch` and `describe`, and overrides what else is different.
 
     `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or None), `network`
@@ -68,7 +68,7 @@ class Trainer:
     batch), `optimizer`, `parallel` (the network with the exchange of gradients), `batches` and `progress`.
     """
     log_name = None  # of the file of JSON lines in the run folder
-    project = 'spark'  # under which a tracker files the run
+    project = None  # the name under which a tracker files the run
     fixed_shapes = True  # whether all batches have the same shape
     progress_class = Progress
     more_epochs = '--fresh starts it over.'  # what to do if a run is finished
