@@ -118,7 +118,7 @@ class ClassifierTraining(FineTuning):
                          self.log.warn_once, self.session.go_on)
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
-    # -- what is said ----------------------------------------------------------------------------------------------------
+    # -- what is said ----------------------------------------------------------------------------------------
 
     def describe(self):
         options, run, val = self.options, self.run, self.val_images

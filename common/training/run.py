@@ -49,8 +49,9 @@ def loading_processes(options, ranks):
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
-    images: their number. fingerprint: of common.images.files, None if they have none. left_out: ((first step, step behind the last),
-    ...) that are not trained on, since they went wrong. least: images that a part must have, see `with_norms`.
+    images: their number. fingerprint: of common.images.files, None if they have none. left_out: ((first step,
+    step behind the last), ...) that are not trained on, since they went wrong. least: images that a part must
+    have, see `with_norms`.
     """
     options: RunOptions
     ranks: Ranks
@@ -68,7 +69,8 @@ class Run:
                              f'{divisors(batch, ranks)} process{"es" * (batch > 1)}')
 
     def parts(self, saved):
-        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out. Raises ValueError.
+        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out.
+        Raises ValueError.
 
         A run that goes on with another number of ranks may need more parts than it was given.
         """
@@ -88,9 +90,10 @@ class Run:
     def with_norms(self, saved, model, run):
         """The same run, whose parts have two images at least if the norms of its model need them.
 
-        A norm that sees a single value of each channel of an image (common/networks/norms.py) cannot be trained on one image.
-        run() takes one image through the model; it is called where a part may have one. Raises ValueError if the parts
-        are of one image, and the ranks do not share the statistics of such a norm.
+        A norm that sees a single value of each channel of an image (common/networks/norms.py) cannot be
+        trained on one image. run() takes one image through the model; it is called where a part may have one.
+        Raises ValueError if the parts are of one image, and the ranks do not share the statistics of such a
+        norm.
         """
         parts = self.parts(saved)
         if parts is not None and self.share // parts > 1:
@@ -178,10 +181,11 @@ class Run:
         return torch.Generator().manual_seed(seed_for(purpose, self.options.seed, *numbers))
 
     def refuse_changes(self, saved, **facts):
-        """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name.
+        """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by
+        name.
 
-        The training images, by their number and fingerprint, may differ with the option allow_changed_data, unless there
-        are so few now that nothing of the run would be left.
+        The training images, by their number and fingerprint, may differ with the option allow_changed_data,
+        unless there are so few now that nothing of the run would be left.
         """
         wrong = changes(self.options, saved['config'], harmless=False)
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
