@@ -11,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from common.reliability.checkpoint import write_atomically
+from pretrain.masking import cut, paste
 
 CAPTIONS = {'image': 'image', 'masked': 'what the network sees', 'reconstruction': "reconstruction, each hidden cell\nwith the "
             "true cell's mean and deviation", 'own': "the same without them: with those\nof the image's visible cells",
@@ -55,13 +56,14 @@ class Views:
 @torch.no_grad()
 def views(spark, images, visible, normalisation):
     """What a SparK in evaluation mode makes of some images. Raises ValueError for indices that are no cells."""
-    predicted = spark.cut(spark.predict(images, visible).to(images.dtype))
-    cells, (target, mean, deviation) = spark.cut(images), spark.targets(images)
+    grid, cell_size = spark.encoder.grid, spark.encoder.cell_size
+    predicted = cut(spark.predict(images, visible).to(images.dtype), cell_size)
+    cells, (target, mean, deviation) = cut(images, cell_size), spark.targets(images)
     is_visible = spark.geometry(images, visible).is_visible()[..., None]
     seen_mean, seen_deviation = ((x * is_visible).sum(1, keepdim=True) / visible.shape[1] for x in (mean, deviation))
 
     def shown(hidden):
-        return to_rgb(spark.paste(torch.where(is_visible, cells, hidden)), normalisation)
+        return to_rgb(paste(torch.where(is_visible, cells, hidden), grid, cell_size), normalisation)
 
     image, reconstruction = to_rgb(images, normalisation), shown(predicted * deviation + mean)
     loss = ((predicted - target).square().mean(2, keepdim=True) * ~is_visible).sum((1, 2)) / (~is_visible).sum((1, 2))
