@@ -30,6 +30,7 @@ from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
+from pretrain.sparse.coverage import cover
 from pretrain.sparse.notes import NoteKind
 from pretrain.sparse.proof import randomise_scales
 from pretrain.sparse.refused import ForwardFailed, Refused
@@ -340,8 +341,7 @@ def main(arguments=None):
     if args.all == (args.model is not None):
         parser.error('give a model, or --all')
     if args.all:
-        from pretrain.sparse.coverage import cover
-        cover(args.jobs)
+        cover(check, args.jobs)
         return
     report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
     print(report)
