@@ -415,7 +415,7 @@ class Trainer:
         """
         bad = self.progress.bad
         steps = range(bad[0][0], bad[-1][0] + 1)
-        message = self.progress.story(bad)
+        message = self.progress.describe_bad(bad)
         if self.options.rewind:  # all ranks read the same checkpoint, once it is written
             if self.session.writer:
                 self.session.writer.close(STOP_PATIENCE)
