@@ -475,7 +475,7 @@ def test_four_ranks_become_three(tiny):
 
 def test_an_error_with_loading_processes_at_work_ends_the_process(tiny, tmp_path):
     """They ignore one SIGTERM; at its exit Python would send them that, and wait for ever."""
-    code = f"""from common import engine
+    code = f"""from common.training import engine
 from pretrain.config import Options
 from pretrain.main import pretrain
 def train_step(*given):
