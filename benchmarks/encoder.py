@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.timing import alternate, arguments, machine
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.strips import Geometry
 

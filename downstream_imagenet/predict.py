@@ -26,10 +26,11 @@ from common.images.finding import image_endings
 from common.images.loading import each_once, naming_the_file
 from common.images.look import warn_of
 from common.images.pixels import AS_IT_IS
-from common.networks.weights import register
+from common.networks.create import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
-from common.training.engine import to_device
+from common.training.device import to_device
 from common.training.run import autocast, loading_processes
+from common.words import printable
 from downstream_imagenet.data import evaluation_transform
 from downstream_imagenet.sheet import sheet_of
 from downstream_imagenet.tuned import read_tuned
@@ -160,11 +161,6 @@ def check_places(out, sheet, images):
             raise ValueError(f'nothing can be written into {path.parent}: give another folder')
 
 
-def printable(text):
-    """A text with escapes for what does not print, such as bytes in a file's name that are no UTF-8."""
-    return ''.join(one if one.isprintable() else one.encode('unicode_escape').decode() for one in text)
-
-
 def write_table(path, found):
     """Write a CSV file of Predictions: path, and class and probability of each rank.
 
@@ -215,7 +211,7 @@ def parser():
         'not given')
     add('--batch_size', '--bs', type=int, default=64, help='images at a time (default: 64)')
     add('--workers', type=int, help='processes that load images; by the number of cores if not given')
-    add('--register', default='pretrain.models', help='module in which your own networks are registered with '
+    add('--register', default=USERS_NETWORKS, help='module in which your own networks are registered with '
         'timm (default: pretrain.models)')
     add = parser.add_argument_group('network', 'for files of weights; a run says it itself').add_argument
     add('--model', help="timm's name of the network")

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import torch
 
-from common.networks.weights import OFFICIAL, OURS, classes_in, classifier_of, create_cnn, guess_model, unwrap
+from common.networks.classifier import classifier_entries, num_classes_in
+from common.networks.create import create_cnn
+from common.networks.guess import guess_model
+from common.networks.keys import unwrap
 from common.reliability.checkpoint import read_plain
+from downstream_imagenet.classifier import Classifier, build_classifier, load_trained
 from downstream_imagenet.config import Options
-from downstream_imagenet.engine import Classifier
-from downstream_imagenet.main import build, load_trained, options_and_classes
+from downstream_imagenet.evaluation import options_and_classes
 
 LARGE = 4096  # pixels; the network is tried on an image of its size when it is built
 REMEDY = 'fine-tune it first (python -m downstream_imagenet.main --finetune_from=FILE)'
@@ -52,7 +55,7 @@ def read_tuned(source, ema=False, classes=None, **given):
                          'it is refused')
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         number = number_of_classes(state, options, path)
-        model = build(options, number)
+        model = build_classifier(options, number)
     load_trained(model, weights, options, path)
     return Tuned(model.eval(), options, *names_of(number, classes, names, config, path), path)
 
@@ -87,8 +90,8 @@ def find(source, ema):
 
 def refuse_pretrained(state, config, path):
     """Raise a ValueError for what is no classifier, though it may hold an untrained one."""
-    whole = any(OURS in key or OFFICIAL in key for key in state)
-    if whole or 'mask_ratio' in config or not config and '_1kpretrained' in path.name:
+    is_masked_pretraining = any('mask_token' in key for key in state)
+    if is_masked_pretraining or 'mask_ratio' in config or not config and '_1kpretrained' in path.name:
         raise ValueError(f'{path} is a pretrained network, without a trained classifier: {REMEDY}')
     if any('backbone.fpn.' in key for key in state):
         raise ValueError(f'{path} is a detector: python -m downstream_coco.predict reads it')
@@ -127,7 +130,8 @@ def number_of_classes(state, options, path):
         weight = state.get('fc.weight')
         number = len(weight) if weight is not None and weight.ndim == 2 else None
     else:
-        number = classes_in(state, create_cnn(options.model, options.in_chans), classifier_of(options.model, options.in_chans))
+        cnn = create_cnn(options.model, options.in_chans)
+        number = num_classes_in(state, cnn, classifier_entries(options.model, options.in_chans))
     if number is None:
         raise ValueError(f'{path} holds no classifier for {options.model}: {REMEDY}')
     return number

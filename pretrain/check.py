@@ -26,7 +26,7 @@ import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.cli import reader_may_leave
 from common.config import size
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import View, error, locate
 from pretrain.sparse.probe import Refused, feature_maps

@@ -26,21 +26,15 @@ from timm.models import save_for_hf
 from torch import nn
 
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
-from common.networks.weights import (
-    OFFICIAL,
-    OURS,
-    guess_model,
-    load_official_spark,
-    load_strictly,
-    some,
-    to_official,
-    to_timm,
-    to_torchvision,
-)
-from common.reliability.checkpoint import plain_state, read_plain, save, write_atomically
-from common.words import counted
+from common.networks.guess import guess_model
+from common.networks.load import load_strictly
+from common.networks.renaming import to_timm, to_torchvision
+from common.reliability.checkpoint import read_plain, save, write_atomically
+from common.words import counted, number_and_first_of
+from pretrain.arguments import add_network, network_of
 from pretrain.results.card import write_card
-from pretrain.saved import add_network, build, network_of
+from pretrain.saved import untrained_spark
+from pretrain.spark_weights import load_official, official_encoder, official_whole
 from pretrain.sparse.compare import error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,8 +97,8 @@ def require_given(saved, written, reader, classifier=True):
     wrong = [key for key in given.keys() | written.keys() if key not in given or key not in written
              or not torch.equal(written[key], given[key].to(written[key].dtype))]
     if wrong:
-        raise ValueError(f'{reader} does not give the network\'s own entries from what was written: {some(sorted(wrong))} are '
-                         f'not as in {saved.path}')
+        raise ValueError(f'{reader} does not give the network\'s own entries from what was written: '
+                         f'{number_and_first_of(sorted(wrong))} are not as in {saved.path}')
 
 
 def remarks(saved, to):
@@ -118,12 +112,13 @@ def remarks(saved, to):
         yield f'It has no classifier: that of the given file ({", ".join(head)}) was not trained, and is left out'
     elif head:
         yield (f'It has no classifier: the given file has {", ".join(head)}, but not all that it needs '
-               f'({some(saved.loaded.missing)} are missing)')
+               f'({number_and_first_of(saved.loaded.missing)} are missing)')
     else:
         yield 'It has no classifier: the given file has none'
     idle = [key for key in saved.spark.encoder.unused if key in saved.weights and key not in saved.head]
     if idle and saved.is_encoder and to in ('timm', 'torchvision', 'hf'):
-        yield f'{some(idle)} are as in the given file; pretraining does not train them, and the features do not depend on them'
+        yield (f'{number_and_first_of(idle)} are as in the given file; pretraining does not train them, and the features '
+               'do not depend on them')
 
 
 def classes_of(saved):
@@ -173,7 +168,7 @@ def to_timm_file(saved, stem, suffix, _):
     if drawn:
         timm.models.load_checkpoint(theirs, str(path), strict=False)
         line = f"timm.models.load_checkpoint(timm.create_model({made}), '{path.name}', strict=False)"
-        how = f'not strictly: the given file lacks {some(drawn)}, which stay as timm initialises them'
+        how = f'not strictly: the given file lacks {number_and_first_of(drawn)}, which stay as timm initialises them'
     else:
         theirs = create(saved, checkpoint_path=str(path))
         line, how = f"timm.create_model({made}, checkpoint_path='{path.name}')", 'strictly'
@@ -223,7 +218,7 @@ def to_official_files(saved, stem, suffix, _):
     if guess_model(state) != saved.model.split('.')[0]:
         raise ValueError(f'the official code knows plain ResNets and ConvNeXts, not {saved.model}')
     style = 'official' if any(key.startswith('stages.') for key in state) else 'timm'
-    features, images, sentences = to_official(state), some_images(saved), []
+    features, images, sentences = official_encoder(state), some_images(saved), []
     name = stem.name.removesuffix('_official')
     path = stem.with_name(f'{name}_1kpretrained_{style}_style.pth')
     save(path, features)
@@ -241,12 +236,9 @@ def to_official_files(saved, stem, suffix, _):
                          'normalised cells')
     elif saved.has_decoder:
         path = stem.with_name(f'{name}_withdecoder_1kpretrained_spark_style.pth')
-        decoder = {key: value for key, value in plain_state(saved.spark).items() if not key.startswith(OURS)}
-        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in saved.options.normalisation)
-        unused = {'imn_m': mean, 'imn_s': std, 'norm_black': torch.zeros(1, *images.shape[1:])}
-        save(path, {'module': {**unused, **{OFFICIAL + key: value for key, value in features.items()}, **decoder}})
-        again, visible = build(saved.options).eval(), saved.spark.draw_visible(2, torch.Generator().manual_seed(0))
-        load_official_spark(read_plain(path), again)
+        save(path, official_whole(saved.spark, features, saved.options.normalisation))
+        again, visible = untrained_spark(saved.options).eval(), saved.spark.draw_visible(2, torch.Generator().manual_seed(0))
+        load_official(read_plain(path), again)
         require_same([saved.spark.predict(images, visible)], [again.predict(images, visible)], 'our reader of official files')
         sentences.append(f'{path.name}: encoder and decoder; read by our reader of official files: the same reconstruction')
     return sentences + ['Names and shapes are the official ones; the official program itself was not run']
@@ -359,8 +351,8 @@ def to_hf_folder(saved, stem, suffix, licence):
         cnn, state = create(saved, num_classes=number, pretrained_cfg_overlay=overlay), entries_of(saved)
         drawn = [key for key in lacking(cnn, state) if cnn.state_dict()[key].numel()]
         if any(cnn.state_dict()[key].unique().numel() > 1 for key in drawn):
-            raise ValueError(f'{saved.path} lacks {some(drawn)}, which a folder for timm has: they would be random. Export it '
-                             'with --to=timm')
+            raise ValueError(f'{saved.path} lacks {number_and_first_of(drawn)}, which a folder for timm has: they would be '
+                             'random. Export it with --to=timm')
         load_strictly(cnn, state, may_miss=lacking(cnn, state))
         save_for_hf(cnn, folder, model_config=names, model_args={} if channels == 3 else {'in_chans': channels},
                     safe_serialization=True)
@@ -376,7 +368,8 @@ def to_hf_folder(saved, stem, suffix, licence):
     theirs = timm.create_model(f'local-dir:{folder}', pretrained=True)
     require_same([cnn.eval()(images)], [theirs.eval()(images)], 'timm (local-dir:)')
     require_same_network(saved, theirs, 'timm (local-dir:)')
-    norms = [f'{some(drawn)}, which the given file lacks, are as timm initialises them: norms that do nothing'] if drawn else []
+    norms = [f'{number_and_first_of(drawn)}, which the given file lacks, are as timm initialises them: norms that do '
+             'nothing'] if drawn else []
     return [f'{folder.name}: read by timm.create_model("local-dir:.../{folder.name}", pretrained=True); '
             f'{what_is_same(saved)}. A hub takes the folder as it is; look at its README.md first', *norms]
 

@@ -24,10 +24,10 @@ from torchvision.transforms.functional import to_pil_image
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.demo_world import draw
 from common.images.files import check_channels
+from pretrain.arguments import add_network, network_of
 from pretrain.results.card import as_markdown
 from pretrain.results.pictures import enlarged, level_pictures, views, with_grid
 from pretrain.results.typed_masks import of_grid, to_visible
-from pretrain.saved import add_network, network_of
 
 SIDE = 448  # pixels of a picture on the page, about
 SHOWN = {  # labels of the pictures, by what a network predicts

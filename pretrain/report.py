@@ -15,9 +15,9 @@ from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.reliability.checkpoint import write_atomically
 from common.training.log import duration
 from common.words import counted
-from pretrain.config import Options
 from pretrain.results.pictures import hidden_cells, read_picture
 from pretrain.results.read_log import pictures_of, read_log
+from pretrain.spark_method import SparKOptions as Options
 
 COLOURS = ('#2563eb', '#dc2626', '#16a34a', '#9333ea', '#d97706', '#0891b2', '#be185d', '#4d7c0f')
 PICTURES = 24  # of a run at most, so that a page of a long run stays a few MB

@@ -7,18 +7,13 @@ import pytest
 import timm
 import torch
 
-from common.networks.weights import (
-    create_cnn,
-    load_classifier,
-    load_init,
-    load_strictly,
-    read_weights,
-    to_official,
-    to_timm,
-    unwrap,
-)
+from common.networks.create import create_cnn
+from common.networks.keys import unwrap
+from common.networks.load import load_classifier, load_strictly, read_weights
+from common.networks.renaming import to_timm
 from common.reliability.checkpoint import read_plain
 from pretrain.spark import build_spark
+from pretrain.spark_weights import load_init, official_encoder
 from tests.pretrain.test_golden import official_name
 
 
@@ -187,7 +182,7 @@ def test_keys_behind_any_prefix_in_any_dictionary(donor, prefix, wrap):
 def test_other_names_behind_a_prefix(name):
     network = timm.create_model(name, num_classes=3)
     state = randomised(network)
-    renamed = to_official(state) if name == 'convnext_atto' else {
+    renamed = official_encoder(state) if name == 'convnext_atto' else {
         re.sub(r'(denselayer\d+\.(?:norm|conv))([12])\.', r'\1.\2.', key): value for key, value in state.items()}
     assert renamed.keys() != state.keys()
     cnn, _ = loaded({'model': under('module.encoder.', renamed)}, name)

@@ -10,15 +10,16 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from common.networks.weights import to_official, to_timm, to_torchvision
+from common.networks.renaming import to_timm, to_torchvision
 from common.reliability.checkpoint import plain_state, save
 from pretrain import export
-from pretrain.config import Options
 from pretrain.models.custom import YourConvNet
 from pretrain.results.card import write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_weights import official_encoder
 from tests.conftest import randomise
 from tests.pretrain.test_golden import GOLDEN, fill, official_value
 
@@ -98,7 +99,7 @@ def test_official_style_in_and_out_is_byte_equal(model):
     keys = json.loads((GOLDEN / f'spark_{model}_96.json').read_text())['keys']
     state = {key.removeprefix('sparse_encoder.sp_cnn.'): official_value(key, shape).float() for key, shape in keys.items()
              if 'sp_cnn' in key}
-    back = to_official(to_timm(dict(state), timm.create_model(model)))
+    back = official_encoder(to_timm(dict(state), timm.create_model(model)))
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
 
 
@@ -320,7 +321,7 @@ def test_without_a_classifier_none_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize('model', ['resnet18', 'convnext_tiny'])
 def test_an_official_encoder_for_torchvision_and_timm(tmp_path, monkeypatch, model):
     import torchvision
-    state = to_official(timm.create_model(model).state_dict())
+    state = official_encoder(timm.create_model(model).state_dict())
     torch.save(state, tmp_path / 'w.pth')
     saved = read_saved(tmp_path / 'w.pth', input_size=64)
     said = export.export(saved, 'torchvision', tmp_path)[0]

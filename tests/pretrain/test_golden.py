@@ -10,6 +10,7 @@ import torch
 from common.training.optim import build_optimizer, parameter_groups, set_schedule
 from common.training.schedule import learning_rate, weight_decay
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 
@@ -115,10 +116,10 @@ def test_lamb_steps(golden):
     steps = want['train_steps']
     for name, p in spark.encoder.cnn.named_parameters():
         p.requires_grad_(name not in spark.encoder.unused)
-    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd']), tuple(steps['betas']))
+    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd'], SparKMethod.no_decay), tuple(steps['betas']))
     assert steps['betas'][1] == (0.95 if spark.encoder.norm == 'bn' else 0.999)
     for t, (loss_want, norm_want, expected) in enumerate(zip(steps['loss'], steps['grad_norm'], steps['schedule'])):
-        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'])
+        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'], *SparKMethod.learning_rate_ends)
         wd = weight_decay(t, steps['max_iters'], steps['wd'], steps['wde'])
         assert (lr, wd) == pytest.approx((expected['lr'], expected['wd_decay_group']), rel=1e-12)
         set_schedule(optimizer, lr, wd)

@@ -10,18 +10,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.images.files import SeveralFiles
-from common.networks.weights import guess_model, to_official
+from common.networks.guess import guess_model
 from common.reliability.checkpoint import plain_state
 from pretrain import features, reconstruct
 from pretrain.results import pictures
 from pretrain.results.typed_masks import of_grid, read_mask, to_visible
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
+from pretrain.spark_weights import official_encoder
 
 
 def official_file(spark, path):
     """A whole SparK under the official names, as published."""
-    state = {f'sparse_encoder.sp_cnn.{k}': v for k, v in to_official(plain_state(spark.encoder.cnn)).items()}
+    state = {f'sparse_encoder.sp_cnn.{k}': v for k, v in official_encoder(plain_state(spark.encoder.cnn)).items()}
     rest = {k: v for k, v in plain_state(spark).items() if not k.startswith('encoder.')}
     torch.save({'module': {**state, **rest, 'imn_m': torch.zeros(1, 3, 1, 1)}, 'config': {}}, path)
 
@@ -94,7 +95,7 @@ def test_guessing_a_network(model, name):
     state = {key: torch.empty(shape, device='meta') for key, shape in shapes(model).items()}
     assert guess_model(state) == name and guess_model({'module': torch.zeros(1)}) is None
     if name:
-        assert guess_model({f'sparse_encoder.sp_cnn.{key}': value for key, value in to_official(state).items()}) == name
+        assert guess_model({f'sparse_encoder.sp_cnn.{key}': value for key, value in official_encoder(state).items()}) == name
 
 
 def shapes(model):

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from common.demo_world import write_coco
-from common.networks.weights import unwrap
+from common.networks.keys import unwrap
 from common.reliability.checkpoint import check_archive, read_plain
 from pretrain import export, playground, report
 from pretrain.results.card import as_markdown, write_card
@@ -48,7 +48,7 @@ DANGEROUS = {'os.system', 'os.popen', 'tempfile.mktemp', 'torch.hub.load', 'torc
 BUILTIN = {'eval', 'exec', 'compile', '__import__'}
 ANYWHERE = {'extractall', 'unpack_archive', 'import_module', 'Unpickler', 'read_pickle', 'load_module', 'exec_module'}
 MAY = {
-    ('common/networks/weights.py', 'importlib.import_module'): '--register: a module that the user names on the command line',
+    ('common/networks/create.py', 'importlib.import_module'): '--register: a module that the user names on the command line',
     ('common/training/log.py', 'importlib.import_module'): '--tracker: one of two names that the option allows',
     ('pretrain/export.py', 'pickle.Unpickler'): 'ArraysAlone, which makes arrays of NumPy and refuses all else',
     ('downstream_mmdet/checkpoints.py', 'torch.load'): "MMEngine's own checkpoints in the run's own work-dir, or with --trust",
