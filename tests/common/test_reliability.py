@@ -48,10 +48,12 @@ ALONE = Ranks(0, 1, torch.device('cpu'))
 
 @pytest.fixture(autouse=True)
 def without_nohup():
-    """Under nohup, SIGHUP is ignored, by our runs too."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Signals as in a shell's foreground. nohup ignores SIGHUP, and a script's `&` ignores SIGINT; our runs then ignore them too."""
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, hangup)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.fixture(scope='module')
@@ -837,6 +839,7 @@ sys.exit(step.wait())
     assert saved(tmp_path / 'output_job')['step'] == 150 and (tmp_path / 'said').read_text() == 'requeue 4711\n'
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(tmp_path):
     counts, wrong = chaos(3, 1, 0, tmp_path, say=lambda text: None)
     assert sum(counts.values()) == 3 and counts['inside a save'] >= 1 and not wrong

@@ -207,7 +207,8 @@ def test_a_deep_copy_is_independent():
 
 
 @pytest.mark.parametrize(('model', 'backend'), [
-    ('your_convnet', 'aot_eager'),  # without inductor, whose compiler takes minutes
+    ('your_convnet', 'eager'),  # the graph is made, and run as it is
+    pytest.param('your_convnet', 'aot_eager', marks=pytest.mark.slow),  # the graph of the backward pass as well
     *(pytest.param(model, 'inductor', marks=pytest.mark.slow) for model in ('your_convnet', 'test_resnet', 'convnextv2_atto'))])
 def test_compiles_to_one_graph_whatever_the_mask(model, backend):
     torch._dynamo.reset()  # the other networks' compilations share the code of forward
