@@ -16,6 +16,11 @@ def counted(number, noun, plural=None):
     return f'{text} {noun if number == 1 else plural or noun + "s"}'
 
 
+def described(lines):
+    """What a run says at its start: a line 'word        text' of each (word, text); without a word the text as it is."""
+    return '\n' + ''.join(f'{word:12}{text}\n' if word else text for word, text in lines)
+
+
 def printable(text):
     """A text or a path in one line, with escapes for what does not print: a file's name may hold anything."""
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()

@@ -19,8 +19,8 @@ from torchvision.transforms import functional as F
 from common.images.augmented import Augmented, Steps, as_input
 from common.images.files import ImageFiles, inside
 from common.images.pixels import AS_IT_IS
-from common.training.engine import to_device
-from common.training.schedule import seed_for
+from common.seeds import seed_for
+from common.training.device import to_device
 from downstream_coco.annotations import read_annotations
 
 

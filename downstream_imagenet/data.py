@@ -17,8 +17,8 @@ from common.images.files import ImageFiles, at_most, check_dataset, timm_dataset
 from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
 from common.images.loading import each_once
 from common.images.pixels import AS_IT_IS
-from common.training.engine import to_device
-from common.training.schedule import seed_for
+from common.seeds import seed_for
+from common.training.device import to_device
 from common.words import first_of, printable
 
 LOOSE = 10  # images beside the folders of the classes, such as an overview of them, that are left out

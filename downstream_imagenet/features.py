@@ -11,12 +11,12 @@ from common.images.augmented import Augmented
 from common.images.files import not_looked_at
 from common.images.loading import naming_the_file
 from common.images.look import warn_of
-from common.networks.create import USERS_NETWORKS, create_cnn, register, try_size
+from common.networks.create import create_cnn, register, try_size
 from common.networks.load import load_classifier
+from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
-from common.training.schedule import seed_for
+from downstream_imagenet.classifier import pooled_features
 from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, find_labelled, labelled_once, share_of
-from downstream_imagenet.engine import pooled_features
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Options(ImageOptions):
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data', parse=float)
     batch_size: int = option(64, 'images at a time', 'machine', ('bs',))
-    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm', 'method', parse=str)
+    register: str = option('pretrain.models', 'module in which your own networks are registered with timm', 'method', parse=str)
 
     augmentation = 'none'
 

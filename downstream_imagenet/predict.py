@@ -28,7 +28,7 @@ from common.images.look import warn_of
 from common.images.pixels import AS_IT_IS
 from common.networks.create import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
-from common.training.engine import to_device
+from common.training.device import to_device
 from common.training.run import autocast, loading_processes
 from common.words import counted, printable
 from downstream_imagenet.data import evaluation_transform

@@ -9,9 +9,9 @@ from common.networks.create import create_cnn
 from common.networks.guess import guess_model
 from common.networks.keys import unwrap
 from common.reliability.checkpoint import read_plain
+from downstream_imagenet.classifier import Classifier, build_classifier, load_trained
 from downstream_imagenet.config import Options
-from downstream_imagenet.engine import Classifier
-from downstream_imagenet.main import build, load_trained, options_and_classes
+from downstream_imagenet.evaluation import options_and_classes
 
 LARGE = 4096  # pixels; the network is tried on an image of its size when it is built
 REMEDY = 'fine-tune it first (python -m downstream_imagenet.main --finetune_from=FILE)'
@@ -61,7 +61,7 @@ def read_tuned(source, ema=False, classes=None, **given):
                          'it is refused')
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         num_classes = number_of_classes(state, options, path)
-        model = build(options, num_classes)
+        model = build_classifier(options, num_classes)
     load_trained(model, weights, options, path)
     names, named_by = names_of_classes(num_classes, classes, names, config, path)
     return Tuned(model.eval(), options, names, named_by, path)
@@ -131,7 +131,7 @@ def options_of_run(config, given, path):
 
 
 def options_of_weights(state, given, path):
-    """Return the Options for a file of weights alone; the network is guessed if not given. Raises ValueError."""
+    """Return the Options for a file of weights; the network is guessed if not given. Raises ValueError."""
     model = given.get('model') or guess_model(state)
     if model is None:
         raise ValueError(f'{path} does not say which network it is: give --model=NAME')

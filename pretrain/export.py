@@ -1,9 +1,8 @@
 """Write a pretrained or fine-tuned network for whoever uses it next.
 
     python -m pretrain.export output_my_run --to=timm                    # resnet50_timm.safetensors
-    python -m pretrain.export output_my_run --to=hf --licence=mit        # a folder for timm's local-dir: or a
-    model hub python -m pretrain.export output_my_tune/resnet50_1kfinetuned_best.pth --to=onnx     # logits
-    too
+    python -m pretrain.export output_my_run --to=hf --licence=mit        # for timm's local-dir: or a model hub
+    python -m pretrain.export output_my_tune/resnet50_1kfinetuned_best.pth --to=onnx     # logits too
 
 Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx; each is a file in pretrain/formats. A
 trained classifier goes with the network where the format has a place for it; one that was not trained does
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.words import number_and_first_of
+from pretrain.arguments import add_network, network_of
 from pretrain.formats import (
     contents,
     to_detectron2,
@@ -26,7 +26,6 @@ from pretrain.formats import (
     to_timm,
     to_torchvision,
 )
-from pretrain.results.arguments import add_network, network_of
 
 # A writer is a function (saved, stem, suffix, licence): it writes `stem` with a suffix, reads it back as its
 # users do, and returns sentences on what was written and how it was checked. It raises ValueError if the

@@ -12,7 +12,7 @@ import torch
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
-from pretrain.results.arguments import add_network, network_of
+from pretrain.arguments import add_network, network_of
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from torchvision.transforms.functional import to_pil_image
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.demo_world import draw
 from common.images.files import check_channels
-from pretrain.results.arguments import add_network, network_of
+from pretrain.arguments import add_network, network_of
 from pretrain.results.card import as_markdown
 from pretrain.results.pictures import enlarged, level_pictures, views, with_grid
 from pretrain.results.typed_masks import on_other_grid, to_visible

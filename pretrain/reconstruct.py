@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
-from pretrain.results.arguments import add_network, network_of
+from pretrain.arguments import add_network, network_of
 from pretrain.results.pictures import captions, contact_sheet, views, with_grid, write_picture
 from pretrain.results.typed_masks import read_mask
 

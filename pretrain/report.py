@@ -16,10 +16,10 @@ from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.reliability.checkpoint import write_atomically
 from common.training.log import duration
 from common.words import counted
-from pretrain.config import Options
 from pretrain.results.charts import charts
 from pretrain.results.pictures import hidden_cells, read_picture
 from pretrain.results.read_log import epoch_of, pictures_of, read_log
+from pretrain.spark_method import SparKOptions as Options
 
 MAX_PICTURES = 24  # of a run, so that the page of a long run stays a few MB
 MAX_WIDTH = 1400  # pixels of a picture

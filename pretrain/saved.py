@@ -23,9 +23,9 @@ from common.networks.guess import guess_model
 from common.networks.keys import unwrap
 from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
-from pretrain.config import Options
 from pretrain.results.read_log import read_log
 from pretrain.spark import SparK, build_spark
+from pretrain.spark_method import SparKOptions as Options
 from pretrain.spark_weights import decoder_width, encoder_entries, find_init, is_in_whole
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.chaos import VARYING, same
 from common.demo_world import write_world
-from common.training import engine
-from pretrain.config import Options
+from common.training import trainer
 from pretrain.main import pretrain
+from pretrain.spark_method import SparKOptions as Options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ class Stop(BaseException):
 
 def stop_after(monkeypatch, steps):
     """Make the run die in the step after so many."""
-    original, count = engine.train_step, []
+    original, count = trainer.train_step, []
 
     def train_step(*arguments):
         if len(count) == steps:
@@ -64,7 +64,7 @@ def stop_after(monkeypatch, steps):
         count.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(engine, 'train_step', train_step)
+    monkeypatch.setattr(trainer, 'train_step', train_step)
 
 
 def saved(folder, model='your_convnet'):

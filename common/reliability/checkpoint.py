@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
 
-from common.cli import changes
 from common.reliability.lock import FolderLock
-from common.words import counted
 
+LARGEST_PICKLE = 2 ** 26  # bytes of the part of a checkpoint that is no tensor; of the largest networks it has some 100 kB
 VERSION = 2  # 1 had neither a fingerprint of the data nor steps that were left out
 
 
@@ -132,8 +131,8 @@ def open_folder(folder, fresh, ranks, own):
     """
     aside = None
     if ranks.is_main:
-        runs = ('*_still_pretraining.pth', '*_1kfinetuned_last.pth', '*_coco_last.pth')
-        others = [path for kind in runs for path in folder.glob(kind) if path != own]
+        others = [path for path in sorted(folder.glob('*.pth'))
+                  if not path.stem.startswith(own.stem) and looks_like_run(path)]
         if others and not fresh:
             raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or --fresh to move '
                              'that one aside')
@@ -189,35 +188,6 @@ def set_aside(damaged, warn):
         path.replace(aside)
 
 
-def refuse_changes(run, saved, **facts):
-    """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name.
-
-    The training images, by their number and fingerprint, may differ with the option allow_changed_data, unless there are so
-    few now that nothing of the run would be left.
-    """
-    options, images, fingerprint = run.options, run.images, run.fingerprint
-    wrong = changes(options, saved['config'], harmless=False)
-    wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
-    if wrong:
-        raise ValueError(f'{saved["path"]} is of another run: '
-                         + '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
-                         + '. Give what was given then, another name, or --fresh to start over')
-    if data_changed(saved, images, fingerprint) and not options.allow_changed_data:
-        what = f'there were {saved["images"]:,} training images, and are {images:,} now' if images != saved['images'] else \
-            f'the {images:,} training images have other names or sizes than then'
-        raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or go on with what is '
-                         'there now: --allow_changed_data')
-    if images != saved['images'] and saved['step'] >= run.steps:
-        raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {counted(images, "image")} the run has '
-                         f'{counted(run.steps, "step")} only. Start another from its weights, with --init or --finetune_from')
-
-
-def data_changed(saved, images, fingerprint):
-    """Whether the training images are not those of the run that was saved, as far as both know their fingerprint."""
-    known = saved.get('fingerprint') and fingerprint
-    return images != saved['images'] or bool(known) and fingerprint != saved['fingerprint']
-
-
 def read_plain(path):
     """What is in a file of torch (tensors and plain data only) or safetensors; no code in it can run. Raises ValueError."""
     if not Path(path).is_file():
@@ -267,6 +237,19 @@ def is_run(content, path):
     if content['version'] > VERSION:
         raise WrittenLater(f'{path} was written by a later version of this program: update it to read that run')
     return True
+
+
+def looks_like_run(path):
+    """Whether a file is the checkpoint of some run, by the words in it, without loading its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = next((part for part in archive.infolist() if part.filename.endswith('/data.pkl')), None)
+            if part is None or part.file_size > LARGEST_PICKLE:
+                return False
+            content = archive.read(part)
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        return False
+    return all(word in content for word in (b'version', b'step', b'config', b'optimizer'))
 
 
 def plain_state(module):

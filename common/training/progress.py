@@ -11,11 +11,12 @@ LEAST = 1.0  # seconds of an epoch that nobody need be warned of
 
 
 class Progress:
-    """Follows the losses of a run. `sums` (loss, gradient norm, steps) and `skipped` (steps that were not finite), of this
-    epoch so far, are the part to save.
+    """Follows the losses of a run. `sums` (loss, gradient norm, steps) and `skipped` (steps that were not
+    finite), of this epoch so far, are the part to save.
 
-    batch_of(step) -> names of the images of a step, on all ranks together. metric: what the progress line says besides, from
-    the last evaluation. bad: [(step, loss, gradient norm)] of the steps in a row, up to the last one, that were not finite.
+    batch_of(step) -> names of the images of a step, on all ranks together. metric: what the progress line
+    says besides, from the last evaluation. bad: [(step, loss, gradient norm)] of the steps in a row, up to
+    the last one, that were not finite.
     """
     remedy = 'more --workers'  # against waiting for images
 
@@ -92,7 +93,8 @@ class Progress:
     def end_epoch(self, epoch, metrics, unreadable, said):
         """Write the line of an epoch (counted from 1) to the log and the terminal; called on all ranks.
 
-        metrics: {name: value} for the log, None where not measured; said: the same for a person. unreadable: images so far.
+        metrics: {name: value} for the log, None where not measured; said: the same for a person. unreadable:
+        images so far.
         """
         step, (loss, norm, steps) = epoch * self.run.per_epoch, self.sums
         loss, norm = (loss / steps, norm / steps) if steps else (None, None)

@@ -13,9 +13,9 @@ from common.cli import changes
 from common.config import RunOptions
 from common.distributed import Ranks, can_share
 from common.networks.norms import refused, single_valued
-from common.reliability.checkpoint import data_changed
+from common.seeds import seed_for
 from common.training.log import clock
-from common.training.schedule import learning_rate, seed_for
+from common.training.schedule import learning_rate
 from common.words import counted
 
 
@@ -49,8 +49,9 @@ def loading_processes(options, ranks):
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
-    images: their number. fingerprint: of common.images.files, None if they have none. left_out: ((first step, step behind the last),
-    ...) that are not trained on, since they went wrong. least: images that a part must have, see `with_norms`.
+    images: their number. fingerprint: of common.images.files, None if they have none. left_out: ((first step,
+    step behind the last), ...) that are not trained on, since they went wrong. least: images that a part must
+    have, see `with_norms`.
     """
     options: RunOptions
     ranks: Ranks
@@ -68,7 +69,8 @@ class Run:
                              f'{divisors(batch, ranks)} process{"es" * (batch > 1)}')
 
     def parts(self, saved):
-        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out. Raises ValueError.
+        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out.
+        Raises ValueError.
 
         A run that goes on with another number of ranks may need more parts than it was given.
         """
@@ -88,9 +90,10 @@ class Run:
     def with_norms(self, saved, model, run):
         """The same run, whose parts have two images at least if the norms of its model need them.
 
-        A norm that sees a single value of each channel of an image (common/networks/norms.py) cannot be trained on one image.
-        run() takes one image through the model; it is called where a part may have one. Raises ValueError if the parts
-        are of one image, and the ranks do not share the statistics of such a norm.
+        A norm that sees a single value of each channel of an image (common/networks/norms.py) cannot be
+        trained on one image. run() takes one image through the model; it is called where a part may have one.
+        Raises ValueError if the parts are of one image, and the ranks do not share the statistics of such a
+        norm.
         """
         parts = self.parts(saved)
         if parts is not None and self.share // parts > 1:
@@ -147,8 +150,9 @@ class Run:
     def warmup_steps(self):
         return round(self.options.warmup * self.per_epoch)
 
-    def learning_rate(self, step):
-        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr)
+    def learning_rate(self, step, start, end):
+        """Of a step; start and end as shares of the peak, see common/training/schedule.py."""
+        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr, start, end)
 
     @property
     def machine(self):
@@ -175,6 +179,35 @@ class Run:
 
     def generator(self, purpose, *numbers):
         return torch.Generator().manual_seed(seed_for(purpose, self.options.seed, *numbers))
+
+    def refuse_changes(self, saved, **facts):
+        """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by
+        name.
+
+        The training images, by their number and fingerprint, may differ with the option allow_changed_data,
+        unless there are so few now that nothing of the run would be left.
+        """
+        wrong = changes(self.options, saved['config'], harmless=False)
+        wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
+        if wrong:
+            changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
+            raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, another name, or '
+                             '--fresh to start over')
+        if self.data_changed(saved) and not self.options.allow_changed_data:
+            what = f'there were {saved["images"]:,} training images, and are {self.images:,} now' \
+                if self.images != saved['images'] else \
+                f'the {self.images:,} training images have other names or sizes than then'
+            raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or go on with what is '
+                             'there now: --allow_changed_data')
+        if self.images != saved['images'] and saved['step'] >= self.steps:
+            raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {counted(self.images, "image")} the run has '
+                             f'{counted(self.steps, "step")} only. Start another from its weights, with --init or '
+                             '--finetune_from')
+
+    def data_changed(self, saved):
+        """Whether the training images are not those of the run that was saved, as far as both know their fingerprint."""
+        both_known = saved.get('fingerprint') and self.fingerprint
+        return self.images != saved['images'] or bool(both_known) and self.fingerprint != saved['fingerprint']
 
     def without(self, saved, left_out):
         """The same run without the steps that were left out until now, and more of them."""
@@ -213,7 +246,7 @@ class Run:
             for name, now, then in changes(options, saved['config'], harmless=True):
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum', 'bf16_gradients'):
                     yield f'{name} was {then} until now, and is {now} from here on'
-            if data_changed(saved, self.images, self.fingerprint):
+            if self.data_changed(saved):
                 yield (f'the training images are not those of before ({saved["images"]:,} then, {self.images:,} now); the run '
                        'goes on with them from here on')
             if options.resume and saved['path'] != options.resume:

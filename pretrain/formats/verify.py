@@ -10,7 +10,7 @@ import torch
 
 from common.words import number_and_first_of
 from pretrain.formats import contents
-from pretrain.sparse.compare import error
+from pretrain.sparse.compare import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-4  # relative difference of features in fp32 that another order of summation brings about
@@ -42,7 +42,7 @@ def require_same(ours, theirs, reader):
 
     reader: who made the second one, for the message.
     """
-    difference = error(theirs, ours)
+    difference = relative_error(theirs, ours)
     if not difference <= TOLERANCE:  # NaN is refused too
         raise ValueError(f'{reader} does not give the network\'s own output from what was written (relative '
                          f'difference {difference:.1e})')

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from common.reliability.checkpoint import write_atomically
+from pretrain.masking import cut, paste
 
 CAPTIONS = {  # of the fields of Views
     'image': 'image',
@@ -65,8 +66,10 @@ def views(spark, images, visible, normalisation):
 
     normalisation: (mean, std) of each channel. Raises ValueError for indices that are no cells.
     """
-    predicted = spark.cut(spark.predict(images, visible).to(images.dtype))
-    cells = spark.cut(images)
+    grid = spark.encoder.grid
+    cell_size = spark.encoder.cell_size
+    predicted = cut(spark.predict(images, visible).to(images.dtype), cell_size)
+    cells = cut(images, cell_size)
     target, mean, deviation = spark.targets(images)
     is_visible = spark.geometry(images, visible).is_visible()[..., None]
     num_visible = visible.shape[1]
@@ -75,7 +78,7 @@ def views(spark, images, visible, normalisation):
 
     def picture(hidden):
         """The visible cells as they are, the others from `hidden`."""
-        return to_rgb(spark.paste(torch.where(is_visible, cells, hidden)), normalisation)
+        return to_rgb(paste(torch.where(is_visible, cells, hidden), grid, cell_size), normalisation)
 
     image = to_rgb(images, normalisation)
     reconstruction = picture(predicted * deviation + mean)

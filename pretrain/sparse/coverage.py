@@ -16,8 +16,10 @@ from pathlib import Path
 import timm
 import torch
 
+from common.feature_maps import feature_maps
 from pretrain.check import check
-from pretrain.sparse.probe import Refused, Watch, feature_maps
+from pretrain.sparse.refused import AttentionRefused
+from pretrain.sparse.watch import OperatorWatch
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 LARGE, TOO_LARGE = 60e6, 250e6
@@ -46,11 +48,9 @@ def is_convolutional(network):
     """Whether a dense forward meets no attention."""
     side = getattr(network, 'default_cfg', {}).get('input_size', (3, 224, 224))[-1]
     try:
-        Watch(network).run(torch.zeros(2, 3, side, side, device='meta'), feature_maps)
-    except Refused as error:
-        if 'is attention' in str(error):
-            return False
-        raise
+        OperatorWatch(network).run(torch.zeros(2, 3, side, side, device='meta'), feature_maps)
+    except AttentionRefused:
+        return False
     return True
 
 
@@ -66,7 +66,7 @@ def check_one(name, input_size, queue):
         return
     verdict = 'refused' if report.refused else 'wrong' if not report.ok else 'exact, with a note' if report.notes else 'exact'
     failed = [f'{asked} {out}' for holds, asked, out in report.parts if not holds]
-    why = report.refused or '; '.join(failed or report.notes)
+    why = report.refused or '; '.join(map(str, failed or report.notes))
     queue.put({'verdict': verdict, 'error': report.worst, 'why': why, 'cells': dict(report.facts).get('cells', ''),
                'seconds': round(time.monotonic() - start, 1)})
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from common.networks.convolutions import conv2d, safe_convolutions
 from common.networks.create import create_cnn
 from downstream_coco.detector import Detector
-from downstream_imagenet.engine import Classifier
+from downstream_imagenet.classifier import Classifier
 from pretrain.check import check
 from pretrain.spark import build_spark
 

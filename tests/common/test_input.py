@@ -20,8 +20,8 @@ from common.images.fast_decode import FastDecode, decoded, reduced, reduction
 from common.images.files import ImageFiles, fingerprint
 from common.images.loading import loader
 from common.images.shards import TarShards
-from common.training import engine
-from common.training.engine import Normalise
+from common.training import trainer
+from common.training.device import Normalise
 from common.training.waits import Waits
 from pretrain.data import find_held_out, find_images
 from pretrain.main import pretrain
@@ -446,7 +446,7 @@ def test_malformed_files_are_named_alike(tmp_path, monkeypatch, capfd):
 def clock(monkeypatch):
     """Stands in for the clock that training reads: [seconds], which only the test sets forward."""
     now = [0.0]
-    for module in ('common.training.engine', 'common.training.waits', 'common.training.progress'):
+    for module in ('common.training.trainer', 'common.training.waits', 'common.training.progress'):
         monkeypatch.setattr(f'{module}.time', SimpleNamespace(perf_counter=lambda: now[0], strftime=time.strftime))
     return now
 
@@ -465,13 +465,13 @@ class Taking(list):
 
 def taking(monkeypatch, clock, seconds):
     """Have each training step take so many seconds, besides what reading its images does."""
-    original = engine.train_step
+    original = trainer.train_step
 
     def train_step(*arguments):
         clock[0] += seconds
         return original(*arguments)
 
-    monkeypatch.setattr(engine, 'train_step', train_step)
+    monkeypatch.setattr(trainer, 'train_step', train_step)
 
 
 def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch, clock):

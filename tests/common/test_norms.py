@@ -11,15 +11,14 @@ from torch import nn
 from common.distributed import CPUSyncBatchNorm, Ranks, synchronise_batchnorm
 from common.networks import norms
 from common.networks.norms import refused, single_valued
-from common.training import engine
+from common.training.accumulation import fit_accumulation
 from common.training.run import Run
 from downstream_coco.main import train_detector
 from downstream_imagenet.main import fine_tune
-from pretrain.config import Options
 from pretrain.main import pretrain
-from pretrain.plan import GIB, MEMORY_ERROR, Plan, plan
-from pretrain.plan import Options as PlanOptions
+from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, plan
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKOptions as Options
 from tests.conftest import ROOT, flags
 from tests.downstream_coco.test_coco import scenes  # noqa: F401  (a fixture, as the next ones)
 from tests.downstream_coco.test_coco import small as small_detection  # noqa: F401
@@ -169,7 +168,7 @@ def test_accumulation_is_not_fitted_to_parts_of_one_image(monkeypatch):
 
     def fit(share, least):
         sizes.clear()
-        return engine.fit_accumulation(Hungry(2, 1), lambda n: (torch.randn(n, 2),), share, Ranks(0, 1, torch.device('cpu')),
+        return fit_accumulation(Hungry(2, 1), lambda n: (torch.randn(n, 2),), share, Ranks(0, 1, torch.device('cpu')),
                                        nullcontext, least)
 
     assert fit(8, 1) == 8 and sizes == [8, 4, 2, 1]
@@ -208,7 +207,7 @@ def test_detection_is_refused_before_it_begins_and_frozen_norms_are_not(small_de
     def begin(*arguments):
         raise Begins
 
-    monkeypatch.setattr('downstream_coco.main.set_up_and_train', begin)
+    monkeypatch.setattr('downstream_coco.training.DetectorTraining.prepare', begin)
     for more in ({'frozen_bn': True}, {'freeze': True}):
         with pytest.raises(Begins):
             train_detector(small_detection(**changes, **more, run_dir=str(tmp_path / 'frozen'), fresh=True))

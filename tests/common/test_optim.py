@@ -6,18 +6,20 @@ import pytest
 import timm.optim
 import torch
 
+from common.seeds import seed_for
 from common.training.optim import BufferGuard, Lamb, build_optimizer, load_state, parameter_groups, set_schedule
-from common.training.schedule import learning_rate, seed_for, weight_decay
+from common.training.schedule import learning_rate, weight_decay
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod
 
 
 def test_learning_rate():
-    lr = [learning_rate(t, 100, 10, 2.0) for t in range(100)]
+    lr = [learning_rate(t, 100, 10, 2.0, 0.005, 0.001) for t in range(100)]
     assert lr[0] == pytest.approx(0.01) and lr[5] == pytest.approx(2 * (0.005 + 0.995 / 2)) and lr[10] == pytest.approx(2.0)
     assert lr[99] == pytest.approx(0.002)
     assert lr[54] == pytest.approx(2 * (0.001 + 0.999 * (0.5 + 0.5 * math.cos(math.pi * 44 / 89))))
     assert sorted(lr[:11]) == lr[:11] and sorted(lr[10:], reverse=True) == lr[10:]
-    assert learning_rate(0, 1, 0, 1.0) == 1.0
+    assert learning_rate(0, 1, 0, 1.0, 0.005, 0.001) == 1.0
 
 
 def test_weight_decay():
@@ -36,7 +38,7 @@ def test_groups_hold_each_trained_parameter_once_and_decay_what_the_paper_decays
     for name in spark.encoder.unused:
         spark.encoder.cnn.get_parameter(name).requires_grad_(False)
     names = {id(p): name for name, p in spark.named_parameters()}
-    decays, free = ([names[id(p)] for p in group['params']] for group in parameter_groups(spark, 0.1))
+    decays, free = ([names[id(p)] for p in group['params']] for group in parameter_groups(spark, 0.1, SparKMethod.no_decay))
     assert sorted(decays + free) == sorted(n for n, p in spark.named_parameters() if p.requires_grad)
     assert all(n.endswith('.weight') and spark.get_parameter(n).ndim > 1 for n in decays)
     assert all(f'mask_tokens.{i}' in free for i in range(4))

@@ -33,12 +33,13 @@ from common.reliability.checkpoint import (
 from common.reliability.stopping import STOPPED, Stopped, Unwritten
 from common.reliability.watch import TRAINING, Watch
 from common.reliability.writer import Writer
-from common.training import engine, training
+from common.training import trainer
 from common.training.finetuning import Average
 from common.training.run import Run
-from common.training.training import NotFinite
-from pretrain.config import Options
+from common.training.trainer import NotFinite
 from pretrain.main import pretrain
+from pretrain.pretraining import Pretraining
+from pretrain.spark_method import SparKOptions as Options
 from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, main_sh, same, saved, stop_after
 
 NAME = 'your_convnet_still_pretraining'
@@ -62,7 +63,7 @@ def undisturbed(world, tmp_path_factory):
 
 def in_step(monkeypatch, number, act):
     """Have act() called at the beginning of the step of that number (counted from 0, in this process)."""
-    original, count = engine.train_step, []
+    original, count = trainer.train_step, []
 
     def train_step(*arguments):
         count.append(1)
@@ -70,19 +71,19 @@ def in_step(monkeypatch, number, act):
             act()
         return original(*arguments)
 
-    monkeypatch.setattr(engine, 'train_step', train_step)
+    monkeypatch.setattr(trainer, 'train_step', train_step)
 
 
 def spoiled(monkeypatch, steps):
     """Make the images of these steps (counted in this process) not finite."""
-    original, count = engine.train_step, []
+    original, count = trainer.train_step, []
 
     def train_step(model, parts, *rest):
         bad = float('nan') if len(count) in steps else 1
         count.append(1)
         return original(model, ((images * bad, visible) for images, visible in parts), *rest)
 
-    monkeypatch.setattr(engine, 'train_step', train_step)
+    monkeypatch.setattr(trainer, 'train_step', train_step)
     return count
 
 
@@ -133,8 +134,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, monkeypatch, undis
     monkeypatch.setattr(checkpoint, 'save', slow)
     in_step(monkeypatch, 6, further.set)
     in_step(monkeypatch, -1, None)
-    counting = engine.train_step
-    monkeypatch.setattr(engine, 'train_step', lambda *given: (steps.append(1), counting(*given))[1])
+    counting = trainer.train_step
+    monkeypatch.setattr(trainer, 'train_step', lambda *given: (steps.append(1), counting(*given))[1])
     folder = pretrain(tiny())
     assert_same_run(undisturbed, folder)
     one, other = (read_run(run / f'{NAME}_step5.pth') for run in (undisturbed, folder))
@@ -269,7 +270,7 @@ def test_training_goes_on_when_the_disk_fails_and_writes_again_when_it_does_not(
 
 
 def test_the_exit_tells_that_the_last_state_could_not_be_written(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, 'PATIENCE', 0.1)
+    monkeypatch.setattr(trainer, 'END_PATIENCE', 0.1)
     monkeypatch.setattr(writer, 'AGAIN', 0.05)
     flush = os.fsync
     in_step(monkeypatch, 7, lambda: monkeypatch.setattr(os, 'fsync', lambda file: _fail(errno.ENOSPC)))
@@ -318,7 +319,7 @@ def test_a_disk_that_is_really_full_and_one_that_is_gone(tiny, undisturbed, monk
     assert_same_run(undisturbed, folder)
 
     monkeypatch.undo()
-    monkeypatch.setattr(training, 'PATIENCE', 0.1)
+    monkeypatch.setattr(trainer, 'END_PATIENCE', 0.1)
     in_step(monkeypatch, 6, lambda: subprocess.run(['umount', '-l', str(where)], check=True))
     with pytest.raises(Unwritten, match='make room there'):
         pretrain(tiny(run_dir=str(where / 'gone'), save_every_steps=1))
@@ -367,17 +368,16 @@ def test_a_signal_stops_the_run_after_the_step_and_it_goes_on_to_the_same_end(ti
 @pytest.mark.parametrize('when', [0, 1])
 def test_a_signal_during_an_evaluation_is_heard_and_the_evaluation_done_again(tiny, undisturbed, tmp_path, monkeypatch, when):
     """Before the first step, and behind the last one: the log of the run that goes on has every line once."""
-    import pretrain.main as main
-    original, calls = main.evaluate, []
+    original, calls = Pretraining.held_out_loss, []
 
-    def evaluate(*arguments):
+    def held_out_loss(self):
         calls.append(1)
         if len(calls) == when + 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
+        return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, 'evaluate', evaluate)
+        patch.setattr(Pretraining, 'held_out_loss', held_out_loss)
         with pytest.raises(Stopped):
             pretrain(tiny())
     assert saved(tmp_path / 'run')['step'] == (0, 10)[when]
@@ -475,12 +475,13 @@ def test_four_ranks_become_three(tiny):
 
 def test_an_error_with_loading_processes_at_work_ends_the_process(tiny, tmp_path):
     """They ignore one SIGTERM; at its exit Python would send them that, and wait for ever."""
-    code = f"""from common import engine
-from pretrain.config import Options
+    code = f"""from common.training import trainer
+from pretrain.spark_method import SparKOptions as Options
 from pretrain.main import pretrain
+from pretrain.pretraining import Pretraining
 def train_step(*given):
     raise RuntimeError('CUDA error: an illegal memory access')
-engine.train_step = train_step
+trainer.train_step = train_step
 pretrain(Options(**{tiny(workers=1).as_dict()!r}))"""
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and 'illegal memory access' in done.stderr
@@ -512,7 +513,7 @@ def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(tiny, tmp_path,
 
 def test_a_kill_behind_the_last_line_of_an_epoch_does_not_write_it_twice(tiny, undisturbed, tmp_path, monkeypatch):
     """The clock has saved the last step of the epoch; the line is written; then comes the kill."""
-    from common.training.training import Session
+    from common.training.session import Session
     save_state, options = Session.save, tiny(save_every_minutes=1e-6)
 
     def only_at_the_end_of_steps(self, step, content):
@@ -544,13 +545,13 @@ def test_a_job_that_is_requeued_with_fresh_goes_on(tiny, tmp_path, monkeypatch):
 
 def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(tiny, tmp_path, monkeypatch, capsys):
     states = {}
-    original = engine.train_step
+    original = trainer.train_step
 
     def watched(model, parts, accum, optimizer, *rest):
         states[len(states)] = {key: value.clone() for key, value in model.state_dict().items()}
         return original(model, parts, accum, optimizer, *rest)
 
-    monkeypatch.setattr(engine, 'train_step', watched)
+    monkeypatch.setattr(trainer, 'train_step', watched)
     spoiled(monkeypatch, {3, 6, 7})
     folder = pretrain(tiny(log_every=1))
     assert same(states[3], states[4]) and same(states[6], states[8]) and not same(states[4], states[5])
@@ -586,16 +587,15 @@ def test_a_row_over_the_end_of_an_epoch_is_taken_back_to_its_beginning(tiny, tmp
 
 def test_rewinding_goes_on_without_the_images_that_did_it(tiny, tmp_path, monkeypatch, capsys):
     """Steps 6 and 7 are bad whenever they come; the run goes back to step 5, and on without them."""
-    from pretrain.run import Run as Pretraining
     draw, drawn = Pretraining.draw_visible, []
-    original = engine.train_step
+    original = trainer.train_step
 
     def train_step(model, parts, *rest):
         return original(model, ((images * (float('nan') if drawn[-1] in (6, 7) else 1), visible) for images, visible in parts),
                         *rest)
 
-    monkeypatch.setattr(Pretraining, 'draw_visible', lambda self, *given: (drawn.append(given[1]), draw(self, *given))[1])
-    monkeypatch.setattr(engine, 'train_step', train_step)
+    monkeypatch.setattr(Pretraining, 'draw_visible', lambda self, *given: (drawn.append(*given), draw(self, *given))[1])
+    monkeypatch.setattr(trainer, 'train_step', train_step)
     folder = pretrain(tiny(rewind=True, max_skips=2))
     assert drawn == [*range(8), 5, 8, 9] and saved(folder)['left_out'] == ((6, 8),)
     epochs, runs = log_of(folder)

@@ -17,7 +17,7 @@ from downstream_coco import annotations
 from downstream_coco.annotations import Remarks, check_masks, decode, read_annotations
 from downstream_coco.config import Options
 from downstream_coco.data import CocoImages, Scenes, WholeView
-from downstream_coco.engine import as_results, average_precision, evaluate
+from downstream_coco.evaluation import as_results, average_precision, evaluate
 from downstream_coco.main import main, train_detector
 
 HEIGHT, WIDTH = 60, 80

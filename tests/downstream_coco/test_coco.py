@@ -18,13 +18,15 @@ from common.demo_world import CLASSES, write_coco
 from common.images.files import fingerprint
 from common.networks.create import create_cnn
 from downstream_coco.annotations import read_annotations
+from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, resized
 from downstream_coco.detector import Detector, Pyramid, measure
-from downstream_coco.engine import as_results, average_precision, encoded
-from downstream_coco.main import build, train_detector
+from downstream_coco.evaluation import as_results, average_precision, encoded
 from downstream_coco.main import main as coco_main
+from downstream_coco.main import train_detector
 from downstream_coco.predict import predict
+from downstream_coco.training import DetectorTraining
 from tests.conftest import ROOT
 from tests.pretrain.test_run import Stop, same, stop_after
 
@@ -407,7 +409,7 @@ def test_results_are_in_cocos_format():
 def test_masks_are_drawn_a_few_at_a_time(monkeypatch):
     masks, boxes = torch.rand(5, 1, 28, 28), torch.tensor([[2.0, 3, 30, 20]]).expand(5, 4)
     whole = encoded(masks, boxes, 40, 50)
-    monkeypatch.setattr('downstream_coco.engine.PIXELS', 1)
+    monkeypatch.setattr('downstream_coco.evaluation.PIXELS', 1)
     assert encoded(masks, boxes, 40, 50) == whole and whole[0]['size'] == [40, 50]
     assert 0 < coco_mask.decode({**whole[0], 'counts': whole[0]['counts'].encode()})[3:20, 2:30].sum() < 28 * 17
 
@@ -550,13 +552,12 @@ def test_missing_paths_and_other_runs_are_named(small, tmp_path, capsys):
 
 
 def test_groups_hold_every_trained_parameter_once(small, monkeypatch):
-    from downstream_coco import main
     held = {}
 
-    def finetune(run, log, session, saved, model, trained, *, groups, **rest):
-        held.update(groups=groups(), model=model)
+    def make_datasets(self):
+        held.update(groups=self.optimizer.param_groups, model=self.network)
         raise Stop
-    monkeypatch.setattr(main, 'finetune', finetune)
+    monkeypatch.setattr(DetectorTraining, 'make_datasets', make_datasets)
     with pytest.raises(Stop):
         train_detector(small(layer_decay=0.5))
     found = [id(one) for group in held['groups'] for one in group['params']]

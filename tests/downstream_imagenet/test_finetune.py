@@ -22,11 +22,12 @@ from common.networks.classifier import head_parameters
 from common.networks.create import create_cnn
 from common.networks.load import load_classifier
 from common.reliability.checkpoint import save
-from common.training import engine
 from common.training.finetuning import Average
 from common.training.layer_decay import default_decay, layers_of, parameter_groups
-from common.training.optim import build_optimizer
+from common.training.optim import build_optimizer, set_schedule
 from downstream_imagenet import knn, linear
+from downstream_imagenet.classifier import Classifier, LinearProbe
+from downstream_imagenet.classifier import build_classifier as build
 from downstream_imagenet.config import RECIPES, Options, parse_options, recipe_of, recommended
 from downstream_imagenet.data import (
     LabelledFolder,
@@ -38,10 +39,10 @@ from downstream_imagenet.data import (
     share_of,
     training_transform,
 )
-from downstream_imagenet.engine import Classifier, LinearProbe, counts, evaluate
+from downstream_imagenet.evaluation import counts, evaluate
 from downstream_imagenet.features import Features
 from downstream_imagenet.features import Options as FeatureOptions
-from downstream_imagenet.main import build, fine_tune
+from downstream_imagenet.main import fine_tune
 from downstream_imagenet.main import main as finetune_main
 from tests.conftest import ROOT, randomise
 from tests.pretrain.test_run import Stop, same, stop_after
@@ -180,7 +181,7 @@ def test_each_parameter_is_in_one_group_with_its_rate():
 def test_rates_of_groups_follow_the_schedule():
     groups = parameter_groups(timm.create_model('your_convnet'), 0.05, 0.5)
     optimizer = build_optimizer('adamw', groups)
-    engine.set_schedule(optimizer, 0.8, 0.1)
+    set_schedule(optimizer, 0.8, 0.1)
     assert sorted({group['lr'] for group in optimizer.param_groups}) == pytest.approx([0.1, 0.2, 0.4, 0.8])
     assert {group['weight_decay'] for group in optimizer.param_groups} == {0.0, 0.1}
 
@@ -348,8 +349,8 @@ from common.images.augmented import Augmented
 from common.distributed import distributed
 from downstream_imagenet.config import recommended
 from downstream_imagenet.data import evaluation_transform, find_labelled
-from downstream_imagenet.engine import evaluate
-from downstream_imagenet.main import build
+from downstream_imagenet.evaluation import evaluate
+from downstream_imagenet.classifier import build_classifier as build
 import pretrain.models
 options = recommended(name='n', model='your_convnet', input_size=32)
 torch.manual_seed(0)
@@ -549,7 +550,7 @@ def test_a_linear_probe_trains_its_classifier_only():
     assert isinstance(model, LinearProbe) and not model.cnn.training
     before = {k: v.clone() for k, v in model.cnn.state_dict().items()}
     optimizer = build_optimizer('lars', [{'params': [p for p in model.parameters() if p.requires_grad], 'decays': False}])
-    engine.set_schedule(optimizer, 0.1, 0.0)
+    set_schedule(optimizer, 0.1, 0.0)
     model(torch.randn(6, 3, 32, 32), torch.eye(3)[[0, 1, 2, 0, 1, 2]]).backward()
     weight = model.fc.weight.detach().clone()
     optimizer.step()
@@ -568,7 +569,7 @@ def test_lars_and_lamb_scale_their_steps_without_weight_decay_too():
     for name, lr, share in (('lars', 0.5, 0.5 * 0.001), ('lamb', 0.01, 0.01)):
         weight = nn.Parameter(torch.randn(4, 6))
         optimizer = build_optimizer(name, [{'params': [weight], 'weight_decay': 0.0, 'decays': True}])
-        engine.set_schedule(optimizer, lr, 0.0)
+        set_schedule(optimizer, lr, 0.0)
         before, weight.grad = weight.detach().clone(), torch.randn(4, 6)
         optimizer.step()
         assert ((weight - before).norm() / before.norm()).item() == pytest.approx(share, rel=1e-3)

@@ -68,9 +68,9 @@ def test_it_finds_what_the_evaluation_counted(run, labelled, which):
 
 def test_each_image_has_the_outputs_of_the_evaluation(run, labelled, monkeypatch):
     """Image by image, with the logits that the evaluation itself sees."""
-    from downstream_imagenet import engine
-    seen, counts = [], engine.counts
-    monkeypatch.setattr(engine, 'counts', lambda logits, true: seen.append(logits) or counts(logits, true))
+    from downstream_imagenet import evaluation
+    seen, counts = [], evaluation.counts
+    monkeypatch.setattr(evaluation, 'counts', lambda logits, true: seen.append(logits) or counts(logits, true))
     file = run / 'your_convnet_1kfinetuned_best.pth'
     fine_tune(options(run, labelled, **OTHER, eval=str(file)))
     expected, names = torch.cat(seen).softmax(1), content(run)['classes']

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from common.networks.renaming import to_timm, to_torchvision
 from common.reliability.checkpoint import plain_state, save
 from pretrain import export
-from pretrain.config import Options
 from pretrain.formats import contents, to_detectron2, verify
 from pretrain.models.custom import YourConvNet
 from pretrain.results.card import write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKOptions as Options
 from pretrain.spark_weights import official_encoder
 from tests.conftest import randomise
 from tests.pretrain.test_golden import GOLDEN, fill, official_value

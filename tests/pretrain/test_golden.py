@@ -9,7 +9,9 @@ import torch
 
 from common.training.optim import build_optimizer, parameter_groups, set_schedule
 from common.training.schedule import learning_rate, weight_decay
+from pretrain.masking import cut, paste
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 
@@ -106,7 +108,8 @@ def test_evaluation_and_reconstruction(golden):
     assert picture.sum().item() == pytest.approx(want['vis']['rec_or_inp_sum'], rel=1e-9)
     assert picture.square().sum().item() == pytest.approx(want['vis']['rec_or_inp_sq_sum'], rel=1e-9)
     seen = spark.geometry(images, visible).is_visible()
-    masked = spark.paste(spark.cut(images) * seen[..., None])
+    cell_size = spark.encoder.cell_size
+    masked = paste(cut(images, cell_size) * seen[..., None], spark.encoder.grid, cell_size)
     assert masked.sum().item() == pytest.approx(want['vis']['masked_sum'], rel=1e-9)
 
 
@@ -115,10 +118,10 @@ def test_lamb_steps(golden):
     steps = want['train_steps']
     for name, p in spark.encoder.cnn.named_parameters():
         p.requires_grad_(name not in spark.encoder.unused)
-    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd']), tuple(steps['betas']))
+    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd'], SparKMethod.no_decay), tuple(steps['betas']))
     assert steps['betas'][1] == (0.95 if spark.encoder.norm == 'bn' else 0.999)
     for t, (loss_want, norm_want, expected) in enumerate(zip(steps['loss'], steps['grad_norm'], steps['schedule'])):
-        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'])
+        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'], *SparKMethod.learning_rate_ends)
         wd = weight_decay(t, steps['max_iters'], steps['wd'], steps['wde'])
         assert (lr, wd) == pytest.approx((expected['lr'], expected['wd_decay_group']), rel=1e-12)
         set_schedule(optimizer, lr, wd)

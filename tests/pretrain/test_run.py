@@ -15,14 +15,15 @@ import torch
 
 from common.demo_world import write_world
 from common.distributed import Ranks
-from common.training import engine
+from common.training import trainer
+from common.training.accumulation import fit_accumulation
 from common.training.energy import Meter
 from common.training.log import RunLog
 from common.training.optim import BufferGuard
-from pretrain.config import Options
 from pretrain.main import main, pretrain
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKOptions as Options
 from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, main_sh, same, saved, stop_after
 
 
@@ -184,7 +185,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     for accum in (1, 2, 4):
         net = Linear()
         optimizer = torch.optim.SGD([{'params': net.parameters(), 'decays': False}], lr=0.1, fused=True)
-        result = engine.train_step(net, zip(images.chunk(accum), visible.chunk(accum)), accum, optimizer, BufferGuard(net),
+        result = trainer.train_step(net, zip(images.chunk(accum), visible.chunk(accum)), accum, optimizer, BufferGuard(net),
                                    Ranks(0, 1, torch.device('cpu')), nullcontext, float('inf'), lambda: torch.zeros(2))
         results.append(torch.cat([result, net.weight.detach()]))
     torch.testing.assert_close(results[1], results[0])
@@ -208,10 +209,10 @@ def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
     def example(n):
         return (torch.randn(n, 3, 32, 32),)
 
-    assert engine.fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
+    assert fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
     assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
     with pytest.raises(ValueError, match='5 images at a time do not fit in memory, and the 5 of a rank cannot be halved'):
-        engine.fit_accumulation(spark, example, 5, ranks, nullcontext)
+        fit_accumulation(spark, example, 5, ranks, nullcontext)
 
 
 def test_bf16_on_the_cpu_trains(tiny, tmp_path):
@@ -317,7 +318,7 @@ def test_compiled_runs_agree_with_eager_ones(whole, tiny, tmp_path):
 def writer(tiny, tmp_path):
     """A process that writes into the run folder, as long as the test wants."""
     (tmp_path / 'run').mkdir()
-    code = f"""import sys, time; from common.training.log import RunLog; from pretrain.config import Options
+    code = f"""import sys, time; from common.training.log import RunLog; from pretrain.spark_method import SparKOptions as Options
 log = RunLog({str(tmp_path / 'run')!r}, 0, 'pretrain_log.txt', Options(name='x'))
 import os
 if os.fork():

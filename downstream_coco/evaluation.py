@@ -1,6 +1,12 @@
-"""How a detector is measured: COCO's average precision, each image looked at once, on any number of processes."""
+"""How a detector is measured: COCO's average precision, each image looked at once, on any number of
+processes.
+
+--eval measures a file.
+"""
 import contextlib
 import io
+import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,10 +15,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from common.images.loading import each_once
-from common.training.engine import to_device
+from common.images.loading import each_once, naming_the_file
+from common.training.device import to_device
+from common.training.run import autocast, loading_processes
+from common.words import counted
 from downstream_coco.annotations import read_annotations
-from downstream_coco.data import Collate
+from downstream_coco.checkpoints import read_detector, restore
+from downstream_coco.data import CocoImages, Collate, Scenes, WholeView
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
@@ -40,11 +49,12 @@ def as_results(found, image_id, categories, height, width):
 
 @torch.no_grad()
 def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on=None):
-    """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all ranks.
+    """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all
+    ranks.
 
-    scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told. batch: images at
-    a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next batch; if not, the figures mean
-    nothing.
+    scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told.
+    batch: images at a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next
+    batch; if not, the figures mean nothing.
     """
     ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     images, mode = scenes.images, model.training
@@ -67,17 +77,20 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
 
 
 def average_precision(annotations, results, looked, masks, dry=False):
-    """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing to find.
+    """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing
+    to find.
 
-    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match them. Results have
-    the ids of the annotation file; those of a category that it lacks, None, count as found and are not compared. dry: go
-    through the truth even if there are no results, to see whether pycocotools takes it.
+    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match
+    them. Results have the ids of the annotation file; those of a category that it lacks, None, count as found
+    and are not compared. dry: go through the truth even if there are no results, to see whether pycocotools
+    takes it.
     """
     metrics, content = {'images': len(looked), 'objects_found': len(results)}, read_annotations(annotations)
     for kind, name in (('bbox', 'box'), *((('segm', 'mask'),) if masks else ())):
         there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])
                  and not (masks and one.get('contradicts'))]
-        # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO itself.
+        # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO
+        # itself.
         found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
                  for one in results if one['category_id'] is not None]
         if dry and there:
@@ -90,7 +103,8 @@ def average_precision(annotations, results, looked, masks, dry=False):
 def compared(content, results, looked, kind):
     """pycocotools' twelve figures, -1 where there is nothing to find.
 
-    It sorts ids, and takes no annotation with the id 0, so all of them are numbered anew, in the order that they have.
+    It sorts ids, and takes no annotation with the id 0, so all of them are numbered anew, in the order that
+    they have.
     """
     image, category = ({key: number for number, key in enumerate(sorted(
         (one['id'] for one in content[name]), key=lambda key: (isinstance(key, str), key)), 1)}
@@ -112,3 +126,34 @@ def compared(content, results, looked, kind):
         measured.accumulate()
         measured.summarize()
     return measured.stats
+
+
+def whole_scenes(options, val):
+    """Images as they are measured: whole, and none stands in for one that cannot be read."""
+    return Scenes(val, WholeView(options.input_size, options.long_side), options.normalisation, stand_ins=False,
+                  timeout=options.read_timeout)
+
+
+def evaluate_file(options, ranks):
+    """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
+    options, models, categories, masks = restore(read_detector(options.eval), options)
+    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading,
+                        say=partial(print, flush=True) if ranks.is_main else None)
+    if ranks.is_main:
+        for remark in images.remarks:
+            print(f'warning: {remark}', file=sys.stderr)
+    seen, results = whole_scenes(options, images), {}
+    for which, model in models.items():
+        model = model.to(ranks.device, memory_format=torch.channels_last)
+        with naming_the_file(seen):
+            results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
+                                      lambda: autocast(options, ranks), loading_processes(options, ranks))
+        if ranks.is_main:
+            print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')
+    return results
+
+
+def figures(metrics, suffix=''):
+    """AP and AP50 of boxes, and of masks where there are some, for a person."""
+    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 {metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
+                     for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)
