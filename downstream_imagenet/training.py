@@ -107,7 +107,7 @@ class ClassifierTraining(FineTuning):
                       self.accum, max(options.repeats, 1), run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return mixed(read, self.mixing, options.seed, run.todo(start), self.accum, ranks), steps
+        return mixed(read, self.mixing, options.seed, run.remaining_steps(start), self.accum, ranks), steps
 
     def measure(self, average):
         model = self.network

@@ -118,7 +118,7 @@ class Pretraining(Trainer):
                       self.accum, left_out=run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return self.masked_batches(read, run.todo(start)), steps
+        return self.masked_batches(read, run.remaining_steps(start)), steps
 
     def masked_batches(self, read, steps):
         """(images, visible) on the device, `accum` times for each of the steps: the arguments of the network.

@@ -239,7 +239,7 @@ class Trainer:
         self.accum = self.run.parts(saved)
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
-                                          self.run.autocast, self.run.least)
+                                          self.run.autocast, self.run.smallest_part)
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network)
         self.optimizer = self.build_optimizer()
