@@ -220,7 +220,7 @@ def test_one_image_a_rank_is_trained_on_if_ranks_share_their_statistics(tiny, tm
                    sync_bn=sync_bn)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'pretrain.main',
                *flags(options), '--name=two']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode == 0) == sync_bn
     assert ('Finished' in done.stdout) == sync_bn and ('--sync_bn=True' in done.stderr) != sync_bn
 

@@ -516,7 +516,7 @@ def test_two_processes_look_at_each_image_once(scenes, tmp_path):
     flags = [f'--{name}={value}' for name, value in {**SMALL, 'epochs': 1}.items()]
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
     command = ['bash', str(ROOT / 'downstream_coco/main.sh'), 'two', '--ngpu_per_node=2', f'--data_path={scenes}', *flags]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'output_two'
     last = log_of(folder)[-1]

@@ -612,7 +612,7 @@ def served(finished, tmp_path_factory):
         yield f'http://127.0.0.1:{port}', folder
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(600)
 
 
 def asked(address, path, content=None, kind='application/json'):
