@@ -276,6 +276,7 @@ class Trainer:
             for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
                 self.train_epoch(epoch)
                 self.end_epoch(epoch + 1)
+        self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written into '
                          f'{run.folder}: make room there, and the same command goes on from the last checkpoint')
         self.log.say(self.verdict())
@@ -414,7 +415,7 @@ class Trainer:
         """
         bad = self.progress.bad
         steps = range(bad[0][0], bad[-1][0] + 1)
-        message = self.progress.story(bad)
+        message = self.progress.describe_bad(bad)
         if self.options.rewind:  # all ranks read the same checkpoint, once it is written
             if self.session.writer:
                 self.session.writer.close(STOP_PATIENCE)

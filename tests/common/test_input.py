@@ -493,7 +493,7 @@ def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(('seconds', 'share'), [(0.01, 0.074), (0.001, 0.008)])
 def test_who_waits_little_is_not_warned(tiny, tmp_path, monkeypatch, clock, seconds, share):
     """A step takes 1 s, and a batch 0.08 s to read, which is told; or 0.008 s, which is not."""
-    monkeypatch.setattr('common.training.progress.LEAST', 0.0)
+    monkeypatch.setattr('common.training.progress.SHORTEST_WAIT', 0.0)
     taking(monkeypatch, clock, 1.0)
     folder = pretrain(tiny(run_dir=str(tmp_path / 'fast'), picture_every=0),
                       dataset=Taking([noise(32, 32)] * 40, seconds, clock))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from common.networks.renaming import to_timm, to_torchvision
 from common.reliability.checkpoint import plain_state, save
 from pretrain import export
+from pretrain.formats import contents, to_detectron2, verify
 from pretrain.models.custom import YourConvNet
 from pretrain.results.card import write_card
 from pretrain.results.read_log import read_log
@@ -130,7 +131,7 @@ def test_detectron2(tmp_path):
 
 @pytest.mark.parametrize('depth, count', [(50, 318), (101, 624), (152, 930)])
 def test_detectron2_shapes_are_those_of_timm(depth, count):
-    shapes = export.detectron2_shapes(depth)
+    shapes = to_detectron2.backbone_shapes(depth)
     state = timm.create_model(f'resnet{depth}').state_dict()
     assert len(shapes) == count == len([key for key in state if not key.startswith('fc.')])
     assert sorted(shapes.values()) == sorted(tuple(value.shape) for key, value in state.items() if not key.startswith('fc.'))
@@ -215,15 +216,15 @@ def test_what_has_no_such_form_leaves_nothing(finished, tmp_path, to, message):
 def test_a_mismatch_deletes_the_file_and_says_why(tmp_path, monkeypatch, to):
     if to == 'hf':
         needs_a_hub()
-    saved, entries_of = saved_run(tmp_path, 'resnet18'), export.entries_of
+    saved, entries_of = saved_run(tmp_path, 'resnet18'), contents.entries_of
 
     def broken(saved, classifier=True):
         entries = entries_of(saved, classifier)
         return {**entries, 'layer2.0.conv1.weight': entries['layer2.0.conv1.weight'].flip(0)}
 
     with monkeypatch.context() as patch:  # what is written is not what was given: seen by the features
-        patch.setattr(export, 'require_given', lambda *_, **__: None)
-        patch.setattr(export, 'entries_of', broken)
+        patch.setattr(verify, 'require_given', lambda *_, **__: None)
+        patch.setattr(contents, 'entries_of', broken)
         with pytest.raises(ValueError, match="does not give the network's own output"):
             export.export(saved, to, tmp_path / 'out')
     assert not list((tmp_path / 'out').iterdir())
@@ -232,8 +233,8 @@ def test_a_mismatch_deletes_the_file_and_says_why(tmp_path, monkeypatch, to):
     def given(one, written, *arguments, **more):  # and by its bits
         require_given(dataclasses.replace(one, weights=weights), written, *arguments, **more)
 
-    require_given = export.require_given
-    monkeypatch.setattr(export, 'require_given', given)
+    require_given = verify.require_given
+    monkeypatch.setattr(verify, 'require_given', given)
     with pytest.raises(ValueError, match="network's own entries from what was written: 1 .layer2.0.bn2.running_mean"):
         export.export(saved, to, tmp_path / 'out')
     assert not list((tmp_path / 'out').iterdir())
@@ -243,7 +244,7 @@ def test_what_was_there_stays_if_an_export_fails(tmp_path, monkeypatch):
     saved = saved_run(tmp_path, 'test_resnet')
     export.export(saved, 'timm', tmp_path / 'out')
     before = (tmp_path / 'out/test_resnet_timm.safetensors').read_bytes()
-    monkeypatch.setattr(export, 'require_same', lambda *_: open('/nowhere/at/all'))  # noqa: SIM115
+    monkeypatch.setattr(verify, 'require_same', lambda *_: open('/nowhere/at/all'))  # noqa: SIM115
     with pytest.raises(FileNotFoundError):
         export.export(saved, 'timm', tmp_path / 'out')
     assert [path.read_bytes() for path in (tmp_path / 'out').iterdir()] == [before]

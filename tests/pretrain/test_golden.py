@@ -9,6 +9,7 @@ import torch
 
 from common.training.optim import build_optimizer, parameter_groups, set_schedule
 from common.training.schedule import learning_rate, weight_decay
+from pretrain.masking import cut, paste
 from pretrain.spark import build_spark
 from pretrain.spark_method import SparKMethod
 
@@ -107,7 +108,8 @@ def test_evaluation_and_reconstruction(golden):
     assert picture.sum().item() == pytest.approx(want['vis']['rec_or_inp_sum'], rel=1e-9)
     assert picture.square().sum().item() == pytest.approx(want['vis']['rec_or_inp_sq_sum'], rel=1e-9)
     seen = spark.geometry(images, visible).is_visible()
-    masked = spark.paste(spark.cut(images) * seen[..., None])
+    cell_size = spark.encoder.cell_size
+    masked = paste(cut(images, cell_size) * seen[..., None], spark.encoder.grid, cell_size)
     assert masked.sum().item() == pytest.approx(want['vis']['masked_sum'], rel=1e-9)
 
 

@@ -29,6 +29,7 @@ from common.demo_world import write_coco
 from common.networks.keys import unwrap
 from common.reliability.checkpoint import check_archive, read_plain
 from pretrain import export, playground, report
+from pretrain.formats.to_detectron2 import ArraysAlone
 from pretrain.results.card import as_markdown, write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
@@ -50,7 +51,7 @@ ANYWHERE = {'extractall', 'unpack_archive', 'import_module', 'Unpickler', 'read_
 MAY = {
     ('common/networks/create.py', 'importlib.import_module'): '--register: a module that the user names on the command line',
     ('common/training/log.py', 'importlib.import_module'): '--tracker: one of two names that the option allows',
-    ('pretrain/export.py', 'pickle.Unpickler'): 'ArraysAlone, which makes arrays of NumPy and refuses all else',
+    ('pretrain/formats/to_detectron2.py', 'pickle.Unpickler'): 'ArraysAlone, which makes arrays of NumPy and refuses all else',
     ('downstream_mmdet/checkpoints.py', 'torch.load'): "MMEngine's own checkpoints in the run's own work-dir, or with --trust",
 }
 
@@ -524,14 +525,14 @@ def test_a_run_that_lies_about_itself(finished, tmp_path, changes):
 def test_arrays_alone():
     arrays = {'model': {'a': np.ones((2, 3), np.float32), 'b': np.array(3)}, '__author__': 'SparK', 'matching_heuristics': True}
     for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):
-        read = export.ArraysAlone(io.BytesIO(pickle.dumps(arrays, protocol))).load()
+        read = ArraysAlone(io.BytesIO(pickle.dumps(arrays, protocol))).load()
         assert (read['model']['a'] == 1).all() and read['model']['b'] == 3 and read['__author__'] == 'SparK'
 
 
 def test_what_is_no_array(tmp_path):
     for what in (Code(tmp_path / 'marker'), np.testing.assert_equal, np.array([Code(tmp_path / 'marker')], object), os.system):
         with pytest.raises(ValueError, match='besides arrays'):
-            export.ArraysAlone(io.BytesIO(pickle.dumps({'model': what}))).load()
+            ArraysAlone(io.BytesIO(pickle.dumps({'model': what}))).load()
     assert not (tmp_path / 'marker').exists()
 
 
