@@ -1,12 +1,9 @@
 """The playground: what the page does, and the page itself in a browser."""
 import io
-import shutil
 import socket
 import struct
 import subprocess
 import sys
-import time
-import urllib.request
 import warnings
 import zlib
 
@@ -19,7 +16,8 @@ from pretrain import playground
 from pretrain.playground import Playground, read_upload
 from pretrain.saved import read_saved
 from tests.conftest import ROOT
-from tests.pretrain.test_export import saved_run
+from tests.pretrain.runs import saved_run
+from tests.pretrain.served import free_port, until_served
 
 
 @pytest.fixture(scope='module')
@@ -216,23 +214,6 @@ def test_a_port_in_use(finished):
             playground.main([str(finished), f'--port={port}'])
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
-
-
-def until_served(port, server, log):
-    """Wait until a playground answers; fail with its log if it ends before."""
-    while server.poll() is None:
-        try:
-            urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=600).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text())
-
-
 @pytest.fixture(scope='module')
 def address(finished, tmp_path_factory):
     """A playground that is served as a user would."""
@@ -247,19 +228,6 @@ def address(finished, tmp_path_factory):
     finally:
         server.terminate()
         server.wait(600)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
-    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if program is None:
-        pytest.skip('no Chromium on this machine: apt-get install chromium')
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu',
-                                                                             '--disable-background-networking'])
-        yield chromium
-        chromium.close()
 
 
 def test_the_page_in_a_browser(address, browser, tmp_path):

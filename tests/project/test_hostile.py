@@ -34,7 +34,7 @@ from pretrain.results.card import as_markdown, write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
 from tests.conftest import ROOT
-from tests.pretrain.test_playground import free_port, until_served
+from tests.pretrain.served import free_port, until_served
 
 # -- our own sources --------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, plan
 from pretrain.spark import build_spark
 from pretrain.spark_method import SparKOptions as Options
 from tests.conftest import ROOT, flags
-from tests.downstream_coco.test_coco import scenes  # noqa: F401  (a fixture, as the next ones)
-from tests.downstream_coco.test_coco import small as small_detection  # noqa: F401
-from tests.downstream_imagenet.test_finetune import labelled  # noqa: F401
-from tests.downstream_imagenet.test_finetune import small as small_tuning  # noqa: F401
+from tests.downstream_coco.conftest import scenes  # noqa: F401  (a fixture, as the next ones)
+from tests.downstream_coco.conftest import small as small_detection  # noqa: F401
+from tests.downstream_imagenet.conftest import labelled  # noqa: F401
+from tests.downstream_imagenet.conftest import small as small_tuning  # noqa: F401
 
 
 class Gated(nn.Module):
