@@ -20,6 +20,7 @@ import torch
 from benchmarks.chaos import VARYING, chaos, is_alive, ranks_of
 from common.distributed import Ranks
 from common.reliability import checkpoint, writer
+from common.reliability import watch as watch_module
 from common.reliability.checkpoint import (
     CannotWrite,
     earlier,
@@ -30,7 +31,7 @@ from common.reliability.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from common.reliability.stopping import STOPPED, Stopped, Unwritten
+from common.reliability.stopping import STALLED, STOPPED, Stopped, Unwritten
 from common.reliability.watch import TRAINING, Watch
 from common.reliability.writer import Writer
 from common.training import trainer
@@ -129,7 +130,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, monkeypatch, undis
 
     def slow(path, content, *rest):
         if content.get('step') == 5:
-            assert further.wait(60)
+            assert further.wait(600)
             assert len(steps) > 5
         original(path, content, *rest)
 
@@ -666,8 +667,28 @@ def test_so_few_images_that_nothing_would_be_left_are_refused(tiny, world, tmp_p
 
 # Stalls
 
-def test_the_watch_says_which_rank_the_others_wait_for(tmp_path):
-    said, now = [], time.time()
+class Clock:
+    """Stands in for the module `time` in common/reliability/watch.py: `now` changes only where a test changes it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def time(self):
+        return self.now
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    one = Clock()
+    monkeypatch.setattr(watch_module, 'time', one)
+    return one
+
+
+def test_the_watch_says_which_rank_the_others_wait_for(tmp_path, clock):
+    said, now = [], clock.now
     ranks = Ranks(0, 4, torch.device('cpu'))
     watch = Watch(tmp_path, ranks, 30, said.append, None)
     watch.now(TRAINING)
@@ -683,29 +704,47 @@ def test_the_watch_says_which_rank_the_others_wait_for(tmp_path):
     assert third.endswith('no step done yet, which waits for the device or for the other ranks')
 
 
-def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_stopped_itself(tmp_path):
-    """Patience 3 s. The first process hangs; the second is stopped for longer than that, and then goes on."""
-    code = f"""import sys, time
+class Pauses:
+    """Stands in for the event that ends a watch: its pauses take so many seconds of a clock, and then it is ended."""
+
+    def __init__(self, clock, seconds):
+        self.clock = clock
+        self.seconds = list(seconds)
+
+    def wait(self, pause):
+        if not self.seconds:
+            return True
+        self.clock.now += self.seconds.pop(0)
+        return False
+
+
+def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_stopped_itself(tmp_path, clock, monkeypatch):
+    """Patience 30 minutes, with pauses of 30 s. Whatever takes longer than ten of them was no pause: the process was stopped."""
+    said = []
+    ended = []
+    monkeypatch.setattr(Watch, 'end', lambda self, still: ended.append(still))
+    watch = Watch(tmp_path, ALONE, 30, said.append, None)
+    watch.ended = Pauses(clock, [30] * 20 + [4000] + [30] * 59)
+    watch.watch()
+    assert not ended
+    assert [text.partition(';')[0] for text in said] == ['no progress for 210 s'] * 2  # before it was stopped, and after
+    watch.ended = Pauses(clock, [30] * 2)
+    watch.watch()
+    assert ended == [1800 + 30]
+
+
+def test_a_process_that_hangs_is_ended_with_the_code_of_stalls(tmp_path):
+    code = f"""import time
 from pathlib import Path
 from types import SimpleNamespace
 from common.reliability.watch import Watch
-with Watch(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 0.05,
+with Watch(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 0.02,
            lambda text: print(text, flush=True), None) as watch:
-    print('begun', flush=True)
-    for i in range(int(sys.argv[1])):
-        time.sleep(0.1)
-        watch.now('working')
-    time.sleep(float(sys.argv[2]))"""
-    hanging, stopped = (subprocess.Popen([sys.executable, '-c', code, *given], cwd=ROOT, stdout=subprocess.PIPE,
-                                         stderr=subprocess.PIPE, text=True) for given in (('1', '600'), ('30', '0')))
-    assert stopped.stdout.readline() == 'begun\n'
-    stopped.send_signal(signal.SIGSTOP)
-    said = hanging.communicate(timeout=600)
-    assert hanging.returncode == 69 and re.search(r'no progress for \d\.\d minutes \(--stall_minutes\); rank 0', said[1])
-    assert 'no progress for' in said[0]  # the warning before
-    time.sleep(2)
-    stopped.send_signal(signal.SIGCONT)
-    assert stopped.wait(120) == 0
+    time.sleep(600)"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == STALLED
+    assert re.search(r'no progress for [\d.]+ minutes \(--stall_minutes\); rank 0', done.stderr)
+    assert 'no progress for' in done.stdout  # the warning before
 
 
 def test_processes_whose_launcher_is_gone_stop(tmp_path, monkeypatch):

@@ -27,43 +27,9 @@ from downstream_coco.main import main as coco_main
 from downstream_coco.main import train_detector
 from downstream_coco.predict import predict
 from downstream_coco.training import DetectorTraining
-from tests.conftest import ROOT
-from tests.pretrain.test_run import Stop, same, stop_after
-
-SMALL = {'model': 'your_convnet', 'input_size': 64, 'long_side': 64, 'fpn_channels': 16, 'head_channels': 32, 'mask_layers': 1,
-         'rois': 16, 'batch_size': 4, 'epochs': 2, 'workers': 0, 'lr': 1e-3, 'log_every': 2}
-
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    """13 training and 5 validation images of 64 px; the 12th is empty, the 6th has a crowd."""
-    folder = tmp_path_factory.mktemp('coco')
-    write_coco(folder, 13, 5, 64, seed=1)
-    return folder
-
-
-@pytest.fixture
-def small(scenes, tmp_path):
-    def make(**changes):
-        return Options(**{**SMALL, 'name': 'small', 'run_dir': str(tmp_path / 'run'), 'data_path': str(scenes), **changes})
-    return make
-
-
-def files(folder, split='train'):
-    return folder / f'{split}2017', folder / 'annotations' / f'instances_{split}2017.json'
-
-
-def written(folder, **changes):
-    """An annotation file with one image of 40x30 px and one object, but for the changes."""
-    content = {'images': [{'id': 7, 'file_name': 'a.png', 'width': 40, 'height': 30}],
-               'annotations': [{'image_id': 7, 'category_id': 3, 'bbox': [5, 6, 10, 12],
-                                'segmentation': [[5, 6, 15, 6, 15, 18, 5, 18]]}],
-               'categories': [{'id': 3, 'name': 'thing'}], **changes}
-    (folder / 'images').mkdir(exist_ok=True)
-    Image.new('RGB', (40, 30)).save(folder / 'images' / 'a.png')
-    (folder / 'file.json').write_text(json.dumps(content))
-    return folder / 'images', folder / 'file.json'
-
+from tests.conftest import ROOT, Stop, same, stop_after
+from tests.downstream_coco.files import files, written
+from tests.downstream_coco.runs import SMALL, log_of, saved
 
 # -- the drawn data set -----------------------------------------------------------------------------------------------
 
@@ -416,14 +382,6 @@ def test_masks_are_drawn_a_few_at_a_time(monkeypatch):
 
 # -- runs -------------------------------------------------------------------------------------------------------------
 
-def saved(folder):
-    return torch.load(folder / 'your_convnet_coco_last.pth', weights_only=True)
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / 'coco_log.txt').read_text().splitlines()]
-
-
 @pytest.mark.parametrize('changes', [{'ema': 0.9, 'save_every_steps': 1, 'crop_scale': (0.5, 1), 'scales': (0.5, 1)},
                                      {'batch_size': 1, 'save_every_steps': 4, 'scales': (0.5, 1), 'frozen_bn': True},
                                      {'heads': 'box', 'accum': 2, 'opt': 'lamb', 'layer_decay': 1.0}])
@@ -516,7 +474,7 @@ def test_two_processes_look_at_each_image_once(scenes, tmp_path):
     flags = [f'--{name}={value}' for name, value in {**SMALL, 'epochs': 1}.items()]
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
     command = ['bash', str(ROOT / 'downstream_coco/main.sh'), 'two', '--ngpu_per_node=2', f'--data_path={scenes}', *flags]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'output_two'
     last = log_of(folder)[-1]

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import nn
 
 from common.demo_world import write_world
-from common.distributed import Ranks
 from common.images.augmented import Augmented
 from common.networks.classifier import head_parameters
 from common.networks.create import create_cnn
@@ -28,7 +27,7 @@ from common.training.optim import build_optimizer, set_schedule
 from downstream_imagenet import knn, linear
 from downstream_imagenet.classifier import Classifier, LinearProbe
 from downstream_imagenet.classifier import build_classifier as build
-from downstream_imagenet.config import RECIPES, Options, parse_options, recipe_of, recommended
+from downstream_imagenet.config import RECIPES, Options, recipe_of, recommended
 from downstream_imagenet.data import (
     LabelledFolder,
     Mixing,
@@ -44,37 +43,8 @@ from downstream_imagenet.features import Features
 from downstream_imagenet.features import Options as FeatureOptions
 from downstream_imagenet.main import fine_tune
 from downstream_imagenet.main import main as finetune_main
-from tests.conftest import ROOT, randomise
-from tests.pretrain.test_run import Stop, same, stop_after
-
-ALONE = Ranks(0, 1, torch.device('cpu'))
-
-
-def parse(line):
-    return parse_options(['--name=n', *line.split()])
-
-
-@pytest.fixture(scope='module')
-def labelled(tmp_path_factory):
-    """train/ with 4 images of each of 12 classes, val/ with 26 in all."""
-    folder = tmp_path_factory.mktemp('labelled')
-    write_world(folder, 48, 26, 40, seed=5)
-    return folder
-
-
-@pytest.fixture
-def small(labelled, tmp_path):
-    """Options of a run of 2 epochs with 4 steps each."""
-    def make(**changes):
-        return Options(**{'name': 'small', 'run_dir': str(tmp_path / 'run'), 'data_path': str(labelled), 'lr': 1e-2,
-                          'model': 'your_convnet', 'input_size': 32, 'batch_size': 12, 'epochs': 2, 'workers': 0,
-                          'warmup_epochs': 0.5, 'log_every': 3, 'ema': 0.9, **changes})
-    return make
-
-
-def saved(folder, which='last', model='your_convnet'):
-    return torch.load(folder / f'{model}_1kfinetuned_{which}.pth', weights_only=True)
-
+from tests.conftest import ROOT, Stop, randomise, same, stop_after
+from tests.downstream_imagenet.runs import ALONE, parse, picture, saved
 
 # -- options ----------------------------------------------------------------------------------------------------------
 
@@ -248,11 +218,6 @@ def test_every_kind_of_file(tmp_path):
 
 # -- data -------------------------------------------------------------------------------------------------------------
 
-def picture(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
-
-
 def test_imagenets_layout(tmp_path):
     for i, name in enumerate(('train/b/1.png', 'train/a/x/2.png', 'train/b/3.png', 'val/b/4.png')):
         picture(tmp_path / name, i)
@@ -373,7 +338,7 @@ def test_each_image_counts_once_on_any_number_of_processes(labelled, tmp_path):
     for processes, batch in ((1, 26), (1, 4), (2, 5), (3, 4)):
         command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}',
                    str(tmp_path / 'e.py'), str(labelled), str(batch)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True,
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True,
                               env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
         results.append(eval(done.stdout.strip().splitlines()[-1]))
     assert all(r['images'] == 26 and r['top1'] == results[0]['top1'] and r['top5'] == results[0]['top5'] for r in results)
@@ -494,7 +459,7 @@ def test_the_launch_line_in_the_folder_and_main_sh(labelled, tmp_path):
            f'--exp_dir={tmp_path}/a', *flags]
     two = ['bash', str(ROOT / 'downstream_imagenet/main.sh'), 't', '--ngpu_per_node=1', *flags]
     for command, cwd in ((one, ROOT / 'downstream_imagenet'), (two, tmp_path)):
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         assert 'top-1' in done.stdout
     assert saved(tmp_path / 'a')['ranks'] == 2 and saved(tmp_path / 'output_t')['step'] == 4

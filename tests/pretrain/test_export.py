@@ -22,17 +22,8 @@ from pretrain.spark import build_spark
 from pretrain.spark_method import SparKOptions as Options
 from pretrain.spark_weights import official_encoder
 from tests.conftest import randomise
-from tests.pretrain.test_golden import GOLDEN, fill, official_value
-
-
-def saved_run(folder, model, size=64, width=64, decoder='unet'):
-    """A checkpoint as of a run, with random weights, read back."""
-    torch.manual_seed(0)
-    options = Options(name='r', model=model, input_size=size, decoder_width=width, decoder=decoder)
-    spark = randomise(build_spark(**options.network))
-    save(folder / 'r_still_pretraining.pth', {'version': 1, 'step': 3, 'sums': [0, 0, 0], 'images': 10, 'accum': 1, 'ranks': 1,
-                                              'config': options.as_dict(), 'model': plain_state(spark), 'optimizer': {}})
-    return read_saved(folder / 'r_still_pretraining.pth')
+from tests.pretrain.official import GOLDEN, fill, official_value
+from tests.pretrain.runs import saved_run
 
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])

@@ -6,7 +6,6 @@ import pytest
 
 from pretrain import report
 from pretrain.results.read_log import read_log
-from tests.pretrain.test_playground import browser  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +35,7 @@ def test_what_the_page_says(page, finished):
     assert shown.count('data:image/png;base64') == 2 * 3  # two epochs, and the one that is shown first, of each run
 
 
-def test_nothing_is_fetched_from_a_network_and_the_slider_slides(page, browser):  # noqa: F811
+def test_nothing_is_fetched_from_a_network_and_the_slider_slides(page, browser):
     for width in (1280, 390):
         tab = browser.new_page(viewport={'width': width, 'height': 844})
         asked, wrong = [], []

@@ -34,7 +34,7 @@ from pretrain.results.card import as_markdown, write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
 from tests.conftest import ROOT
-from tests.pretrain.test_playground import free_port, until_served
+from tests.pretrain.served import free_port, until_served
 
 # -- our own sources --------------------------------------------------------------------------------------------------
 
@@ -613,7 +613,7 @@ def served(finished, tmp_path_factory):
         yield f'http://127.0.0.1:{port}', folder
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(600)
 
 
 def asked(address, path, content=None, kind='application/json'):
