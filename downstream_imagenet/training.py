@@ -5,7 +5,8 @@ import torch
 from timm.layers import DropPath
 
 from common.images.augmented import Augmented, Steps
-from common.images.files import ImageFiles, not_looked_at
+from common.images.datasets import not_looked_at
+from common.images.files import ImageFiles
 from common.images.loading import loader, without_failures
 from common.networks.load import load_classifier
 from common.training import run

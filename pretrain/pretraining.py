@@ -5,8 +5,9 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
+from common.images.datasets import not_looked_at
 from common.images.fast_decode import FastDecode
-from common.images.files import ImageFiles, not_looked_at
+from common.images.files import ImageFiles
 from common.images.loading import loader, without_failures
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run

@@ -17,9 +17,9 @@ from itertools import chain, islice
 import torch
 
 from common.distributed import data_parallel, synchronise_batchnorm
-from common.images.files import mostly_unread
+from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
-from common.images.look import warn_of
+from common.images.survey import warn_of
 from common.networks.load import load_strictly
 from common.reliability.checkpoint import (
     copied,

@@ -16,8 +16,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from common.images.augmented import Augmented, CentreCrop, Crop, RandomCrop, as_input, collate
+from common.images.datasets import fingerprint
 from common.images.fast_decode import FastDecode, decoded, reduced, reduction
-from common.images.files import ImageFiles, fingerprint
+from common.images.files import ImageFiles
 from common.images.loading import loader
 from common.images.shards import TarShards
 from common.training import trainer

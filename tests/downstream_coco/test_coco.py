@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from common.demo_world import CLASSES, write_coco
-from common.images.files import fingerprint
+from common.images.datasets import fingerprint
 from common.networks.create import create_cnn
 from downstream_coco.annotations import read_annotations
 from downstream_coco.checkpoints import build_detector as build

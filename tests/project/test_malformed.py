@@ -15,8 +15,10 @@ import torch
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop
-from common.images.files import ImageFiles, at_most, check_dataset
+from common.images.datasets import check_dataset
+from common.images.files import ImageFiles
 from common.images.loading import loader, naming_the_file
+from common.images.timeout import at_most
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device('cpu')
