@@ -14,7 +14,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
-from common.images.look import warn_of
+from common.images.survey import warn_of
 from common.networks.create import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.run import autocast

@@ -13,10 +13,12 @@ from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from common.images.augmented import BICUBIC, CentreCrop, RandomCrop, seeded
-from common.images.files import ImageFiles, at_most, check_dataset, timm_dataset
+from common.images.datasets import check_dataset, timm_dataset
+from common.images.files import ImageFiles
 from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
 from common.images.loading import each_once
 from common.images.pixels import AS_IT_IS
+from common.images.timeout import at_most
 from common.seeds import seed_for
 from common.training.device import to_device
 from common.words import first_of, printable

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from common.images.augmented import Augmented
-from common.images.files import notes_of
+from common.images.datasets import notes_of
 from common.images.loading import naming_the_file
-from common.images.look import warn_of
+from common.images.survey import warn_of
 from common.reliability.checkpoint import read_plain
 from common.training.run import autocast, loading_processes
 from common.words import counted

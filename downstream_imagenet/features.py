@@ -8,9 +8,9 @@ from common.cli import option
 from common.config import ImageOptions, require
 from common.distributed import Ranks
 from common.images.augmented import Augmented
-from common.images.files import not_looked_at
+from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
-from common.images.look import warn_of
+from common.images.survey import warn_of
 from common.networks.create import create_cnn, register, try_size
 from common.networks.load import load_classifier
 from common.seeds import seed_for

@@ -16,7 +16,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
-from common.images.files import same_images
+from common.images.datasets import same_images
 from common.networks.create import register
 from common.reliability.checkpoint import is_run, read_plain
 from downstream_imagenet.config import parse_options

@@ -5,7 +5,8 @@ import torch
 from timm.layers import DropPath
 
 from common.images.augmented import Augmented, Steps
-from common.images.files import ImageFiles, not_looked_at
+from common.images.datasets import not_looked_at
+from common.images.files import ImageFiles
 from common.images.loading import loader, without_failures
 from common.networks.load import load_classifier
 from common.training import run
@@ -107,7 +108,7 @@ class ClassifierTraining(FineTuning):
                       self.accum, max(options.repeats, 1), run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return mixed(read, self.mixing, options.seed, run.todo(start), self.accum, ranks), steps
+        return mixed(read, self.mixing, options.seed, run.remaining_steps(start), self.accum, ranks), steps
 
     def measure(self, average):
         model = self.network

@@ -18,7 +18,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
-from common.images.files import check_dataset, same_images
+from common.images.datasets import check_dataset, same_images
 from pretrain.data import find_held_out, find_images
 from pretrain.methods import parse_options
 from pretrain.pretraining import Pretraining, Run

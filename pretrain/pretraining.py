@@ -5,8 +5,9 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
+from common.images.datasets import not_looked_at
 from common.images.fast_decode import FastDecode
-from common.images.files import ImageFiles, not_looked_at
+from common.images.files import ImageFiles
 from common.images.loading import loader, without_failures
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
@@ -118,7 +119,7 @@ class Pretraining(Trainer):
                       self.accum, left_out=run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return self.masked_batches(read, run.todo(start)), steps
+        return self.masked_batches(read, run.remaining_steps(start)), steps
 
     def masked_batches(self, read, steps):
         """(images, visible) on the device, `accum` times for each of the steps: the arguments of the network.

@@ -15,8 +15,8 @@ import torch
 
 from common.images.augmented import CentreCrop, as_input
 from common.images.files import SeveralFiles, check_channels
-from common.images.look import warn_of
 from common.images.pixels import as_channels
+from common.images.survey import warn_of
 from common.networks.classifier import classifier_entries, num_classes_in
 from common.networks.create import create_cnn
 from common.networks.guess import guess_model

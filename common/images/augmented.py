@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.images.files import at_most
-from common.images.pixels import pixel_limit
+from common.images.limits import pixel_limit
+from common.images.timeout import at_most
 from common.seeds import seed_for
 from common.words import counted
 

@@ -17,9 +17,9 @@ from itertools import chain, islice
 import torch
 
 from common.distributed import data_parallel, synchronise_batchnorm
-from common.images.files import mostly_unread
+from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
-from common.images.look import warn_of
+from common.images.survey import warn_of
 from common.networks.load import load_strictly
 from common.reliability.checkpoint import (
     copied,
@@ -239,7 +239,7 @@ class Trainer:
         self.accum = self.run.parts(saved)
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
-                                          self.run.autocast, self.run.least)
+                                          self.run.autocast, self.run.smallest_part)
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network)
         self.optimizer = self.build_optimizer()

@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from common.demo_world import CLASSES
-from common.images.files import fingerprint
+from common.images.datasets import fingerprint
 from downstream_coco.annotations import read_annotations
 from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, resized
 from downstream_coco.evaluation import average_precision

@@ -7,7 +7,8 @@ from torch.utils.data import Subset
 from torchvision.transforms import functional as F
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
-from common.images.files import ImageFiles, check_dataset, fingerprint
+from common.images.datasets import check_dataset, fingerprint
+from common.images.files import ImageFiles
 from common.images.loading import loader
 from pretrain.data import find_held_out, find_images
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from common.cli import expanded
-from common.images.files import ImageFiles, SeveralFiles, fingerprint, mostly_unread, not_looked_at, open_image
+from common.images.datasets import fingerprint, mostly_unread, not_looked_at
+from common.images.files import ImageFiles, SeveralFiles, open_image
 from common.images.finding import find_files, image_endings, register_plug_ins
 from downstream_coco.config import Options as CocoOptions
 from downstream_imagenet.config import Options as ClassOptions
@@ -293,7 +294,7 @@ def test_missing_files_of_a_list(tmp_path, without_plug_ins, monkeypatch):
     assert len(images) == 21 and images.unread == 1
     assert '2 missing files (of 21 paths of the list that were looked for, such as gone.png)' in images.notes
     assert '1 HEIC file (.heic, such as x.heic: pip install pillow-heif)' in images.notes
-    monkeypatch.setattr('common.images.files.TRIED', 3)  # the first, the last, and one between
+    monkeypatch.setattr('common.images.path_lists.TRIED', 3)  # the first, the last, and one between
     assert '1 missing file (of 3 paths of the list that were looked for, such as lost.jpg)' in find_images(file).notes
     file.write_text('\n'.join([names[0], *(f'other/{name}' for name in names)]))
     with pytest.raises(ValueError, match='names files that are missing, 2 of 3 that were looked for, such as other/'):
@@ -328,7 +329,7 @@ def test_endings_with_several_dots_and_none(tmp_path):
     assert list(find_files(tmp_path, ('.png',))) == ['d.tar.gz.png']
 
 
-def test_a_pretraining_says_what_it_does_not_look_at(tiny, tmp_path, without_plug_ins, capsys):
+def test_a_pretraining_says_what_it_does_not_survey(tiny, tmp_path, without_plug_ins, capsys):
     write(tmp_path / 'data', *(f'train/{i}.png' for i in range(8)), *(f'train/{i}.heic' for i in range(9)),
           'validation/1.png', 'validation/2.pef')
     pretrain(tiny(data_path=str(tmp_path / 'data'), epochs=1, warmup_epochs=0.0, picture_every=0))
@@ -338,7 +339,7 @@ def test_a_pretraining_says_what_it_does_not_look_at(tiny, tmp_path, without_plu
     assert 'warning: 9 files that may hold images are not read, and only 8 are' in said.err
 
 
-def test_a_fine_tuning_says_what_it_does_not_look_at(tmp_path, capsys):
+def test_a_fine_tuning_says_what_it_does_not_survey(tmp_path, capsys):
     write(tmp_path / 'data', *(f'train/{name}/{i}.png' for name in 'abc' for i in range(3)), 'train/overview.png',
           'valid/a/1.png', 'valid/@eaDir/a/1.jpg')
     options = ClassOptions(name='x', run_dir=str(tmp_path / 'run'), data_path=str(tmp_path / 'data'), model='your_convnet',

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common.images.augmented import Augmented, CentreCrop
-from common.images.files import at_most, check_dataset
+from common.images.datasets import check_dataset
 from common.images.loading import loader, naming_the_file
+from common.images.timeout import at_most
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device('cpu')

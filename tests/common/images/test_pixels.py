@@ -9,6 +9,7 @@ import struct
 import tarfile
 import warnings
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from common.config import ImageOptions
-from common.images import look, pixels
 from common.images.augmented import Augmented, CentreCrop, RandomCrop
 from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles, SeveralFiles
-from common.images.look import look_at
 from common.images.pixels import AS_IT_IS, Reading, as_channels
+from common.images.survey import survey
+from common.images.tiff import turned as turned_upright
 from downstream_coco.data import CocoImages
 from downstream_imagenet.data import find_labelled
 from pretrain.data import find_images
@@ -174,27 +175,27 @@ def test_tiffs_that_pillow_does_not_open(tmp_path, values, more):
 
 def test_tiffs_that_nobody_can_read(tmp_path, monkeypatch):
     five = np.dstack([DEEP, DEEP[..., :2]])
-    if pixels.find_spec('tifffile'):
+    if find_spec('tifffile'):
         with pytest.raises(ValueError, match='5 bands that it does not call colours'):
             read(tmp_path, tiff(five, photometric=1), 'a.tif')
         with pytest.raises(Image.DecompressionBombError, match='--max_pixels=63'):
             read(tmp_path, tiff(DEEP.astype(np.float32)), 'a.tif', 3, Reading(max_pixels=60))
         with pytest.raises(ValueError, match='it begins as a TIFF, but cannot be read'):
             read(tmp_path, tiff(DEEP)[:200], 'a.tif')
-    monkeypatch.setattr(pixels, 'find_spec', lambda name: None)
+    monkeypatch.setattr('common.images.tiff.find_spec', lambda name: None)
     for content in (tiff(DEEP), tiff(five, photometric=1)):
         with pytest.raises(ValueError, match='pip install tifffile'):
             read(tmp_path, content, 'a.tif')
     (tmp_path / 'a.tif').write_bytes(tiff(DEEP))
     with pytest.raises(ValueError, match='a.tif cannot be read.*pip install tifffile'):
-        look_at(ImageFiles(tmp_path))
+        survey(ImageFiles(tmp_path))
 
 
 def test_images_are_turned_at_their_depth(tmp_path):
     for turned in range(1, 9):
         path = tmp_path / f'{turned}.png'
         path.write_bytes(png(DEEP, turned))
-        upright = pixels.turned(DEEP, turned)
+        upright = turned_upright(DEEP, turned)
         torch.testing.assert_close(SeveralFiles([path])[0], expected(upright), rtol=0, atol=1e-7)
         torch.testing.assert_close(ImageFiles(tmp_path)[turned - 1], expected(DEEP), rtol=0, atol=1e-7)
         eight = Image.fromarray((DEEP >> 8).astype(np.uint8))
@@ -202,7 +203,7 @@ def test_images_are_turned_at_their_depth(tmp_path):
         exif[0x112] = turned
         eight.save(tmp_path / 'eight.webp', lossless=True, exif=exif)
         assert (np.array(SeveralFiles([tmp_path / 'eight.webp'])[0]) == upright >> 8).all()
-        if pixels.find_spec('tifffile'):  # Pillow turns TIFFs by itself
+        if find_spec('tifffile'):  # Pillow turns TIFFs by itself
             (tmp_path / 'a.tiff').write_bytes(tiff(DEEP, t274=turned))
             torch.testing.assert_close(SeveralFiles([tmp_path / 'a.tiff'])[0], expected(upright), rtol=0, atol=1e-7)
             (tmp_path / 'a.tiff').unlink()
@@ -271,27 +272,27 @@ def several(kind):
 def test_pages_are_counted(tmp_path):
     images = pictures(tmp_path, a_tif=several('TIFF'), b_gif=several('GIF'), c_png=several('PNG'), d_webp=several('WEBP'),
                       e_jpg=Image.new('L', (8, 6)), f_tif=tiff(DEEP[..., 0], DEEP[::2, ::2, 0]))
-    assert look_at(images) == ['in 4 of 6 files looked at the first of 3 pages is read (d.webp)']
-    assert look_at(Subset(images, [4, 5])) == [] and look_at([images[0]]) == []
+    assert survey(images) == ['in 4 of 6 files looked at the first of 3 pages is read (d.webp)']
+    assert survey(Subset(images, [4, 5])) == [] and survey([images[0]]) == []
 
 
 def test_transparency_bits_and_bands_are_told(tmp_path):
     clear = Image.new('RGBA', (8, 6), (9, 9, 9, 255))
-    assert look_at(pictures(tmp_path / 'opaque', a_png=clear, b_png=clear.convert('RGB'))) == []
+    assert survey(pictures(tmp_path / 'opaque', a_png=clear, b_png=clear.convert('RGB'))) == []
     clear.putpixel((2, 3), (9, 9, 9, 0))
     palette, file = Image.fromarray((DEEP >> 8).astype(np.uint8)).quantize(4), io.BytesIO()
     palette.save(file, 'PNG', transparency=palette.getpixel((1, 1)))
-    assert look_at(pictures(tmp_path / 'clear', a_png=clear, b_png=file.getvalue(), c_png=clear.convert('RGB'),
+    assert survey(pictures(tmp_path / 'clear', a_png=clear, b_png=file.getvalue(), c_png=clear.convert('RGB'),
                             d_png=png(ALPHA))) == ['in 3 of 4 files looked at transparency is left out (d.png)']
     file, bands = io.BytesIO(), Image.new('RGBX', (8, 6))
     bands.convert('RGB').save(file, 'SGI', bpc=2)
-    assert look_at(pictures(tmp_path / 'bits', a_sgi=file.getvalue(), b_jp2=JPEG_2000)) == [
+    assert survey(pictures(tmp_path / 'bits', a_sgi=file.getvalue(), b_jp2=JPEG_2000)) == [
         'in 2 of 2 files looked at 8 of 16 bits are read (a.sgi)']
-    assert look_at(pictures(tmp_path / 'bands', a_tif=bands)) == [
+    assert survey(pictures(tmp_path / 'bands', a_tif=bands)) == [
         'in 1 of 1 files looked at bands beside the colours (1) are left out (a.tif)']
     (tmp_path / 'timm/a').mkdir(parents=True)
     (tmp_path / 'timm/a/a.png').write_bytes(png(DEEP))
-    assert look_at(find_images(str(tmp_path / 'timm'), dataset='folder/')) == [
+    assert survey(find_images(str(tmp_path / 'timm'), dataset='folder/')) == [
         'in 1 of 1 files looked at 8 of 16 bits are read (number 0)']
 
 
@@ -299,26 +300,26 @@ def test_dark_and_clipped_values_are_told(tmp_path, monkeypatch):
     twelve = [DEEP >> 4, DEEP[..., 0] >> 6]
     images = pictures(tmp_path, a_png=png(twelve[0]), b_tif=tiff(twelve[1]), c_jpg=Image.new('L', (8, 6)))
     largest = int(twelve[0].max())
-    assert look_at(images) == [f'the largest value of these files is {largest:,} of 65,535: give --pixel_range=0,4095 (or '
+    assert survey(images) == [f'the largest value of these files is {largest:,} of 65,535: give --pixel_range=0,4095 (or '
                                '--mean and --std), or the images are nearly black']
-    assert look_at(images, normalised=True) == []
-    assert look_at(ImageFiles(tmp_path, reading=Reading((0, 4095)))) == []
-    assert look_at(ImageFiles(tmp_path, reading=Reading((5000, 6000)))) == [
+    assert survey(images, normalised=True) == []
+    assert survey(ImageFiles(tmp_path, reading=Reading((0, 4095)))) == []
+    assert survey(ImageFiles(tmp_path, reading=Reading((5000, 6000)))) == [
         '100% of the values in these files lie outside of --pixel_range, and are clipped']
     (tmp_path / 'd.png').write_bytes(png(DEEP))
-    assert look_at(ImageFiles(tmp_path)) == []  # one file has all that is possible
+    assert survey(ImageFiles(tmp_path)) == []  # one file has all that is possible
     (tmp_path / 'd.png').unlink()
-    monkeypatch.setattr(look, 'PIXELS', 10)
-    assert look_at(images) == []  # nothing is decoded
+    monkeypatch.setattr('common.images.survey.PIXELS', 10)
+    assert survey(images) == []  # nothing is decoded
 
 
 def test_files_are_spread_and_those_that_cannot_be_read_passed_over(tmp_path, monkeypatch):
     contents = {f'{i}_png': Image.new('L', (4, 4)) for i in range(9)}
     images = pictures(tmp_path, **contents, x_tif=several('TIFF'), y_png=b'broken')
-    monkeypatch.setattr(look, 'FILES', 6)
-    assert [os.path.basename(images.name(i)) for i in (0, 2, 4, 6, 8, 10)][-1] == 'y.png' and look_at(images) == []
-    monkeypatch.setattr(look, 'FILES', 11)
-    assert look_at(images) == ['in 1 of 10 files looked at the first of 3 pages is read (x.tif)']
+    monkeypatch.setattr('common.images.survey.FILES', 6)
+    assert [os.path.basename(images.name(i)) for i in (0, 2, 4, 6, 8, 10)][-1] == 'y.png' and survey(images) == []
+    monkeypatch.setattr('common.images.survey.FILES', 11)
+    assert survey(images) == ['in 1 of 10 files looked at the first of 3 pages is read (x.tif)']
 
 
 # -- large images -----------------------------------------------------------------------------------------------------

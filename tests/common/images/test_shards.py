@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from common.images.augmented import Augmented, CentreCrop
-from common.images.files import ImageFiles, fingerprint
+from common.images.datasets import fingerprint
+from common.images.files import ImageFiles
 from common.images.loading import loader
 from common.images.shards import TarShards
 from pretrain.data import find_held_out, find_images

@@ -132,7 +132,7 @@ POOLED = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
 def test_parts_that_a_norm_can_be_trained_on(batch, ranks, changes, least):
     run = Run(Options(name='x', batch_size=batch, **changes), Ranks(0, ranks, torch.device('cpu')), 100)
     found = run.with_norms(None, POOLED, lambda: POOLED(torch.randn(1, 3, 4, 4)))
-    assert found.least == least and found.parts(None) == run.parts(None)
+    assert found.smallest_part == least and found.parts(None) == run.parts(None)
 
 
 @pytest.mark.parametrize(('batch', 'ranks', 'changes', 'remedies'), [
