@@ -1,7 +1,7 @@
 """Write a pretrained or fine-tuned network for whoever uses it next.
 
     python -m pretrain.export output_my_run --to=timm                    # resnet50_timm.safetensors
-    python -m pretrain.export output_my_run --to=hf --licence=mit        # for timm's local-dir: or a model hub
+    python -m pretrain.export output_my_run --to=hf --licence=mit        # a folder for timm, or a model hub
     python -m pretrain.export output_my_tune/resnet50_1kfinetuned_best.pth --to=onnx     # logits too
 
 Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx; each is a file in pretrain/formats. A
