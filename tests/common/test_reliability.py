@@ -30,8 +30,8 @@ from common.reliability.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from common.reliability.heartbeat import TRAINING, Heartbeat
 from common.reliability.stopping import STOPPED, Stopped, Unwritten
-from common.reliability.watch import TRAINING, Watch
 from common.reliability.writer import Writer
 from common.training import trainer
 from common.training.finetuning import Average
@@ -258,7 +258,7 @@ def _fail(number):
 def test_training_goes_on_when_the_disk_fails_and_writes_again_when_it_does_not(tiny, undisturbed, monkeypatch, capsys, number):
     """From the first save to the last step nothing can be flushed to the disk."""
     flush, broken = os.fsync, []
-    monkeypatch.setattr(writer, 'AGAIN', 0.0)
+    monkeypatch.setattr(writer, 'RETRY', 0.0)
     monkeypatch.setattr(os, 'fsync', lambda file: _fail(number) if broken else flush(file))
     in_step(monkeypatch, 3, lambda: broken.append(1))
     in_step(monkeypatch, 9, broken.clear)
@@ -271,7 +271,7 @@ def test_training_goes_on_when_the_disk_fails_and_writes_again_when_it_does_not(
 
 def test_the_exit_tells_that_the_last_state_could_not_be_written(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(trainer, 'END_PATIENCE', 0.1)
-    monkeypatch.setattr(writer, 'AGAIN', 0.05)
+    monkeypatch.setattr(writer, 'RETRY', 0.05)
     flush = os.fsync
     in_step(monkeypatch, 7, lambda: monkeypatch.setattr(os, 'fsync', lambda file: _fail(errno.ENOSPC)))
     with pytest.raises(Unwritten, match='come to its end, but its last files could not be written'):
@@ -296,7 +296,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_and_one_that_is_gone(tiny, undisturbed, monkeypatch, small_disk, capsys):
     where = small_disk
-    monkeypatch.setattr(writer, 'AGAIN', 0.0)
+    monkeypatch.setattr(writer, 'RETRY', 0.0)
     big, at_work, submit = where / 'of_others', [], ThreadPoolExecutor.submit
 
     def watched(self, *arguments):
@@ -336,7 +336,7 @@ def test_one_that_failed_gives_way_to_the_next_for_the_same_path(monkeypatch):
     one.put('a', failing)
     one.put('b', lambda: done.append('b'))
     one.put('a', lambda: done.append('a'))
-    one.settle()
+    one.wait()
     assert done == ['b', 'a'] and not one.pending and len(said) == 2
     one.put('a', failing)
     assert not one.close() and said[2].startswith('cannot write a')
@@ -518,7 +518,7 @@ def test_a_kill_behind_the_last_line_of_an_epoch_does_not_write_it_twice(tiny, u
 
     def only_at_the_end_of_steps(self, step, content):
         if step == 5 and (self.run.folder / 'pretrain_log.txt').read_text().count('"epoch"') == 2:
-            self.writer.settle()
+            self.writer.wait()
             raise Stop
         save_state(self, step, content)
 
@@ -667,14 +667,14 @@ def test_so_few_images_that_nothing_would_be_left_are_refused(tiny, world, tmp_p
 def test_the_watch_says_which_rank_the_others_wait_for(tmp_path):
     said, now = [], time.time()
     ranks = Ranks(0, 4, torch.device('cpu'))
-    watch = Watch(tmp_path, ranks, 30, said.append, None)
+    watch = Heartbeat(tmp_path, ranks, 30, said.append, None)
     watch.now(TRAINING)
-    watch.sign()
+    watch.write()
     about = {'host': 'node7', 'pid': 4711, 'step': 56}
     for rank, doing, since, sign in ((1, TRAINING, 300, 5), (2, TRAINING, 300, 300), (3, 'waiting for the images', 200, 5)):
         (tmp_path / f'heartbeat/rank_{rank:05}.json').write_text(
             json.dumps({'rank': rank, 'doing': doing, 'since': now - since, 'time': now - sign, **about}))
-    first, second, third = watch.story().split('; ')
+    first, second, third = watch.describe_ranks().split('; ')
     assert first.startswith('rank 2 (process 4711 on node7) has given no sign of life for 300 s')
     assert second.startswith('rank 3') and 'is waiting for the images since 200 s, the last step done being 56' in second
     assert third.startswith('rank 0') and 'and 1 more is in the computation since 0 s' in third
@@ -686,8 +686,8 @@ def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_s
     code = f"""import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from common.reliability.watch import Watch
-with Watch(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 0.05,
+from common.reliability.heartbeat import Heartbeat
+with Heartbeat(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 0.05,
            lambda text: print(text, flush=True), None) as watch:
     print('begun', flush=True)
     for i in range(int(sys.argv[1])):
@@ -709,7 +709,7 @@ with Watch(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True
 def test_processes_whose_launcher_is_gone_stop(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')
     asked, parent = [], os.getppid()
-    watch = Watch(tmp_path, ALONE, 30, print, asked.append)
+    watch = Heartbeat(tmp_path, ALONE, 30, print, asked.append)
     watch.pause = 0.01
     monkeypatch.setattr(os, 'getppid', lambda: parent + 1)
     with watch:
