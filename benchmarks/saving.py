@@ -50,7 +50,7 @@ def main(argv=None):
         writer = Writer(lambda: None, print)
 
         def put():
-            writer.settle()
+            writer.wait()
             state = content()
             writer.put(path, lambda: save_checkpoint(path, state))
 
@@ -62,7 +62,7 @@ def main(argv=None):
                 held[name].append(time.perf_counter() - began)
                 steps()
                 around[name].append(time.perf_counter() - began)
-                writer.settle()
+                writer.wait()
         writer.close()
         size = path.stat().st_size
     print(machine(torch.device('cpu')))

@@ -6,8 +6,8 @@ import torch
 from torch import distributed as dist
 
 from common.reliability.checkpoint import VERSION, save_checkpoint
-from common.reliability.stopping import StopRequest, Unwritten, tell
-from common.reliability.watch import TRAINING, Watch
+from common.reliability.heartbeat import TRAINING, Heartbeat
+from common.reliability.stopping import StopRequest, Unwritten, write_exit_code
 from common.reliability.writer import Writer
 from common.training.waits import Waits
 
@@ -26,7 +26,7 @@ class Session:
         self.options = run.options
         self.stop = StopRequest()
         self.writer = Writer(log.flush, log.warn) if run.ranks.is_main else None
-        self.watch = Watch(run.folder, run.ranks, run.options.stall_minutes, log.warn, self.stop.ask)
+        self.watch = Heartbeat(run.folder, run.ranks, run.options.stall_minutes, log.warn, self.stop.ask)
         self.waits = Waits(run.ranks.device)
         self.saved_step = saved['own'] if saved else None  # of the newest checkpoint in the run folder
         self.last_save = time.monotonic()
@@ -35,7 +35,7 @@ class Session:
     @contextmanager
     def opened(self):
         """The context in which a run trains."""
-        tell('')  # of a group that torchrun has started again, the last life counts
+        write_exit_code('')  # of a group that torchrun has started again, the last life counts
         with ExitStack() as stack:
             stack.enter_context(self.stop)
             stack.enter_context(self.watch)
@@ -85,7 +85,7 @@ class Session:
     def tend_writer(self):
         """Let the writer try again what it could not write; called now and then."""
         if self.writer:
-            self.writer.tend()
+            self.writer.poll()
 
     def save(self, step, content):
         """Write a checkpoint beside the training.
@@ -93,7 +93,7 @@ class Session:
         content() returns what is in it, in copies that training does not change.
         """
         if self.writer:
-            self.writer.settle()  # before the copy: there is one at a time in memory
+            self.writer.wait()  # before the copy: there is one at a time in memory
             state = {'version': VERSION, 'step': step, **content()}
             keep_every = self.options.keep_every and self.options.keep_every * self.run.per_epoch
 

@@ -151,7 +151,7 @@ def test_a_kill_behind_the_last_line_of_an_epoch_does_not_write_it_twice(tiny, u
 
     def only_at_the_end_of_steps(self, step, content):
         if step == 5 and (self.run.folder / 'pretrain_log.txt').read_text().count('"epoch"') == 2:
-            self.writer.settle()
+            self.writer.wait()
             raise Stop
         save_state(self, step, content)
 

@@ -123,20 +123,20 @@ def test_loading_processes_do_not_hand_their_signals_on(watched):
 
 def test_silence_is_counted_in_pauses():
     one = Silence(patience=100, pause=10)
-    assert [one.passed(False) for _ in range(11)] == [None, None, 'warn', *[None] * 7, 'end']
-    assert one.heard(bytes([BEAT])) is None and one.passed(False) is None and one.seconds == 10
+    assert [one.on_pause(False) for _ in range(11)] == [None, None, 'warn', *[None] * 7, 'end']
+    assert one.on_bytes(bytes([BEAT])) is None and one.on_pause(False) is None and one.seconds == 10
     for _ in range(50):  # a process that is stopped is not silent
-        assert one.passed(True) is None
-    assert one.heard(b'') == 'leave' and one.heard(bytes([BEAT, BYE])) == 'leave'
+        assert one.on_pause(True) is None
+    assert one.on_bytes(b'') == 'leave' and one.on_bytes(bytes([BEAT, BYE])) == 'leave'
 
 
 def test_a_process_that_was_asked_to_stop_has_less_time():
     one = Silence(patience=30 * 60, pause=30)
-    assert one.heard(bytes([BEAT, signal.SIGALRM, signal.SIGCHLD])) is None and one.patience == 30 * 60
-    assert one.heard(bytes([signal.SIGTERM])) is None and one.asked and one.patience == AFTER_SIGNAL
-    assert [one.passed(False) for _ in range(3)] == [None, None, 'end']
+    assert one.on_bytes(bytes([BEAT, signal.SIGALRM, signal.SIGCHLD])) is None and one.patience == 30 * 60
+    assert one.on_bytes(bytes([signal.SIGTERM])) is None and one.asked and one.patience == AFTER_SIGNAL
+    assert [one.on_pause(False) for _ in range(3)] == [None, None, 'end']
     short = Silence(patience=5, pause=0.25)
-    short.heard(bytes([signal.SIGINT]))
+    short.on_bytes(bytes([signal.SIGINT]))
     assert short.patience == 5
 
 

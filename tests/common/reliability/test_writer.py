@@ -21,7 +21,7 @@ from tests.conftest import assert_same_run, log_of, saved
 def test_training_goes_on_when_the_disk_fails_and_writes_again_when_it_does_not(tiny, undisturbed, monkeypatch, capsys, number):
     """From the first save to the last step nothing can be flushed to the disk."""
     flush, broken = os.fsync, []
-    monkeypatch.setattr(writer, 'AGAIN', 0.0)
+    monkeypatch.setattr(writer, 'RETRY', 0.0)
     monkeypatch.setattr(os, 'fsync', lambda file: fail(number) if broken else flush(file))
     in_step(monkeypatch, 3, lambda: broken.append(1))
     in_step(monkeypatch, 9, broken.clear)
@@ -34,7 +34,7 @@ def test_training_goes_on_when_the_disk_fails_and_writes_again_when_it_does_not(
 
 def test_the_exit_tells_that_the_last_state_could_not_be_written(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(trainer, 'END_PATIENCE', 0.1)
-    monkeypatch.setattr(writer, 'AGAIN', 0.05)
+    monkeypatch.setattr(writer, 'RETRY', 0.05)
     flush = os.fsync
     in_step(monkeypatch, 7, lambda: monkeypatch.setattr(os, 'fsync', lambda file: fail(errno.ENOSPC)))
     with pytest.raises(Unwritten, match='come to its end, but its last files could not be written'):
@@ -59,7 +59,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_and_one_that_is_gone(tiny, undisturbed, monkeypatch, small_disk, capsys):
     where = small_disk
-    monkeypatch.setattr(writer, 'AGAIN', 0.0)
+    monkeypatch.setattr(writer, 'RETRY', 0.0)
     big, at_work, submit = where / 'of_others', [], ThreadPoolExecutor.submit
 
     def watched(self, *arguments):
@@ -99,7 +99,7 @@ def test_one_that_failed_gives_way_to_the_next_for_the_same_path(monkeypatch):
     one.put('a', failing)
     one.put('b', lambda: done.append('b'))
     one.put('a', lambda: done.append('a'))
-    one.settle()
+    one.wait()
     assert done == ['b', 'a'] and not one.pending and len(said) == 2
     one.put('a', failing)
     assert not one.close() and said[2].startswith('cannot write a')
