@@ -74,11 +74,11 @@ def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_s
     monkeypatch.setattr(Heartbeat, 'end', lambda self, still: ended.append(still))
     watch = Heartbeat(tmp_path, ALONE, 30, said.append, None)
     watch.ended = Pauses(clock, [30] * 20 + [4000] + [30] * 59)
-    watch.watch()
+    watch.keep_checking()
     assert not ended
     assert [text.partition(';')[0] for text in said] == ['no progress for 210 s'] * 2  # before it was stopped, and after
     watch.ended = Pauses(clock, [30] * 2)
-    watch.watch()
+    watch.keep_checking()
     assert ended == [1800 + 30]
 
 
