@@ -13,12 +13,15 @@ from pycocotools import mask as coco_mask
 
 from common.demo_world import write_coco
 from common.distributed import Ranks
-from downstream_coco import annotations
-from downstream_coco.annotations import Remarks, check_masks, decode, read_annotations
+from downstream_coco import masks as mask_checks
+from downstream_coco.annotations import read_annotations
 from downstream_coco.config import Options
-from downstream_coco.data import CocoImages, Scenes, WholeView
+from downstream_coco.data import CocoImages
 from downstream_coco.evaluation import as_results, average_precision, evaluate
 from downstream_coco.main import main, train_detector
+from downstream_coco.masks import check_masks, decode
+from downstream_coco.remarks import Remarks
+from downstream_coco.scenes import Scenes, WholeView
 
 HEIGHT, WIDTH = 60, 80
 BOX = [20, 10, 30, 24]
@@ -26,7 +29,7 @@ POLYGON = [20, 10, 50, 10, 50, 34, 20, 34]
 PIXELS = np.zeros((HEIGHT, WIDTH), np.uint8, order='F')
 PIXELS[10:34, 20:50] = 1
 CODE = coco_mask.encode(PIXELS)['counts'].decode()
-FILLED = annotations.MASK_FAULTS[annotations.FILL]
+FILLED = mask_checks.MASK_FAULTS[mask_checks.FILL]
 
 
 def as_list(pixels):
@@ -122,15 +125,15 @@ def test_extents_are_those_of_the_pixels():
     given = [one['segmentation'] for one in entries]
     faults, extents = check_masks(entries, np.array([one['size'] for one in entries]), Remarks('file', {7: 'a.png'}))
     for pixels, fault, extent, segmentation in zip(wanted, faults, extents, given):
-        if fault == annotations.GOOD:
+        if fault == mask_checks.GOOD:
             if pixels is None:
                 pixels = coco_mask.decode(segmentation)
                 assert pixels.max() == 1
             y, x = np.nonzero(pixels)
             assert extent.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
         else:
-            assert np.isnan(extent).all() and (pixels is None or fault == annotations.EMPTY and not pixels.any())
-    assert {annotations.GOOD, annotations.FILL, annotations.CODE, annotations.EMPTY} == set(faults.tolist())
+            assert np.isnan(extent).all() and (pixels is None or fault == mask_checks.EMPTY and not pixels.any())
+    assert {mask_checks.GOOD, mask_checks.FILL, mask_checks.CODE, mask_checks.EMPTY} == set(faults.tolist())
 
 
 def test_codes_are_decoded_together():
@@ -476,9 +479,9 @@ def test_a_few_bad_masks_are_warned_of_and_left_out(drawn, capsys):
 
 def test_progress_is_told_of(tmp_path, monkeypatch):
     _, file = written(tmp_path, [{}] * 7)
-    monkeypatch.setattr(annotations, 'CHUNK', 3)
-    monkeypatch.setattr(annotations, 'PROGRESS', -1.0)
-    monkeypatch.setattr(annotations, 'LARGE', 10)
+    monkeypatch.setattr(mask_checks, 'CHUNK', 3)
+    monkeypatch.setattr(mask_checks, 'PROGRESS', -1.0)
+    monkeypatch.setattr('downstream_coco.annotations.LARGE', 10)
     said = []
     content = read_annotations(file, said.append)
     assert [line.removeprefix(f'{file}: ') for line in said][1:] == [

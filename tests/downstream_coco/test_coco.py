@@ -20,12 +20,13 @@ from common.networks.create import create_cnn
 from downstream_coco.annotations import read_annotations
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
-from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, resized
+from downstream_coco.data import CocoImages
 from downstream_coco.detector import Detector, Pyramid, measure
 from downstream_coco.evaluation import as_results, average_precision, encoded
 from downstream_coco.main import main as coco_main
 from downstream_coco.main import train_detector
 from downstream_coco.predict import predict
+from downstream_coco.scenes import Collate, Scenes, SimilarShapes, View, WholeView, resized
 from downstream_coco.training import DetectorTraining
 from tests.conftest import ROOT
 from tests.pretrain.test_run import Stop, same, stop_after
