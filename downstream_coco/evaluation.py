@@ -21,7 +21,8 @@ from common.training.run import autocast, loading_processes
 from common.words import counted
 from downstream_coco.annotations import read_annotations
 from downstream_coco.checkpoints import read_detector, restore
-from downstream_coco.data import CocoImages, Collate, Scenes, WholeView
+from downstream_coco.data import CocoImages
+from downstream_coco.scenes import Collate, Scenes, WholeView
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')

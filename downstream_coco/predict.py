@@ -21,8 +21,8 @@ from common.training.run import autocast
 from common.words import counted
 from downstream_coco.checkpoints import read_detector, restore
 from downstream_coco.config import Options
-from downstream_coco.data import Collate, WholeView
 from downstream_coco.evaluation import as_results
+from downstream_coco.scenes import Collate, WholeView
 
 COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#46f0f0', '#f032e6', '#bcf60c', '#fabebe', '#008080',
            '#9a6324', '#800000', '#808000', '#000075')

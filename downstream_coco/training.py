@@ -13,8 +13,8 @@ from common.training.optim import build_optimizer, parameter_groups
 from common.words import counted, described
 from downstream_coco.checkpoints import build_detector
 from downstream_coco.config import Options
-from downstream_coco.data import Collate, Scenes, SimilarShapes, TrainingView, moved
 from downstream_coco.evaluation import evaluate, figures, whole_scenes
+from downstream_coco.scenes import Collate, Scenes, SimilarShapes, TrainingView, moved
 
 WARMUP = 500  # steps
 LEARNING_RATE_ENDS = 0.005, 0.001  # at the first and the last step, as shares of the peak

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from downstream_coco import annotations
+from downstream_coco import masks as mask_checks
 from downstream_coco.data import CocoImages
 
 HEIGHT, WIDTH = 60, 80
@@ -14,7 +14,7 @@ POLYGON = [20, 10, 50, 10, 50, 34, 20, 34]
 PIXELS = np.zeros((HEIGHT, WIDTH), np.uint8, order='F')
 PIXELS[10:34, 20:50] = 1
 CODE = coco_mask.encode(PIXELS)['counts'].decode()
-FILLED = annotations.MASK_FAULTS[annotations.FILL]
+FILLED = mask_checks.MASK_FAULTS[mask_checks.FILL]
 
 
 def as_list(pixels):

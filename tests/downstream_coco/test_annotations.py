@@ -10,12 +10,13 @@ from pycocotools import mask as coco_mask
 
 from common.demo_world import write_coco
 from common.distributed import Ranks
-from downstream_coco import annotations
+from downstream_coco import masks as mask_checks
 from downstream_coco.annotations import read_annotations
 from downstream_coco.config import Options
-from downstream_coco.data import CocoImages, Scenes, WholeView
+from downstream_coco.data import CocoImages
 from downstream_coco.evaluation import as_results, average_precision, evaluate
 from downstream_coco.main import main, train_detector
+from downstream_coco.scenes import Scenes, WholeView
 from tests.downstream_coco.odd_files import BOX, FILLED, HEIGHT, POLYGON, WIDTH, polygon, written
 
 # -- ids, categories, names -------------------------------------------------------------------------------------------
@@ -186,9 +187,9 @@ def test_a_few_bad_masks_are_warned_of_and_left_out(drawn, capsys):
 
 def test_progress_is_told_of(tmp_path, monkeypatch):
     _, file = written(tmp_path, [{}] * 7)
-    monkeypatch.setattr(annotations, 'CHUNK', 3)
-    monkeypatch.setattr(annotations, 'PROGRESS', -1.0)
-    monkeypatch.setattr(annotations, 'LARGE', 10)
+    monkeypatch.setattr(mask_checks, 'CHUNK', 3)
+    monkeypatch.setattr(mask_checks, 'PROGRESS', -1.0)
+    monkeypatch.setattr('downstream_coco.annotations.LARGE', 10)
     said = []
     content = read_annotations(file, said.append)
     assert [line.removeprefix(f'{file}: ') for line in said][1:] == [

@@ -9,8 +9,9 @@ from pycocotools.coco import COCO
 from common.demo_world import CLASSES
 from common.images.datasets import fingerprint
 from downstream_coco.annotations import read_annotations
-from downstream_coco.data import CocoImages, Collate, Scenes, SimilarShapes, View, WholeView, resized
+from downstream_coco.data import CocoImages
 from downstream_coco.evaluation import average_precision
+from downstream_coco.scenes import Collate, Scenes, SimilarShapes, View, WholeView, resized
 from tests.downstream_coco.files import files, written
 
 # -- the drawn data set -----------------------------------------------------------------------------------------------

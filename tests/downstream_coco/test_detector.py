@@ -7,8 +7,9 @@ from torch import nn
 from common.networks.create import create_cnn
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options
-from downstream_coco.data import CocoImages, Collate, Scenes, WholeView
+from downstream_coco.data import CocoImages
 from downstream_coco.detector import Detector, Pyramid, measure
+from downstream_coco.scenes import Collate, Scenes, WholeView
 from tests.downstream_coco.files import files
 from tests.downstream_coco.runs import SMALL
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from downstream_coco import annotations
-from downstream_coco.annotations import Remarks, check_masks, decode
-from downstream_coco.data import CocoImages, Scenes, WholeView
+from downstream_coco import masks as mask_checks
+from downstream_coco.data import CocoImages
 from downstream_coco.evaluation import average_precision
+from downstream_coco.masks import check_masks, decode
+from downstream_coco.remarks import Remarks
+from downstream_coco.scenes import Scenes, WholeView
 from tests.downstream_coco.odd_files import (
     BOX,
     CODE,
@@ -77,15 +79,15 @@ def test_extents_are_those_of_the_pixels():
     given = [one['segmentation'] for one in entries]
     faults, extents = check_masks(entries, np.array([one['size'] for one in entries]), Remarks('file', {7: 'a.png'}))
     for pixels, fault, extent, segmentation in zip(wanted, faults, extents, given):
-        if fault == annotations.GOOD:
+        if fault == mask_checks.GOOD:
             if pixels is None:
                 pixels = coco_mask.decode(segmentation)
                 assert pixels.max() == 1
             y, x = np.nonzero(pixels)
             assert extent.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
         else:
-            assert np.isnan(extent).all() and (pixels is None or fault == annotations.EMPTY and not pixels.any())
-    assert {annotations.GOOD, annotations.FILL, annotations.CODE, annotations.EMPTY} == set(faults.tolist())
+            assert np.isnan(extent).all() and (pixels is None or fault == mask_checks.EMPTY and not pixels.any())
+    assert {mask_checks.GOOD, mask_checks.FILL, mask_checks.CODE, mask_checks.EMPTY} == set(faults.tolist())
 
 
 def test_codes_are_decoded_together():
