@@ -29,8 +29,8 @@ from common.networks.convolutions import safe_convolutions
 from common.networks.weights import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import View, error, locate
+from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.probe import Refused, feature_maps
-from pretrain.sparse.strips import Geometry
 
 TOLERANCE = 1e-8
 ROUGH = 1e-5  # for networks that compute in float32 by themselves

@@ -1,6 +1,6 @@
 """The sparse encoder: any CNN, run on the visible cells of an image (SparK, section 3.1).
 
-Nothing hidden enters the network: it runs on strips of visible cells (strips.py), as it is. What it must be for that,
+Nothing hidden enters the network: it runs on strips of visible cells (sparse/plane.py), as it is. What it must be for that,
 and which of its feature maps make the pyramid, is measured when the encoder is built (probe.py).
 """
 from contextlib import nullcontext
@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from common.networks.convolutions import safe_convolutions
+from pretrain.sparse.aligned import AlignedPadding
 from pretrain.sparse.compare import View, error, locate
+from pretrain.sparse.plane import Plane
 from pretrain.sparse.probe import REMEDY, Refused, feature_maps, parts, probe
-from pretrain.sparse.strips import AlignedPadding, Plane
 
 
 class SparseEncoder(nn.Module):

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
-from pretrain.sparse.strips import Geometry
+from pretrain.sparse.geometry import Geometry
 
 
 class View:

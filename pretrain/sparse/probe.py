@@ -15,7 +15,10 @@ from torch.utils.checkpoint import CheckpointError
 
 from common.networks.convolutions import safe_convolutions
 from common.networks.norms import NO_DEVIATION, values_of_channel
-from pretrain.sparse.strips import RULES, AlignedPadding, CellTooSmall, Geometry, Plane
+from pretrain.sparse.aligned import AlignedPadding
+from pretrain.sparse.geometry import Geometry
+from pretrain.sparse.plane import CellTooSmall, Plane
+from pretrain.sparse.rules import rule_of
 
 # Operators of a forward that act on each position alone or only change the view, besides all that torch tags as
 # pointwise. (A norm over a strip runs over exactly the visible positions of the image; a product of batches of
@@ -39,7 +42,7 @@ ALONG = {'cat': (1, 0), 'split': (2, 0), 'split_with_sizes': (2, 0), 'slice': (1
          'argmin': (1, None), 'glu': (1, -1), 'flip': (1, None), 'roll': (2, None), 'topk': (2, -1), 'sort': (1, -1),
          'cumsum': (1, None), 'prod': (1, None), 'index_select': (1, None), 'gather': (1, None)}
 NEAREST = ('upsample_nearest2d', '_upsample_nearest_exact2d')  # safe by whole factors
-REMEDY = 'Use a network without it, or give it a rule: @on_plane of pretrain/sparse/strips.py above the function or forward at fault.'
+REMEDY = 'Use a network without it, or give it a rule: @on_plane, from pretrain.sparse, above the function or forward at fault.'
 
 
 class Refused(ValueError):
@@ -319,7 +322,7 @@ class _Watched(Plane):
         self.ruled, self.notes = False, notes
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.ruled = function in RULES
+        self.ruled = rule_of(function) is not None
         try:
             return super().__torch_function__(function, types, args, kwargs)
         finally:

@@ -14,7 +14,8 @@ from torch import nn
 
 import pretrain.models  # noqa: F401  (your_convnet)
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.strips import Geometry, on_plane
+from pretrain.sparse import on_plane
+from pretrain.sparse.geometry import Geometry
 from tests.conftest import randomise
 
 torch.manual_seed(0)
