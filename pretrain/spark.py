@@ -142,8 +142,7 @@ class SparK(nn.Module):
         return Geometry(visible, self.encoder.grid, self.accelerated)
 
     def densify(self, strips, geometry):
-        """Strips (B, C_i, k*p, p), large to small -> maps of all positions by stride, for the decoder
-        (section 3.2).
+        """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).
 
         Visible features are normalised, hidden positions get the mask token, and a convolution brings both to
         the width of the decoder: (B, widths[i], h*p, w*p). In the accelerated form the smallest map is a
@@ -165,10 +164,9 @@ class SparK(nn.Module):
         return self.dense_decoder(levels)
 
     def targets(self, images):
-        """What the decoder is to predict of each cell; the means and deviations that make pixels of that: (B,
-        L, .).
+        """What the decoder is to predict of each cell, and the means and deviations that make pixels of it.
 
-        With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
+        Each is (B, L, .). With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
         """
         cells = masking.cut(images, self.encoder.cell_size)
         if self.target == 'normalised':
@@ -215,8 +213,7 @@ class SparK(nn.Module):
         return self.decode(self.densify(self.encoder(images, geometry), geometry), geometry)
 
     def load_official(self, state_dict):
-        """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`); ResNet or ConvNeXt
-        keys.
+        """Load a whole official SparK, `*_withdecoder_1kpretrained_spark_style.pth`, of a ResNet or a ConvNeXt.
 
         Strict: a ValueError lists what is missing, left over or of another shape. Only parameters that the
         features do not depend on may be missing.

@@ -28,7 +28,7 @@ from pretrain.accelerated.gradients import (
     with_zero_row,
 )
 from pretrain.accelerated.tables import outputs_that_reach_in, padding_after
-from pretrain.sparse.geometry import gather, lay_out
+from pretrain.canvas import gather, lay_out
 
 # Which way is the fastest was measured layer by layer: docs/speed.md, "The encoder"; `python -m
 # benchmarks.layers`.
@@ -108,7 +108,7 @@ def gather_positions(strip, positions):
 
 
 def as_strip(x, batch):
-    """(n, q, q, C) -> (B, C, k*q, q), `.data` as in pretrain/sparse/geometry.py."""
+    """(n, q, q, C) -> (B, C, k*q, q), `.data` as in pretrain/geometry.py."""
     return x.reshape(batch, -1, x.shape[2], x.shape[3]).permute(0, 3, 1, 2).data
 
 
