@@ -35,9 +35,11 @@ def read_detector(path):
 
 
 def restore(content, options):
-    """(options, a Detector for each of the file's weights, its categories, whether it finds masks). Raises ValueError.
+    """(options, a Detector for each of the file's weights, its categories, whether it finds masks). Raises
+    ValueError.
 
-    The network's options are those of the file; so are those of its images unless others than the defaults were given.
+    The network's options are those of the file; so are those of its images unless others than the defaults
+    were given.
     """
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}

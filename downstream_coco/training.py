@@ -117,7 +117,7 @@ class DetectorTraining(FineTuning):
         return evaluate(average or self.network, self.watched, batch, self.ranks, self.run.autocast, self.run.workers,
                         self.log.warn_once, self.session.go_on)
 
-    # -- what is said ----------------------------------------------------------------------------------------------------
+    # -- what is said ----------------------------------------------------------------------------------------
 
     def describe(self):
         options, run, network = self.options, self.run, self.network

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn, try_size
 from common.networks.load import load_classifier, load_whole
@@ -49,7 +50,7 @@ class LinearProbe(Classifier):
 def pooled_features(cnn, images):
     """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of the head."""
     if hasattr(cnn, 'forward_intermediates'):
-        return cnn.forward_intermediates(images, intermediates_only=True)[-1].mean((2, 3))
+        return feature_maps(cnn, images)[-1].mean((2, 3))
     return cnn.forward_features(images).mean((2, 3))
 
 

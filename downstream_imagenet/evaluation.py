@@ -30,9 +30,9 @@ AT_A_TIME = 256  # images of an evaluation on a rank, at most
 def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=print, go_on=None):
     """{'top1', 'top5' in percent, 'loss', 'images'} over a data set, each image once, on any number of ranks.
 
-    model: a Classifier. images: an Augmented data set with labels of `number` classes; what cannot be read is left out, and
-    warn(text) told. batch: images at a time on a rank. go_on() -> whether to go on with the next batch; if not, the figures
-    mean nothing.
+    model: a Classifier. images: an Augmented data set with labels of `number` classes; what cannot be read is
+    left out, and warn(text) told. batch: images at a time on a rank. go_on() -> whether to go on with the
+    next batch; if not, the figures mean nothing.
     """
     ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     mode = model.training
@@ -71,7 +71,8 @@ def options_and_classes(content, path):
 
 
 def evaluate_file(options, ranks, val_dataset=None):
-    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its classes.
+    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its
+    classes.
 
     The classes are those that the file names, else those of the training images.
     """

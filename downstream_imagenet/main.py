@@ -4,7 +4,8 @@
     torchrun --nproc_per_node=8 main.py --exp_name=my_tune ...                                       # in this folder
     python -m downstream_imagenet.main --name=my_tune ...                                            # one process
 
-The same command again goes on where the run stopped. From Python: `fine_tune(Options(...), dataset=..., val_dataset=...)`.
+The same command again goes on where the run stopped. From Python: `fine_tune(Options(...), dataset=...,
+val_dataset=...)`.
 """
 import dataclasses
 import sys
@@ -27,8 +28,8 @@ from downstream_imagenet.training import ClassifierTraining, Run
 def fine_tune(options, dataset=None, val_dataset=None):
     """Run, or go on with, a fine-tuning; returns the run folder, or with options.eval the accuracies.
 
-    dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in the options.
-    Raises ValueError, before any work, for whatever does not fit together.
+    dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in
+    the options. Raises ValueError, before any work, for whatever does not fit together.
     """
     with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)

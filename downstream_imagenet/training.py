@@ -108,7 +108,7 @@ class ClassifierTraining(FineTuning):
                       self.accum, max(options.repeats, 1), run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return mixed(read, self.mixing, options.seed, run.todo(start), self.accum, ranks), steps
+        return mixed(read, self.mixing, options.seed, run.remaining_steps(start), self.accum, ranks), steps
 
     def measure(self, average):
         model = self.network
@@ -119,7 +119,7 @@ class ClassifierTraining(FineTuning):
                          self.log.warn_once, self.session.go_on)
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
-    # -- what is said ----------------------------------------------------------------------------------------------------
+    # -- what is said ----------------------------------------------------------------------------------------
 
     def describe(self):
         options, run, val = self.options, self.run, self.val_images

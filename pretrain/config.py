@@ -25,7 +25,8 @@ class PretrainingOptions(RunOptions):
     fast_decode: bool = option(False, 'decode JPEGs no larger than their crops need, and resize them faster: pixels differ a '
                                'little', 'data')
 
-    method: str = option('spark', 'how the network is pretrained', 'method', parse=str)
+    method: str = option('spark', 'how the network is pretrained; --method=NAME --help shows the options of another method',
+                         'method', parse=str)
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
                               float)
 

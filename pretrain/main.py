@@ -27,10 +27,10 @@ from pretrain.pretraining import Pretraining, Run
 def pretrain(options, dataset=None, val_dataset=None, method=None):
     """Run, or go on with, a pretraining; returns the run folder.
 
-    dataset, val_dataset: map-style data sets of your own instead of the paths in the options, of PIL images or tensors; see
-    `Augmented` in common/images/augmented.py. method: see pretrain/methods.py; that of the options if not given.
-    Raises ValueError, before any work, for whatever does not fit together; Stopped or Unwritten
-    (common/reliability/stopping.py) where a signal or the disk ends it.
+    dataset, val_dataset: map-style data sets of your own instead of the paths in the options, of PIL images
+    or tensors; see `Augmented` in common/images/augmented.py. method: see pretrain/methods.py; that of the
+    options if not given. Raises ValueError, before any work, for whatever does not fit together; Stopped or
+    Unwritten (common/reliability/stopping.py) where a signal or the disk ends it.
     """
     with distributed(options.stall_minutes, options.folder) as ranks:
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)

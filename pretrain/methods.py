@@ -13,10 +13,10 @@ class Method(Protocol):
     """What the trainer (pretrain/pretraining.py) and the commands ask of a method.
 
     name: the value of --method; it stands in every checkpoint, and must be the same when a run goes on.
-    title: one line for --help.
-    options: the class of its options, a frozen dataclass derived from PretrainingOptions.
-    learning_rate_ends: the learning rate at the first and at the last step, as shares of the peak.
-    no_decay: names of parameters that get no weight decay, besides all one-dimensional ones (`parameter_groups`).
+    title: one line for --help. options: the class of its options, a frozen dataclass derived from
+    PretrainingOptions. learning_rate_ends: the learning rate at the first and at the last step, as shares of
+    the peak. no_decay: names of parameters that get no weight decay, besides all one-dimensional ones
+    (`parameter_groups`).
     """
     name: str
     title: str
@@ -30,9 +30,10 @@ class Method(Protocol):
     def build(self, options, record=None):
         """The network, an nn.Module whose forward(images, visible) returns a loss, with drawn weights.
 
-        record: what an earlier `record` gave for a network of the same options, from a checkpoint or another rank; it saves
-        time, and is not trusted where it does not fit. The network has besides `draw_visible(batch, generator, rows)`,
-        `input_size` (height, width), `placed(device)` and `uncompiled`. Raises ValueError.
+        record: what an earlier `record` gave for a network of the same options, from a checkpoint or another
+        rank; it saves time, and is not trusted where it does not fit. The network has besides
+        `draw_visible(batch, generator, rows)`, `input_size` (height, width), `placed(device)` and
+        `uncompiled`. Raises ValueError.
         """
 
     def record(self, network):
@@ -58,7 +59,8 @@ METHODS = {method.name: method for method in (SparKMethod(),)}
 
 
 def method_of(config):
-    """The method of a run's options, a dictionary as checkpoints have it. Raises ValueError for one that is not known.
+    """The method of a run's options, a dictionary as checkpoints have it. Raises ValueError for one that is
+    not known.
 
     Runs from before there was a choice are SparK's.
     """
@@ -78,7 +80,8 @@ def recommended(**given):
 
 
 def parse_options(argv=None, program='pretraining'):
-    """The options of a command line, of the method that it names. Exits with code 2 and one sentence if they are wrong.
+    """The options of a command line, of the method that it names. Exits with code 2 and one sentence if they
+    are wrong.
 
     program: what the command is called in its help.
     """

@@ -53,7 +53,8 @@ class PretrainingProgress(Progress):
 class Pretraining(Trainer):
     """Trains a method's network on images without labels, and exports what it pretrained.
 
-    val_images: the held-out images, or None. method: as `Method` in pretrain/methods.py; that of the options if not given.
+    val_images: the held-out images, or None. method: as `Method` in pretrain/methods.py; that of the options
+    if not given.
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
@@ -102,7 +103,7 @@ class Pretraining(Trainer):
         groups = parameter_groups(self.network, options.weight_decay, self.method.no_decay)
         return build_optimizer(options.opt, groups, self.method.betas(self.network, options))
 
-    # -- images and masks ------------------------------------------------------------------------------------------------
+    # -- images and masks ------------------------------------------------------------------------------------
 
     def make_datasets(self):
         options, size = self.options, self.network.input_size
@@ -118,7 +119,7 @@ class Pretraining(Trainer):
                       self.accum, left_out=run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return self.masked_batches(read, run.todo(start)), steps
+        return self.masked_batches(read, run.remaining_steps(start)), steps
 
     def masked_batches(self, read, steps):
         """(images, visible) on the device, `accum` times for each of the steps: the arguments of the network.
@@ -136,7 +137,7 @@ class Pretraining(Trainer):
         rows = torch.arange(batch).view(self.accum, self.ranks.size, -1)[:, self.ranks.rank].flatten()
         return self.network.draw_visible(batch, self.run.generator('mask', step), rows)
 
-    # -- what is measured and shown --------------------------------------------------------------------------------------
+    # -- what is measured and shown --------------------------------------------------------------------------
 
     def before_training(self):
         """Record the held-out loss of the untrained network, where there are held-out images."""
@@ -158,7 +159,8 @@ class Pretraining(Trainer):
 
     @torch.no_grad()
     def held_out_loss(self):
-        """The mean loss over the held-out images, each counted once; the same on all ranks. None if there are none.
+        """The mean loss over the held-out images, each counted once; the same on all ranks. None if there are
+        none.
 
         If the run was asked to stop meanwhile, it means nothing.
         """
@@ -209,7 +211,7 @@ class Pretraining(Trainer):
     def checkpoint_content(self):
         return {'model': plain_state(self.network), 'network': self.record}
 
-    # -- what is said ----------------------------------------------------------------------------------------------------
+    # -- what is said ----------------------------------------------------------------------------------------
 
     def describe(self):
         options, run = self.options, self.run

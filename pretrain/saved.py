@@ -136,7 +136,7 @@ def read_saved(source, adapt_input_conv=False, **given):
 
 
 def find(source):
-    """Return the file that a run folder is read from; a source that is no folder is returned. Raises ValueError."""
+    """Return the file that a run folder is read from, or the source if it is no folder. Raises ValueError."""
     source = Path(source)
     if not source.is_dir():
         return source
@@ -174,7 +174,8 @@ def read_run(content, path, which, given):
 def options_of_run(content, path, given):
     """Return the Options of a checkpoint.
 
-    Raises ValueError if the file is damaged, or if an option is given, except MAY_DIFFER, that is not the run's.
+    Raises ValueError if the file is damaged, or if an option that is given, except MAY_DIFFER, is not the
+    run's.
     """
     config = content['config']
     if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
@@ -240,7 +241,7 @@ def options_of_weights(state, path, tuned, log, given):
 
 
 def uses_features(network):
-    """Whether a CNN was part of a whole SparK, a detector or a linear probe: its classifier was not trained."""
+    """Whether a CNN was part of a whole SparK, a detector or a probe: its classifier was not trained."""
     is_in_detector = network.is_beside('backbone.cnn.', {'backbone.fpn'})
     is_in_probe = network.is_beside('cnn.', {'norm', 'fc'})
     return is_in_whole(network) or is_in_detector or is_in_probe

@@ -19,6 +19,7 @@ from common.recompute import run
 from pretrain.accelerated.fused import Filled
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
+from pretrain.masking import check_indices, check_num_visible, check_visible, cut, draw_visible, normalise, paste
 from pretrain.spark_weights import load_official as load_official_spark
 from pretrain.sparse.strips import Geometry
 
@@ -39,10 +40,7 @@ class SparK(nn.Module):
         self.recomputes = False
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
-        if not 0 < self.visible_cells < self.cells:
-            raise ValueError(f'mask_ratio {mask_ratio} leaves {self.visible_cells} of {self.cells} cells visible; one at '
-                             f'least must be visible and one hidden: give {1 / self.cells:.3f} to '
-                             f'{1 - 1 / self.cells:.3f}')
+        check_num_visible(self.visible_cells, self.cells, mask_ratio)
         if decoder not in ('unet', 'light'):
             raise ValueError(f'decoder must be unet or light, not {decoder!r}')
         if target not in ('normalised', 'pixels'):
@@ -117,13 +115,10 @@ class SparK(nn.Module):
 
     def draw_visible(self, batch, generator=None, rows=slice(None)):
         """Uniformly random visible cells, the same number in every image: LongTensor (batch, k) on the CPU; some rows of it."""
-        order = torch.rand(batch, self.cells, generator=generator)[rows].argsort(dim=1)
-        return order[:, :self.visible_cells].sort(dim=1).values
+        return draw_visible(batch, self.cells, self.visible_cells, generator, rows)
 
     def geometry(self, images, visible):
-        if visible.dtype != torch.long or visible.ndim != 2 or len(visible) != len(images):
-            raise ValueError(f'visible must be a LongTensor (B, k) with B = {len(images)}, the indices of the visible '
-                             f'cells; got {visible.dtype} {tuple(visible.shape)}')
+        check_visible(visible, len(images))
         return Geometry(visible, self.encoder.grid)
 
     def densify(self, strips, geometry):
@@ -135,38 +130,22 @@ class SparK(nn.Module):
             levels[stride] = filled.pointwise(project) if i == 0 else filled.convolved(project)
         return levels
 
-    def cut(self, images):
-        """(B, C, H, W) -> (B, L, C * cell * cell): the values of each cell."""
-        (h, w), cell, (B, C) = self.encoder.grid, self.encoder.cell_size, images.shape[:2]
-        return images.reshape(B, C, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def paste(self, cells):
-        """The inverse of `cut`: (B, L, C * cell * cell) -> (B, C, H, W)."""
-        (h, w), cell, B = self.encoder.grid, self.encoder.cell_size, len(cells)
-        return cells.view(B, h, w, -1, cell, cell).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-    def normalise(self, images):
-        """Each cell by its own mean and deviation: cells, means and deviations, (B, L, .) (section 3.3)."""
-        cells = self.cut(images)
-        mean = cells.mean(dim=2, keepdim=True)
-        deviation = (cells.var(dim=2, keepdim=True) + 1e-6).sqrt()
-        return (cells - mean) / deviation, mean, deviation
-
     def targets(self, images):
         """What the decoder is to predict of each cell; the means and deviations that make pixels of that: (B, L, .).
 
         With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
         """
+        cells = cut(images, self.encoder.cell_size)
         if self.target == 'normalised':
-            return self.normalise(images)
-        cells = self.cut(images)
+            return normalise(cells)
         zeros = cells.new_zeros(*cells.shape[:2], 1)
         return cells, zeros, zeros + 1
 
     def loss(self, images, reconstruction, geometry):
         """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
         target, _, _ = self.targets(images)
-        error = (self.cut(reconstruction.to(images.dtype)) - target).square().mean(dim=2)
+        predicted = cut(reconstruction.to(images.dtype), self.encoder.cell_size)
+        error = (predicted - target).square().mean(dim=2)
         hidden = ~geometry.is_visible()
         return (error * hidden).sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
 
@@ -176,7 +155,8 @@ class SparK(nn.Module):
         Runs in the mode that the caller set: in train mode BatchNorm's running statistics are updated.
         """
         self.check_batch(images)
-        geometry = self.geometry(images, self.check_visible(visible))
+        geometry = self.geometry(images, visible)
+        check_indices(visible, self.cells)
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
 
     def reconstruct(self, images, visible):
@@ -185,23 +165,19 @@ class SparK(nn.Module):
         Normalised cells are shown with the true cell's mean and deviation, as in the paper's figures; predicted pixels are
         shown as they are. Runs in the mode that the caller set, as `encode` does.
         """
-        predicted, (_, mean, deviation) = self.predict(images, visible), self.targets(images)
-        cells = self.cut(predicted.to(images.dtype)) * deviation + mean
-        is_visible = self.geometry(images, visible).is_visible()
-        return self.paste(torch.where(is_visible[..., None], self.cut(images), cells))
+        cell_size = self.encoder.cell_size
+        predicted = cut(self.predict(images, visible).to(images.dtype), cell_size)
+        _, mean, deviation = self.targets(images)
+        is_visible = self.geometry(images, visible).is_visible()[..., None]
+        cells = torch.where(is_visible, cut(images, cell_size), predicted * deviation + mean)
+        return paste(cells, self.encoder.grid, cell_size)
 
     def predict(self, images, visible):
         """(B, C, H, W): what the decoder says of all cells, visible ones too; see `targets` for what that is."""
         self.check_batch(images)
-        geometry = self.geometry(images, self.check_visible(visible))
+        geometry = self.geometry(images, visible)
+        check_indices(visible, self.cells)
         return self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
-
-    def check_visible(self, visible):
-        """Refuse indices that are no cells, for those who make their own; a look at the values, so not in `forward`."""
-        if visible.ndim == 2 and not (0 <= visible.min() and visible.max() < self.cells
-                                      and (visible.diff(dim=1) > 0).all()):
-            raise ValueError(f'visible must hold ascending cell indices from 0 to {self.cells - 1}, each once an image')
-        return visible
 
     def load_official(self, state_dict):
         """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`); ResNet or ConvNeXt keys.

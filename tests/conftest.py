@@ -16,6 +16,10 @@ from pretrain.spark_method import SparKOptions as Options
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# One thread in a test process and in the processes that it starts: `make test` runs a test process on each of two cores.
+torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
+
 
 @pytest.fixture(scope='session')
 def world(tmp_path_factory):

@@ -111,8 +111,8 @@ def label_of(key, prefix):
 def beginnings(state):
     """Return what the keys of a flat dictionary begin with, for a message.
 
-    The prefix that all keys share, the next word, and how many have it: 'model.backbone.' (60), 'model.head.'
-    (2).
+    These are what all keys share and the next word, with the number of keys, such as 'model.backbone.' (60),
+    'model.head.' (2).
     """
     split = [re.findall(r'[^./]*[./]|[^./]+$', key) for key in state]
     longest = min(len(words) for words in split) - 1

@@ -8,12 +8,13 @@ from common.words import counted
 def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1):
     """The smallest power of two that a rank's batch must be cut into to fit in memory; the same on all ranks.
 
-    network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave the others
-    waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch. smallest_part: images
-    that a part must have; a rank that has fewer in all, whose norms share their statistics, cuts nothing.
+    network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave
+    the others waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch.
+    smallest_part: images that a part must have; a rank that has fewer in all, whose norms share their
+    statistics, cuts nothing.
 
-    It is tried with a forward and backward pass, beside as much memory as the gradients in flight and the optimiser will
-    take. Raises ValueError if nothing fits.
+    It is tried with a forward and backward pass, beside as much memory as the gradients in flight and the
+    optimiser will take. Raises ValueError if nothing fits.
     """
     if share < smallest_part:
         return 1

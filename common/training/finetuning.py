@@ -29,11 +29,12 @@ class Average(ModelEmaV3):
 class FineTuning(Trainer):
     """Trains a network from given weights, and keeps the weights of the epoch that measures best.
 
-    options besides those of every run: `finetune_from`, `ema` (decay of the average; 0 for none), `val_every`. The run has
-    file(which) for the names of its files.
+    options besides those of every run: `finetune_from`, `ema` (decay of the average; 0 for none),
+    `val_every`. The run has file(which) for the names of its files.
 
-    A subclass defines besides `measure` and `best_by`, the metric by which the best epoch is chosen; the larger, the better.
-    `best` and `last` are the metrics of the best epochs, {'model': {...}, 'ema': {...}}, and of the last one.
+    A subclass defines besides `measure` and `best_by`, the metric by which the best epoch is chosen; the
+    larger, the better. `best` and `last` are the metrics of the best epochs, {'model': {...}, 'ema': {...}},
+    and of the last one.
     """
     best_by = None
 

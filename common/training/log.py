@@ -36,12 +36,13 @@ class Backup(logging.FileHandler):
 
 
 class RunLog:
-    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
+    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach
+    stderr.
 
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
-    `record` to the file log_name, scalars and pictures to TensorBoard, and to the options' tracker, under the name `project`.
-    What cannot be written stops nothing: lines of `record` are kept until they can. Holds the folder's lock. Raises ValueError if another
-    process does.
+    `record` to the file log_name, scalars and pictures to TensorBoard, and to the options' tracker, under the
+    name `project`. What cannot be written stops nothing: lines of `record` are kept until they can. Holds the
+    folder's lock. Raises ValueError if another process does.
     """
 
     def __init__(self, folder, rank, log_name, options, project='runs', purge_step=0):

@@ -13,7 +13,8 @@ def is_exempt(name, parameter, no_decay=NO_DECAY):
 
 
 def parameter_groups(module, weight_decay, no_decay=NO_DECAY):
-    """Two groups of a module's trained parameters for an optimiser: those with weight decay, and those without.
+    """Two groups of a module's trained parameters for an optimiser: those with weight decay, and those
+    without.
 
     no_decay: names of parameters that get none, see `is_exempt`.
     """
@@ -27,10 +28,11 @@ def parameter_groups(module, weight_decay, no_decay=NO_DECAY):
 
 
 def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
-    """'lamb', 'adamw', 'sgd' or 'lars' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set every step.
+    """'lamb', 'adamw', 'sgd' or 'lars' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set
+    every step.
 
-    groups: as `parameter_groups` gives them. official: LAMB without bias correction, every parameter's step scaled
-    by its norm.
+    groups: as `parameter_groups` gives them. official: LAMB without bias correction, every parameter's step
+    scaled by its norm.
     """
     if name == 'lamb':
         return Lamb(groups, lr=0.0, betas=betas, eps=1e-6, bias_correction=not official, always_adapt=official)
@@ -65,10 +67,10 @@ def load_state(optimizer, saved):
 class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2020) with bias correction and gradient averaging: timm's `Lamb(max_grad_norm=None)`.
 
-    Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the step off
-    without a look from the host), and multi-tensor operations whatever timm's version: Adam's direction is what torch's
-    fused AdamW makes of zeros with a learning rate of 1. The trust ratio applies to the groups that decay (also by 0, unlike
-    timm), or to all (always_adapt).
+    Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the
+    step off without a look from the host), and multi-tensor operations whatever timm's version: Adam's
+    direction is what torch's fused AdamW makes of zeros with a learning rate of 1. The trust ratio applies to
+    the groups that decay (also by 0, unlike timm), or to all (always_adapt).
     """
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):

@@ -3,9 +3,11 @@ import math
 
 
 def learning_rate(step, steps, warmup_steps, peak, start, end):
-    """Linear from `start` times the peak to the peak, then a cosine down to `end` times the peak at the last step.
+    """Linear from `start` times the peak to the peak, then a cosine down to `end` times the peak at the last
+    step.
 
-    steps: of the whole run. warmup_steps: of the linear part. start, end: shares of the peak, such as 0.005 and 0.001.
+    steps: of the whole run. warmup_steps: of the linear part. start, end: shares of the peak, such as 0.005
+    and 0.001.
     """
     if step < warmup_steps:
         return peak * (start + (1 - start) * step / warmup_steps)

@@ -15,8 +15,8 @@ from common.training.waits import Waits
 class Session:
     """Notes signals, gives signs of life, and writes files in a thread beside the training.
 
-    It is the same on all ranks, but only the main one writes. run: Run. log: RunLog. saved: what `load_run` returned,
-    None for a run that begins.
+    It is the same on all ranks, but only the main one writes. run: Run. log: RunLog. saved: what `load_run`
+    returned, None for a run that begins.
     """
 
     def __init__(self, run, log, saved):

@@ -1,11 +1,11 @@
 """The trainer: the life of a training run, from where it was saved, or from the beginning, to its end.
 
-`Trainer.fit` opens the run folder, builds the network, loads a checkpoint, trains epoch after epoch, saves, and ends the
-run. Pretraining, fine-tuning and detection are its subclasses. They say what is trained, on which batches, and what is
-measured; all else is here.
+`Trainer.fit` opens the run folder, builds the network, loads a checkpoint, trains epoch after epoch, saves,
+and ends the run. Pretraining, fine-tuning and detection are its subclasses. They say what is trained, on
+which batches, and what is measured; all else is here.
 
-The host does not wait for the device's step, but reads its result two steps later. (torch's SyncBatchNorm does wait, once
-a layer, when several GPUs share their statistics.)
+The host does not wait for the device's step, but reads its result two steps later. (torch's SyncBatchNorm
+does wait, once a layer, when several GPUs share their statistics.)
 """
 import os
 import sys
@@ -43,7 +43,7 @@ from common.words import counted
 END_PATIENCE = 300.0  # seconds for which the files of a run at its end are tried to be written
 STOP_PATIENCE = 10.0  # and for which those of one that was asked to stop are
 REWINDS = 5  # times that a run goes back by itself
-LAG = 2  # steps by which the host reads results later than a GPU is given them: by then it has them, and nobody waits
+LAG = 2  # steps by which the host reads results later than a GPU is given them, so that nobody waits
 
 
 class NotFinite(ValueError):
@@ -60,12 +60,14 @@ class Trainer:
 
     run: Run (common/training/run.py). images, val_images: data sets, the latter None if there are none.
 
-    A subclass defines `log_name`, `project`, `build_network`, `forward_one_image`, `example_batch`, `build_optimizer`, `make_datasets`,
-    `make_batches`, `evaluate_epoch` and `describe`, and overrides what else is different.
+    A subclass defines `log_name`, `project`, `build_network`, `forward_one_image`, `example_batch`,
+    `build_optimizer`, `make_datasets`, `make_batches`, `evaluate_epoch` and `describe`, and overrides what
+    else is different.
 
-    `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or None), `network`
-    (forward(*batch) returns the loss), `log`, `session`; then `prepare` sets `accum` (the parts into which a rank cuts its
-    batch), `optimizer`, `parallel` (the network with the exchange of gradients), `batches` and `progress`.
+    `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
+    None), `network` (forward(*batch) returns the loss), `log`, `session`; then `prepare` sets `accum` (the
+    parts into which a rank cuts its batch), `optimizer`, `parallel` (the network with the exchange of
+    gradients), `batches` and `progress`.
     """
     log_name = None  # of the file of JSON lines in the run folder
     project = None  # the name under which a tracker files the run
@@ -81,18 +83,21 @@ class Trainer:
         self.val_images = val_images
         self.stop_requested = self.save_requested = False
 
-    # -- what a program defines ------------------------------------------------------------------------------------------
+    # -- what a program defines ------------------------------------------------------------------------------
 
     def build_network(self):
         """The network to train, on the CPU, with drawn weights. Raises ValueError."""
         raise NotImplementedError
 
     def forward_one_image(self):
-        """Take one image through the network, to see which values its norms have (common/networks/norms.py)."""
+        """Take one image through the network, for a look at its norms (common/networks/norms.py)."""
         raise NotImplementedError
 
     def load_given_weights(self):
-        """Fill the network of a run that begins with the weights that the options name; a sentence on them, or None."""
+        """Fill the network of a run that begins with the weights that the options name.
+
+        Returns a sentence on them, or None if there are none.
+        """
         return
 
     def facts(self):
@@ -115,11 +120,14 @@ class Trainer:
         raise NotImplementedError
 
     def make_datasets(self):
-        """Set what is read: (training images, validation images or None), both common.images.augmented.Augmented."""
+        """(training images, validation images or None) as the network takes them: Augmented data sets."""
         raise NotImplementedError
 
     def make_batches(self, start):
-        """(batches, steps): the arguments of the network from step `start` on, `accum` of them a step; the Steps behind them."""
+        """(batches, steps): the arguments of the network from step `start` on, and the Steps that order them.
+
+        There are `accum` batches a step.
+        """
         raise NotImplementedError
 
     def describe(self):
@@ -160,14 +168,15 @@ class Trainer:
         """What a finished run has come to, for a person."""
         raise NotImplementedError
 
-    # -- the life of a run -----------------------------------------------------------------------------------------------
+    # -- the life of a run -----------------------------------------------------------------------------------
 
     def fit(self):
         """Train to the end of the run, and return its folder.
 
-        With the option `rewind` the run goes back to its last checkpoint where several steps in a row were not finite, and
-        goes on without them. Raises ValueError, before any work, for what does not fit together; NotFinite; Stopped or
-        Unwritten (common/reliability/stopping.py) if a signal or the disk ends it.
+        With the option `rewind` the run goes back to its last checkpoint where several steps in a row were
+        not finite, and goes on without them. Raises ValueError, before any work, for what does not fit
+        together; NotFinite; Stopped or Unwritten (common/reliability/stopping.py) if a signal or the disk
+        ends it.
         """
         left_out = []  # (first step, step behind the last) of those that were not finite
         # A group or a job that its launcher starts again goes on: what was moved aside once stays there.
@@ -184,13 +193,14 @@ class Trainer:
                 left_out.append((error.steps.start, error.steps.stop))
 
     def attempt(self, fresh, left_out):
-        """Start the run, or go on with what was saved, unless it is fresh; without the steps that are left out."""
+        """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
         options, ranks = self.options, self.ranks
         self.stop_requested = self.save_requested = False
         self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
         torch.manual_seed(seed_for('weights', options.seed))
         self.network = self.build_network()
-        self.run = self.run.without(self.saved, left_out).with_norms(self.saved, self.network, self.forward_one_image)
+        self.run = self.run.without(self.saved, left_out)
+        self.run = self.run.with_norms(self.saved, self.network, self.forward_one_image)
         loaded = None
         if self.saved:
             self.run.refuse_changes(self.saved, **self.facts())
@@ -198,10 +208,12 @@ class Trainer:
         else:
             loaded = self.load_given_weights()
         moved_to = open_folder(self.run.folder, fresh, ranks, self.run.checkpoint)
-        with RunLog(self.run.folder, ranks.rank, self.log_name, options, self.project, self.start + bool(self.saved)) as self.log:
+        purge_step = self.start + 1 if self.saved else 0  # what TensorBoard has from there on will come again
+        with RunLog(self.run.folder, ranks.rank, self.log_name, options, self.project, purge_step) as self.log:
             self.say_what_was_found(moved_to, loaded)
             if is_finished(self.run, self.saved):
-                self.log.say(f'This run is finished: {counted(options.epochs, "epoch")}, {self.saved["path"]}. {self.more_epochs}')
+                epochs = counted(options.epochs, 'epoch')
+                self.log.say(f'This run is finished: {epochs}, {self.saved["path"]}. {self.more_epochs}')
             else:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
                     self.prepare()
@@ -224,8 +236,10 @@ class Trainer:
         """Bring the network to its device, and make what trains it."""
         options, ranks, saved = self.options, self.ranks, self.saved
         self.place_network()
-        self.accum = self.run.parts(saved) or fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
-                                                               self.run.autocast, self.run.least)
+        self.accum = self.run.parts(saved)
+        if self.accum is None:
+            self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
+                                          self.run.autocast, self.run.smallest_part)
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network)
         self.optimizer = self.build_optimizer()
@@ -237,20 +251,23 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         self.parallel = data_parallel(self.network, ranks, options.sync_bn, options.bf16_gradients)
         self.guard = BufferGuard(self.network)
-        self.unreadable = set(saved.get('unreadable', ())) if saved else set()  # names of images that could not be read
+        self.unreadable = set(saved.get('unreadable', ())) if saved else set()  # names of images
         self.augmented, self.watched = self.make_datasets()
         batches, steps = self.make_batches(self.start)
         self.batches = self.session.batches(batches)
-        self.progress = self.progress_class(self.run, self.log, saved, lambda step: [
-            self.augmented.name(index) for _, index in steps.batch_of(step)])
+
+        def names_of_batch(step):
+            return [self.augmented.name(index) for _, index in steps.batch_of(step)]
+
+        self.progress = self.progress_class(self.run, self.log, saved, names_of_batch)
 
     def train(self):
         """Train from the first step that is left to the end of the last epoch."""
         options, run = self.options, self.run
         self.check_disk()
         # An epoch whose steps were all done when the run was saved still lacks its line in the log.
-        is_pending = self.start > 0 and self.start % run.per_epoch == 0 and self.saved['images'] == run.images \
-            and epoch_is_open(self.saved)
+        is_end_of_epoch = self.start > 0 and self.start % run.per_epoch == 0
+        is_pending = is_end_of_epoch and self.saved['images'] == run.images and epoch_is_open(self.saved)
         self.log.forget_after(self.start, again=is_pending or self.start == 0)
         self.announce()
         with naming_the_file(*(data for data in (self.augmented, self.watched) if data is not None)):
@@ -259,6 +276,7 @@ class Trainer:
             for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
                 self.train_epoch(epoch)
                 self.end_epoch(epoch + 1)
+        self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written into '
                          f'{run.folder}: make room there, and the same command goes on from the last checkpoint')
         self.log.say(self.verdict())
@@ -284,7 +302,7 @@ class Trainer:
             self.log.record(self.run.record(self.start, self.accum, git_commit(), sys.argv))
 
     def train_epoch(self, epoch):
-        """Take the steps of an epoch (counted from 0) that are left, and save where a checkpoint falls among them."""
+        """Take the steps that are left of an epoch (counted from 0), and save at those that ask for it."""
         self.progress.start_epoch()
         for step, stop in self.run.stretches(epoch, self.start):
             while step < stop:
@@ -313,11 +331,14 @@ class Trainer:
     def train_steps(self, steps):
         """Train on a range of steps; the step that comes next.
 
-        That is the end of the range, unless a rank asked to stop or to save before. All ranks return at the same step,
-        with the results of all steps read.
+        That is the end of the range, unless a rank asked to stop or to save before. All ranks return at the
+        same step, with the results of all steps read.
         """
         self.parallel.train()
-        began, waiting, interrupted, step = time.perf_counter(), deque(), False, steps.start - 1
+        began = time.perf_counter()
+        waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet
+        interrupted = False
+        step = steps.start - 1
 
         def read_result():
             at, result, arrived = waiting.popleft()
@@ -363,7 +384,7 @@ class Trainer:
         self.progress.look(seconds, self.session.waits.taken())
         self.session.tend_writer()
 
-    # -- saving, stopping, giving up -------------------------------------------------------------------------------------
+    # -- saving, stopping, giving up -------------------------------------------------------------------------
 
     def save(self, step):
         """Write a checkpoint beside the training."""
@@ -388,9 +409,13 @@ class Trainer:
         raise Stopped(f'stopped by {who} after step {step:,}, which is saved: the same command goes on from there')
 
     def give_up(self, epoch):
-        """Raise NotFinite after too many steps in a row that were not finite; with their causes, and saved unless it rewinds."""
+        """Raise NotFinite after too many steps in a row that were not finite.
+
+        The state before them is saved, unless the run will rewind.
+        """
         bad = self.progress.bad
-        steps, message = range(bad[0][0], bad[-1][0] + 1), self.progress.story(bad)
+        steps = range(bad[0][0], bad[-1][0] + 1)
+        message = self.progress.describe_bad(bad)
         if self.options.rewind:  # all ranks read the same checkpoint, once it is written
             if self.session.writer:
                 self.session.writer.close(STOP_PATIENCE)
@@ -409,12 +434,13 @@ class Trainer:
 def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, requests):
     """One optimiser step on the next `accum` of the batches, of equal size.
 
-    model(*batch) returns the loss; batches yields its arguments, on the device: this rank's images (B / accum, C, H, W) and
-    what belongs to them. autocast() is the context of the forward pass. requests() is (2,) on the device, not 0 where this
-    rank wants to stop, or to save.
+    model(*batch) returns the loss; batches yields its arguments, on the device: this rank's images (B /
+    accum, C, H, W) and what belongs to them. autocast() is the context of the forward pass. requests() is
+    (2,) on the device, not 0 where this rank wants to stop, or to save.
 
-    Returns (loss, gradient norm before clipping, 1 if finite, ranks that want to stop, ranks that want to save), (5,) on
-    the device. Whether the step is finite is decided on the device, the same on all ranks; if it is not, it changes nothing.
+    Returns (loss, gradient norm before clipping, 1 if finite, ranks that want to stop, ranks that want to
+    save), (5,) on the device. Whether the step is finite is decided on the device, the same on all ranks; if
+    it is not, it changes nothing.
     """
     before = guard.snapshot()
     optimizer.zero_grad(set_to_none=True)
@@ -427,9 +453,11 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
             loss.backward()
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip_grad)
-    verdict = ranks.all_reduce(torch.cat([torch.stack([total, (~torch.isfinite(total + norm)).float()]), requests()]))
+    is_bad = (~torch.isfinite(total + norm)).float()
+    verdict = ranks.all_reduce(torch.cat([torch.stack([total, is_bad]), requests()]))
     off = verdict[1] > 0
-    optimizer.found_inf, optimizer.grad_scale = off.float(), None
+    optimizer.found_inf = off.float()  # torch's protocol by which an optimiser leaves a step out
+    optimizer.grad_scale = None
     optimizer.step()
     guard.restore(before, off)
     return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])

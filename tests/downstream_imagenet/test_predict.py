@@ -279,7 +279,7 @@ def test_grey_16_bits_and_an_image_of_one_pixel(labelled, tmp_path):
 
 
 def test_a_sheet_is_limited_and_says_so(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'ON_SHEET', 4)
+    monkeypatch.setattr(module, 'MAX_ON_SHEET', 4)
     for i in range(6):
         Image.new('RGB', (8, 8), (40 * i, 0, 0)).save(tmp_path / f'{i}.png')
     said = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
+from pretrain.masking import cut, draw_visible, normalise, paste
 from pretrain.spark import build_spark
 from tests.conftest import randomise
 
@@ -45,10 +46,25 @@ def test_loss_is_the_squared_error_of_normalised_hidden_cells():
 
 
 def test_cut_and_paste_are_inverse():
-    spark = small(in_chans=2)
     images = torch.randn(3, 2, 32, 48)
-    assert spark.cut(images).shape == (3, 24, 128)
-    assert torch.equal(spark.paste(spark.cut(images)), images)
+    cells = cut(images, 8)
+    assert cells.shape == (3, 24, 128)
+    assert torch.equal(cells[1, 7].view(2, 8, 8), images[1, :, 8:16, 8:16])
+    assert torch.equal(paste(cells, (4, 6), 8), images)
+
+
+def test_normalised_cells_have_no_mean_and_their_own_deviation_is_taken_out():
+    cells = 3 + 2 * torch.randn(2, 5, 48, dtype=torch.float64)
+    normalised, mean, deviation = normalise(cells)
+    torch.testing.assert_close(normalised.mean(2), torch.zeros(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(normalised.var(2), torch.ones(2, 5, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(normalised * deviation + mean, cells)
+
+
+def test_what_an_image_s_mask_is_does_not_depend_on_which_rows_are_asked_for():
+    whole = draw_visible(6, 9, 4, torch.Generator().manual_seed(3))
+    part = draw_visible(6, 9, 4, torch.Generator().manual_seed(3), rows=slice(2, 4))
+    assert torch.equal(part, whole[2:4])
 
 
 def test_the_light_decoder_ends_at_the_finest_level():
@@ -76,7 +92,7 @@ def test_hidden_pixels_reach_the_loss_through_the_target_only():
     spark = randomise(small()).eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     seen = spark.geometry(images, visible).is_visible()[..., None]
-    other = spark.paste(torch.where(seen, spark.cut(images), 1e3 * torch.randn(2, 24, 192)))
+    other = paste(torch.where(seen, cut(images, 8), 1e3 * torch.randn(2, 24, 192)), (4, 6), 8)
     for a, b in zip(spark.encode(images, visible), spark.encode(other, visible)):
         assert torch.equal(a, b)
     geometry = spark.geometry(images, visible)
@@ -89,7 +105,7 @@ def test_reconstruction_keeps_the_visible_and_has_the_scale_of_the_input():
     images, visible = 5 + 3 * torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     picture = spark.reconstruct(images, visible)
     seen = spark.geometry(images, visible).is_visible()[..., None]
-    assert torch.equal(spark.cut(picture) * seen, spark.cut(images) * seen)
+    assert torch.equal(cut(picture, 8) * seen, cut(images, 8) * seen)
     output = spark.dense_decoder(spark.densify(spark.encoder(images, spark.geometry(images, visible)),
                                                spark.geometry(images, visible)))
     normalised = (picture.unfold(2, 8, 8).unfold(3, 8, 8) - images.unfold(2, 8, 8).unfold(3, 8, 8).mean((1, 4, 5), True)) \
@@ -191,7 +207,8 @@ def test_a_deep_copy_is_independent():
 
 
 @pytest.mark.parametrize(('model', 'backend'), [
-    ('your_convnet', 'aot_eager'),  # without inductor, whose compiler takes minutes
+    ('your_convnet', 'eager'),  # the graph is made, and run as it is
+    pytest.param('your_convnet', 'aot_eager', marks=pytest.mark.slow),  # the graph of the backward pass as well
     *(pytest.param(model, 'inductor', marks=pytest.mark.slow) for model in ('your_convnet', 'test_resnet', 'convnextv2_atto'))])
 def test_compiles_to_one_graph_whatever_the_mask(model, backend):
     torch._dynamo.reset()  # the other networks' compilations share the code of forward

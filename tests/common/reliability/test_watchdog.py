@@ -53,11 +53,13 @@ def test_a_call_that_keeps_the_lock_for_ever_ends_with_the_code_and_says_where(t
 def test_a_process_that_python_runs_in_comes_to_its_end(tmp_path):
     """Several times one after the other; nothing of it stays, but for the exit pipe of the process."""
     code = """import os, sys, time
+from common.reliability import watchdog
 from common.reliability.watchdog import Watchdog
+watchdog.PAUSE = 0.1  # several signs of life are given, and none would be missed for minutes
 def files():
     return len(os.listdir('/proc/self/fd'))
 for i in range(4):
-    with Watchdog(0, 0.1 if i < 3 else 0, sys.argv[1]) as one:
+    with Watchdog(0, 30 if i < 3 else 0, sys.argv[1]) as one:
         time.sleep(0.5)
         assert (one.process is None) == (i == 3)
     if i == 0:

@@ -21,7 +21,7 @@ from downstream_imagenet.features import Options as FeatureOptions
 from downstream_imagenet.main import fine_tune
 from pretrain.data import find_held_out, find_images
 from pretrain.main import pretrain
-from tests.common.test_input import pack
+from tests.common.images.drawn import pack
 
 
 def write(folder, *names):

@@ -20,10 +20,10 @@ from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, plan
 from pretrain.spark import build_spark
 from pretrain.spark_method import SparKOptions as Options
 from tests.conftest import ROOT, flags
-from tests.downstream_coco.test_coco import scenes  # noqa: F401  (a fixture, as the next ones)
-from tests.downstream_coco.test_coco import small as small_detection  # noqa: F401
-from tests.downstream_imagenet.test_finetune import labelled  # noqa: F401
-from tests.downstream_imagenet.test_finetune import small as small_tuning  # noqa: F401
+from tests.downstream_coco.conftest import scenes  # noqa: F401  (a fixture, as the next ones)
+from tests.downstream_coco.conftest import small as small_detection  # noqa: F401
+from tests.downstream_imagenet.conftest import labelled  # noqa: F401
+from tests.downstream_imagenet.conftest import small as small_tuning  # noqa: F401
 
 
 class Gated(nn.Module):
@@ -132,7 +132,7 @@ POOLED = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
 def test_parts_that_a_norm_can_be_trained_on(batch, ranks, changes, least):
     run = Run(Options(name='x', batch_size=batch, **changes), Ranks(0, ranks, torch.device('cpu')), 100)
     found = run.with_norms(None, POOLED, lambda: POOLED(torch.randn(1, 3, 4, 4)))
-    assert found.least == least and found.parts(None) == run.parts(None)
+    assert found.smallest_part == least and found.parts(None) == run.parts(None)
 
 
 @pytest.mark.parametrize(('batch', 'ranks', 'changes', 'remedies'), [
@@ -220,7 +220,7 @@ def test_one_image_a_rank_is_trained_on_if_ranks_share_their_statistics(tiny, tm
                    sync_bn=sync_bn)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'pretrain.main',
                *flags(options), '--name=two']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode == 0) == sync_bn
     assert ('Finished' in done.stdout) == sync_bn and ('--sync_bn=True' in done.stderr) != sync_bn
 

@@ -14,7 +14,7 @@ from common.networks.renaming import to_timm
 from common.reliability.checkpoint import read_plain
 from pretrain.spark import build_spark
 from pretrain.spark_weights import load_init, official_encoder
-from tests.pretrain.test_golden import official_name
+from tests.pretrain.official import official_name
 
 
 def spark_of(model, **changes):

@@ -101,7 +101,7 @@ def test_none_reaches_torch_on_the_cpu():
 TRAINS = """
 import sys, torch
 from pretrain.spark import build_spark
-from tests.common.test_convolutions import Stem
+from tests.common.networks.test_convolutions import Stem
 torch.manual_seed(0)
 name, precise = sys.argv[1], torch.float64
 spark = build_spark(Stem() if name == 'stem' else name, input_size=128, decoder_width=32)
