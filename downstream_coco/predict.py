@@ -1,7 +1,8 @@
 """Find objects in images with a trained detector: draw their boxes and masks, and write COCO's result format.
 
-    python -m downstream_coco.predict --weights=output_my_run/resnet50_coco_last.pth --out=DIR IMAGE_OR_FOLDER
-    ...
+    python -m downstream_coco.predict --weights=output_my_run/resnet50_coco_last.pth --out=DIR IMAGE ...
+
+IMAGE may also be a folder.
 """
 import argparse
 import json

@@ -41,74 +41,59 @@ class Options(RunOptions):
     """What a user decides, besides what every program has. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_1kfinetuned_last.pth; the one in the run folder if '
-                               'not given. A file '
-                         'of weights is taken as --finetune_from', 'run', ('resume_from',), str,
-                         harmless=True)
+                         'not given. A file of weights is taken as --finetune_from', 'run', ('resume_from',),
+                         str, harmless=True)
     finetune_from: str = option(None, "weights to start from: ours, official, timm's or torchvision's files, "
-                                      "or 'timm' for "
-                                "timm's own; random if not given", 'run', ('weights',), str, harmless=True)
-    eval: str = option(None, 'measure the accuracy of this file on the validation images, and '
-                             'stop', 'run', parse=str,
-                       harmless=True)
+                                "or 'timm' for timm's own; random if not given", 'run', ('weights',), str,
+                                harmless=True)
+    eval: str = option(None, 'measure the accuracy of this file on the validation images, and stop', 'run',
+                       parse=str, harmless=True)
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a "
-                                  "class", 'data', parse=str,
-                            harmless=True)
-    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not '
-                                 'given', 'data', parse=str,
-                           harmless=True)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
+                            'data', parse=str, harmless=True)
+    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
+                           'data', parse=str, harmless=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop_scale: tuple = option((0.08, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     crop: float = option(None, 'share of an image in the evaluation crop; 0.95 if not given, from 384 px on '
-                               'all, resized to '
-                         'the square', 'data', parse=float)
+                         'all, resized to the square', 'data', parse=float)
     augment: str = option(None, 'trivial (TrivialAugmentWide), v0 (AutoAugment) or none; trivial if not '
-                                'given, v0 from 384 px '
-                          'on, none for images of other than 1 or 3 channels', 'data', parse=str,
-                          choices=('trivial', 'v0', 'none'))
+                          'given, v0 from 384 px on, none for images of other than 1 or 3 channels', 'data',
+                          parse=str, choices=('trivial', 'v0', 'none'))
     erase: float = option(0.25, 'share of images of which a rectangle is erased', 'data')
     repeats: int = option(0, 'times an image is augmented for a batch; an epoch then sees 1 / repeats of the '
-                             'images', 'data',
-                          ('rep_aug',))
+                          'images', 'data', ('rep_aug',))
 
-    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with '
-                                           'timm', 'method', parse=str,
-                           harmless=True)
+    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm',
+                           'method', parse=str, harmless=True)
     drop_path: float = option(None, "stochastic depth; the recipe's if not given, none where the network has "
-                                    "none", 'method',
-                              ('dp',), float)
+                              "none", 'method', ('dp',), float)
     freeze: bool = option(False, 'train a linear classifier on frozen features (linear probing)', 'method')
     mixup: float = option(0.1, 'alpha of mixup; 0 for none', 'method')
-    cutmix: float = option(1.0, 'alpha of CutMix; 0 for none. With both, each batch gets one of '
-                                'them', 'method')
+    cutmix: float = option(1.0, 'alpha of CutMix; 0 for none. With both, each batch gets one of them',
+                           'method')
     smoothing: float = option(0.1, 'of the labels', 'method')
     loss: str = option(None, 'bce (binary cross-entropy) or ce (soft-target cross-entropy); bce for LAMB if '
-                             'not given, else ce',
-                       'method', parse=str, choices=('bce', 'ce'))
+                       'not given, else ce', 'method', parse=str, choices=('bce', 'ce'))
     ema: float = option(0.9999, 'decay of the average of the weights; 0 for none', 'method')
 
     batch_size: int = option(2048, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
     epochs: int = option(300, 'passes over the data', 'optimisation', ('ep',))
-    warmup_epochs: float = option(5.0, 'epochs of rising learning rate; at most a tenth of all if not '
-                                       'given', 'optimisation',
-                                  ('wp_ep',))
-    base_lr: float = option(2e-3, 'peak learning rate for a batch of 256; it grows with the '
-                                  'batch', 'optimisation',
-                            harmless=True)
+    warmup_epochs: float = option(5.0, 'epochs of rising learning rate; at most a tenth of all if not given',
+                                  'optimisation', ('wp_ep',))
+    base_lr: float = option(2e-3, 'peak learning rate for a batch of 256; it grows with the batch',
+                            'optimisation', harmless=True)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd', 'lars'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; the recipe's if "
-                                      "not given, for "
-                                "other networks 0.7, or more such that the stem of a deep one has a "
-                                "ResNet-50's share",
-                                'optimisation', ('lr_scale',), float)
+                                "not given, for other networks 0.7, or more such that the stem of a deep one "
+                                "has a ResNet-50's share", 'optimisation', ('lr_scale',), float)
     weight_decay: float = option(0.02, 'constant', 'optimisation', ('wd',))
     clip_grad: float = option(None, 'largest norm of the whole gradient; inf (or -1) for no clipping; 1 for '
-                                    'LAMB if not given, '
-                              'else no clipping', 'optimisation', ('clip',), clip, harmless=True)
+                              'LAMB if not given, else no clipping', 'optimisation', ('clip',), clip,
+                              harmless=True)
     official_lamb: bool = option(False, "LAMB as the original had it: no clipping, no bias correction, every "
-                                        "parameter's step "
-                                 'scaled by its norm. It explodes for some', 'optimisation')
+                                 "parameter's step scaled by its norm. It explodes for some", 'optimisation')
     sync_bn: bool = option(False, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
     val_every: int = option(1, 'epochs between evaluations', 'log', harmless=True)

@@ -31,22 +31,21 @@ class Options(ImageOptions):
     """What a user decides: images, a network, where its weights come from. Raises ValueError."""
 
     weights: str = option(None, "file of weights: ours, official, timm's or torchvision's, or of a "
-                                "fine-tuned run", 'weights',
-                          ('finetune_from',), str)
+                          "fine-tuned run", 'weights', ('finetune_from',), str)
     random: bool = option(False, 'no weights: the untrained network, as a baseline', 'weights')
     timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a "
-                                  "class", 'data', parse=str)
-    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not '
-                                 'given', 'data', parse=str)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
+                            'data', parse=str)
+    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
+                           'data', parse=str)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
-    crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on '
-                               'all', 'data', parse=float)
+    crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data',
+                         parse=float)
     batch_size: int = option(64, 'images at a time', 'machine', ('bs',))
-    register: str = option('pretrain.models', 'module in which your own networks are registered with '
-                                              'timm', 'method', parse=str)
+    register: str = option('pretrain.models', 'module in which your own networks are registered with timm',
+                           'method', parse=str)
 
     augmentation = 'none'
 
