@@ -37,7 +37,9 @@ UNREAD = (
     ('archive', '.7z .rar .tar .tar.bz2 .tar.gz .tar.xz .tar.zst .tbz2 .tgz .txz .zip', 'unpack them'),
     ('packed data', '.arrow .beton .lmdb .mdb .parquet .rec .tfrecord', 'unpack them, or give a Dataset of '
                                                                         'your own'))
-UNREAD_ENDINGS = {ending: number for number, (_, endings, _) in enumerate(UNREAD) for ending in endings.split()}
+# {ending: place in UNREAD}
+UNREAD_ENDINGS = {ending: place for place, (_, endings, _) in enumerate(UNREAD)
+                  for ending in endings.split()}
 PACKED_ENDINGS = frozenset({'.gz', '.bz2', '.xz', '.zst'})  # say less than the ending before them
 
 # Folders that systems make for themselves, of thumbnails or deleted files, in lower case. Hidden ones are
@@ -141,7 +143,8 @@ class LeftOut:
                 found[f'{what.replace("(s)", "s" * (number > 1))} ({about})'] += number
 
         for kind, (name, _, advice) in enumerate(UNREAD):
-            of_kind = {ending: known for ending, known in self.files.items() if UNREAD_ENDINGS.get(ending) == kind}
+            of_kind = {ending: known for ending, known in self.files.items()
+                       if UNREAD_ENDINGS.get(ending) == kind}
             first = min((path for _, path in of_kind.values()), default='')
             count(sum(number for number, _ in of_kind.values()), f'{name} file(s)',
                   f'{", ".join(sorted(of_kind))}, such as {printable(first)}: {advice}')
@@ -155,7 +158,8 @@ class LeftOut:
             folder = min(self.unreadable)
             count(len(self.unreadable), 'folder(s) that cannot be read',
                   f'such as {printable(folder)}: {self.unreadable[folder]}')
-        others = {ending: number for ending, (number, _) in self.files.items() if ending not in UNREAD_ENDINGS}
+        others = {ending: number for ending, (number, _) in self.files.items()
+                  if ending not in UNREAD_ENDINGS}
         most_first = sorted(others, key=lambda ending: (-others[ending], ending))
         count(sum(others.values()), 'other file(s)',
               first_of([ending or 'without an ending' for ending in most_first], 4))
@@ -247,7 +251,8 @@ def holds(question):
 def folders_of(folder):
     """The names of the folders in a folder that are searched, in order. Raises OSError."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if holds(entry.is_dir) and not entry.name.startswith('.')
+        return sorted(entry.name for entry in entries
+                      if holds(entry.is_dir) and not entry.name.startswith('.')
                       and entry.name.lower() not in SYSTEM_FOLDERS)
 
 
