@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.timing import alternate, arguments, machine
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.geometry import Geometry
+from pretrain.geometry import Geometry
 
 
 def main():

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from benchmarks.timing import alternate, machine
 from pretrain.accelerated import convolutions
 from pretrain.accelerated.gradients import depthwise_weight_gradient
+from pretrain.geometry import Geometry
 from pretrain.masking import draw_visible
-from pretrain.sparse.geometry import Geometry
 
 GRID, NUM_VISIBLE = (7, 7), 20
 LAYERS = (  # kernel, stride, channels in and out, positions along the side of a cell before it, groups

@@ -16,6 +16,7 @@ from common.training.optim import BufferGuard, build_optimizer, parameter_groups
 from pretrain.accelerated.densify import FilledMap
 from pretrain.planning.memory import kept_for_backward
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod
 
 
 def parts_of(name, args, device):
@@ -59,7 +60,7 @@ def autocast(device):
 
 def optimise(spark, device):
     """What train_step does besides forward and backward."""
-    optimizer, guard = build_optimizer('lamb', parameter_groups(spark, 0.05), (0.9, 0.95)), BufferGuard(spark)
+    optimizer, guard = build_optimizer('lamb', parameter_groups(spark, 0.05, SparKMethod.no_decay), (0.9, 0.95)), BufferGuard(spark)
     set_schedule(optimizer, 1e-4, 0.05)
     for parameter in spark.parameters():
         parameter.grad = torch.randn_like(parameter) / 100

@@ -27,8 +27,8 @@ from torch import nn
 from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
-from common.training.engine import train_step
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
+from common.training.trainer import train_step
 from pretrain.spark import build_spark
 
 CASES = ('pretraining', 'supervised', 'dense', 'dense_plain', 'plain')
@@ -75,14 +75,14 @@ def prepare(case, name, args, device):
     set_schedule(optimizer, 1e-4, 0.05)
     if args.compile:
         net.compile()
-    ranks, wishes = Ranks(0, 1, device), torch.zeros(2, device=device)
+    ranks, requests = Ranks(0, 1, device), torch.zeros(2, device=device)
 
     def autocast():
         return torch.autocast('cuda', torch.bfloat16) if device.type == 'cuda' else nullcontext()
 
     def pretrain():
         visible = spark.draw_visible(args.batch).to(device)
-        train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: wishes)
+        train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: requests)
 
     def supervise():
         optimizer.zero_grad(set_to_none=True)

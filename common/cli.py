@@ -42,8 +42,8 @@ def numbers(text, kind=float):
 def plain_fields(options):
     """{name: value} of a dataclass of options in plain Python types, as files and command lines have them.
 
-    Lists become tuples, NumPy's numbers Python's, paths strings. ~ at the start of a text is the home folder: the shell leaves
-    --data_path=~/images as it is. Raises ValueError for a value of another type.
+    Lists become tuples, NumPy's numbers Python's, paths strings. ~ at the start of a text is the home folder:
+    the shell leaves --data_path=~/images as it is. Raises ValueError for a value of another type.
     """
     plain = {}
     for field in dataclasses.fields(options):
@@ -127,7 +127,8 @@ def parse(cls, program, description, argv=None, recipe=None):
 
 
 def changes(options, saved, harmless):
-    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not.
+    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless),
+    or those not.
 
     An option that a run was saved without is younger than the run, which therefore had its default.
     """
@@ -150,7 +151,8 @@ def needs(*modules):
 def reader_may_leave(ends=True):
     """Around a program that prints: a reader of stdout that is gone (`... | head -1`) ends it without a word.
 
-    ends: with code 141, as SIGPIPE would by itself. False: with the code that it has anyway, for a run whose result is files.
+    ends: with code 141, as SIGPIPE would by itself. False: with the code that it has anyway, for a run whose
+    result is files.
     """
     try:
         try:
@@ -184,8 +186,8 @@ def _reader_is_gone():
 def errors_in_one_sentence(accum=None):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
 
-    accum: of a training run, which the same command resumes; None for other programs. A run that was stopped has its own
-    codes (common/reliability/stopping.py).
+    accum: of a training run, which the same command resumes; None for other programs. A run that was stopped
+    has its own codes (common/reliability/stopping.py).
     """
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:

@@ -65,9 +65,10 @@ class Ranks:
 def distributed(patience=0, folder='.'):
     """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs.
 
-    patience: minutes without progress after which the watch (common/reliability/watch.py) ends a rank and says which one is missing, or,
-    where no Python code runs any more, the process beside it does (common/reliability/watchdog.py); ranks wait a little longer for each
-    other, so that this comes first. 0: as long as torch has them wait. folder: of the run.
+    patience: minutes without progress after which the watch (common/reliability/heartbeat.py) ends a rank and
+    says which one is missing, or, where no Python code runs any more, the process beside it does
+    (common/reliability/watchdog.py); ranks wait a little longer for each other, so that this comes first. 0:
+    as long as torch has them wait. folder: of the run.
     """
     rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     with Watchdog(rank, patience, folder):
@@ -115,7 +116,8 @@ class _AllReduce(torch.autograd.Function):
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """What SyncBatchNorm is on GPUs, for CPU processes, which torch refuses: so that they mean the same as GPUs.
+    """What SyncBatchNorm is on GPUs, for CPU processes, which torch refuses: so that they mean the same as
+    GPUs.
 
     Statistics go through a differentiable all-reduce, weighted by the positions that each rank holds.
     """

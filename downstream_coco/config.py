@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
+from common.networks.create import USERS_NETWORKS
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Options(RunOptions):
     scales: tuple = option((0.6, 1.0), 'short side in training, from,to, as a share of input_size', 'data', parse=numbers)
     crop_scale: tuple = option((1.0, 1.0), 'area of a random crop, from,to; 1,1 for none', 'data', parse=numbers)
 
-    register: str = option('pretrain.models', 'module in which your own networks are registered with timm', 'method', parse=str,
+    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm', 'method', parse=str,
                            harmless=True)
     heads: str = option(None, 'mask (Mask R-CNN) or box (Faster R-CNN); mask if most objects have one, if not given', 'method',
                         parse=str, choices=('mask', 'box'))

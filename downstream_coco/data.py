@@ -17,10 +17,11 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from common.images.augmented import Augmented, Steps, as_input
-from common.images.files import ImageFiles, inside
+from common.images.files import ImageFiles
+from common.images.path_lists import inside
 from common.images.pixels import AS_IT_IS
-from common.training.engine import to_device
-from common.training.schedule import seed_for
+from common.seeds import seed_for
+from common.training.device import to_device
 from downstream_coco.annotations import read_annotations
 
 

@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
+from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 
 FINEST = 4  # stride of the largest map of the pyramid, as in the FPN paper
@@ -45,7 +46,7 @@ class Pyramid(nn.Module):
 
     def maps(self, images):
         with safe_convolutions(images.device):
-            found = self.cnn.forward_intermediates(images, intermediates_only=True)
+            found = feature_maps(self.cnn, images)
         return [found[index] for index in self.indices]
 
     def forward(self, images):
@@ -61,7 +62,7 @@ def measure(cnn, in_chans=3):
                          'pretrain/models/custom.py for a network of your own, or update timm')
     mode, found = cnn.training, {}
     try:
-        maps = cnn.eval().forward_intermediates(torch.zeros(1, in_chans, SIDE, SIDE), intermediates_only=True)
+        maps = feature_maps(cnn.eval(), torch.zeros(1, in_chans, SIDE, SIDE))
     except Exception as error:  # whatever a network can raise
         raise ValueError(f'{type(cnn).__name__} cannot take an image of {SIDE} px and give its maps ({error})') from error
     for index, one in enumerate(maps):

@@ -14,15 +14,15 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
-from common.images.look import warn_of
-from common.networks.weights import register
+from common.images.survey import warn_of
+from common.networks.create import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.run import autocast
 from common.words import counted
+from downstream_coco.checkpoints import read_detector, restore
 from downstream_coco.config import Options
 from downstream_coco.data import Collate, WholeView
-from downstream_coco.engine import as_results
-from downstream_coco.main import read_detector, restore
+from downstream_coco.evaluation import as_results
 
 COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#46f0f0', '#f032e6', '#bcf60c', '#fabebe', '#008080',
            '#9a6324', '#800000', '#808000', '#000075')
@@ -39,7 +39,7 @@ def drawn(image, found, names):
 
 
 @torch.no_grad()
-def predict(weights, sources, out, score=0.5, which='model', say=print, module='pretrain.models'):
+def predict(weights, sources, out, score=0.5, which='model', say=print, module=USERS_NETWORKS):
     """Write <name>.png for each image, and predictions.json, into the folder out; returns what is in the latter.
 
     which: 'model', or 'ema' for the average of a file that has one. Objects below the score are left out.
@@ -92,7 +92,7 @@ def main(argv=None):
     parser.add_argument('--out', default='predictions', help='folder for the pictures and predictions.json')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
     parser.add_argument('--ema', action='store_true', help='the average of the weights in <model>_coco_last.pth')
-    parser.add_argument('--register', default='pretrain.models', help='module in which your own networks are registered with '
+    parser.add_argument('--register', default=USERS_NETWORKS, help='module in which your own networks are registered with '
                         'timm (default: pretrain.models)')
     args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():

@@ -5,7 +5,7 @@ from torch import nn
 
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
-from common.networks.weights import create_cnn, register
+from common.networks.create import USERS_NETWORKS, create_cnn, register
 
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4, 'layer_decay': 0.7,
             'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3, 'ema': 0.9999}
@@ -56,7 +56,7 @@ class Options(RunOptions):
     repeats: int = option(0, 'times an image is augmented for a batch; an epoch then sees 1 / repeats of the images', 'data',
                           ('rep_aug',))
 
-    register: str = option('pretrain.models', 'module in which your own networks are registered with timm', 'method', parse=str,
+    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm', 'method', parse=str,
                            harmless=True)
     drop_path: float = option(None, "stochastic depth; the recipe's if not given, none where the network has none", 'method',
                               ('dp',), float)
@@ -161,7 +161,7 @@ def recipe_of(model, input_size=224):
 
 def recipe(given):
     """Options for a model, under those that are given."""
-    register(given.get('register', 'pretrain.models'))
+    register(given.get('register', USERS_NETWORKS))
     options = dict(recipe_of(given.get('model', 'resnet50'), given.get('input_size', 224))[1])
     if 'epochs' in given:  # of a shorter run, a tenth
         options['warmup_epochs'] = min(options['warmup_epochs'], given['epochs'] / 10)

@@ -13,12 +13,15 @@ from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from common.images.augmented import BICUBIC, CentreCrop, RandomCrop, seeded
-from common.images.files import ImageFiles, at_most, check_dataset, timm_dataset
-from common.images.finding import VALIDATION, first_of, folders_of, printable, validation_folder, what_is_in, why_without_images
+from common.images.datasets import check_dataset, timm_dataset
+from common.images.files import ImageFiles
+from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
 from common.images.loading import each_once
 from common.images.pixels import AS_IT_IS
-from common.training.engine import to_device
-from common.training.schedule import seed_for
+from common.images.timeout import at_most
+from common.seeds import seed_for
+from common.training.device import to_device
+from common.words import first_of, printable
 
 LOOSE = 10  # images beside the folders of the classes, such as an overview of them, that are left out
 NO_LAYOUT = "is not in ImageNet's layout, one folder for each class with its images"

@@ -8,14 +8,15 @@ from common.cli import option
 from common.config import ImageOptions, require
 from common.distributed import Ranks
 from common.images.augmented import Augmented
-from common.images.files import not_looked_at
+from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
-from common.images.look import warn_of
-from common.networks.weights import create_cnn, load_classifier, register, try_size
+from common.images.survey import warn_of
+from common.networks.create import create_cnn, register, try_size
+from common.networks.load import load_classifier
+from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
-from common.training.schedule import seed_for
+from downstream_imagenet.classifier import pooled_features
 from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, find_labelled, labelled_once, share_of
-from downstream_imagenet.engine import pooled_features
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse, reader_may_leave
-from common.networks.weights import register
+from common.networks.create import USERS_NETWORKS, register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
 from downstream_imagenet.main import fine_tune
@@ -103,7 +103,7 @@ def main(argv=None):
 
 def mae_recipe(given):
     """MAE's options, under those that are given."""
-    register(given.get('register', 'pretrain.models'))
+    register(given.get('register', USERS_NETWORKS))
     return {**MAE, 'warmup_epochs': min(10.0, given.get('epochs', 90) / 9)}
 
 

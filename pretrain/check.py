@@ -25,12 +25,16 @@ from torchvision.ops import StochasticDepth
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.cli import reader_may_leave
 from common.config import size
+from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.compare import View, error, locate
-from pretrain.sparse.geometry import Geometry
-from pretrain.sparse.probe import Refused, feature_maps
+from pretrain.geometry import Geometry
+from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
+from pretrain.sparse.coverage import cover
+from pretrain.sparse.notes import NoteKind
+from pretrain.sparse.proof import randomise_scales
+from pretrain.sparse.refused import ForwardFailed, Refused
 
 TOLERANCE = 1e-8
 ROUGH = 1e-5  # for networks that compute in float32 by themselves
@@ -102,11 +106,8 @@ def prepared(cnn, seed=0):
     """In training mode and float64, with random scales and no dropout: what these hide shows. Raises ValueError."""
     if any(parameter.is_meta for parameter in cnn.parameters()):
         raise ValueError(f'{type(cnn).__name__} is on the meta device, without values: make it on a real one')
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in cnn.cpu().parameters():
-            if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
-                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        randomise_scales(cnn.cpu(), seed)
     for module in cnn.modules():
         for rate in ('p', 'drop_prob'):
             if isinstance(getattr(module, rate, None), float) and isinstance(module, (
@@ -159,8 +160,8 @@ def build(cnn, input_size, cell_size, in_chans, levels):
     fixed = getattr(cnn, 'default_cfg', {}).get('input_size', (0, 0, 0))[-1]
     try:
         encoder = SparseEncoder(cnn, (side, side), in_chans, cell_size, levels)
-    except Refused as error:
-        if 'cannot run on an image' in str(error) and fixed:  # it may accept one size only
+    except ForwardFailed:
+        if fixed:  # it may accept one size only
             return SparseEncoder(cnn, (fixed, fixed), in_chans, cell_size, levels)
         raise
     if encoder.grid[0] < 4:
@@ -209,21 +210,21 @@ def random_cells(encoder, batch):
 
 def all_visible(encoder, images):
     """(a): strips of all cells against the dense network."""
-    view = View(encoder.grid, [(0, 0)] * images, encoder.grid)
-    return compare('(a) with all cells visible it is the dense network', encoder, view)
+    rectangles = VisibleRectangles(encoder.grid, [(0, 0)] * images, encoder.grid)
+    return compare('(a) with all cells visible it is the dense network', encoder, rectangles)
 
 
 def rectangle(encoder, images):
     """(b): a visible rectangle in each image, the dense network on what is cut out there."""
-    (h, w), reflects = encoder.grid, any('cannot imitate' in note for note in encoder.notes)
+    (h, w), reflects = encoder.grid, has_note(encoder, NoteKind.PADDING_MODE)
     if reflects and min(h, w) < 3:
         asked = '(b) on a visible rectangle it is the dense network on that'
         return False, asked, 'not seen: give an image of three cells each way or more', 0.0
     size = (max(1, h - 2), max(1, w - 2)) if reflects else (max(1, h // 2), max(1, w - 1))
     corners = [(1, 1), (1, 1)] if reflects else [(h - size[0], w - size[1]), (0, 0)]
-    view = View(encoder.grid, corners * (images // 2), size)
+    rectangles = VisibleRectangles(encoder.grid, corners * (images // 2), size)
     asked = f'(b) on {size[0]} x {size[1]} visible cells it is the dense network on these'
-    return compare(asked, encoder, view, ZeroPadding() if reflects else None)
+    return compare(asked, encoder, rectangles, ZeroPadding() if reflects else None)
 
 
 class ZeroPadding(TorchFunctionMode):
@@ -236,35 +237,39 @@ class ZeroPadding(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def compare(asked, encoder, view, context=None):
+def compare(asked, encoder, rectangles, context=None):
     """Features, gradients of a random projection of them, and running statistics, of the sparse and of the dense network."""
-    cnn, images = encoder.cnn, inputs(encoder, len(view.corners))
+    cnn, images = encoder.cnn, inputs(encoder, len(rectangles.corners))
     before = {key: value.clone() for key, value in cnn.named_buffers()}
     parameters = [p for key, p in cnn.named_parameters() if key not in encoder.unused]
     weights, results = [], []
     for sparse in (True, False):
         restore(cnn, before)
-        x = (images if sparse else view.cut(images)).clone().requires_grad_()
+        x = (images if sparse else rectangles.cut(images)).clone().requires_grad_()
         with nullcontext() if sparse or context is None else context:
-            maps = [view.bring(strip) for strip in encoder(x, view.geometry)] if sparse else encoder.pyramid(x)
+            maps = [rectangles.as_dense(strip) for strip in encoder(x, rectangles.geometry)] if sparse else encoder.pyramid(x)
         weights = weights or [torch.randn_like(out) for out in maps]
         found = torch.autograd.grad(sum((out * weight).sum() for out, weight in zip(maps, weights)), [x, *parameters],
                                     allow_unused=True)
         found = [torch.zeros(1, dtype=x.dtype) if g is None else g for g in found]
-        found[0] = view.cut(found[0]) if sparse else found[0]
+        found[0] = rectangles.cut(found[0]) if sparse else found[0]
         results.append(([out.detach() for out in maps], found, [b.clone() for b in cnn.buffers() if b.is_floating_point()]))
     restore(cnn, before)
     ours, theirs = results
-    errors = [error(a, b) for a, b in zip(ours, theirs)]
+    errors = [relative_error(a, b) for a, b in zip(ours, theirs)]
     holds = max(errors) <= tolerance(encoder)
     found = f'features {errors[0]:.0e}, gradients {errors[1]:.0e}' + (f', statistics {errors[2]:.0e}' if ours[2] else '')
     if not holds:
-        found += f'; {locate(encoder, images, view, ROUGH, context)}'
+        found += f'; {first_wrong_module(cnn, encoder.pyramid, images, rectangles, ROUGH, context)}'
     return holds, asked, found, max(errors)
 
 
 def tolerance(encoder):
-    return ROUGH if any('computes in' in note for note in encoder.notes) else TOLERANCE
+    return ROUGH if has_note(encoder, NoteKind.PRECISION) else TOLERANCE
+
+
+def has_note(encoder, kind):
+    return any(note.kind is kind for note in encoder.notes)
 
 
 def restore(cnn, buffers):
@@ -284,7 +289,9 @@ def hidden_pixels(encoder, batch):
         for x, cells in ((images, geometry), (other, geometry), (images, shuffled)):
             restore(encoder.cnn, buffers)
             runs.append([cells.to_canvas(strip) for strip in encoder(x, cells)])
-    asked, same, order = '(c) hidden pixels, and the order of cells, change nothing', error(*runs[:2]), error(runs[2], runs[0])
+    asked = '(c) hidden pixels, and the order of cells, change nothing'
+    same = relative_error(runs[1], runs[0])
+    order = relative_error(runs[2], runs[0])
     bits = all(torch.equal(a, b) for a, b in zip(runs[0], runs[1]))
     found = f'pixels {"not a bit" if bits else f"{same:.0e}"}, order {order:.0e}'
     return bits and order <= tolerance(encoder), asked, found, max(same, order)
@@ -334,8 +341,7 @@ def main(arguments=None):
     if args.all == (args.model is not None):
         parser.error('give a model, or --all')
     if args.all:
-        from pretrain.sparse.coverage import cover
-        cover(args.jobs)
+        cover(check, args.jobs)
         return
     report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
     print(report)

@@ -1,7 +1,8 @@
 """Images without labels: where they are."""
 from pathlib import Path
 
-from common.images.files import ImageFiles, timm_dataset
+from common.images.datasets import timm_dataset
+from common.images.files import ImageFiles
 from common.images.finding import VALIDATION, validation_folder
 from common.images.pixels import AS_IT_IS
 from common.images.shards import TarShards, is_sharded

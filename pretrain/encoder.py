@@ -1,18 +1,14 @@
 """The sparse encoder: any CNN, run on the visible cells of an image (SparK, section 3.1).
 
 Nothing hidden enters the network: it runs on strips of visible cells (sparse/plane.py), as it is. What it must be for that,
-and which of its feature maps make the pyramid, is measured when the encoder is built (probe.py).
+and which of its feature maps make the pyramid, is measured when the encoder is built (sparse/probe.py).
 """
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 
-from common.networks.convolutions import safe_convolutions
-from pretrain.sparse.aligned import AlignedPadding
-from pretrain.sparse.compare import View, error, locate
-from pretrain.sparse.plane import Plane
-from pretrain.sparse.probe import REMEDY, Refused, feature_maps, parts, probe
+from pretrain.sparse.parameters import outermost_modules
+from pretrain.sparse.probe import probe
+from pretrain.sparse.pyramid import pyramid
 
 
 class SparseEncoder(nn.Module):
@@ -33,47 +29,23 @@ class SparseEncoder(nn.Module):
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None):
         super().__init__()
         found = probe(cnn, input_size, in_chans, cell_size, levels)
-        self.cnn, self.input_size, self.in_chans = cnn, tuple(input_size), in_chans
-        self.stride, self.cell_size, self.grid = found.stride, found.cell_size, found.grid
-        self.levels, self.reductions, self.channels = found.levels, found.reductions, found.channels
-        self.norm, self.unused, self.notes = found.norm, found.unused, found.notes
-        self.taps, self.stop, self.aligned, self.uncompiled = found.taps, found.stop, found.aligned, found.uncompiled
+        self.cnn = cnn
+        self.input_size = tuple(input_size)
+        self.in_chans = in_chans
+        self.stride = found.stride
+        self.cell_size = found.cell_size
+        self.grid = found.grid
+        self.levels = found.levels
+        self.reductions = found.reductions
+        self.channels = found.channels
+        self.norm = found.norm
+        self.unused = found.unused
+        self.notes = found.notes
+        self.taps = found.taps
+        self.stop = found.stop
+        self.aligned = found.aligned
+        self.uncompiled = found.uncompiled
         self._recomputing = [module for module in cnn.modules() if hasattr(module, 'grad_checkpointing')]
-        self._prove(found.image, found.twin)
-
-    @torch.no_grad()
-    def _prove(self, image, twin):
-        """With every cell visible, strips must give what the dense network gives: catches what the probe cannot see.
-
-        Tried on a twin of the network with random scales: zero-initialised branches and small layer scales would hide their
-        errors, which then are of the size of the features. BatchNorm takes the statistics of this very batch, since a deep
-        network of random scales would explode without. In float64, unless constants of its own forbid that.
-        """
-        generator = torch.Generator().manual_seed(0)
-        for parameter in twin.parameters():
-            if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
-                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
-        for module in twin.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 1.0
-        view, cause, fault = View(self.grid, [(0, 0)] * len(image), self.grid, image.device), None, ''
-        with torch.random.fork_rng(devices=[]):
-            try:
-                self.pyramid(image.double(), cnn=twin.double().train())
-                image = image.double()
-            except RuntimeError:
-                self.pyramid(image, cnn=twin.to(image.dtype).train())
-        dense = self.pyramid(image, cnn=twin.eval())
-        try:
-            strips = self.pyramid(image, view.geometry, twin)
-            same = error([view.bring(strip) for strip in strips], dense) <= 0.01
-            fault = '' if same else f' ({locate(self, image, view, 0.01, cnn=twin)})'
-        except Exception as failure:  # a shape that a strip does not have
-            same, cause = False, failure
-        if not same:
-            raise Refused(f'{type(self.cnn).__name__} does not give its own features when it runs on strips of all cells'
-                          f'{fault}: something in it depends on the shape of the image plane or on the order of positions '
-                          f'(windows, tokens, coordinates). {REMEDY}') from cause
 
     def forward(self, images, geometry=None):
         """images (B, C, H, W) -> the pyramid, small stride to large: strips, or dense maps without a geometry."""
@@ -86,21 +58,18 @@ class SparseEncoder(nn.Module):
         return self.pyramid(images, geometry)
 
     def pyramid(self, images, geometry=None, cnn=None):
-        """`forward` without its questions, of a twin of the network if given: densely, images of any size fit."""
-        return (self._pyramid_uncompiled if self.uncompiled else self._pyramid)(images, geometry, cnn or self.cnn)
+        """`forward` without its questions, of another network with the same maps if given: densely, images of any size fit."""
+        run = self._pyramid_uncompiled if self.uncompiled else self._pyramid
+        return run(self.cnn if cnn is None else cnn, images, geometry)
 
-    def _pyramid(self, images, geometry, cnn):
-        x = images if geometry is None else geometry.to_strip(images)
-        with safe_convolutions(images.device), Plane(geometry) if geometry else nullcontext(), \
-                AlignedPadding() if self.aligned else nullcontext():
-            maps = feature_maps(cnn, x, self.taps, self.stop)
-        return [maps[level] for level in self.levels]
+    def _pyramid(self, cnn, images, geometry):
+        return pyramid(cnn, images, geometry, self.levels, self.taps, self.stop, self.aligned)
 
     @torch.compiler.disable
-    def _pyramid_uncompiled(self, *arguments):
+    def _pyramid_uncompiled(self, cnn, images, geometry):
         """torch.compile hides F.pad from a Plane, and cannot register the hooks of taps."""
-        return self._pyramid(*arguments)
+        return self._pyramid(cnn, images, geometry)
 
     def left_out(self):
         """{module: number of parameters} of what the features do not depend on: it stays as it is in pretraining."""
-        return parts(self.cnn, self.unused)
+        return outermost_modules(self.cnn, self.unused)

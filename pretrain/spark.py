@@ -14,15 +14,16 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.networks.create import create_cnn
 from common.networks.norms import refused, single_valued
-from common.networks.weights import create_cnn, load_official_spark
 from common.recompute import checkpointed
 from pretrain import masking
 from pretrain.accelerated.decoder import decode as decode_accelerated
 from pretrain.accelerated.densify import FilledMap
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.geometry import Geometry
+from pretrain.geometry import Geometry
+from pretrain.spark_weights import load_official as load_official_spark
 
 
 class SparK(nn.Module):
@@ -72,6 +73,16 @@ class SparK(nn.Module):
                 kernel = 1 if is_smallest else 3
                 self.densify_projs.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
         self.single_valued = self.measure_norms()
+
+    @property
+    def input_size(self):
+        """(height, width) of the images, in pixels."""
+        return self.encoder.input_size
+
+    @property
+    def uncompiled(self):
+        """Whether torch.compile leaves the encoder alone."""
+        return self.encoder.uncompiled
 
     @torch.no_grad()
     def measure_norms(self):

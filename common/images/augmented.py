@@ -16,9 +16,9 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.images.files import at_most
-from common.images.pixels import pixel_limit
-from common.training.schedule import seed_for
+from common.images.limits import pixel_limit
+from common.images.timeout import at_most
+from common.seeds import seed_for
 from common.words import counted
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -76,7 +76,7 @@ class CentreCrop:
 class Augmented(Dataset):
     """Images as the network takes them: (C, H, W) float32, normalised with (mean, std).
 
-    Without a normalisation they are left as they are, uint8 or float32 in [0, 1], for common.training.engine.Normalise: 8-bit images are
+    Without a normalisation they are left as they are, uint8 or float32 in [0, 1], for common.training.device.Normalise: 8-bit images are
     a quarter of the bytes on their way from a loading process to the device.
 
     images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start with one; with

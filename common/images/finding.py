@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from common.words import first_of, printable
+
 # What Pillow registers and is not read here: EPS starts Ghostscript, whatever the file is called; IPTC opens what it wraps as
 # anything, EPS too; BUFR, GRIB, HDF5 and WMF are stubs that ask for a program; MPEG has no decoder; PALM and PDF no reader.
 NOT_READ = frozenset({'EPS', 'IPTC', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPEG', 'PALM', 'PDF'})
@@ -70,11 +72,6 @@ def remedy(file):
     """What a user can do about a file that is not read, judged by its name; None if that does not help."""
     ending = ending_of(os.path.basename(file)) if isinstance(file, (str, os.PathLike)) else ''
     return UNREAD[UNREAD_ENDINGS[ending]][2] if ending in UNREAD_ENDINGS and ending not in image_endings() else None
-
-
-def printable(path):
-    """A path as it can be printed in a line: file names may hold anything."""
-    return ''.join(letter if letter.isprintable() else '?' for letter in str(path))
 
 
 class LeftOut:
@@ -201,11 +198,6 @@ def what_is_in(folder):
         return f'{folder} cannot be read ({error.strerror})'
     return f'{folder} holds the folder{"s" * (len(folders) > 1)} {first_of(folders)}' if folders else \
         f'{folder} holds no folders'
-
-
-def first_of(names, most=5):
-    """Some of the names, with commas between them."""
-    return ', '.join(map(printable, names[:most])) + ', ...' * (len(names) > most)
 
 
 def why_without_images(folder):

@@ -1,7 +1,7 @@
 """Layer-wise learning rates: which layer a parameter belongs to, from the stem (0) to the classifier.
 
-The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and networks that have
-none the order of their modules.
+The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and
+networks that have none the order of their modules.
 """
 import timm.models.convnext
 import timm.models.resnet

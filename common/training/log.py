@@ -36,15 +36,16 @@ class Backup(logging.FileHandler):
 
 
 class RunLog:
-    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
+    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach
+    stderr.
 
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
-    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard, and to the options' tracker. What cannot be
-    written stops nothing: lines of `record` are kept until they can. Holds the folder's lock. Raises ValueError if another
-    process does.
+    `record` to the file log_name, scalars and pictures to TensorBoard, and to the options' tracker, under the
+    name `project`. What cannot be written stops nothing: lines of `record` are kept until they can. Holds the
+    folder's lock. Raises ValueError if another process does.
     """
 
-    def __init__(self, folder, rank, log_name, options, purge_step=0):
+    def __init__(self, folder, rank, log_name, options, project='runs', purge_step=0):
         is_main, self.rank = rank == 0, rank
         self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
@@ -57,7 +58,7 @@ class RunLog:
             self.err.addHandler(Backup(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
             self.board_folder = options.tensorboard_dir or str(Path(folder, 'tensorboard_log'))
             self.to_board('flush', purge_step=purge_step)
-            self.tracker = start_tracker(options, folder) if options.tracker else None
+            self.tracker = start_tracker(options, folder, project) if options.tracker else None
         else:
             self.out.addHandler(logging.NullHandler())
 
@@ -206,7 +207,7 @@ class RunLog:
             self.warn_once(f'{self.tracker.__name__} takes nothing any more: {type(error).__name__}: {error}')
 
 
-def start_tracker(options, folder):
+def start_tracker(options, folder, project):
     """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises ValueError."""
     needs(options.tracker)
     tracker, known = importlib.import_module(options.tracker), Path(folder, 'tracker_run.txt')
@@ -215,7 +216,7 @@ def start_tracker(options, folder):
     name = known.read_text()
     more = {'id': name} if options.tracker == 'wandb' else {}
     try:
-        tracker.init(project='spark', name=name, config=options.as_dict(), resume='allow', **more)
+        tracker.init(project=project, name=name, config=options.as_dict(), resume='allow', **more)
     except Exception as error:  # no login, no network: as the tracker puts it
         raise ValueError(f'{options.tracker} cannot begin ({type(error).__name__}: {error}): set it up, or leave --tracker '
                          'away') from error

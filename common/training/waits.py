@@ -9,8 +9,8 @@ import torch
 class Waits:
     """Adds up waits for a batch, but for the first: loading processes start then.
 
-    A GPU works on while the host waits. So it is asked, by its own clock, how long it was idle between what it was given before
-    a batch and after it.
+    A GPU works on while the host waits. So it is asked, by its own clock, how long it was idle between what
+    it was given before a batch and after it.
     """
 
     def __init__(self, device):

@@ -27,8 +27,8 @@ from pretrain.accelerated.gradients import (
     is_wide_depthwise,
     with_zero_row,
 )
-from pretrain.accelerated.tables import outputs_that_reach_in, padding_after
-from pretrain.sparse.geometry import gather, lay_out
+from pretrain.accelerated.tables import outputs_that_reach_in, padding_after, tables_of
+from pretrain.geometry import gather, lay_out
 
 # Which way is the fastest was measured layer by layer: docs/speed.md, "The encoder"; `python -m
 # benchmarks.layers`.
@@ -77,8 +77,8 @@ def convolve_cells(geometry, strip, weight, bias, stride, padding, groups):
     outside = None
     needs_gradient = strip.requires_grad and torch.is_grad_enabled()
     if needs_gradient and (p, padding, after) != (q, before, behind):
-        outside = geometry.tables.surroundings(q, before, behind)
-    inside = geometry.tables.surroundings(p, padding, after)
+        outside = tables_of(geometry).surroundings(q, before, behind)
+    inside = tables_of(geometry).surroundings(p, padding, after)
     return CellConvolution.apply(
         strip, weight, bias, inside, outside, before, (stride, stride), padding, groups)
 
@@ -86,9 +86,9 @@ def convolve_cells(geometry, strip, weight, bias, stride, padding, groups):
 def convolve_windows(geometry, strip, weight, bias, stride, padding):
     """`convolve` without groups, by WindowProduct. stride: a number; padding: (rows, columns)."""
     kernel, q = tuple(weight.shape[2:]), strip.shape[3] // stride
-    windows = geometry.tables.windows(q, kernel, stride, padding)
+    windows = tables_of(geometry).windows(q, kernel, stride, padding)
     needs_gradient = strip.requires_grad and torch.is_grad_enabled()
-    uses = geometry.tables.uses(q, kernel, stride, padding) if needs_gradient else None
+    uses = tables_of(geometry).uses(q, kernel, stride, padding) if needs_gradient else None
     return WindowProduct.apply(strip, weight, bias, windows, uses, q)
 
 
@@ -108,7 +108,7 @@ def gather_positions(strip, positions):
 
 
 def as_strip(x, batch):
-    """(n, q, q, C) -> (B, C, k*q, q), `.data` as in pretrain/sparse/geometry.py."""
+    """(n, q, q, C) -> (B, C, k*q, q), `.data` as in pretrain/geometry.py."""
     return x.reshape(batch, -1, x.shape[2], x.shape[3]).permute(0, 3, 1, 2).data
 
 

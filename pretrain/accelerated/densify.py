@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from pretrain.accelerated.convolutions import SMALL_CELL
 from pretrain.accelerated.gradients import MatchLayout, as_table, with_zero_row
+from pretrain.accelerated.tables import tables_of
 
 
 class FilledMap:
@@ -53,7 +54,7 @@ class FilledMap:
             squares, from_token = F.linear(torch.cat([table, token]), matrix).split([len(table), 1])
         out_channels = spread.shape[1]
         squares = squares.reshape(-1, out_channels)
-        sources, targets = self.geometry.tables.overlaps(p * stride, side)
+        sources, targets = tables_of(self.geometry).overlaps(p * stride, side)
         out = Overlaid.apply(squares, sources, targets)
 
         h, w = self.geometry.grid

@@ -3,11 +3,18 @@
 They depend on the visible cells and on sizes alone. So they are made once a step for each size, and shared by
 all layers of a stage.
 
-Legend: as in pretrain/sparse/geometry.py, and n = B*k visible cells in a batch, numbered as they stand in the
+Legend: as in pretrain/geometry.py, and n = B*k visible cells in a batch, numbered as they stand in the
 strips. A *position* of a batch of strips is an index into it as a table (n*p*p, C), see `positions` in
 convolutions.py; n*p*p stands for a row of zeros behind it, for what is hidden or beyond the image.
 """
 import torch
+
+
+def tables_of(geometry):
+    """The Tables of a Geometry, which keeps them."""
+    if 'tables' not in geometry.cache:
+        geometry.cache['tables'] = Tables(geometry.visible, geometry.grid)
+    return geometry.cache['tables']
 
 
 class Tables:

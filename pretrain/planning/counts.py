@@ -8,10 +8,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.distributed import Ranks
-from common.training.engine import train_step
-from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
-from common.training.training import size_of
+from common.training.optim import (
+    BufferGuard,
+    build_optimizer,
+    optimizer_size,
+    parameter_groups,
+    set_schedule,
+    weights_size,
+)
+from common.training.trainer import train_step
 from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
+from pretrain.spark_method import SparKMethod
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
 
@@ -24,7 +31,7 @@ class Step:
 
     def __init__(self, spark, options, device):
         self.spark, self.options, self.device = spark.placed(device).train(), options, device
-        self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay))
+        self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay, SparKMethod.no_decay))
         set_schedule(self.optimizer, 0.0, options.weight_decay)
         self.guard = BufferGuard(spark)
 
@@ -88,7 +95,7 @@ class Counts:
             reached[seen.made_at(parameter.grad):] += size(parameter.grad)
         state = [value for entry in step.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
         return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
-                   size_of(spark, step.optimizer, False), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
+                   weights_size(spark) + optimizer_size(step.optimizer), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
                    counter.get_total_flops() / BATCHES[0],
                    tuple(module.num_features for module in spark.modules() if isinstance(
                        module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)))

@@ -16,8 +16,9 @@ from pathlib import Path
 import timm
 import torch
 
-from pretrain.check import check
-from pretrain.sparse.probe import Refused, Watch, feature_maps
+from common.feature_maps import feature_maps
+from pretrain.sparse.refused import AttentionRefused
+from pretrain.sparse.watch import OperatorWatch
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 LARGE, TOO_LARGE = 60e6, 250e6
@@ -46,15 +47,13 @@ def is_convolutional(network):
     """Whether a dense forward meets no attention."""
     side = getattr(network, 'default_cfg', {}).get('input_size', (3, 224, 224))[-1]
     try:
-        Watch(network).run(torch.zeros(2, 3, side, side, device='meta'), feature_maps)
-    except Refused as error:
-        if 'is attention' in str(error):
-            return False
-        raise
+        OperatorWatch(network).run(torch.zeros(2, 3, side, side, device='meta'), feature_maps)
+    except AttentionRefused:
+        return False
     return True
 
 
-def check_one(name, input_size, queue):
+def check_one(check, name, input_size, queue):
     """In a process of its own: one record into the queue."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (int(GIGABYTES * 2 ** 30),) * 2)
@@ -66,13 +65,16 @@ def check_one(name, input_size, queue):
         return
     verdict = 'refused' if report.refused else 'wrong' if not report.ok else 'exact, with a note' if report.notes else 'exact'
     failed = [f'{asked} {out}' for holds, asked, out in report.parts if not holds]
-    why = report.refused or '; '.join(failed or report.notes)
+    why = report.refused or '; '.join(map(str, failed or report.notes))
     queue.put({'verdict': verdict, 'error': report.worst, 'why': why, 'cells': dict(report.facts).get('cells', ''),
                'seconds': round(time.monotonic() - start, 1)})
 
 
-def cover(jobs):
-    """Check what is not yet checked, then write the page."""
+def cover(check, jobs):
+    """Check what is not yet checked, in so many processes, then write the page.
+
+    check(name, input_size) -> Report, as in pretrain/check.py.
+    """
     DOCS.mkdir(exist_ok=True)
     path, versions = DOCS / 'coverage.jsonl', {'timm': timm.__version__, 'torch': torch.__version__}
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -88,7 +90,7 @@ def cover(jobs):
             parameters, name, family = todo.pop(0)
             queue = context.Queue()
             side = 96 if parameters > LARGE else None
-            process = context.Process(target=check_one, args=(name, side, queue), daemon=True)
+            process = context.Process(target=check_one, args=(check, name, side, queue), daemon=True)
             process.start()
             running[name] = process, queue, time.monotonic(), {'name': name, 'family': family, 'parameters': parameters,
                                                                'versions': versions}

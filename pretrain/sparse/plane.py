@@ -11,10 +11,11 @@ through which a network sees neighbouring positions run by the rules of rules.py
 of torch or timm, or a `forward` that pads and pools itself. All other functions are right on a strip, or the
 probe refuses them (probe.py). `on_plane` gives a rule to a function or a layer of your own.
 
-Legend: as in geometry.py. A strip is (B, C, k*p, p), a canvas (B, C, h*p, w*p).
+Legend: as in pretrain/geometry.py. A strip is (B, C, k*p, p), a canvas (B, C, h*p, w*p).
 """
+import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, wrap_torch_function
 
 from common.networks.convolutions import pair
 from pretrain.sparse.rules import rule_of
@@ -97,3 +98,32 @@ class Plane(TorchFunctionMode):
                              f'number for each of {h}x{w} cells (its padding does not keep the size / stride)')
         gathered = self.geometry.to_strip(out.reshape(self.images, -1, *out.shape[2:]))
         return gathered.reshape(len(out), -1, *gathered.shape[2:])
+
+
+def on_plane(function, hidden=0.0):
+    """Decorator for a function, or a `forward`, of your own that looks beyond a position in a way of its own:
+
+        class Shift(nn.Module):
+            @on_plane
+            def forward(self, x):          # x (B, C, H, W): the image plane, hidden positions 0
+                return torch.cat([torch.zeros_like(x[..., :1]), x[..., :-1]], 3)
+
+    On strips its first positional tensor becomes a canvas whose hidden positions hold `hidden`, and its
+    result becomes a strip again; elsewhere nothing changes. It must treat hidden positions as it does its
+    padding, and contain no norm, whose statistics they would enter. Raises ValueError when it is called on
+    strips without a positional tensor.
+    """
+    def rule(plane, _, *args, **kwargs):
+        index = next((i for i, argument in enumerate(args) if torch.is_tensor(argument)), None)
+        if index is None:
+            raise ValueError('calls what @on_plane stands above without a positional tensor: give the '
+                             'feature map as one')
+
+        def on_canvas(canvas):
+            return function(*args[:index], canvas, *args[index + 1:], **kwargs)
+
+        return plane.run(on_canvas, args[index], hidden)
+
+    overridable = wrap_torch_function(lambda *args, **kwargs: args)(function)
+    overridable.plane_rule = rule  # where `rule_of` in pretrain/sparse/rules.py finds it
+    return overridable

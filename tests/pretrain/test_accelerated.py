@@ -1,149 +1,153 @@
-"""The accelerated forms one by one: convolutions on strips, densify and the steps of the decoder, against the layers themselves."""
+"""The plain form, as the paper writes it, against the accelerated one, which computes on the CPU: the same numbers."""
 import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
+import torch._dynamo.testing
 
-from pretrain.accelerated.convolutions import CanvasConvolution, CellConvolution, WindowProduct
-from pretrain.accelerated.decoder import LEAST_POSITIONS, decode, enlarge
-from pretrain.accelerated.densify import FilledMap
-from pretrain.accelerated.gradients import convolution_gradients
-from pretrain.accelerated.norms import norm_conv
-from pretrain.decoder import LightDecoder
-from pretrain.planning.memory import kept_for_backward
+from pretrain.geometry import Geometry
 from pretrain.spark import build_spark
-from pretrain.sparse.geometry import Geometry
-from pretrain.sparse.plane import Plane
+from pretrain.sparse.compare import relative_error
 from tests.conftest import randomise
 
-torch.manual_seed(0)
-DOUBLE = {'dtype': torch.float64}
+CASES = {  # BatchNorm and LayerNorm, depthwise, grouped and strided windows of 3 to 7, pools, padding, larger cells
+    'batch norm': {'model': 'your_convnet', 'input_size': (32, 48)},
+    'light decoder': {'model': 'your_convnet', 'input_size': (32, 48), 'decoder': 'light'},
+    'larger cells': {'model': 'your_convnet', 'input_size': (64, 96), 'cell_size': 16, 'mask_ratio': 0.75},
+    'bottlenecks': {'model': 'resnet10t', 'input_size': (64, 128)},
+    'large cells': {'model': 'resnet10t', 'input_size': 128, 'cell_size': 64},
+    'groups': {'model': 'regnetz_005', 'input_size': 64},
+    'layer norm': {'model': 'test_convnext', 'input_size': (64, 96)},
+    'same width': {'model': 'test_convnext', 'input_size': 64, 'decoder_width': 64},
+    'pools that overlap': {'model': 'poolformer_s12', 'input_size': 64},
+    'padding in forward': {'model': 'hgnetv2_b0', 'input_size': 64},
+}
 
 
-def gradients_of(out, weights, tensors):
-    return torch.autograd.grad((out * weights).sum(), tensors, retain_graph=True)
+def computed(spark, accelerated, images, visible):
+    """Lists of what a form computes, by kind. spark is not changed."""
+    spark = copy.deepcopy(spark)
+    spark.accelerated = accelerated
+    pyramid = spark.encode(images, visible)
+    loss = spark(images, visible)
+    loss.backward()
+    with torch.no_grad():
+        predicted = spark.predict(images, visible)
+    return {'features': pyramid, 'loss': [loss], 'image': [predicted],
+            'gradients': [p.grad for p in spark.parameters() if p.grad is not None],
+            'statistics': list(spark.buffers())}
 
 
-def close(ours, theirs):
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+def compare(ours, theirs, tolerance=1e-10):
+    """Each tensor by its own size, or a thousandth of the largest of its kind: some gradients are 0 but for rounding."""
+    for kind in ours:
+        assert len(ours[kind]) == len(theirs[kind])
+        assert relative_error(ours[kind], theirs[kind]) < tolerance, kind
 
 
-@pytest.mark.parametrize(('side', 'kernel', 'stride', 'padding', 'groups', 'way'), [
-    (8, 3, 1, 1, 1, CellConvolution), (4, 3, 1, 1, 2, CellConvolution), (8, 3, 2, 1, 1, CellConvolution),
-    (16, 7, 2, 3, 1, CellConvolution), (8, 7, 1, 3, 4, CellConvolution), (8, (1, 7), 1, (0, 3), 1, CellConvolution),
-    (8, 4, 2, 1, 1, CellConvolution), (8, 5, 2, 2, 4, CellConvolution), (16, 6, 4, 1, 4, CellConvolution),
-    (2, 3, 1, 1, 1, WindowProduct), (1, 3, 1, 1, 1, WindowProduct), (4, 3, 2, 1, 1, WindowProduct),
-    (2, 3, 2, 1, 1, WindowProduct), (2, (7, 1), 1, (3, 0), 1, WindowProduct), (2, 2, 1, 1, 1, None),
-    (2, 5, 1, 2, 1, CanvasConvolution), (4, 5, 1, 2, 4, CellConvolution),
-    (4, 7, 1, 3, 4, CanvasConvolution), (2, 3, 2, 1, 4, CanvasConvolution), (1, 7, 1, 3, 4, CanvasConvolution),
-])
-@pytest.mark.parametrize('bias', [True, False])
-def test_a_convolution_of_a_strip_is_that_of_its_canvas(side, kernel, stride, padding, groups, way, bias):
-    """Output and all gradients, with other masks in each image of a grid that is not square."""
-    visible = torch.stack([torch.randperm(12)[:5].sort().values for _ in range(3)])
-    geometry = Geometry(visible, (3, 4))
-    layer = nn.Conv2d(4, 4 if groups == 4 else 8, kernel, stride, padding, groups=groups, bias=bias, **DOUBLE)
-    strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
-
-    canvas = layer(geometry.to_canvas(strip))
-    if canvas.shape[3] != 4 * side // stride:
-        with pytest.raises(ValueError, match='no whole number for each of 3x4 cells'), Plane(geometry):
-            layer(strip)
-        return
-    want = geometry.to_strip(canvas)
-    with Plane(geometry):
-        got = layer(strip)
-    assert isinstance(got.grad_fn, way._backward_cls)
-    weights, tensors = torch.randn_like(want), [strip, *layer.parameters()]
-    close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
-    with Plane(geometry):  # images need no gradient, and a frozen layer has none
-        close(gradients_of(layer(strip.detach()), weights, tensors[1:]), gradients_of(want, weights, tensors[1:]))
-        layer.requires_grad_(False)
-        close(gradients_of(layer(strip), weights, [strip]), gradients_of(want, weights, [strip]))
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('case', CASES)
+def test_both_forms_compute_the_same(case, training):
+    """Features, loss, image, all gradients and running statistics, in float64, with another mask in each image."""
+    spark = randomise(build_spark(**{'decoder_width': 32, **CASES[case]})).double().train(training)
+    images = torch.randn(3, 3, *spark.encoder.input_size, dtype=torch.float64)
+    visible = spark.draw_visible(3)
+    plain, accelerated = (computed(spark, form, images, visible) for form in (False, True))
+    assert len(plain['gradients']) > 30
+    compare(accelerated, plain)
 
 
-@pytest.mark.parametrize(('kernel', 'padding'), [(7, 3), (5, 0), ((5, 9), (4, 2))])
-@pytest.mark.parametrize('batch', [1, 5])
-def test_gradients_of_a_wide_depthwise_convolution(kernel, padding, batch):
-    layer = nn.Conv2d(3, 3, kernel, padding=padding, groups=3, **DOUBLE)
-    x = torch.randn(batch, 3, 6, 11, **DOUBLE).to(memory_format=torch.channels_last).requires_grad_()
-    out = layer(x)
-    grad = torch.randn_like(out)
-    got = convolution_gradients(grad, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.groups, (True, True, True))
-    close(got, torch.autograd.grad(out, [x, layer.weight, layer.bias], grad))
-
-
-@pytest.mark.parametrize('side', [1, 2, 4, 8])
-@pytest.mark.parametrize(('h', 'w'), [(3, 4), (1, 6), (7, 2)])
-def test_a_filled_canvas_is_convolved_as_it_is(side, h, w):
-    visible = torch.stack([torch.randperm(h * w)[:5].sort().values for _ in range(3)])
-    geometry, token = Geometry(visible, (h, w)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
-    strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
-    filled = FilledMap(geometry, strip, token)
-    for layer in (nn.Conv2d(4, 8, 3, padding=1, **DOUBLE), nn.ConvTranspose2d(4, 8, 4, 2, 1, **DOUBLE)):
-        got, want = filled.convolve(layer), layer(geometry.to_canvas(strip, fill=token))
-        weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
-        close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
-    for layer in (nn.Conv2d(4, 8, 1, **DOUBLE), nn.Identity()):
-        other, want = filled.project(layer), layer(geometry.to_canvas(strip, fill=token))
-        got = geometry.to_canvas(other.strip, fill=other.token)
-        weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
-        close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 3), (5, 6)])
-def test_one_convolution_is_the_transposed_one_and_the_next(size, monkeypatch):
+def test_merged_kernels_compute_the_same(monkeypatch):
+    """Maps in the tests are too small for them: on these they are worth it."""
     monkeypatch.setattr('pretrain.accelerated.decoder.LEAST_POSITIONS', 0)
-    up, conv = nn.ConvTranspose2d(6, 6, 4, 2, 1, **DOUBLE), nn.Conv2d(6, 8, 3, padding=1, bias=False, **DOUBLE)
-    x = torch.randn(2, 6, *size, **DOUBLE, requires_grad=True)
-    got, want = enlarge(x, up, conv), conv(up(x))
-    weights, tensors = torch.randn_like(want), [x, *up.parameters(), *conv.parameters()]
-    close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
+    spark = randomise(build_spark('your_convnet', (32, 48), decoder_width=32)).double()
+    images, visible = torch.randn(3, 3, 32, 48, dtype=torch.float64), spark.draw_visible(3)
+    compare(computed(spark, True, images, visible), computed(spark, False, images, visible))
 
 
-@pytest.mark.parametrize(('clipped', 'kernel'), [(True, 3), (False, 1)])
-def test_a_norm_is_computed_again_for_the_backward_pass(clipped, kernel):
-    norm = randomise(nn.BatchNorm2d(6, **DOUBLE))
-    conv, plain = nn.Conv2d(6, 4, kernel, padding=kernel // 2, bias=not clipped, **DOUBLE), copy.deepcopy(norm)
-    x = 3 + 4 * torch.randn(2, 6, 5, 7, **DOUBLE).requires_grad_()
-    got, want = norm_conv(x, norm, conv, clipped), conv(F.relu6(plain(x)) if clipped else plain(x))
-    weights = torch.randn_like(want)
-    close([got, *gradients_of(got, weights, [x, *norm.parameters(), *conv.parameters()])],
-          [want, *gradients_of(want, weights, [x, *plain.parameters(), *conv.parameters()])])
-    close(norm.buffers(), plain.buffers())
+def test_the_device_decides_unless_it_is_given():
+    """Nothing that runs asks for a form but by `accelerated`, which reaches the rules through the geometry."""
+    visible = torch.tensor([[0, 3]])
+    assert Geometry(visible, (2, 2)).accelerated and not Geometry(visible.to('meta'), (2, 2)).accelerated
+    assert not Geometry(visible, (2, 2), accelerated=False).accelerated
+    spark = build_spark('your_convnet', 32, decoder_width=16)
+    images, visible = torch.randn(2, 3, 32, 32), spark.draw_visible(2)
+    kinds = {}
+    for form in (None, True, False):
+        spark.accelerated = form
+        geometry = spark.geometry(images, visible)
+        strip = spark.encoder(images, geometry)[-1]
+        kinds[form] = type(spark.densify(spark.encoder(images, geometry), geometry)[8]).__name__, strip.shape
+    assert kinds[None] == kinds[True] == ('FilledMap', strip.shape) and kinds[False] == ('Tensor', strip.shape)
 
 
-@pytest.mark.parametrize(('training', 'finest'), [(True, 1), (False, 1), (True, 2), (True, 4), (False, 4)])
-def test_the_decoder_is_the_plain_one(training, finest):
-    """In fp32 to rounding: the first block's kernels are not worth merging, the last one's are."""
-    decoder = randomise(LightDecoder(8, 64, finest=finest)).train(training)
-    levels = {stride: torch.randn(8, width, 48 // stride, 32 // stride) for stride, width in ((8, 64), (4, 32))}
-    assert 6 * 4 < LEAST_POSITIONS * 64 and 12 * 8 > LEAST_POSITIONS * 32
-    want, got = copy.deepcopy(decoder)(levels), decode(decoder, levels)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+@pytest.mark.parametrize('accelerated', [True, False])
+@pytest.mark.parametrize('what', ['decoder', 'all'])
+def test_what_is_computed_again_is_the_same_to_the_last_bit(what, accelerated):
+    """Loss, gradients and running statistics, with drop path; and less is kept."""
+    kept, results = [], []
+    for again in ('none', what):
+        torch.manual_seed(1)
+        spark = randomise(build_spark('test_resnet', input_size=64, decoder_width=32, drop_path=0.5)).train()
+        spark.accelerated = accelerated
+        spark.recompute(again)
+        images, visible, sizes = torch.randn(4, 3, 64, 64), spark.draw_visible(4), []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = spark(images, visible)
+        loss.backward()
+        kept.append(sum(sizes))
+        results.append([loss, *(p.grad for p in spark.parameters() if p.grad is not None), *spark.buffers()])
+    assert kept[1] < kept[0] * {'decoder': 0.95, 'all': 0.3}[what]
+    assert len(results[0]) > 50
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(('model', 'official'), [
-    ('resnet50', 155), pytest.param('convnext_small', 249, marks=pytest.mark.slow)])
-def test_a_step_keeps_less_than_half_of_what_the_official_one_does(model, official):
-    """MiB for the backward pass, an image more, at 224 px in fp32."""
-    spark, kept = build_spark(model).to(memory_format=torch.channels_last), []
-    for batch in (1, 2):
-        images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
-        kept.append(kept_for_backward(lambda images=images: spark(images), [*spark.parameters(), *spark.buffers(), images]))
-    assert (kept[1] - kept[0]) / 2 ** 20 < official / 2
+@pytest.mark.parametrize('accelerated', [True, False])
+@pytest.mark.parametrize(('model', 'backend'), [
+    ('your_convnet', 'eager'),  # the graph is made, and run as it is
+    pytest.param('your_convnet', 'aot_eager', marks=pytest.mark.slow),  # the graph of the backward pass as well
+    *(pytest.param(model, 'inductor', marks=pytest.mark.slow)
+      for model in ('your_convnet', 'test_resnet', 'convnextv2_atto'))])
+def test_compiles_to_one_graph_whatever_the_mask(model, backend, accelerated):
+    torch._dynamo.reset()  # the other networks' compilations share the code of forward
+    spark = randomise(build_spark(model, input_size=64, decoder_width=32))
+    spark = spark.to(memory_format=torch.channels_last).train()
+    spark.accelerated = accelerated
+    eager = copy.deepcopy(spark)
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    compiled = torch.compile(spark, fullgraph=True, backend=counter)
+    for _ in range(3):
+        images, visible = torch.randn(2, 3, 64, 64), spark.draw_visible(2)
+        one, other = compiled(images, visible), eager(images, visible)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        one.backward()
+        other.backward()
+    for a, b in zip(spark.parameters(), eager.parameters()):
+        if b.grad is not None:
+            atol = 2e-3 * b.grad.abs().max().item() + 1e-6
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=atol)
+    assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(('side', 'groups'), [(8, 1), (2, 1), (2, 4)])
-def test_an_activation_behind_a_convolution_may_work_in_place(side, groups):
-    geometry, results = Geometry(torch.tensor([[0, 3], [1, 2]]), (2, 2)), []
-    strip = torch.randn(2, 4, 2 * side, side, **DOUBLE, requires_grad=True)
-    layer = nn.Conv2d(4, 4, 3, padding=1, groups=groups, **DOUBLE)
-    for inplace in (True, False):
-        with Plane(geometry):
-            out = F.silu(layer(strip), inplace=inplace)
-        results.append(gradients_of(out, out.detach(), [strip, *layer.parameters()]))
-    close(*results)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_gradients_are_laid_out_as_their_weights(accelerated):
+    """Otherwise DDP copies them, and warns."""
+    spark, seen = build_spark('test_resnet', input_size=64, decoder_width=32), []
+    spark.accelerated = accelerated
+    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
+        part.to(memory_format=torch.channels_last)
+
+    def look(grad, name, parameter):
+        sides = zip(grad.stride(), parameter.stride(), parameter.shape)
+        seen.append((name, [(a, b) for a, b, side in sides if side > 1]))
+
+    for name, parameter in spark.named_parameters():
+        parameter.register_hook(lambda grad, name=name, parameter=parameter: look(grad, name, parameter))
+    spark(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).backward()
+    assert len(seen) > 50 and not [name for name, strides in seen if any(a != b for a, b in strides)]

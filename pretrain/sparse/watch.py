@@ -1,0 +1,194 @@
+"""One forward of a network, watched: every operator together with the module that called it."""
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointError
+
+from common.feature_maps import FeatureMapsError
+from common.networks.convolutions import safe_convolutions
+from common.networks.norms import NO_DEVIATION, values_of_channel
+from pretrain.geometry import Geometry
+from pretrain.sparse.aligned import AlignedPadding
+from pretrain.sparse.notes import Note, NoteKind
+from pretrain.sparse.operators import NORMS, SAFE, fault_on_strip, is_attention, is_pointwise, tensors_of
+from pretrain.sparse.plane import CellTooSmall, Plane
+from pretrain.sparse.refused import REMEDY, AttentionRefused, ForwardFailed, Refused
+from pretrain.sparse.rules import rule_of
+
+WITHOUT_ATTENTION = (
+    'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a convolutional '
+    "network, such as the hybrid's relatives without attention")
+
+
+class OperatorWatch(TorchDispatchMode):
+    """Runs a network once, refuses operators that strips would get wrong, and keeps what is worth a note.
+
+    cnn: the network. grid: (h, w) cells of an image; the network then runs on strips of some of them. Without a grid it
+    runs on whole images, and only attention is refused.
+
+    After `run`: `called` are the modules that ran, in their order; `notes` a set of Note; `pads` whether the network pads
+    strips by itself, with F.pad.
+    """
+
+    def __init__(self, cnn, grid=None):
+        super().__init__()
+        self.cnn = cnn
+        self.grid = grid
+        self.plane = None
+        self.stack = [('', cnn)]  # (name, module) that are running, the innermost last
+        self.called = []
+        self.notes = set()
+
+    def run(self, images, maps_of, aligned=False, training=False):
+        """The feature maps of a forward, with its graph.
+
+        images: (B, C, H, W). maps_of(cnn, x) gives the maps. aligned: whether windows without padding are padded, see
+        AlignedPadding. training: in training mode, with a backward pass. The modes of the modules are put back.
+
+        Raises Refused, CellTooSmall, and FeatureMapsError of `maps_of`.
+        """
+        modes = {module: module.training for module in self.cnn.modules()}
+        handles = [handle for name, module in self.cnn.named_modules() for handle in (
+            module.register_forward_pre_hook(partial(self.enter, name)), module.register_forward_hook(self.leave))]
+        x = images if self.grid is None else self.to_strips(images)
+        try:
+            self.cnn.train(training)
+            maps = self.forward(x, maps_of, aligned)
+            if training:
+                self.run_backward(maps)
+            return maps
+        except (Refused, FeatureMapsError):
+            raise
+        except Exception as error:  # whatever a network of the user's can raise
+            raise self.explained(error, images.shape) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes.items():
+                module.training = mode
+
+    def to_strips(self, images):
+        geometry = Geometry(some_visible(len(images), self.grid).to(images.device), self.grid)
+        self.plane = _WatchedPlane(geometry)
+        return geometry.to_strip(images)
+
+    def forward(self, x, maps_of, aligned):
+        plane = self.plane or nullcontext()
+        padding = AlignedPadding() if aligned else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]), self, \
+                safe_convolutions(x.device), plane, padding:
+            maps = maps_of(self.cnn, x)
+        if self.plane is not None:
+            self.notes |= self.plane.notes
+        return maps
+
+    def run_backward(self, maps):
+        """Refuse a network that runs modules again in the backward pass, where no plane is on: its gradients would be wrong."""
+        number_called = len(self.called)
+        outputs = [out for out in maps if out.requires_grad]
+        failure = None
+        try:
+            torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
+        except RuntimeError as error:  # torch may find by itself that a second run differs from the first
+            failure = error
+        called_again = self.called[number_called:]
+        again = [f'its module "{name}"' for name, module in self.cnn.named_modules() if module in called_again]
+        if again or isinstance(failure, CheckpointError):
+            raise Refused(f'{type(self.cnn).__name__} runs {again[0] if again else "something"} again in the backward pass '
+                          '(activation checkpointing), where there is no mask: switch that off for pretraining') from failure
+        if failure:
+            raise failure
+
+    @property
+    def pads(self):
+        return self.plane is not None and bool(self.plane.paddings)
+
+    def explained(self, error, shape):
+        """The exception to raise for one that a forward on images of this shape raised."""
+        if isinstance(error, CellTooSmall):
+            return CellTooSmall(f'{self.where()} {error}')
+        if self.plane is None:
+            return ForwardFailed(f'{type(self.cnn).__name__} cannot run on an image {tuple(shape)}: '
+                                 f'{type(error).__name__} {error}. If it is too small, give a larger --input_size')
+        if type(error) is ValueError:  # of a rule of the plane, whose message ends the sentence
+            return Refused(self.refusal(str(error)))
+        return Refused(self.refusal(f'cannot run on a strip of visible cells ({type(error).__name__}: {error})'))
+
+    def enter(self, name, module, inputs):
+        self.stack.append((name, module))
+        if isinstance(module, _InstanceNorm) and inputs and values_of_channel(module, inputs[0]) == 1:
+            raise Refused(f'{type(self.cnn).__name__} cannot be pretrained at this size: {self.where()} {NO_DEVIATION}')
+        self.called.append(module)
+
+    def leave(self, module, inputs, output):
+        self.stack.pop()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        tensors = tensors_of(args)
+        if is_attention(name, tensors):
+            raise AttentionRefused(self.refusal(f'is attention ({name})', WITHOUT_ATTENTION))
+        out = func(*args, **(kwargs or {}))
+        if self.plane is not None:
+            self.check_on_strip(func, name, args, tensors, out)
+        if name == '_to_copy' and out.is_floating_point() and out.dtype.itemsize < tensors[0].dtype.itemsize:
+            module, dtype = type(self.stack[-1][1]).__name__, str(out.dtype).removeprefix('torch.')
+            self.notes.add(Note(NoteKind.PRECISION, f'{module} computes in {dtype}'))
+        return out
+
+    def check_on_strip(self, func, name, args, tensors, out):
+        """Refuse an operator that mixes the positions of a strip in a way that no rule covers."""
+        if self.plane.is_ruling:
+            if name in NORMS:
+                raise Refused(self.refusal(f'calls {name} on the canvas, where hidden positions would enter its statistics'))
+            return
+        if name in SAFE or is_pointwise(func, name):
+            return
+        planes = [plane for tensor in tensors for plane in self.planes(tensor)]
+        fault = fault_on_strip(name, args, out, planes) if planes else None
+        if fault is not None:
+            raise Refused(self.refusal(fault))
+
+    def planes(self, x):
+        """The pairs of axes of x that may be the strip, told by their sizes: none, one, or more by coincidence."""
+        return [(a, a + 1) for a in range(1, x.ndim - 1)
+                if x.shape[a] == self.plane.visible * x.shape[a + 1] and x.shape[a] > 1]
+
+    def where(self):
+        """The module that is running, for messages."""
+        name, module = self.stack[-1]
+        return f'its module "{name or "(top)"}" ({type(module).__name__})'
+
+    def refusal(self, fault, remedy=REMEDY):
+        return (f'{type(self.cnn).__name__} cannot be pretrained sparsely as it is: {self.where()} {fault}; visible cells '
+                f'would mix with others in a way that is not understood. {remedy}')
+
+
+class _WatchedPlane(Plane):
+    """A plane that knows whether a rule is running, and notes which paddings it replaces."""
+
+    def __init__(self, geometry):
+        super().__init__(geometry)
+        self.is_ruling = False
+        self.notes = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.is_ruling = rule_of(function) is not None
+        try:
+            return super().__torch_function__(function, types, args, kwargs)
+        finally:
+            self.is_ruling = False
+            for _, padding in self.paddings:
+                if padding['mode'] != 'constant':
+                    text = f'pads by "{padding["mode"]}", which a hidden neighbour cannot imitate: zeros are there'
+                    self.notes.add(Note(NoteKind.PADDING_MODE, text))
+
+
+def some_visible(images, grid):
+    """The first k cells of each image, k prime: no other axis of a tensor is likely to be so many times the next."""
+    cells = grid[0] * grid[1]
+    k = next(k for k in range(cells - 1, 0, -1) if all(k % d for d in range(2, k)))
+    return torch.arange(k).expand(images, k)
