@@ -2,8 +2,8 @@
 
     python -m benchmarks.ablations zeroed --name=zeroed --data_path=DIR ...       options as of pretrain.main
 
-zeroed: hidden pixels are set to 0 and the dense network is run on the whole image, instead of strips of visible cells.
-single_level: the decoder gets the encoder's smallest map only, instead of one of each stride.
+zeroed: hidden pixels are set to 0 and the dense network is run on the whole image, instead of strips of
+visible cells. single_level: the decoder gets the encoder's smallest map only, instead of one of each stride.
 """
 import sys
 

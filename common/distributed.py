@@ -166,10 +166,9 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def shared_statistics(x, norm):
-    """BatchNorm's (mean, 1 / deviation) over all ranks, (C,) each in fp32 at least; its running statistics
-    follow them.
+    """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running statistics.
 
-    x (B, C, H, W); all ranks have as many positions.
+    x (B, C, H, W) is the norm's input on this rank; all ranks have as many positions.
     """
     var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (0, 2, 3), correction=0)
     everyone = [mean.new_empty(2, len(mean)) for _ in range(dist.get_world_size())]
@@ -183,18 +182,20 @@ def shared_statistics(x, norm):
     return mean, (var + norm.eps).rsqrt()
 
 
-def shared_gradients(grad, x, gamma, mean, invstd):
-    """(of x, of gamma, of beta) of a BatchNorm with shared statistics; those of gamma and beta from this
-    rank's positions.
+def shared_gradients(grad, x, weight, mean, invstd):
+    """(grad_input, grad_weight, grad_bias) of a BatchNorm whose statistics `shared_statistics` gave.
+
+    grad: of the output. weight: of the norm. grad_weight and grad_bias are from the positions of this rank alone.
     """
     shape, count = (1, -1, 1, 1), x.numel() / x.shape[1]
     exact = grad if grad.dtype == torch.float64 else grad.float()
     scaled = (x - mean.view(shape)) * invstd.view(shape)
-    of_beta, of_gamma = exact.sum((0, 2, 3)), (exact * scaled).sum((0, 2, 3))
-    means = torch.stack([of_beta, of_gamma]) / (count * dist.get_world_size())
+    grad_bias, grad_weight = exact.sum((0, 2, 3)), (exact * scaled).sum((0, 2, 3))
+    means = torch.stack([grad_bias, grad_weight]) / (count * dist.get_world_size())
     dist.all_reduce(means)
-    of_x = (exact - means[0].view(shape) - scaled * means[1].view(shape)) * (gamma * invstd).view(shape)
-    return of_x.to(x.dtype), of_gamma, of_beta
+    centred = exact - means[0].view(shape) - scaled * means[1].view(shape)
+    grad_input = centred * (weight * invstd).view(shape)
+    return grad_input.to(x.dtype), grad_weight, grad_bias
 
 
 class CPUSyncBatchNormAct(BatchNormAct2d):

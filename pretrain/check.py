@@ -31,10 +31,10 @@ from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
 from pretrain.sparse.coverage import cover
+from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import NoteKind
 from pretrain.sparse.proof import randomise_scales
 from pretrain.sparse.refused import ForwardFailed, Refused
-from pretrain.sparse.strips import Geometry
 
 TOLERANCE = 1e-8
 ROUGH = 1e-5  # for networks that compute in float32 by themselves

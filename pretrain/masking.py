@@ -1,8 +1,9 @@
 """Masking by cells: what every masked method needs, with the method's own numbers handed in.
 
-An image (B, C, H, W) is a grid (h, w) of square cells, `cell_size` pixels a side, counted in rows: L = h*w cells.
-`visible` is a LongTensor (B, k): the indices of the cells that the encoder sees, ascending, as many in every image.
-How many these are follows from a method's mask ratio by a rounding of its own, so methods hand in the number.
+An image (B, C, H, W) is a grid (h, w) of square cells, `cell_size` pixels a side, counted in rows: L = h*w
+cells. `visible` is a LongTensor (B, k): the indices of the cells that the encoder sees, ascending, as many in
+every image. How many these are follows from a method's mask ratio by a rounding of its own, so methods hand
+in the number.
 """
 import torch
 
@@ -10,12 +11,14 @@ import torch
 def check_num_visible(num_visible, num_cells, mask_ratio):
     """Raise ValueError unless at least one of an image's cells is visible and one is hidden."""
     if not 0 < num_visible < num_cells:
-        raise ValueError(f'mask_ratio {mask_ratio} leaves {num_visible} of {num_cells} cells visible; one at least must be '
-                         f'visible and one hidden: give {1 / num_cells:.3f} to {1 - 1 / num_cells:.3f}')
+        raise ValueError(f'mask_ratio {mask_ratio} leaves {num_visible} of {num_cells} cells visible; one at '
+                         'least must be visible and one hidden: '
+                         f'give {1 / num_cells:.3f} to {1 - 1 / num_cells:.3f}')
 
 
 def draw_visible(batch, num_cells, num_visible, generator=None, rows=slice(None)):
-    """Visible cells drawn uniformly at random, as many in every image: LongTensor (batch, num_visible) on the CPU.
+    """Visible cells drawn uniformly at random, as many in every image: LongTensor (batch, num_visible) on the
+    CPU.
 
     rows: the images of the batch that are returned. What an image gets does not depend on which others are.
     """
@@ -26,14 +29,15 @@ def draw_visible(batch, num_cells, num_visible, generator=None, rows=slice(None)
 def check_visible(visible, batch):
     """Raise ValueError if a given `visible` is no LongTensor (batch, k). The values are not looked at."""
     if visible.dtype != torch.long or visible.ndim != 2 or len(visible) != batch:
-        raise ValueError(f'visible must be a LongTensor (B, k) with B = {batch}, the indices of the visible cells; got '
-                         f'{visible.dtype} {tuple(visible.shape)}')
+        raise ValueError(f'visible must be a LongTensor (B, k) with B = {batch}, the indices of the visible '
+                         f'cells; got {visible.dtype} {tuple(visible.shape)}')
 
 
 def check_indices(visible, num_cells):
-    """Raise ValueError if some values of a given `visible` are no ascending indices of cells. Waits for the device."""
+    """Raise ValueError unless a given `visible` holds ascending indices of cells. It waits for the device."""
     if not (0 <= visible.min() and visible.max() < num_cells and (visible.diff(dim=1) > 0).all()):
-        raise ValueError(f'visible must hold ascending cell indices from 0 to {num_cells - 1}, each once an image')
+        raise ValueError(f'visible must hold ascending cell indices from 0 to {num_cells - 1}, '
+                         'each once an image')
 
 
 def cut(images, cell_size):

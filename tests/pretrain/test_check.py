@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from pretrain.check import check, main
 from pretrain.spark import build_spark
-from pretrain.sparse import coverage, strips
-from pretrain.sparse.strips import on_plane
+from pretrain.sparse import coverage, on_plane, rules
+from pretrain.sparse.geometry import Geometry
 from tests.conftest import ROOT
 
 # Every rule, and every kind of block: SAME padding, scaled and standardised convolutions, blur and padding modules, functional
@@ -230,20 +230,20 @@ def leaks_below(plane, function, input, *args, **kwargs):
 ])
 def test_a_broken_rule_is_named(monkeypatch, function, rule, network, fault):
     assert check(network).ok
-    monkeypatch.setitem(strips.RULES, function, rule)
+    monkeypatch.setattr(rules, 'TORCH_RULES', ((function, rule), *rules.TORCH_RULES))
     report = check(network)
     assert not report.ok and fault in str(report), str(report)
 
 
 def test_a_network_that_remembers_its_image_is_found(monkeypatch):
     """What enters beside the strip: the sum of the hidden pixels."""
-    to_strip = strips.Geometry.to_strip
+    to_strip = Geometry.to_strip
 
     def leak(self, canvas):
         strip = to_strip(self, canvas)
         hidden = (canvas - self.to_canvas(strip)).sum((1, 2, 3), keepdim=True)
         return strip + hidden if canvas.shape[1] == 3 else strip
-    monkeypatch.setattr(strips.Geometry, 'to_strip', leak)
+    monkeypatch.setattr(Geometry, 'to_strip', leak)
     assert 'WRONG  (c) hidden pixels' in str(check('test_resnet'))
 
 

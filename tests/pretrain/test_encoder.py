@@ -13,7 +13,7 @@ from torch import nn
 
 import pretrain.models  # noqa: F401  (your_convnet)
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.strips import Geometry
+from pretrain.sparse.geometry import Geometry
 from tests.conftest import randomise
 
 torch.manual_seed(0)

@@ -21,15 +21,17 @@ def golden(request):
     return want, state, images, torch.tensor(want['visible'])
 
 
-def loaded(golden):
+def loaded(golden, accelerated=None):
     want, state, images, visible = golden
     spark = build_spark(want['model'], input_size=want['input_size'], mask_ratio=want['mask_ratio']).double()
     spark.load_official({'module': state, 'config': {}})
+    spark.accelerated = accelerated
     return spark, want, images, visible
 
 
-def test_features(golden):
-    spark, want, images, visible = loaded(golden)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_features(golden, accelerated):
+    spark, want, images, visible = loaded(golden, accelerated)
     pyramid = spark.train().encode(images, visible)
     assert len(pyramid) == len(want['features']) == 4
     for features, expected in zip(pyramid, want['features']):
@@ -43,8 +45,9 @@ def test_features(golden):
         torch.testing.assert_close(probe, torch.tensor(expected['probe'], dtype=torch.float64), rtol=1e-9, atol=1e-11)
 
 
-def test_loss_gradients_and_running_statistics(golden):
-    spark, want, images, visible = loaded(golden)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_loss_gradients_and_running_statistics(golden, accelerated):
+    spark, want, images, visible = loaded(golden, accelerated)
     loss = spark.train()(images, visible)
     assert loss.item() == pytest.approx(want['loss_train'], rel=1e-9)
     loss.backward()
@@ -58,8 +61,9 @@ def test_loss_gradients_and_running_statistics(golden):
         want['running_mean_sum_after_1'], rel=1e-9, abs=1e-11)
 
 
-def test_evaluation_and_reconstruction(golden):
-    spark, want, images, visible = loaded(golden)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_evaluation_and_reconstruction(golden, accelerated):
+    spark, want, images, visible = loaded(golden, accelerated)
     with torch.no_grad():
         assert spark.eval()(images, visible).item() == pytest.approx(want['loss_eval'], rel=1e-9)
         picture = spark.reconstruct(images, visible)

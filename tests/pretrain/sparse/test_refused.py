@@ -8,7 +8,7 @@ from torch import nn
 
 import pretrain.models  # noqa: F401  (your_convnet)
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.strips import on_plane
+from pretrain.sparse import on_plane
 
 
 class Pyramid(nn.Module):

@@ -1,4 +1,4 @@
-"""Convolutions on strips by each of their ways, and the fused steps of the decoder, against the layers themselves."""
+"""The accelerated forms one by one: convolutions on strips, densify and the steps of the decoder, against the layers themselves."""
 import copy
 
 import pytest
@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.accelerated.fused import WORTH, Filled, enlarge, norm_conv
-from pretrain.accelerated.windows import CanvasConvolution, CellConvolution, WindowProduct, gradients
+from pretrain.accelerated.convolutions import CanvasConvolution, CellConvolution, WindowProduct
+from pretrain.accelerated.decoder import LEAST_POSITIONS, decode, enlarge
+from pretrain.accelerated.densify import FilledMap
+from pretrain.accelerated.gradients import convolution_gradients
+from pretrain.accelerated.norms import norm_conv
 from pretrain.decoder import LightDecoder
 from pretrain.planning.memory import kept_for_backward
 from pretrain.spark import build_spark
-from pretrain.sparse.strips import Geometry, Plane
+from pretrain.sparse.geometry import Geometry
+from pretrain.sparse.plane import Plane
 from tests.conftest import randomise
 
 torch.manual_seed(0)
@@ -68,7 +72,7 @@ def test_gradients_of_a_wide_depthwise_convolution(kernel, padding, batch):
     x = torch.randn(batch, 3, 6, 11, **DOUBLE).to(memory_format=torch.channels_last).requires_grad_()
     out = layer(x)
     grad = torch.randn_like(out)
-    got = gradients(grad, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.groups, (True, True, True))
+    got = convolution_gradients(grad, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.groups, (True, True, True))
     close(got, torch.autograd.grad(out, [x, layer.weight, layer.bias], grad))
 
 
@@ -78,13 +82,13 @@ def test_a_filled_canvas_is_convolved_as_it_is(side, h, w):
     visible = torch.stack([torch.randperm(h * w)[:5].sort().values for _ in range(3)])
     geometry, token = Geometry(visible, (h, w)), torch.randn(1, 4, 1, 1, **DOUBLE, requires_grad=True)
     strip = torch.randn(3, 4, 5 * side, side, **DOUBLE, requires_grad=True)
-    filled = Filled(geometry, strip, token)
+    filled = FilledMap(geometry, strip, token)
     for layer in (nn.Conv2d(4, 8, 3, padding=1, **DOUBLE), nn.ConvTranspose2d(4, 8, 4, 2, 1, **DOUBLE)):
-        got, want = filled.convolved(layer), layer(geometry.to_canvas(strip, fill=token))
+        got, want = filled.convolve(layer), layer(geometry.to_canvas(strip, fill=token))
         weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
         close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
     for layer in (nn.Conv2d(4, 8, 1, **DOUBLE), nn.Identity()):
-        other, want = filled.pointwise(layer), layer(geometry.to_canvas(strip, fill=token))
+        other, want = filled.project(layer), layer(geometry.to_canvas(strip, fill=token))
         got = geometry.to_canvas(other.strip, fill=other.token)
         weights, tensors = torch.randn_like(want), [strip, token, *layer.parameters()]
         close([got, *gradients_of(got, weights, tensors)], [want, *gradients_of(want, weights, tensors)])
@@ -92,7 +96,7 @@ def test_a_filled_canvas_is_convolved_as_it_is(side, h, w):
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 3), (5, 6)])
 def test_one_convolution_is_the_transposed_one_and_the_next(size, monkeypatch):
-    monkeypatch.setattr('pretrain.accelerated.fused.WORTH', 0)
+    monkeypatch.setattr('pretrain.accelerated.decoder.LEAST_POSITIONS', 0)
     up, conv = nn.ConvTranspose2d(6, 6, 4, 2, 1, **DOUBLE), nn.Conv2d(6, 8, 3, padding=1, bias=False, **DOUBLE)
     x = torch.randn(2, 6, *size, **DOUBLE, requires_grad=True)
     got, want = enlarge(x, up, conv), conv(up(x))
@@ -113,16 +117,12 @@ def test_a_norm_is_computed_again_for_the_backward_pass(clipped, kernel):
 
 
 @pytest.mark.parametrize(('training', 'finest'), [(True, 1), (False, 1), (True, 2), (True, 4), (False, 4)])
-def test_the_decoder_is_what_its_layers_say(training, finest):
+def test_the_decoder_is_the_plain_one(training, finest):
     """In fp32 to rounding: the first block's kernels are not worth merging, the last one's are."""
     decoder = randomise(LightDecoder(8, 64, finest=finest)).train(training)
     levels = {stride: torch.randn(8, width, 48 // stride, 32 // stride) for stride, width in ((8, 64), (4, 32))}
-    assert 6 * 4 < WORTH * 64 and 12 * 8 > WORTH * 32
-    plain, x = copy.deepcopy(decoder), 0
-    for stride, block in zip(plain.strides, plain.dec):
-        x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
-    x = plain.proj(x + levels[finest] if finest in levels else x).unflatten(1, (3, finest, finest))
-    want, got = x.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3), decoder(levels)
+    assert 6 * 4 < LEAST_POSITIONS * 64 and 12 * 8 > LEAST_POSITIONS * 32
+    want, got = copy.deepcopy(decoder)(levels), decode(decoder, levels)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
