@@ -283,8 +283,8 @@ def main():
     parser = argparse.ArgumentParser('common.demo_world', description=__doc__.splitlines()[0],
                                      allow_abbrev=False)
     parser.add_argument('folder', help="where to write, in ImageNet's layout")
-    parser.add_argument('--coco', action='store_true', help="several objects an image with boxes and masks, "
-                                                            "in COCO's layout")
+    parser.add_argument('--coco', action='store_true',
+                        help="several objects an image with boxes and masks, in COCO's layout")
     parser.add_argument('--train', type=int, help='training images (3000; with --coco 200)')
     parser.add_argument('--val', type=int, help='held-out images (200; with --coco 50)')
     parser.add_argument('--size', type=int, help='side of an image in pixels (64; with --coco 128)')

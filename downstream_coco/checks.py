@@ -118,8 +118,8 @@ class Checks:
         disagree = (f'masks reach elsewhere than their boxes, by more than {ROUNDING:g} pixels and '
                     f'{100 * LOOSE:g} % of the box')
         for is_wrong, what in ((self.contradicts, disagree),
-                               (self.beyond(ROUNDING), 'boxes reach beyond their images: they are cut at the '
-                                                       'border')):
+                               (self.beyond(ROUNDING),
+                                'boxes reach beyond their images: they are cut at the border')):
             if is_wrong.any():
                 sentences.append(f'{self.remarks.path}: {is_wrong.sum():,} {what}; for example '
                                  f'{self.example(is_wrong)}')

@@ -75,23 +75,23 @@ class Options(RunOptions):
         super().__post_init__()
         for field in ('val_every', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'detections'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
-        require(self.long_side >= self.input_size, f'long_side {self.long_side} must be input_size '
-                                                   f'{self.input_size} or more')
+        require(self.long_side >= self.input_size,
+                f'long_side {self.long_side} must be input_size {self.input_size} or more')
         require(len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1],
                 f'scales is from,to with 0 < from <= to, not {self.scales}')
         for field in ('ema', 'drop_path'):
             value = getattr(self, field)
-            require(value is None or 0 <= value < 1, f'{field} must be 0 or more and less than 1, not '
-                                                     f'{value}')
+            require(value is None or 0 <= value < 1,
+                    f'{field} must be 0 or more and less than 1, not {value}')
         require(self.layer_decay is None or 0 < self.layer_decay <= 1,
                 f'layer_decay must be more than 0 and at most 1, not {self.layer_decay}')
         require(self.weight_decay >= 0, f'weight_decay must be 0 or more, not {self.weight_decay}')
         require(self.clip_grad > 0, f'clip_grad must be more than 0, not {self.clip_grad}; inf means no '
                                     'clipping')
-        require(not (self.freeze and self.frozen_bn), '--freeze keeps the BatchNorms too: leave --frozen_bn '
-                                                      'out')
-        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of '
-                                                  'them')
+        require(not (self.freeze and self.frozen_bn),
+                '--freeze keeps the BatchNorms too: leave --frozen_bn out')
+        require(not (self.fresh and self.resume),
+                '--fresh starts over and --resume goes on: give one of them')
         require(self.dataset is None, "--dataset is for classes; objects come from a file in COCO's format")
 
     @property

@@ -116,15 +116,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser('downstream_coco.predict', description=__doc__.splitlines()[0],
                                      allow_abbrev=False)
     parser.add_argument('images', nargs='+', help='images, or folders of them')
-    parser.add_argument('--weights', required=True, help='<model>_coco_last.pth, _best.pth or _best_ema.pth '
-                                                         'of a run')
+    parser.add_argument('--weights', required=True,
+                        help='<model>_coco_last.pth, _best.pth or _best_ema.pth of a run')
     parser.add_argument('--out', default='predictions', help='folder for the pictures and predictions.json')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
-    parser.add_argument('--ema', action='store_true', help='the average of the weights in '
-                                                           '<model>_coco_last.pth')
-    parser.add_argument('--register', default=USERS_NETWORKS, help='module in which your own networks are '
-                                                                   'registered with '
-                        'timm (default: pretrain.models)')
+    parser.add_argument('--ema', action='store_true',
+                        help='the average of the weights in <model>_coco_last.pth')
+    parser.add_argument('--register', default=USERS_NETWORKS,
+                        help='module in which your own networks are registered with timm (default: '
+                             'pretrain.models)')
     args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         which = 'ema' if args.ema else 'model'

@@ -109,13 +109,12 @@ class Options(RunOptions):
                     f'{field} must be 0 or more and less than 1, not {value}')
         for field in ('label_fraction', 'layer_decay', 'crop'):
             value = getattr(self, field)
-            require(value is None or 0 < value <= 1, f'{field} must be more than 0 and at most 1, not '
-                                                     f'{value}')
-        require(self.clip_grad is None or self.clip_grad > 0, 'clip_grad must be more than 0, not '
-                                                              f'{self.clip_grad}; inf or -1 '
-                'means no clipping')
-        require(self.num_classes is None or self.num_classes > 1, 'num_classes must be 2 or more, not '
-                                                                  f'{self.num_classes}')
+            require(value is None or 0 < value <= 1,
+                    f'{field} must be more than 0 and at most 1, not {value}')
+        require(self.clip_grad is None or self.clip_grad > 0,
+                f'clip_grad must be more than 0, not {self.clip_grad}; inf or -1 means no clipping')
+        require(self.num_classes is None or self.num_classes > 1,
+                f'num_classes must be 2 or more, not {self.num_classes}')
         require(not self.official_lamb or self.opt == 'lamb', '--official_lamb is for --opt=lamb')
 
     @property

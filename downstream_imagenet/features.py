@@ -53,10 +53,10 @@ class Options(ImageOptions):
         super().__post_init__()
         require((self.weights is not None) + self.random + self.timm == 1,
                 'say which weights: one of --weights=FILE, --random and --timm')
-        require(0 < self.label_fraction <= 1, 'label_fraction must be more than 0 and at most 1, not '
-                                              f'{self.label_fraction}')
-        require(self.crop is None or 0 < self.crop <= 1, 'crop must be more than 0 and at most 1, not '
-                                                         f'{self.crop}')
+        require(0 < self.label_fraction <= 1,
+                f'label_fraction must be more than 0 and at most 1, not {self.label_fraction}')
+        require(self.crop is None or 0 < self.crop <= 1,
+                f'crop must be more than 0 and at most 1, not {self.crop}')
 
     @property
     def is_large(self):

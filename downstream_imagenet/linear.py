@@ -127,8 +127,8 @@ def probe_by_fine_tuning(argv):
     if len(sources) != 1:
         sys.exit('error: say which weights: one of --weights=FILE, --random and --timm')
     argv = ['--weights=timm' if word == '--timm' else word for word in argv if word != '--random']
-    options = parse(config.Options, 'downstream_imagenet.linear --mae', 'Linear probe with the recipe of '
-                                                                        'MAE.', argv,
+    options = parse(config.Options, 'downstream_imagenet.linear --mae',
+                    'Linear probe with the recipe of MAE.', argv,
                     mae_recipe)
     with errors_in_one_sentence(options.accum):
         fine_tune(options)

@@ -23,8 +23,8 @@ UNREAD = (
     ('JPEG XL', '.jxl', 'pip install pillow-jxl-plugin'),
     ('AVIF', '.avif .avifs', "pip install 'Pillow>=11.3'"),
     ('camera raw', '.3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw '
-                   '.orf .pef .raf .raw '
-     '.rw2 .rwl .sr2 .srf .srw .x3f', 'develop them into JPEG, PNG or TIFF'),
+                   '.orf .pef .raf .raw .rw2 .rwl .sr2 .srf .srw .x3f',
+     'develop them into JPEG, PNG or TIFF'),
     ('image', '.bpg .djvu .exr .hdr .jls .jxr .kra .psb .wdp .xcf', 'save them as PNG or TIFF'),
     ('drawing or document', '.ai .cdr .emf .eps .odg .pdf .ps .svg .svgz .wmf', 'draw them as PNG'),
     ('medical image', '.dcm .dicom .mgh .mgz .mha .mhd .mnc .nhdr .nii .nii.gz .nrrd',
@@ -35,8 +35,8 @@ UNREAD = (
     ('video', '.3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .webm .wmv',
      'take frames out of them: ffmpeg -i VIDEO frame_%06d.png'),
     ('archive', '.7z .rar .tar .tar.bz2 .tar.gz .tar.xz .tar.zst .tbz2 .tgz .txz .zip', 'unpack them'),
-    ('packed data', '.arrow .beton .lmdb .mdb .parquet .rec .tfrecord', 'unpack them, or give a Dataset of '
-                                                                        'your own'))
+    ('packed data', '.arrow .beton .lmdb .mdb .parquet .rec .tfrecord',
+     'unpack them, or give a Dataset of your own'))
 # {ending: place in UNREAD}
 UNREAD_ENDINGS = {ending: place for place, (_, endings, _) in enumerate(UNREAD)
                   for ending in endings.split()}
