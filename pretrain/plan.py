@@ -90,6 +90,7 @@ def speed_of(options, counts, spark):
     if options.log:
         return logged(options)
     if options.measure:
+        spark.accelerated = None  # as a run on this machine has it
         return measured(Step(spark, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
     if options.tflops:
         seconds = counts.operations / (options.tflops * 1e12 * options.utilisation)
@@ -288,7 +289,10 @@ def mib(size):
 
 
 def build(options):
-    return SparKMethod().build(options)
+    """The network in its plain form, which is what GPUs run, so that its memory and operations are theirs."""
+    spark = SparKMethod().build(options)
+    spark.accelerated = False
+    return spark
 
 
 def plan(options):
