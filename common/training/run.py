@@ -58,7 +58,7 @@ def loading_processes(options, ranks):
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
-    images: their number. fingerprint: of common.images.files, None if they have none. left_out: ((first step,
+    images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first step,
     step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images that a
     part must have, see `with_norms`.
     """
