@@ -1,4 +1,6 @@
-"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases beside it."""
+"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases
+beside it.
+"""
 import argparse
 import dataclasses
 import difflib
@@ -36,7 +38,8 @@ def numbers(text, kind=float):
     try:
         return tuple(kind(part) for part in text.split(','))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'"{text}" is no number, nor numbers with commas between them') from None
+        raise argparse.ArgumentTypeError(f'"{text}" is no number, nor numbers with commas between '
+                                         'them') from None
 
 
 def plain_fields(options):
@@ -56,7 +59,9 @@ def plain_fields(options):
 
 
 def _as_plain(value, kind):
-    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises TypeError."""
+    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises
+    TypeError.
+    """
     for one in getattr(kind, '__args__', (kind,)):
         if one is bool and isinstance(value, (bool, np.bool_)):
             return bool(value)
@@ -72,7 +77,9 @@ def _as_plain(value, kind):
 
 
 def expanded(argv=None):
-    """The arguments of a command line, the process's if not given, with ~ as the home folder behind a flag's = as well."""
+    """The arguments of a command line, the process's if not given, with ~ as the home folder behind a flag's
+    = as well.
+    """
     argv = sys.argv[1:] if argv is None else argv
     parts = [arg.partition('=') if arg.startswith('--') else ('', '', arg) for arg in argv]
     return [flag + equals + os.path.expanduser(value) for flag, equals, value in parts]
@@ -84,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
         for word in message.split():
             if message.startswith('unrecognized') and word.startswith('--'):
                 near = difflib.get_close_matches(word.split('=')[0], flags, n=3)
-                message = f'unknown flag {word.split("=")[0]}' + (f': did you mean {" or ".join(near)}?' if near else '')
+                message = f'unknown flag {word.split("=")[0]}' + (': did you mean '
+                                                                  f'{" or ".join(near)}?' if near else '')
                 break
         self.exit(2, f'error: {message} (--help lists all flags)\n')
 
@@ -207,11 +215,14 @@ def errors_in_one_sentence(accum=None):
     except torch.OutOfMemoryError as error:
         cut = '' if accum is None else f'Cut the batch into more parts with --accum={2 * accum if accum != "auto" else 2} or ' \
             '--accum=auto, or '
-        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or --input_size')
+        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
+                 '--input_size')
     except RuntimeError as error:
-        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection reset by peer')):
-            sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it says itself, or '
-                     f'its machine is gone. The same command goes on from the last checkpoint ({str(error).splitlines()[0]})')
+        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection '
+                                                                                            'reset by peer')):
+            sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it '
+                     'says itself, or its machine is gone. The same command goes on from the last '
+                     f'checkpoint ({str(error).splitlines()[0]})')
         raise
     except KeyboardInterrupt:
         goes_on = '' if accum is None else ': the same command goes on from the last checkpoint'

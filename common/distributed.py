@@ -166,7 +166,8 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def shared_statistics(x, norm):
-    """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running statistics.
+    """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running
+    statistics.
 
     x (B, C, H, W) is the norm's input on this rank; all ranks have as many positions.
     """
@@ -185,7 +186,8 @@ def shared_statistics(x, norm):
 def shared_gradients(grad, x, weight, mean, invstd):
     """(grad_input, grad_weight, grad_bias) of a BatchNorm whose statistics `shared_statistics` gave.
 
-    grad: of the output. weight: of the norm. grad_weight and grad_bias are from the positions of this rank alone.
+    grad: of the output. weight: of the norm. grad_weight and grad_bias are from the positions of this rank
+    alone.
     """
     shape, count = (1, -1, 1, 1), x.numel() / x.shape[1]
     exact = grad if grad.dtype == torch.float64 else grad.float()

@@ -5,7 +5,8 @@ import numpy as np
 def seed_for(purpose, *numbers):
     """A 64-bit seed that is a function of what it is for, such as ('order', seed, epoch).
 
-    A resumed run, or one with another number of loading processes or ranks, therefore draws the same random numbers.
+    A resumed run, or one with another number of loading processes or ranks, therefore draws the same random
+    numbers.
     """
     words = [*purpose.encode(), *numbers]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]

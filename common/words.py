@@ -17,7 +17,9 @@ def counted(number, noun, plural=None):
 
 
 def described(lines):
-    """What a run says at its start: a line 'word        text' of each (word, text); without a word the text as it is."""
+    """What a run says at its start: a line 'word        text' of each (word, text); without a word the text
+    as it is.
+    """
     return '\n' + ''.join(f'{word:12}{text}\n' if word else text for word, text in lines)
 
 

@@ -29,7 +29,9 @@ NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
 
 
 def encoded(masks, boxes, height, width):
-    """COCO's run lengths of masks (N, 1, 28, 28) in boxes (N, 4), drawn into an image; a few at a time, for they are large."""
+    """COCO's run lengths of masks (N, 1, 28, 28) in boxes (N, 4), drawn into an image; a few at a time, for
+    they are large.
+    """
     found, some = [], max(1, PIXELS // (height * width))
     for mask, box in zip(masks.split(some), boxes.split(some)):
         drawn = paste_masks_in_image(mask, box, (height, width), padding=1)[:, 0] > 0.5
@@ -57,7 +59,8 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
     batch: images at a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next
     batch; if not, the figures mean nothing.
     """
-    ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
+    # without sync_bn the ranks' running statistics differ: rank 0's are those saved
+    ranks.broadcast(model.buffers())
     images, mode = scenes.images, model.training
     model.eval()
     results, looked = [], []
@@ -156,5 +159,6 @@ def evaluate_file(options, ranks):
 
 def figures(metrics, suffix=''):
     """AP and AP50 of boxes, and of masks where there are some, for a person."""
-    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 {metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
+    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 '
+                     f'{metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
                      for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)

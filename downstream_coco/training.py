@@ -132,17 +132,22 @@ class DetectorTraining(FineTuning):
         crops = '' if options.crop_scale == (1.0, 1.0) else f', crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g}'
         clipping = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
         return described([
-            ('model', f'{kind} on {options.model}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained'),
-            ('pyramid', f'maps of stride {levels}, and one pooled; {counted(options.fpn_channels, "channel")}'),
+            ('model', f'{kind} on {options.model}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of '
+                      'them trained'),
+            ('pyramid', f'maps of stride {levels}, and one pooled; '
+                        f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
             ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation; {categories}'),
-            ('left out', f'{self.images.notes or "nothing"}; of validation, {self.val_images.notes or "nothing"}'),
-            ('size', f'short side {options.short_sides[0]} to {options.short_sides[1]} px, {options.input_size} in evaluation; '
+            ('left out', f'{self.images.notes or "nothing"}; of validation, '
+                         f'{self.val_images.notes or "nothing"}'),
+            ('size', f'short side {options.short_sides[0]} to {options.short_sides[1]} px, '
+                     f'{options.input_size} in evaluation; '
              f'long side {options.long_side} at most{crops}'),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
             ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_steps, "step")} of warm-up'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_steps, "step")} of '
+                      'warm-up'),
             ('BatchNorm', self.batchnorm()),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
             ('precision', run.precision),
@@ -165,8 +170,8 @@ class DetectorTraining(FineTuning):
         yield from super().warnings()
         together = self.run.share // self.accum * (self.ranks.size if options.sync_bn else 1)
         if has_batchnorm(self.network) and not options.freeze and together < 8:
-            yield (f'the BatchNorms of {options.model} see {together} images at a time, which is few for good statistics: give '
-                   'a larger --bs, fewer parts (--accum), or --frozen_bn')
+            yield (f'the BatchNorms of {options.model} see {together} images at a time, which is few for '
+                   'good statistics: give a larger --bs, fewer parts (--accum), or --frozen_bn')
         if not saved and not options.finetune_from:
             yield 'no weights given (--finetune_from): the CNN ' + (
                 'stays as random as it is' if options.freeze else 'is trained from random ones')
@@ -182,7 +187,8 @@ class DetectorTraining(FineTuning):
                 best = self.best[which]
                 lines.append(f'  {what}: {figures(self.last, suffix)} after the last epoch; best {chosen} '
                              f'{best[self.best_by]:.2f} % after epoch {best["epoch"]}')
-        lines.append('The best epoch was chosen on these same images, so it is no test result: report the last.')
+        lines.append('The best epoch was chosen on these same images, so it is no test result: report the '
+                     'last.')
         return '\n'.join(lines)
 
 

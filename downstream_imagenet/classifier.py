@@ -28,7 +28,9 @@ class Classifier(nn.Module):
 
 
 class LinearProbe(Classifier):
-    """A linear classifier on the frozen, average pooled features of a network (MAE, appendix A.1): BatchNorm before it."""
+    """A linear classifier on the frozen, average pooled features of a network (MAE, appendix A.1): BatchNorm
+    before it.
+    """
 
     def __init__(self, cnn, loss, channels, num_classes):
         super().__init__(cnn.requires_grad_(False), loss)
@@ -48,7 +50,9 @@ class LinearProbe(Classifier):
 
 
 def pooled_features(cnn, images):
-    """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of the head."""
+    """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of
+    the head.
+    """
     if hasattr(cnn, 'forward_intermediates'):
         return feature_maps(cnn, images)[-1].mean((2, 3))
     return cnn.forward_features(images).mean((2, 3))

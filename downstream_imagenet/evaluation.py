@@ -1,4 +1,6 @@
-"""How a classifier is measured: its accuracy, with each image counted once; and --eval, which measures a file."""
+"""How a classifier is measured: its accuracy, with each image counted once; and --eval, which measures a
+file.
+"""
 import dataclasses
 import sys
 
@@ -34,7 +36,8 @@ def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=prin
     left out, and warn(text) told. batch: images at a time on a rank. go_on() -> whether to go on with the
     next batch; if not, the figures mean nothing.
     """
-    ranks.broadcast(model.buffers())  # without sync_bn the ranks' running statistics differ: rank 0's are those saved
+    # without sync_bn the ranks' running statistics differ: rank 0's are those saved
+    ranks.broadcast(model.buffers())
     mode = model.training
     model.eval()
     total = torch.zeros(4, dtype=torch.float64, device=ranks.device)
@@ -90,8 +93,8 @@ def evaluate_file(options, ranks, val_dataset=None):
         images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
         found = class_names(images, options.num_classes)
         if classes and list(classes) != found:
-            raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, ...), the images '
-                             f'have others ({", ".join(found[:3])}, ...)')
+            raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, '
+                             f'...), the images have others ({", ".join(found[:3])}, ...)')
         classes = found
     check_labelled(val, options, len(classes))
     if ranks.is_main and notes_of(val):

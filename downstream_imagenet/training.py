@@ -1,4 +1,6 @@
-"""A fine-tuning run on images with labels: what `FineTuning` (common/training/finetuning.py) leaves to its subclasses."""
+"""A fine-tuning run on images with labels: what `FineTuning` (common/training/finetuning.py) leaves to its
+subclasses.
+"""
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +19,18 @@ from common.training.optim import build_optimizer, parameter_groups
 from common.words import counted, described, first_of
 from downstream_imagenet.classifier import Classifier, build_classifier
 from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
-from downstream_imagenet.data import Mixing, erasing, evaluation_transform, labels_of, mixed, training_transform
+from downstream_imagenet.data import (
+    Mixing,
+    erasing,
+    evaluation_transform,
+    labels_of,
+    mixed,
+    training_transform,
+)
 from downstream_imagenet.evaluation import AT_A_TIME, evaluate
 
-LEARNING_RATE_ENDS = 0.005, 0.001  # at the first and the last step, as shares of the peak (official SparK's fine-tuning)
+# at the first and the last step, as shares of the peak (official SparK's fine-tuning)
+LEARNING_RATE_ENDS = 0.005, 0.001
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,8 @@ class ClassifierTraining(FineTuning):
         where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
         layers = '' if options.freeze else table(self.network.cnn, self.layer_decay)
         return described([
-            ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are trained{" (frozen features)" * options.freeze}'),
+            ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
+                      f'trained{" (frozen features)" * options.freeze}'),
             ('recipe', self.recipe()),
             ('images', f'{run.images:,} for training, {len(val):,} for validation{where}; '
              f'{counted(len(self.classes), "class", "classes")}'),
@@ -143,7 +154,8 @@ class ClassifierTraining(FineTuning):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', f'{run.batch(self.accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}'),
             ('optimiser', f'{opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(options.warmup, "epoch")} of warm-up'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(options.warmup, "epoch")} of '
+                      'warm-up'),
             ('loss', f'{options.loss_name}, label smoothing {options.smoothing:g}, {mixing}'),
             ('augmented', f'{crops}, augmentation {options.augmentation}, erasing {options.erase:g}'),
             ('drop path', f'up to {drop_path:g}' if drop_path else 'none'),
@@ -166,17 +178,19 @@ class ClassifierTraining(FineTuning):
         """A line, if some classes have no validation images."""
         labels = set(labels_of(self.val_images) or range(len(self.classes)))
         missing = [name for label, name in enumerate(self.classes) if label not in labels]
-        return [('note', f'no validation images of {len(missing):,} of the classes: {first_of(missing)}')] if missing else []
+        return [('note', f'no validation images of {len(missing):,} of the classes: '
+                         f'{first_of(missing)}')] if missing else []
 
     def warnings(self):
         options, steps, saved = self.options, self.run.steps, self.saved
         yield from super().warnings()
         if options.ema and steps * (1 - options.ema) < 3:
-            yield (f'the EMA averages over {1 / (1 - options.ema):,.0f} steps, and the run has {steps:,}: it stays near '
-                   f'the weights at the start. Give --ema={max(1 - 10 / steps, 0):.3g} or so, or --ema=0')
+            yield (f'the EMA averages over {1 / (1 - options.ema):,.0f} steps, and the run has {steps:,}: it '
+                   f'stays near the weights at the start. Give --ema={max(1 - 10 / steps, 0):.3g} or so, or '
+                   '--ema=0')
         if options.lr is None and options.batch_size < 512 and not options.freeze:
-            yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate goes up to '
-                   f'{options.peak_lr:.2g}. If little is learned, give --lr')
+            yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate '
+                   f'goes up to {options.peak_lr:.2g}. If little is learned, give --lr')
         if saved and options.finetune_from and options.finetune_from != saved['config']['finetune_from']:
             yield f'--finetune_from={options.finetune_from} is not used: the run goes on from {saved["path"]}'
 
@@ -186,7 +200,9 @@ class ClassifierTraining(FineTuning):
         for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
             if which in self.best:
                 top1, top5, best = self.last[f'top1{suffix}'], self.last[f'top5{suffix}'], self.best[which]
-                lines.append(f'  {what}: top-1 {top1:.2f} %, top-5 {top5:.2f} % after the last epoch ({self.options.epochs}); '
-                             f'best top-1 {best["top1"]:.2f} % after epoch {best["epoch"]}')
-        lines.append('The best epoch was chosen on these same images, so it is no test result: report the last.')
+                lines.append(f'  {what}: top-1 {top1:.2f} %, top-5 {top5:.2f} % after the last epoch '
+                             f'({self.options.epochs}); best top-1 {best["top1"]:.2f} % after epoch '
+                             f'{best["epoch"]}')
+        lines.append('The best epoch was chosen on these same images, so it is no test result: report the '
+                     'last.')
         return '\n'.join(lines)

@@ -8,47 +8,53 @@ from common.config import RunOptions, require
 
 @dataclass(frozen=True)
 class PretrainingOptions(RunOptions):
-    """What a user decides of a pretraining run, whatever the method. A method adds its own. Raises ValueError."""
+    """What a user decides of a pretraining run, whatever the method. A method adds its own. Raises
+    ValueError.
+    """
 
-    resume: str = option(None, 'go on from this <model>_still_pretraining.pth; the one in the run folder if not given',
-                         'run', ('resume_from',), str, harmless=True)
-    init: str = option(None, "start from weights: our files, official ones, others, or 'timm' for timm's own; FILE:KEY "
-                       'for one of several networks in a file', 'run',
-                       ('init_weight',), str, harmless=True)
+    resume: str = option(None, 'go on from this <model>_still_pretraining.pth; the one in the run folder if '
+                         'not given', 'run', ('resume_from',), str, harmless=True)
+    init: str = option(None, "start from weights: our files, official ones, others, or 'timm' for timm's "
+                       "own; FILE:KEY for one of several networks in a file", 'run', ('init_weight',), str,
+                       harmless=True)
 
-    data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar shards of images; '
-                            'one such tar; or a text file with one path a line', 'data', parse=str, harmless=True)
-    val_path: str = option(None, 'held-out images; val/, valid/ or validation/ beside train/ if not given and there is one',
-                           'data', parse=str, harmless=True)
-    list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie in; that of the '
-                            'list if not given', 'data', parse=str, harmless=True)
-    fast_decode: bool = option(False, 'decode JPEGs no larger than their crops need, and resize them faster: pixels differ a '
-                               'little', 'data')
+    data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar '
+                            'shards of images; one such tar; or a text file with one path a line', 'data',
+                            parse=str, harmless=True)
+    val_path: str = option(None, 'held-out images; val/, valid/ or validation/ beside train/ if not given '
+                           'and there is one', 'data', parse=str, harmless=True)
+    list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie '
+                            'in; that of the list if not given', 'data', parse=str, harmless=True)
+    fast_decode: bool = option(False, 'decode JPEGs no larger than their crops need, and resize them faster: '
+                               'pixels differ a little', 'data')
 
-    method: str = option('spark', 'how the network is pretrained; --method=NAME --help shows the options of another method',
-                         'method', parse=str)
-    drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method', ('dp',),
-                              float)
+    method: str = option('spark', 'how the network is pretrained; --method=NAME --help shows the options of '
+                         'another method', 'method', parse=str)
+    drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method',
+                              ('dp',), float)
 
-    warmup_epochs: float = option(None, '40 if not given, or a tenth of the epochs where those are fewer than 400',
-                                  'optimisation', ('wp_ep',), float)
+    warmup_epochs: float = option(None, '40 if not given, or a tenth of the epochs where those are fewer '
+                                  'than 400', 'optimisation', ('wp_ep',), float)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd'))
     weight_decay: float = option(0.04, 'at the start', 'optimisation', ('wd',))
     weight_decay_end: float = option(0.2, 'at the end', 'optimisation', ('wde',))
-    clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation', ('clip',),
-                              harmless=True)
+    clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation',
+                              ('clip',), harmless=True)
 
     val_every: int = option(10, 'epochs between held-out losses', 'log', harmless=True)
-    picture_every: int = option(10, 'epochs between pictures of 8 reconstructions; 0 for none', 'log', harmless=True)
+    picture_every: int = option(10, 'epochs between pictures of 8 reconstructions; 0 for none', 'log',
+                                harmless=True)
 
     def __post_init__(self):
         super().__post_init__()
-        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of them')
+        require(not (self.fresh and self.resume), '--fresh starts over and --resume goes on: give one of '
+                                                  'them')
         require(self.list_root is None or any(path and not os.path.isdir(path) for path in (self.data_path, self.val_path)),
                 '--list_root is for lists of images: give one as --data_path or --val_path')
         require(self.val_every >= 1, f'val_every must be 1 or more, not {self.val_every}')
         require(self.picture_every >= 0, f'picture_every must be 0 or more, not {self.picture_every}')
-        require(self.clip_grad > 0, f'clip_grad must be more than 0, not {self.clip_grad}; inf means no clipping')
+        require(self.clip_grad > 0, f'clip_grad must be more than 0, not {self.clip_grad}; inf means no '
+                                    'clipping')
         require(self.drop_path is None or 0 <= self.drop_path < 1,
                 f'drop_path must be 0 or more and less than 1, not {self.drop_path}')
         require(self.weight_decay >= 0 and self.weight_decay_end >= 0, 'weight_decay must be 0 or more')

@@ -40,7 +40,9 @@ class Method(Protocol):
         """{name: plain data} of what took time to find out about the network, for `build`."""
 
     def load_init(self, network, options):
-        """Start from the weights of --init, of a file in any known format. Returns a sentence. Raises ValueError."""
+        """Start from the weights of --init, of a file in any known format. Returns a sentence. Raises
+        ValueError.
+        """
 
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
@@ -52,7 +54,9 @@ class Method(Protocol):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
 
     def picture(self, network, images, visible, normalisation):
-        """Rows of pictures of what the network makes of some images, as one picture (3, H, W) in [0, 1]; their caption."""
+        """Rows of pictures of what the network makes of some images, as one picture (3, H, W) in [0, 1];
+        their caption.
+        """
 
 
 METHODS = {method.name: method for method in (SparKMethod(),)}

@@ -26,7 +26,9 @@ PICTURES = 8  # images of which a reconstruction is shown
 
 @dataclass(frozen=True)
 class Run(run.Run):
-    """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not fit."""
+    """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not
+    fit.
+    """
     options: PretrainingOptions
 
     @property
@@ -68,7 +70,9 @@ class Pretraining(Trainer):
         self.normalise = Normalise(run.options.normalisation, run.ranks.device)
 
     def build_network(self):
-        """The method's network. What takes time to find out about it, the main rank finds out for all of them, and once."""
+        """The method's network. What takes time to find out about it, the main rank finds out for all of
+        them, and once.
+        """
         ranks, failure, network = self.ranks, None, None
         if self.saved:
             self.record = self.saved.get('network')
@@ -132,7 +136,9 @@ class Pretraining(Trainer):
                 yield self.normalise(images), to_device(visible, self.ranks.device)
 
     def draw_visible(self, step):
-        """This rank's share (B, k) of the masks of a step's whole batch, in the order in which Steps has its images."""
+        """This rank's share (B, k) of the masks of a step's whole batch, in the order in which Steps has its
+        images.
+        """
         batch = self.options.batch_size
         rows = torch.arange(batch).view(self.accum, self.ranks.size, -1)[:, self.ranks.rank].flatten()
         return self.network.draw_visible(batch, self.run.generator('mask', step), rows)
@@ -171,7 +177,8 @@ class Pretraining(Trainer):
         places = [list(mine[i:i + part]) for i in range(0, len(mine), part)]
         visible = network.draw_visible(len(self.val_images), self.run.generator('held-out'))
         loaded = loader(self.watched, [[(0, place) for place in each] for each in places], self.run.workers, ranks.device)
-        ranks.broadcast(network.buffers())  # without sync_bn the running statistics of the ranks differ: rank 0's are saved
+        # without sync_bn the running statistics of the ranks differ: rank 0's are saved
+        ranks.broadcast(network.buffers())
         network.eval()
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for (images, _), each in zip(without_failures(loaded, self.watched, self.unreadable, self.log), places):
@@ -192,7 +199,9 @@ class Pretraining(Trainer):
             self.session.put(self.run.exported, lambda: save(self.run.exported, state))
 
     def show_pictures(self, epoch):
-        """Write what the network makes of a few images, the same with the same masks every time, as PNG and to TensorBoard."""
+        """Write what the network makes of a few images, the same with the same masks every time, as PNG and
+        to TensorBoard.
+        """
         places = torch.linspace(0, len(self.watched) - 1, min(PICTURES, len(self.watched))).long().tolist()
         images = self.normalise(collate([self.watched[(0, place)] for place in places])[0])
         visible = self.network.draw_visible(len(images), self.run.generator('picture')).to(images.device)
@@ -228,7 +237,8 @@ class Pretraining(Trainer):
             ('', not_looked_at(self.images, self.val_images, 'held-out')),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
-            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient clipped to norm '
+            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient '
+                          'clipped to norm '
              f'{options.clip_grad:g}'),
             ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to '
              f'{options.weight_decay_end}'),
@@ -241,14 +251,15 @@ class Pretraining(Trainer):
     def warnings(self):
         options, saved = self.options, self.saved
         if options.compile and self.network.uncompiled:
-            yield ('only the decoder is compiled: this network pads in its forward, or is read by hooks (levels), which '
-                   'torch.compile hides from the rules of the encoder')
+            yield ('only the decoder is compiled: this network pads in its forward, or is read by hooks '
+                   '(levels), which torch.compile hides from the rules of the encoder')
         if saved and options.init and options.init != saved['config']['init']:
             yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
         yield from super().warnings()
         if options.lr is None and options.batch_size < 1024:
-            yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate goes up to '
-                   f'{options.peak_lr:.2g} only, at which little is learned. Give --lr (README, "Learning rate")')
+            yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate '
+                   f'goes up to {options.peak_lr:.2g} only, at which little is learned. Give --lr (README, '
+                   '"Learning rate")')
 
     def verdict(self):
         return f'Finished. The pretrained {self.options.model} is in {self.run.exported}'

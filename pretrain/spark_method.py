@@ -1,4 +1,6 @@
-"""SparK as the trainer sees it: its options and recipe, and what it answers of `Method` (pretrain/methods.py)."""
+"""SparK as the trainer sees it: its options and recipe, and what it answers of `Method`
+(pretrain/methods.py).
+"""
 from dataclasses import dataclass
 
 from timm.layers import DropPath
@@ -21,32 +23,39 @@ class SparKOptions(PretrainingOptions):
     """What a user decides of a pretraining run with SparK. Raises ValueError."""
 
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
-    cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given", 'method',
-                            parse=int)
-    levels: str = option(None, "submodules whose outputs are the feature pyramid, large to small, with commas between; the "
-                         "network's own if not given", 'method', parse=str)
-    decoder: str = option('unet', "the paper's, or one that ends at the encoder's finest level, where each position makes "
-                          'its pixels: less work, another method', 'method', choices=('unet', 'light'))
-    target: str = option('normalised', "what is predicted of a hidden cell: its pixels, normalised by the cell's own mean "
-                         "and deviation (the paper's; MAE's norm_pix_loss), or pixels as the network takes them, "
-                         'normalised with --mean and --std alone', 'method', choices=('normalised', 'pixels'))
+    cell_size: int = option(None, "side of a cell in pixels; by the network's total stride if not given",
+                            'method', parse=int)
+    levels: str = option(None, "submodules whose outputs are the feature pyramid, large to small, with "
+                         "commas between; the network's own if not given", 'method', parse=str)
+    decoder: str = option('unet', "the paper's, or one that ends at the encoder's finest level, where each "
+                          "position makes its pixels: less work, another method", 'method',
+                          choices=('unet', 'light'))
+    target: str = option('normalised', "what is predicted of a hidden cell: its pixels, normalised by the "
+                         "cell's own mean and deviation (the paper's; MAE's norm_pix_loss), or pixels as the "
+                         "network takes them, normalised with --mean and --std alone", 'method',
+                         choices=('normalised', 'pixels'))
     decoder_width: int = option(768, "channels of the decoder's smallest map", 'method')
 
-    beta2: float = option(None, '0.95 for networks with BatchNorm, 0.999 for others if not given', 'optimisation',
-                          ('ada',), float)
+    beta2: float = option(None, '0.95 for networks with BatchNorm, 0.999 for others if not given',
+                          'optimisation', ('ada',), float)
 
-    recompute: str = option('none', 'what is not kept for the backward pass, but computed again: less memory, more time',
-                            'machine', ('checkpoint',), choices=('none', 'decoder', 'all'), harmless=True)
+    recompute: str = option('none', 'what is not kept for the backward pass, but computed again: less '
+                            'memory, more time', 'machine', ('checkpoint',),
+                            choices=('none', 'decoder', 'all'), harmless=True)
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.method == SparKMethod.name, f'these are options of {SparKMethod.name}, not of {self.method}')
-        require(self.recompute == 'none' or not self.compile, '--compile decides by itself what is computed again: leave out '
+        require(self.method == SparKMethod.name, f'these are options of {SparKMethod.name}, not of '
+                                                 f'{self.method}')
+        require(self.recompute == 'none' or not self.compile, '--compile decides by itself what is computed '
+                                                              'again: leave out '
                 '--recompute, or --compile')
         require(self.decoder_width >= 1, f'decoder_width must be 1 or more, not {self.decoder_width}')
         require(0 < self.mask_ratio < 1, f'mask_ratio must lie between 0 and 1, not {self.mask_ratio}')
-        require(self.beta2 is None or 0 <= self.beta2 < 1, f'beta2 must be 0 or more and less than 1, not {self.beta2}')
-        require(self.cell_size is None or self.cell_size > 0, f'cell_size must be more than 0, not {self.cell_size}')
+        require(self.beta2 is None or 0 <= self.beta2 < 1, 'beta2 must be 0 or more and less than 1, not '
+                                                           f'{self.beta2}')
+        require(self.cell_size is None or self.cell_size > 0, 'cell_size must be more than 0, not '
+                                                              f'{self.cell_size}')
 
     @property
     def network(self):
@@ -94,10 +103,13 @@ class SparKMethod:
         rates = [module.drop_prob or 0 for module in network.modules() if isinstance(module, DropPath)]
         drop_path = max(rates, default=0)
         return [
-            ('model', f'{options.model}: {trained[0] / 1e6:.1f} M parameters, and {(trained[1] - trained[0]) / 1e6:.1f} M in '
+            ('model', f'{options.model}: {trained[0] / 1e6:.1f} M parameters, and '
+                      f'{(trained[1] - trained[0]) / 1e6:.1f} M in '
              f'densify and {options.decoder} decoder'),
-            ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}'),
-            ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of {height} x {width}, '
+            ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
+                        f'{", ".join(map(str, encoder.channels))}'),
+            ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of {height} x '
+                      f'{width}, '
              f'{network.visible_cells} visible'),
             ('target', TARGETS[options.target]),
             *(('note', note) for note in encoder.notes),

@@ -52,5 +52,5 @@ def does_not_fit(share, accum, smallest_part):
     images = share // accum
     too_many = counted(images, 'image at a time does', 'images at a time do')
     norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
-    return ValueError(f'{too_many} not fit in memory, and the {share} of a rank cannot be halved further{norm}: give a smaller '
-                      '--bs or --input_size')
+    return ValueError(f'{too_many} not fit in memory, and the {share} of a rank cannot be halved '
+                      f'further{norm}: give a smaller --bs or --input_size')

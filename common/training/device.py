@@ -4,7 +4,9 @@ from torchvision.transforms.functional import convert_image_dtype
 
 
 def to_device(tensor, device):
-    """A tensor on the device, without waiting for it; images (B, C, H, W) in the memory layout channels last."""
+    """A tensor on the device, without waiting for it; images (B, C, H, W) in the memory layout channels
+    last.
+    """
     if device.type == 'cuda' and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
@@ -12,7 +14,9 @@ def to_device(tensor, device):
 
 
 def to_host(tensor):
-    """A small tensor on its way to the host, and the event of its arrival; of one on the CPU itself and None."""
+    """A small tensor on its way to the host, and the event of its arrival; of one on the CPU itself and
+    None.
+    """
     if not tensor.is_cuda:
         return tensor, None
     host = torch.empty_like(tensor, device='cpu', pin_memory=True).copy_(tensor, non_blocking=True)
@@ -35,4 +39,5 @@ class Normalise:
 
     def __call__(self, images):
         images = convert_image_dtype(to_device(images, self.device), torch.float32)
-        return images.sub(self.mean).div_(self.std)  # torchvision's normalize looks at std, and a GPU would wait for that
+        # torchvision's normalize looks at std, and a GPU would wait for that
+        return images.sub(self.mean).div_(self.std)

@@ -1,4 +1,6 @@
-"""A fine-tuning run of any kind: train, average the weights, measure, keep the last state and the best weights."""
+"""A fine-tuning run of any kind: train, average the weights, measure, keep the last state and the best
+weights.
+"""
 from functools import partial
 
 import torch
@@ -11,7 +13,9 @@ from common.training.trainer import Trainer
 
 
 class Average(ModelEmaV3):
-    """timm's exponential moving average (EMA) of the weights; a step that changed nothing leaves it as it was."""
+    """timm's exponential moving average (EMA) of the weights; a step that changed nothing leaves it as it
+    was.
+    """
 
     @torch.no_grad()
     def update(self, model, finite):
@@ -39,7 +43,9 @@ class FineTuning(Trainer):
     best_by = None
 
     def measure(self, average):
-        """{name: number or None} on the validation images, of the network, or of the average of `trained_part` if given."""
+        """{name: number or None} on the validation images, of the network, or of the average of
+        `trained_part` if given.
+        """
         raise NotImplementedError
 
     def place_network(self):
@@ -76,7 +82,9 @@ class FineTuning(Trainer):
         return None if self.session.asked_to_stop() else (metrics, text)
 
     def keep_if_best(self, which, epoch, metrics, module):
-        """Write the weights, or their average, if no epoch before was as good. module: of the average, else None."""
+        """Write the weights, or their average, if no epoch before was as good. module: of the average, else
+        None.
+        """
         value = metrics[self.best_by] or 0.0
         if which in self.best and value <= self.best[which][self.best_by]:
             return

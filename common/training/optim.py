@@ -4,11 +4,14 @@ import torch
 from torch.optim.adamw import adamw
 
 FOREVER = 1e30  # steps after which bias correction corrects nothing
-NO_DECAY = ('bias', 'gamma')  # names of parameters without weight decay, whatever their shape: biases and layer scale
+# names of parameters without weight decay, whatever their shape: biases and layer scale
+NO_DECAY = ('bias', 'gamma')
 
 
 def is_exempt(name, parameter, no_decay=NO_DECAY):
-    """Whether a parameter gets no weight decay: it is one-dimensional, or a part of its name is in `no_decay`."""
+    """Whether a parameter gets no weight decay: it is one-dimensional, or a part of its name is in
+    `no_decay`.
+    """
     return parameter.ndim <= 1 or any(part in no_decay for part in name.split('.'))
 
 
@@ -48,7 +51,9 @@ def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
 
 
 def set_schedule(optimizer, lr, weight_decay):
-    """The learning rate for all groups, or their share `lr_scale` of it, and the weight decay for those that decay."""
+    """The learning rate for all groups, or their share `lr_scale` of it, and the weight decay for those that
+    decay.
+    """
     for group in optimizer.param_groups:
         group['lr'] = lr * group.get('lr_scale', 1.0)
         if group['decays']:
@@ -56,7 +61,9 @@ def set_schedule(optimizer, lr, weight_decay):
 
 
 def load_state(optimizer, saved):
-    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that for granted."""
+    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that
+    for granted.
+    """
     optimizer.load_state_dict(saved)
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -147,6 +154,8 @@ def weights_size(module):
 
 
 def optimizer_size(optimizer):
-    """Bytes, about, of what an optimiser keeps of the trained parameters: two values of each, of momentum alone one."""
+    """Bytes, about, of what an optimiser keeps of the trained parameters: two values of each, of momentum
+    alone one.
+    """
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group['params'])
     return trained if isinstance(optimizer, (torch.optim.SGD, Lars)) else 2 * trained

@@ -14,11 +14,12 @@ SHORTEST_WAIT = 1.0  # seconds of an epoch's waiting below which nobody need be 
 class Progress:
     """Follows the losses of a run, and tells them.
 
-    run: Run. log: RunLog. saved: the checkpoint that the run goes on from, or None. batch_of(step): names of the images of
-    a step, on all ranks together.
+    run: Run. log: RunLog. saved: the checkpoint that the run goes on from, or None. batch_of(step): names of
+    the images of a step, on all ranks together.
 
-    The part to save is `sums` (of losses, of gradient norms, number of steps) and `skipped` (steps that were not finite),
-    both of this epoch so far. `metric` is what the progress line says besides, from the last evaluation. `bad` are the
+    The part to save is `sums` (of losses, of gradient norms, number of steps) and `skipped` (steps that were
+    not finite), both of this epoch so far. `metric` is what the progress line says besides, from the last
+    evaluation. `bad` are the
     steps in a row, up to the last one, that were not finite: [(step, loss, gradient norm)].
     """
     remedy = 'more --workers'  # against waiting for images
@@ -76,11 +77,14 @@ class Progress:
         else:
             steps, last = f'step {step:,} was', ''
         more = f' and {counted(len(names) - NAMES_SHOWN, "more image")}' if len(names) > NAMES_SHOWN else ''
-        return (f'{steps} not finite: {last}the loss was {loss:.4g} and the gradient norm {norm:.4g} at a learning rate of '
-                f'{self.run.schedule(step)[0]:.3g}, on {", ".join(names[:NAMES_SHOWN])}{more}')
+        return (f'{steps} not finite: {last}the loss was {loss:.4g} and the gradient norm {norm:.4g} at a '
+                f'learning rate of {self.run.schedule(step)[0]:.3g}, on '
+                f'{", ".join(names[:NAMES_SHOWN])}{more}')
 
     def look(self, seconds, waited=0.0):
-        """Tell of the steps since the last look, which took so many seconds; of these, images were waited for so many."""
+        """Tell of the steps since the last look, which took so many seconds; of these, images were waited for
+        so many.
+        """
         self.tell_bad()
         steps = self.steps_since_look
         self.steps_since_look = 0
@@ -101,8 +105,9 @@ class Progress:
                           'images_per_second': rate, 'data_wait': share}, step + 1)
         waits = f'waits {100 * share:.0f} % for images  ' if share > WAIT_TOLD else ''
         epoch = step // self.run.per_epoch + 1
-        self.log.progress(f'epoch {epoch}/{self.run.options.epochs}  step {step + 1}/{self.run.steps}  loss {loss:.4f}  '
-                          f'{self.metric}lr {lr:.2e}  {rate:.1f} images/s  {waits}{duration(left)} left')
+        self.log.progress(f'epoch {epoch}/{self.run.options.epochs}  step {step + 1}/{self.run.steps}  loss '
+                          f'{loss:.4f}  {self.metric}lr {lr:.2e}  {rate:.1f} images/s  '
+                          f'{waits}{duration(left)} left')
         if not self.has_announced:
             self.has_announced = True
             took = f'The first step took {self.step_time:.2f} s' if self.timed_steps == 1 else \
@@ -112,8 +117,8 @@ class Progress:
     def tell_bad(self):
         """Warn of the steps since the last look that were not finite."""
         if self.untold_bad and self.run.ranks.is_main:
-            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing; {self.skipped} in this epoch so '
-                          'far')
+            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing; '
+                          f'{self.skipped} in this epoch so far')
             last = self.untold_bad[-1][0]
             self.log.record({'skipped': [step for step, *_ in self.untold_bad], 'step': last + 1,
                              'lr': self.run.schedule(last)[0], 'images': self.batch_of(last)[:NAMES_SHOWN]})
@@ -122,8 +127,8 @@ class Progress:
     def end_epoch(self, epoch, metrics, unreadable, metrics_text):
         """Write the line of an epoch (counted from 1) to the log and the terminal; called on all ranks.
 
-        metrics: {name: value} for the log, None where not measured; metrics_text: the same for a person. unreadable: number
-        of images that could not be read so far.
+        metrics: {name: value} for the log, None where not measured; metrics_text: the same for a person.
+        unreadable: number of images that could not be read so far.
         """
         step = epoch * self.run.per_epoch
         loss, norm, steps = self.sums
@@ -158,9 +163,11 @@ class Progress:
         self.warn_of_waiting(epoch, share, waited)
 
     def warn_of_waiting(self, epoch, share, waited):
-        """Warn once, if an epoch has spent too large a share of its time waiting for images, `waited` seconds in all."""
+        """Warn once, if an epoch has spent too large a share of its time waiting for images, `waited` seconds
+        in all.
+        """
         is_long = share is not None and share > WAIT_WARNED and waited > SHORTEST_WAIT
         if is_long and not self.has_warned and self.run.ranks.is_main:
             self.has_warned = True
-            self.log.warn(f'{100 * share:.0f} % of the time of epoch {epoch} were spent waiting for images (--workers='
-                          f'{self.run.workers}): training is faster with {self.remedy}')
+            self.log.warn(f'{100 * share:.0f} % of the time of epoch {epoch} were spent waiting for images '
+                          f'(--workers={self.run.workers}): training is faster with {self.remedy}')

@@ -58,9 +58,9 @@ def loading_processes(options, ranks):
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
-    images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first step,
-    step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images that a
-    part must have, see `with_norms`.
+    images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
+    step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
+    that a part must have, see `with_norms`.
     """
     options: RunOptions
     ranks: Ranks
@@ -91,8 +91,9 @@ class Run:
         if saved and not same_ranks and parts < self.share:
             return next(more for more in range(parts, self.share + 1) if self.share % more == 0)
         batch = self.options.batch_size
-        raise ValueError(f'a batch of {batch} images cannot be divided among {counted(self.ranks.size, "rank")} in {parts} '
-                         f'parts each: give {nearest_batches(batch, self.ranks.size * parts)}')
+        raise ValueError(f'a batch of {batch} images cannot be divided among '
+                         f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
+                         f'{nearest_batches(batch, self.ranks.size * parts)}')
 
     def with_norms(self, saved, model, forward_one_image):
         """The same run, whose parts have two images at least if the norms of its model need them.
@@ -109,8 +110,9 @@ class Run:
         alone = refused(model, [name for name in names if not self.shares(model.get_submodule(name))])
         if alone and (parts is not None or self.share == 1):
             norm = model.get_submodule(alone)
-            raise ValueError(f'{alone} ({type(norm).__name__}) sees a single value of each channel where one image at a '
-                             f'time is trained on, and that has no deviation: {self.remedy(saved, parts, norm)}')
+            raise ValueError(f'{alone} ({type(norm).__name__}) sees a single value of each channel where one '
+                             'image at a time is trained on, and that has no deviation: '
+                             f'{self.remedy(saved, parts, norm)}')
         return dataclasses.replace(self, smallest_part=2) if refused(model, names) else self
 
     def shares(self, norm):
@@ -118,7 +120,9 @@ class Run:
         return self.ranks.size > 1 and self.options.sync_bn and can_share(norm)
 
     def remedy(self, saved, parts, norm):
-        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its sizes."""
+        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its
+        sizes.
+        """
         found = []
         ranks = self.ranks.size
         if self.share > 1:
@@ -203,21 +207,23 @@ class Run:
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
         if wrong:
             changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
-            raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, another name, or '
-                             '--fresh to start over')
+            raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, '
+                             'another name, or --fresh to start over')
         if self.data_changed(saved) and not self.options.allow_changed_data:
             what = f'there were {saved["images"]:,} training images, and are {self.images:,} now' \
                 if self.images != saved['images'] else \
                 f'the {self.images:,} training images have other names or sizes than then'
-            raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or go on with what is '
-                             'there now: --allow_changed_data')
+            raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or '
+                             'go on with what is there now: --allow_changed_data')
         if self.images != saved['images'] and saved['step'] >= self.steps:
-            raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {counted(self.images, "image")} the run has '
-                             f'{counted(self.steps, "step")} only. Start another from its weights, with --init or '
-                             '--finetune_from')
+            raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with '
+                             f'{counted(self.images, "image")} the run has {counted(self.steps, "step")} '
+                             'only. Start another from its weights, with --init or --finetune_from')
 
     def data_changed(self, saved):
-        """Whether the training images are not those of the run that was saved, as far as both know their fingerprint."""
+        """Whether the training images are not those of the run that was saved, as far as both know their
+        fingerprint.
+        """
         both_known = saved.get('fingerprint') and self.fingerprint
         return self.images != saved['images'] or bool(both_known) and self.fingerprint != saved['fingerprint']
 
@@ -255,8 +261,8 @@ class Run:
         """What is allowed and seldom meant."""
         options = self.options
         if options.accum not in ('auto', accum):
-            yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but into {accum}, and '
-                   'BatchNorm sees those')
+            yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
+                   f'into {accum}, and BatchNorm sees those')
         if self.left_out:
             parts = ', '.join(f'{first:,} to {stop - 1:,}' for first, stop in self.left_out)
             yield f'the steps {parts} are left out: they were not finite'
@@ -265,14 +271,14 @@ class Run:
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum', 'bf16_gradients'):
                     yield f'{name} was {then} until now, and is {now} from here on'
             if self.data_changed(saved):
-                yield (f'the training images are not those of before ({saved["images"]:,} then, {self.images:,} now); the run '
-                       'goes on with them from here on')
+                yield (f'the training images are not those of before ({saved["images"]:,} then, '
+                       f'{self.images:,} now); the run goes on with them from here on')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
         if self.images < options.batch_size:
             fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
-            yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of {options.batch_size}, '
-                   f'which therefore repeats {"them" if self.images > 1 else "it"}. '
+            yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '
+                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. '
                    f'Give --bs={fitting} or so, for ten steps an epoch or more')
 
     def record(self, start, accum, commit, command):

@@ -277,8 +277,10 @@ class Trainer:
                 self.train_epoch(epoch)
                 self.end_epoch(epoch + 1)
         self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
-        self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written into '
-                         f'{run.folder}: make room there, and the same command goes on from the last checkpoint')
+        self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
+                                       'into '
+                         f'{run.folder}: make room there, and the same command goes on from the last '
+                         'checkpoint')
         self.log.say(self.verdict())
 
     def check_disk(self):
@@ -404,9 +406,11 @@ class Trainer:
         """Save after a request to stop, and raise Stopped."""
         self.save(step)
         who = self.session.stop.asked or 'a signal to another rank'
-        self.session.end(STOP_PATIENCE, f'stopped by {who} after step {step:,}, but that state could not be saved: the same '
+        self.session.end(STOP_PATIENCE, f'stopped by {who} after step {step:,}, but that state could not be '
+                                        'saved: the same '
                          'command goes on from the last checkpoint')
-        raise Stopped(f'stopped by {who} after step {step:,}, which is saved: the same command goes on from there')
+        raise Stopped(f'stopped by {who} after step {step:,}, which is saved: the same command goes on from '
+                      'there')
 
     def give_up(self, epoch):
         """Raise NotFinite after too many steps in a row that were not finite.
@@ -420,14 +424,17 @@ class Trainer:
             if self.session.writer:
                 self.session.writer.close(STOP_PATIENCE)
             if self.session.asked_to_stop():
-                raise Stopped('stopped by a signal while it went back: the same command goes on from the last checkpoint')
+                raise Stopped('stopped by a signal while it went back: the same command goes on from the '
+                              'last checkpoint')
         else:
-            since = max(steps.start, epoch * self.run.per_epoch)  # they changed nothing: this is the state before them
+            # they changed nothing: this is the state before them
+            since = max(steps.start, epoch * self.run.per_epoch)
             self.progress.skipped -= sum(step >= since for step, *_ in bad)
             self.save(since)
             self.session.end(STOP_PATIENCE, f'{message}. The state before them could not be saved')
-            message += (f'. They changed nothing, and the state at step {since:,} is saved. Go on from it with a lower rate '
-                        '(--lr or --base_lr), clipping (--clip) or --precision=fp32, or without these images: --rewind')
+            message += (f'. They changed nothing, and the state at step {since:,} is saved. Go on from it '
+                        'with a lower rate (--lr or --base_lr), clipping (--clip) or --precision=fp32, or '
+                        'without these images: --rewind')
         raise NotFinite(message, steps)
 
 

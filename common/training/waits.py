@@ -33,7 +33,9 @@ class Waits:
         self.started = True
 
     def taken(self):
-        """Seconds waited since the last call. The host does not wait for a GPU: what that has not told yet comes next time."""
+        """Seconds waited since the last call. The host does not wait for a GPU: what that has not told yet
+        comes next time.
+        """
         seconds = 0.0
         while self.pairs and (self.device.type != 'cuda' or self.pairs[0][1].query()):
             began, ended = self.pairs.popleft()
