@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV_PYTHON ?= .venv/bin/python
 
+# Two processes of one thread each (tests/conftest.py). The one that has done its half of the tests takes some of the other's.
+PYTEST = -m pytest -q -n 2 --dist=worksteal
+
 .PHONY: setup audit demo test test-all test-lowest test-d2 test-mmdet lint bench chaos coverage transfer
 
 setup: .venv/complete
@@ -24,10 +27,10 @@ demo:
 
 # Lint and all tests but the slow ones: ten to fifteen minutes on two cores.
 test: lint
-	$(VENV_PYTHON) -m pytest -q -m "not slow" --durations=10
+	$(VENV_PYTHON) $(PYTEST) -m "not slow" --durations=10
 
 test-all: lint
-	$(VENV_PYTHON) -m pytest -q --durations=20
+	$(VENV_PYTHON) $(PYTEST) --durations=20
 
 # The same tests on the lowest versions that requirements.txt allows.
 test-lowest:
@@ -35,15 +38,15 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
 	sed 's/>=/==/' requirements.txt > .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install --quiet -r .venv-lowest/requirements.txt -r requirements-dev.txt
-	.venv-lowest/bin/python -m pytest -q -m "not slow"
+	.venv-lowest/bin/python $(PYTEST) -m "not slow"
 
 # Detectron2's and MMDetection's folders with the real thing, each in an environment of its own, which takes minutes to build.
 # D2_SRC: a folder with the source of Detectron2, or where git finds it; GitHub if not given.
 test-d2: .venv-d2/complete
-	.venv-d2/bin/python -m pytest -q tests/downstream_d2
+	.venv-d2/bin/python $(PYTEST) tests/downstream_d2
 
 test-mmdet: .venv-mmdet/complete
-	.venv-mmdet/bin/python -m pytest -q tests/downstream_mmdet
+	.venv-mmdet/bin/python $(PYTEST) tests/downstream_mmdet
 
 .venv-d2/complete .venv-mmdet/complete: .venv-%/complete: requirements.txt requirements-dev.txt downstream_%/install.sh
 	$(PYTHON) -m venv .venv-$*

@@ -2,16 +2,17 @@
 
     python -m benchmarks.ablations zeroed --name=zeroed --data_path=DIR ...       options as of pretrain.main
 
-zeroed: hidden pixels are set to 0 and the dense network is run on the whole image, instead of strips of visible cells.
-single_level: the decoder gets the encoder's smallest map only, instead of one of each stride.
+zeroed: hidden pixels are set to 0 and the dense network is run on the whole image, instead of strips of
+visible cells. single_level: the decoder gets the encoder's smallest map only, instead of one of each stride.
 """
 import sys
 
 from common.cli import errors_in_one_sentence
-from pretrain.config import parse_options
 from pretrain.encoder import SparseEncoder
 from pretrain.main import pretrain
-from pretrain.spark import SparK, build_spark
+from pretrain.methods import parse_options
+from pretrain.spark import SparK
+from pretrain.spark_method import SparKMethod
 
 
 class ZeroedEncoder(SparseEncoder):
@@ -32,29 +33,31 @@ class SingleLevelSparK(SparK):
         return {self.encoder.stride: self.densify_projs[0](smallest)}
 
 
-def build_zeroed(*args, **kwargs):
-    spark = build_spark(*args, **kwargs)
-    spark.encoder.__class__ = ZeroedEncoder
-    return spark
+class Zeroed(SparKMethod):
+    def build(self, options, record=None):
+        spark = super().build(options, record)
+        spark.encoder.__class__ = ZeroedEncoder
+        return spark
 
 
-def build_single_level(*args, **kwargs):
-    spark = build_spark(*args, **kwargs)
-    spark.__class__ = SingleLevelSparK
-    for part in (*spark.densify_norms[1:], *spark.densify_projs[1:], *spark.mask_tokens[1:]):
-        part.requires_grad_(False)
-    return spark
+class SingleLevel(SparKMethod):
+    def build(self, options, record=None):
+        spark = super().build(options, record)
+        spark.__class__ = SingleLevelSparK
+        for part in (*spark.densify_norms[1:], *spark.densify_projs[1:], *spark.mask_tokens[1:]):
+            part.requires_grad_(False)
+        return spark
 
 
-BUILD = {'zeroed': build_zeroed, 'single_level': build_single_level}
+ABLATIONS = {'zeroed': Zeroed(), 'single_level': SingleLevel()}
 
 
 def main():
-    if len(sys.argv) < 2 or sys.argv[1] not in BUILD:
-        sys.exit(f'error: say which idea to take out: {" or ".join(BUILD)}')
+    if len(sys.argv) < 2 or sys.argv[1] not in ABLATIONS:
+        sys.exit(f'error: say which idea to take out: {" or ".join(ABLATIONS)}')
     options = parse_options(sys.argv[2:])
     with errors_in_one_sentence(options.accum):
-        pretrain(options, build=BUILD[sys.argv[1]])
+        pretrain(options, method=ABLATIONS[sys.argv[1]])
 
 
 if __name__ == '__main__':

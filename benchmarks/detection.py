@@ -5,7 +5,7 @@
 import torch
 
 from benchmarks.timing import alternate, arguments, machine
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from downstream_coco.detector import Detector
 
 OBJECTS = 7  # of an image, as COCO has on average

@@ -1,6 +1,7 @@
 """Forward and backward of the sparse encoder over the dense timm network, in alternating runs.
 
-    python -m benchmarks.encoder [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6 --rounds 7]
+    python -m benchmarks.encoder [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6
+    --rounds 7]
 
 The dense network is timed in both memory layouts; the ratio is against the faster one.
 """
@@ -10,9 +11,9 @@ import torch
 
 from benchmarks.timing import alternate, arguments, machine
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.strips import Geometry
+from pretrain.sparse.geometry import Geometry
 
 
 def main():

@@ -25,7 +25,7 @@ from common.images.fast_decode import FastDecode, reduction
 from common.images.files import ImageFiles
 from common.images.loading import loader
 from common.images.shards import TarShards
-from common.training.schedule import seed_for
+from common.seeds import seed_for
 
 try:
     from simplejpeg import decode_jpeg

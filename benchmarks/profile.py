@@ -1,8 +1,10 @@
 """Where a pretraining step spends its time, and what it keeps: by part, medians of alternating runs.
 
-    python -m benchmarks.profile [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6 --rounds 5]
+    python -m benchmarks.profile [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6]
+                                 [--rounds 5] [--plain]
 
-Each part runs by itself, forward and backward, on what the parts before it gave. bf16 autocast on CUDA, fp32 on the CPU.
+Each part runs by itself, forward and backward, on what the parts before it gave. bf16 autocast on CUDA, fp32
+on the CPU. --plain: in the plain form on the CPU too, as it runs on CUDA.
 """
 import argparse
 from contextlib import nullcontext
@@ -11,37 +13,45 @@ import torch
 
 from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
-from pretrain.accelerated.fused import Filled
+from pretrain.accelerated.densify import FilledMap
 from pretrain.planning.memory import kept_for_backward
 from pretrain.spark import build_spark
-from pretrain.sparse.strips import Geometry
+from pretrain.spark_method import SparKMethod
 
 
 def parts_of(name, args, device):
-    """{part: (its forward, parameters and buffers, tensors it is given)}, and all of a step besides."""
+    """A SparK, and {part: (its forward, the tensors it is given)}."""
     spark = build_spark(name, args.input_size, args.mask_ratio).placed(device).train()
-    images = torch.randn(args.batch, 3, args.input_size, args.input_size, device=device).to(memory_format=torch.channels_last)
+    spark.accelerated = False if args.plain else None
+    images = torch.randn(args.batch, 3, args.input_size, args.input_size, device=device)
+    images = images.to(memory_format=torch.channels_last)
     visible = spark.draw_visible(args.batch).to(device)
-
-    def detached(maps):
-        return [Filled(x.geometry, *detached([x.strip, x.token])) if isinstance(x, Filled) else x.detach().requires_grad_()
-                for x in maps]
-
-    def tensors(levels):
-        return [tensor for x in levels.values() for tensor in ((x.strip, x.token) if isinstance(x, Filled) else (x,))]
-
     with autocast(device):
-        geometry = Geometry(visible, spark.encoder.grid)
-        strips = detached(spark.encoder(images, geometry))
-        levels = spark.densify(strips, geometry)
-        levels = dict(zip(levels, detached(levels.values())))
-        reconstruction, = detached([spark.dense_decoder(levels)])
+        geometry = spark.geometry(images, visible)
+        strips = [detached(strip) for strip in spark.encoder(images, geometry)]
+        levels = {stride: detached(level) for stride, level in spark.densify(strips, geometry).items()}
+        reconstruction = detached(spark.decode(levels, geometry))
     return spark, {
-        'encoder': (lambda: spark.encoder(images, Geometry(visible, spark.encoder.grid)), [images]),
-        'densify': (lambda: tensors(spark.densify(strips, geometry)), strips),
-        'decoder': (lambda: [spark.dense_decoder(levels)], tensors(levels)),
+        'encoder': (lambda: spark.encoder(images, spark.geometry(images, visible)), [images]),
+        'densify': (lambda: tensors_of(spark.densify(strips, geometry)), strips),
+        'decoder': (lambda: [spark.decode(levels, geometry)], tensors_of(levels)),
         'loss': (lambda: [spark.loss(images, reconstruction, geometry)], [images, reconstruction]),
     }
+
+
+def detached(level):
+    """A tensor, or a FilledMap, without its history, that gets a gradient."""
+    if isinstance(level, FilledMap):
+        return FilledMap(level.geometry, detached(level.strip), detached(level.token))
+    return level.detach().requires_grad_()
+
+
+def tensors_of(levels):
+    """The tensors of densified maps by stride."""
+    tensors = []
+    for level in levels.values():
+        tensors += [level.strip, level.token] if isinstance(level, FilledMap) else [level]
+    return tensors
 
 
 def autocast(device):
@@ -50,7 +60,7 @@ def autocast(device):
 
 def optimise(spark, device):
     """What train_step does besides forward and backward."""
-    optimizer, guard = build_optimizer('lamb', parameter_groups(spark, 0.05), (0.9, 0.95)), BufferGuard(spark)
+    optimizer, guard = build_optimizer('lamb', parameter_groups(spark, 0.05, SparKMethod.no_decay), (0.9, 0.95)), BufferGuard(spark)
     set_schedule(optimizer, 1e-4, 0.05)
     for parameter in spark.parameters():
         parameter.grad = torch.randn_like(parameter) / 100
@@ -87,19 +97,22 @@ def profile(name, args, device):
     spark.zero_grad(set_to_none=True)
     optimiser = alternate({'': optimise(spark, device)}, args.rounds, device)['']
     whole = sum(medians[part, 'both'] for part in parts) + optimiser
-    print(f'{name}: {1000 * whole:.0f} ms, {sum(kept.values()) / 2 ** 20 / images:.1f} MiB an image kept for the backward pass '
-          '(without what a part is given)')
+    total = sum(kept.values()) / 2 ** 20 / images
+    print(f'{name}: {1000 * whole:.0f} ms, {total:.1f} MiB an image kept for the backward pass (without what a '
+          'part is given)')
     for part in parts:
         forward, both = medians[part, 'forward'], medians[part, 'both']
+        backward = both - forward
         print(f'  {part:10} {1000 * both:6.0f} ms {both / whole:5.1%}  (forward {1000 * forward:.0f}, backward '
-              f'{1000 * (both - forward):.0f}), {kept[part] / 2 ** 20 / images:.1f} MiB an image')
+              f'{1000 * backward:.0f}), {kept[part] / 2 ** 20 / images:.1f} MiB an image')
     print(f'  {"optimiser":10} {1000 * optimiser:6.0f} ms {optimiser / whole:5.1%}', flush=True)
 
 
 def main():
-    args, device = sizes(argparse.ArgumentParser('benchmarks.profile', description=__doc__.split('\n')[0], allow_abbrev=False),
-                         ['resnet50', 'convnext_small'])
-    print(f'{machine(device)}; {on_machine(args, device)}')
+    parser = argparse.ArgumentParser('benchmarks.profile', description=__doc__.split('\n')[0], allow_abbrev=False)
+    parser.add_argument('--plain', action='store_true', help='the plain form, on the CPU too')
+    args, device = sizes(parser, ['resnet50', 'convnext_small'])
+    print(f'{machine(device)}; {on_machine(args, device)}{", plain" * args.plain}')
     for name in args.models:
         profile(name, args, device)
 

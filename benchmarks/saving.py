@@ -17,6 +17,7 @@ from common.reliability.checkpoint import copied, plain_state, save_checkpoint
 from common.reliability.writer import Writer
 from common.training.optim import build_optimizer, parameter_groups
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod
 
 STEPS = 8  # between saves
 
@@ -28,7 +29,7 @@ def main(argv=None):
     parser.add_argument('--rounds', type=int, default=5)
     args = parser.parse_args(argv)
     spark = build_spark(args.model, input_size=64)
-    optimizer, images = build_optimizer('lamb', parameter_groups(spark, 0.04)), torch.randn(2, 3, 64, 64)
+    optimizer, images = build_optimizer('lamb', parameter_groups(spark, 0.04, SparKMethod.no_decay)), torch.randn(2, 3, 64, 64)
 
     def steps():
         began = time.perf_counter()
@@ -49,7 +50,7 @@ def main(argv=None):
         writer = Writer(lambda: None, print)
 
         def put():
-            writer.settle()
+            writer.wait()
             state = content()
             writer.put(path, lambda: save_checkpoint(path, state))
 
@@ -61,7 +62,7 @@ def main(argv=None):
                 held[name].append(time.perf_counter() - began)
                 steps()
                 around[name].append(time.perf_counter() - began)
-                writer.settle()
+                writer.wait()
         writer.close()
         size = path.stat().st_size
     print(machine(torch.device('cpu')))

@@ -24,8 +24,8 @@ from torch import multiprocessing
 from benchmarks.timing import machine
 from common.cli import numbers
 from common.distributed import Ranks, data_parallel, synchronise_batchnorm
-from common.training.engine import train_step
-from pretrain.plan import Options
+from common.training.trainer import train_step
+from pretrain.plan import PlanOptions
 from pretrain.planning.counts import Step
 from pretrain.planning.scaling import all_reduce_seconds, step_seconds
 from pretrain.spark import build_spark
@@ -50,7 +50,7 @@ def steps(args, ranks):
     made = {}
     for kind in ('alone', 'parallel', 'shared'):
         torch.manual_seed(0)
-        options = Options(model=args.model, input_size=args.input_size, precision='fp32', gpus=1)
+        options = PlanOptions(model=args.model, input_size=args.input_size, precision='fp32', gpus=1)
         step = Step(build_spark(args.model, args.input_size, decoder_width=args.decoder_width), options, ranks.device)
         if kind == 'shared':
             synchronise_batchnorm(step.spark)

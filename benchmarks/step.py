@@ -1,15 +1,19 @@
-"""The whole pretraining step beside three others, in alternating runs: images a second, ratios, and peak memory.
+"""The whole pretraining step beside others, in alternating runs: images a second, ratios, and peak memory.
 
-    python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6 --rounds 5]
-                              [--recompute decoder] [--compile] [--decoder light] [--decoder_width 768]
-                              [--cases pretraining supervised dense plain]
+    python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6]
+                              [--rounds 5] [--recompute decoder] [--compile]
+                              [--decoder light] [--decoder_width 768]
+                              [--cases pretraining supervised dense dense_plain plain]
 
 * supervised: the dense network's own training step, with its classifier;
-* dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the same decoder;
-* plain: that, with the decoder's layers one by one, as they are written down.
+* dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the
+  same decoder;
+* dense_plain: that, with the plain form of the decoder;
+* plain: the same pretraining in the plain form, which is what runs on CUDA.
 
-Each case runs in a process of its own, and waits for its turn: in one process, a case would find memory that another has
-freed. (On a GPU all of them must fit beside each other, or fewer be named.) bf16 autocast on CUDA, fp32 on the CPU.
+Each case runs in a process of its own, and waits for its turn: in one process, a case would find memory that
+another has freed. (On a GPU all of them must fit beside each other, or fewer be named.) bf16 autocast on
+CUDA, fp32 on the CPU.
 """
 import argparse
 import multiprocessing
@@ -23,11 +27,11 @@ from torch import nn
 from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
-from common.training.engine import train_step
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
+from common.training.trainer import train_step
 from pretrain.spark import build_spark
 
-CASES = ('pretraining', 'supervised', 'dense', 'plain')
+CASES = ('pretraining', 'supervised', 'dense', 'dense_plain', 'plain')
 
 
 def memory(device):
@@ -38,26 +42,19 @@ def memory(device):
 
 
 class Dense(nn.Module):
-    """SparK with its encoder run densely; plainly: the decoder layer by layer."""
+    """SparK with its encoder run densely."""
 
-    def __init__(self, spark, plainly):
+    def __init__(self, spark):
         super().__init__()
-        self.spark, self.plainly = spark, plainly
+        self.spark = spark
 
     def forward(self, images, visible):
-        spark = self.spark
-        levels, maps = {}, reversed(spark.encoder(images))
-        for stride, x, norm, project in zip(reversed(spark.encoder.reductions), maps, spark.densify_norms, spark.densify_projs):
+        spark, levels = self.spark, {}
+        maps = zip(reversed(spark.encoder.reductions), reversed(spark.encoder(images)))
+        for (stride, x), norm, project in zip(maps, spark.densify_norms, spark.densify_projs):
             levels[stride] = project(norm(x))
-        decode = self.layer_by_layer if self.plainly else spark.dense_decoder
-        return spark.loss(images, decode(levels), spark.geometry(images, visible))
-
-    def layer_by_layer(self, levels):
-        decoder, x = self.spark.dense_decoder, 0
-        finest = decoder.strides[-1]
-        for stride, block in zip(decoder.strides, decoder.dec):
-            x = block.conv(block.up_sample(x + levels[stride] if stride in levels else x))
-        return torch.pixel_shuffle(decoder.proj(x + levels[finest] if finest in levels else x), finest)
+        geometry = spark.geometry(images, visible)
+        return spark.loss(images, spark.decode(levels, geometry), geometry)
 
 
 def prepare(case, name, args, device):
@@ -66,24 +63,26 @@ def prepare(case, name, args, device):
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (args.batch,), device=device)
-    spark = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width, decoder=args.decoder)
+    spark = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width,
+                        decoder=args.decoder)
+    spark.accelerated = False if case in ('plain', 'dense_plain') else None
     if case == 'supervised':
         net = spark.encoder.cnn.to(device, memory_format=torch.channels_last).train()
     else:
         spark.placed(device).train().recompute(args.recompute)
-        net = spark if case == 'pretraining' else Dense(spark, case == 'plain')
+        net = Dense(spark) if case in ('dense', 'dense_plain') else spark
     optimizer, guard = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)), BufferGuard(net)
     set_schedule(optimizer, 1e-4, 0.05)
     if args.compile:
         net.compile()
-    ranks, wishes = Ranks(0, 1, device), torch.zeros(2, device=device)
+    ranks, requests = Ranks(0, 1, device), torch.zeros(2, device=device)
 
     def autocast():
         return torch.autocast('cuda', torch.bfloat16) if device.type == 'cuda' else nullcontext()
 
     def pretrain():
         visible = spark.draw_visible(args.batch).to(device)
-        train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: wishes)
+        train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: requests)
 
     def supervise():
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,6 @@
-"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases beside it."""
+"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases
+beside it.
+"""
 import argparse
 import dataclasses
 import difflib
@@ -36,14 +38,15 @@ def numbers(text, kind=float):
     try:
         return tuple(kind(part) for part in text.split(','))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'"{text}" is no number, nor numbers with commas between them') from None
+        raise argparse.ArgumentTypeError(f'"{text}" is no number, nor numbers with commas between '
+                                         'them') from None
 
 
 def plain_fields(options):
     """{name: value} of a dataclass of options in plain Python types, as files and command lines have them.
 
-    Lists become tuples, NumPy's numbers Python's, paths strings. ~ at the start of a text is the home folder: the shell leaves
-    --data_path=~/images as it is. Raises ValueError for a value of another type.
+    Lists become tuples, NumPy's numbers Python's, paths strings. ~ at the start of a text is the home folder:
+    the shell leaves --data_path=~/images as it is. Raises ValueError for a value of another type.
     """
     plain = {}
     for field in dataclasses.fields(options):
@@ -56,7 +59,9 @@ def plain_fields(options):
 
 
 def _as_plain(value, kind):
-    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises TypeError."""
+    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises
+    TypeError.
+    """
     for one in getattr(kind, '__args__', (kind,)):
         if one is bool and isinstance(value, (bool, np.bool_)):
             return bool(value)
@@ -72,7 +77,9 @@ def _as_plain(value, kind):
 
 
 def expanded(argv=None):
-    """The arguments of a command line, the process's if not given, with ~ as the home folder behind a flag's = as well."""
+    """The arguments of a command line, the process's if not given, with ~ as the home folder behind a flag's
+    = as well.
+    """
     argv = sys.argv[1:] if argv is None else argv
     parts = [arg.partition('=') if arg.startswith('--') else ('', '', arg) for arg in argv]
     return [flag + equals + os.path.expanduser(value) for flag, equals, value in parts]
@@ -84,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
         for word in message.split():
             if message.startswith('unrecognized') and word.startswith('--'):
                 near = difflib.get_close_matches(word.split('=')[0], flags, n=3)
-                message = f'unknown flag {word.split("=")[0]}' + (f': did you mean {" or ".join(near)}?' if near else '')
+                message = f'unknown flag {word.split("=")[0]}' + (': did you mean '
+                                                                  f'{" or ".join(near)}?' if near else '')
                 break
         self.exit(2, f'error: {message} (--help lists all flags)\n')
 
@@ -127,7 +135,8 @@ def parse(cls, program, description, argv=None, recipe=None):
 
 
 def changes(options, saved, harmless):
-    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless), or those not.
+    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless),
+    or those not.
 
     An option that a run was saved without is younger than the run, which therefore had its default.
     """
@@ -150,7 +159,8 @@ def needs(*modules):
 def reader_may_leave(ends=True):
     """Around a program that prints: a reader of stdout that is gone (`... | head -1`) ends it without a word.
 
-    ends: with code 141, as SIGPIPE would by itself. False: with the code that it has anyway, for a run whose result is files.
+    ends: with code 141, as SIGPIPE would by itself. False: with the code that it has anyway, for a run whose
+    result is files.
     """
     try:
         try:
@@ -184,8 +194,8 @@ def _reader_is_gone():
 def errors_in_one_sentence(accum=None):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
 
-    accum: of a training run, which the same command resumes; None for other programs. A run that was stopped has its own
-    codes (common/reliability/stopping.py).
+    accum: of a training run, which the same command resumes; None for other programs. A run that was stopped
+    has its own codes (common/reliability/stopping.py).
     """
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:
@@ -205,11 +215,14 @@ def errors_in_one_sentence(accum=None):
     except torch.OutOfMemoryError as error:
         cut = '' if accum is None else f'Cut the batch into more parts with --accum={2 * accum if accum != "auto" else 2} or ' \
             '--accum=auto, or '
-        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or --input_size')
+        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
+                 '--input_size')
     except RuntimeError as error:
-        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection reset by peer')):
-            sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it says itself, or '
-                     f'its machine is gone. The same command goes on from the last checkpoint ({str(error).splitlines()[0]})')
+        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection '
+                                                                                            'reset by peer')):
+            sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it '
+                     'says itself, or its machine is gone. The same command goes on from the last '
+                     f'checkpoint ({str(error).splitlines()[0]})')
         raise
     except KeyboardInterrupt:
         goes_on = '' if accum is None else ': the same command goes on from the last checkpoint'

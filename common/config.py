@@ -1,4 +1,6 @@
-"""Options that several programs have: images and a network; and for training, the run, optimisation, machine, log."""
+"""Options that several programs have: images and a network; and for training, the run, optimisation, machine,
+log.
+"""
 import dataclasses
 from dataclasses import dataclass
 
@@ -28,34 +30,43 @@ def require(good, message):
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Images and a network for them. None means not given: what then holds is said in the help. Raises ValueError."""
+    """Images and a network for them. None means not given: what then holds is said in the help. Raises
+    ValueError.
+    """
 
-    dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data', parse=str,
-                          harmless=True)
+    dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data',
+                          parse=str, harmless=True)
     in_chans: int = option(3, 'channels of an image', 'data')
-    adapt_input_conv: bool = option(False, 'take weights that are for images of other channels too: the convolutions over the '
-                                    'image are summed or repeated, as timm does', 'data', harmless=True)
-    mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
-    std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data', parse=numbers)
-    pixel_range: tuple = option(None, 'from,to: the values that become 0 and 1 in image files of more than 8 bits (16-bit, '
-                                'signed, float); others are clipped. If not given: all that unsigned integers of up to 16 bits '
-                                'can hold; floats must lie in 0 ... 1', 'data', parse=numbers)
-    max_pixels: int = option(None, "of the largest image file that is read; Pillow's limit, 178,956,970, if not given", 'data',
-                             parse=int, harmless=True)
-    workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given', 'data',
-                          ('dataloader_workers',), int, harmless=True)
+    adapt_input_conv: bool = option(False, 'take weights that are for images of other channels too: the '
+                                    'convolutions over the image are summed or repeated, as timm does',
+                                    'data', harmless=True)
+    mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data',
+                         parse=numbers)
+    std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data',
+                        parse=numbers)
+    pixel_range: tuple = option(None, 'from,to: the values that become 0 and 1 in image files of more than 8 '
+                                'bits (16-bit, signed, float); others are clipped. If not given: all that '
+                                'unsigned integers of up to 16 bits can hold; floats must lie in 0 ... 1',
+                                'data', parse=numbers)
+    max_pixels: int = option(None, "of the largest image file that is read; Pillow's limit, 178,956,970, if "
+                             "not given", 'data', parse=int, harmless=True)
+    workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given',
+                          'data', ('dataloader_workers',), int, harmless=True)
 
-    model: str = option('resnet50', 'a CNN by its timm name, or your own in pretrain/models', 'method', parse=str)
-    input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method', ('img_size',), parse=size)
+    model: str = option('resnet50', 'a CNN by its timm name, or your own in pretrain/models', 'method',
+                        parse=str)
+    input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method',
+                                     ('img_size',), parse=size)
 
     batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
     seed: int = option(0, 'of all that is drawn', 'run')
-    precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given', 'machine',
-                            parse=str, choices=('fp32', 'bf16'), harmless=True)
+    precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given',
+                            'machine', parse=str, choices=('fp32', 'bf16'), harmless=True)
 
     def __post_init__(self):
         for field, value in plain_fields(self).items():
-            object.__setattr__(self, field, value)  # the one moment at which a frozen dataclass may be completed
+            # the one moment at which a frozen dataclass may be completed
+            object.__setattr__(self, field, value)
         for field in ('batch_size', 'in_chans'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.seed >= 0, f'seed must be 0 or more, not {self.seed}')
@@ -66,8 +77,10 @@ class ImageOptions:
         require(self.pixel_range is None or len(self.pixel_range) == 2 and
                 -float('inf') < self.pixel_range[0] < self.pixel_range[1] < float('inf'),
                 f'pixel_range is from,to with from < to, not {self.pixel_range}')
-        require(self.max_pixels is None or self.max_pixels >= 1, f'max_pixels must be 1 or more, not {self.max_pixels}')
-        require(self.dataset is None or self.reading == Reading(), '--pixel_range and --max_pixels are for image files: '
+        require(self.max_pixels is None or self.max_pixels >= 1, 'max_pixels must be 1 or more, not '
+                                                                 f'{self.max_pixels}')
+        require(self.dataset is None or self.reading == Reading(), '--pixel_range and --max_pixels are for '
+                                                                   'image files: '
                 'those of --dataset are read by timm, with 8 bits')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
         for field in ('mean', 'std'):
@@ -78,7 +91,8 @@ class ImageOptions:
                 f'for {self.in_chans} channels give --mean and --std, {self.in_chans} numbers each')
         for field in dataclasses.fields(self):
             choices, value = field.metadata['choices'], getattr(self, field.name)
-            require(value is None or not choices or value in choices, f'{field.name} is one of {choices}, not {value}')
+            require(value is None or not choices or value in choices, f'{field.name} is one of {choices}, '
+                                                                      f'not {value}')
 
     @property
     def size(self):
@@ -106,68 +120,76 @@ class RunOptions(ImageOptions):
     """What a user decides of any training run. Raises ValueError."""
 
     name: str = option(None, "the experiment's name", 'run', ('exp_name',), str, harmless=True)
-    run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str, harmless=True)
-    resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given", 'run',
-                         ('resume_from',), str, harmless=True)
+    run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str,
+                          harmless=True)
+    resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given",
+                         'run', ('resume_from',), str, harmless=True)
     fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', harmless=True)
 
-    allow_changed_data: bool = option(False, 'go on although the training images are not those of before', 'data',
-                                      harmless=True)
-    read_timeout: float = option(120.0, 'seconds after which an image that cannot be read is given up', 'data', harmless=True)
+    allow_changed_data: bool = option(False, 'go on although the training images are not those of before',
+                                      'data', harmless=True)
+    read_timeout: float = option(120.0, 'seconds after which an image that cannot be read is given up',
+                                 'data', harmless=True)
     crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
-    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as many as memory '
-                        'asks for', 'optimisation', parse=accumulation, harmless=True)
+    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as '
+                              'many as memory asks for', 'optimisation', parse=accumulation, harmless=True)
     epochs: int = option(1600, 'passes over the data', 'optimisation', ('ep',))
     warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
-    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch', 'optimisation',
-                            harmless=True)
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation', parse=float,
-                       harmless=True)
-    max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run stops; such a step '
-                            'changes nothing', 'optimisation', harmless=True)
-    rewind: bool = option(False, 'go back to the last checkpoint then, and go on without the images of those steps',
-                          'optimisation', harmless=True)
+    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch',
+                            'optimisation', harmless=True)
+    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation',
+                       parse=float, harmless=True)
+    max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run '
+                            'stops; such a step changes nothing', 'optimisation', harmless=True)
+    rewind: bool = option(False, 'go back to the last checkpoint then, and go on without the images of those '
+                          'steps', 'optimisation', harmless=True)
     sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
-    stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is gone, after which the '
-                                  'run ends; 0 for never', 'machine', harmless=True)
+    stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is '
+                                  'gone, after which the run ends; 0 for never', 'machine', harmless=True)
     compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
-    bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but rounded', 'machine',
-                                  harmless=True)
+    bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but '
+                                  'rounded', 'machine', harmless=True)
 
     save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
-    save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int, harmless=True)
-    save_every_minutes: float = option(30.0, 'minutes between checkpoints, whatever the epochs; 0 for none', 'log',
-                                       harmless=True)
+    save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int,
+                                   harmless=True)
+    save_every_minutes: float = option(30.0, 'minutes between checkpoints, whatever the epochs; 0 for none',
+                                       'log', harmless=True)
     keep: int = option(2, 'checkpoints that stay, the newest counted', 'log', harmless=True)
-    keep_every: int = option(None, 'epochs between checkpoints that stay for good', 'log', parse=int, harmless=True)
+    keep_every: int = option(None, 'epochs between checkpoints that stay for good', 'log', parse=int,
+                             harmless=True)
     log_every: int = option(10, 'steps between looks at the loss', 'log', harmless=True)
-    tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log', ('tb_lg_dir',), str,
-                                  harmless=True)
+    tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log',
+                                  ('tb_lg_dir',), str, harmless=True)
 
-    tracker: str = option(None, 'send scalars and pictures to this one too; it must be installed', 'log', parse=str,
-                          choices=('wandb', 'trackio'), harmless=True)
+    tracker: str = option(None, 'send scalars and pictures to this one too; it must be installed', 'log',
+                          parse=str, choices=('wandb', 'trackio'), harmless=True)
 
     def __post_init__(self):
         super().__post_init__()
         for field in ('epochs', 'save_every', 'log_every', 'keep', 'max_skips'):
             require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
         require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
-                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would be left to '
-                'train at the full rate')
+                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would '
+                'be left to train at the full rate')
         require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
                 f'accum must be auto, 1 or more, not {self.accum}')
-        require(0 < self.peak_lr < float('inf'), f'the peak learning rate must be more than 0, not {self.peak_lr}')
+        require(0 < self.peak_lr < float('inf'), 'the peak learning rate must be more than 0, not '
+                                                 f'{self.peak_lr}')
         for field in ('save_every_minutes', 'stall_minutes'):
             require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
         require(self.read_timeout > 0, f'read_timeout must be more than 0, not {self.read_timeout}')
-        require(self.keep_every is None or self.keep_every >= 1, f'keep_every must be 1 or more, not {self.keep_every}')
-        require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or more')
+        require(self.keep_every is None or self.keep_every >= 1, 'keep_every must be 1 or more, not '
+                                                                 f'{self.keep_every}')
+        require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or '
+                                                                            'more')
         require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
                 f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')
-        require(self.name or self.run_dir or not self.needs_folder, 'give the experiment a name: --name=my_run')
+        require(self.name or self.run_dir or not self.needs_folder, 'give the experiment a name: '
+                                                                    '--name=my_run')
 
     needs_folder = True
 

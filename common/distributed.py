@@ -1,4 +1,6 @@
-"""Processes, devices, and BatchNorm that is shared between processes, on GPUs and on CPUs alike."""
+"""The processes of a run, their devices, and BatchNorm whose statistics they share, on GPUs and on CPUs
+alike.
+"""
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from common.reliability.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: handed on to whom needs it."""
+    """This process among all of a run: its rank, their number (the world size), and its device."""
     rank: int
     size: int
     device: torch.device
@@ -27,18 +29,21 @@ class Ranks:
         return self.rank == 0
 
     def all_reduce(self, tensor, op=dist.ReduceOp.SUM):
-        """Reduce in place over all ranks; returns the tensor."""
+        """Reduce a tensor over all ranks, in place. Returns the tensor."""
         if self.size > 1:
             dist.all_reduce(tensor, op)
         return tensor
 
     def broadcast(self, tensors):
-        """Make tensors what they are on the main rank."""
-        for tensor in tensors if self.size > 1 else ():
-            dist.broadcast(tensor, 0)
+        """Overwrite tensors by those of the main rank."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, items):
-        """The lists of plain objects of all ranks, one after the other."""
+        """The lists `items` of all ranks, one after the other, as one list. The items must be plain
+        objects.
+        """
         everyone = [items]
         if self.size > 1:
             everyone = [None] * self.size
@@ -46,15 +51,15 @@ class Ranks:
         return [item for each in everyone for item in each]
 
     def union(self, items):
-        """The union of a set of plain objects over all ranks."""
+        """The union of the sets `items` of all ranks. The items must be plain objects."""
         return set(self.gather(list(items)))
 
     def broadcast_object(self, item):
-        """What a plain object is on the main rank."""
-        item = [item]
+        """The main rank's `item`, a plain object."""
+        items = [item]
         if self.size > 1:
-            dist.broadcast_object_list(item, 0)
-        return item[0]
+            dist.broadcast_object_list(items, 0)
+        return items[0]
 
     def barrier(self):
         if self.size > 1:
@@ -63,43 +68,56 @@ class Ranks:
 
 @contextmanager
 def distributed(patience=0, folder='.'):
-    """Join the processes that torchrun started (or be alone); yields Ranks. NCCL on GPUs, gloo on CPUs.
+    """Join the processes that torchrun started, or be alone; yields Ranks. NCCL is used on GPUs, gloo on
+    CPUs.
 
-    patience: minutes without progress after which the watch (common/reliability/watch.py) ends a rank and says which one is missing, or,
-    where no Python code runs any more, the process beside it does (common/reliability/watchdog.py); ranks wait a little longer for each
-    other, so that this comes first. 0: as long as torch has them wait. folder: of the run.
+    patience: minutes without progress after which a rank is ended, and a message says which one is missing
+        (common/reliability/heartbeat.py; or watchdog.py, if no Python code runs any more). Ranks wait for
+        each other a little longer, so that this comes first. 0 means that nothing is ended, and torch's own
+        limit holds.
+    folder: the run folder.
     """
-    rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    rank = int(os.environ.get('RANK', 0))
+    size = int(os.environ.get('WORLD_SIZE', 1))
     with Watchdog(rank, patience, folder):
         ranks = joined(rank, size, patience)
         try:
             yield ranks
         except BaseException as error:
+            # After an error of this rank alone, this would wait for ranks that wait for this one.
             if size > 1 and getattr(error, 'on_all_ranks', False):
-                dist.destroy_process_group()  # not after others: it would wait for ranks that wait for this one
+                dist.destroy_process_group()
             raise
         if size > 1:
             dist.destroy_process_group()
 
 
 def joined(rank, size, patience):
-    """The Ranks of this process, in a process group with the others if there are any. Raises ValueError if a GPU is missing."""
+    """The Ranks of this process, which joins a process group if there are other processes.
+
+    Raises ValueError if there are GPUs, but none for this process.
+    """
     local = int(os.environ.get('LOCAL_RANK', 0))
     cuda = torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():
-        raise ValueError(f'process {local} of this node has no GPU of its own: there are {torch.cuda.device_count()}. '
-                         'Start as many processes as there are GPUs (--ngpu_per_node)')
+        raise ValueError(f'process {local} of this node has no GPU of its own: there are '
+                         f'{torch.cuda.device_count()}. Start as many processes as there are GPUs '
+                         '(--ngpu_per_node)')
     device = torch.device('cuda', local) if cuda else torch.device('cpu')
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group('nccl' if cuda else 'gloo', **({'device_id': device} if cuda else {}),
-                                **({'timeout': timedelta(minutes=patience + 5)} if patience else {}))
+        options = {}
+        if cuda:
+            options['device_id'] = device
+        if patience:
+            options['timeout'] = timedelta(minutes=patience + 5)
+        dist.init_process_group('nccl' if cuda else 'gloo', **options)
     return Ranks(rank, size, device)
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all ranks; its gradient is the sum of theirs."""
+    """The sum of a tensor over all ranks, which can be differentiated: its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, x):
@@ -115,15 +133,16 @@ class _AllReduce(torch.autograd.Function):
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """What SyncBatchNorm is on GPUs, for CPU processes, which torch refuses: so that they mean the same as GPUs.
+    """SyncBatchNorm for processes on CPUs, for which torch has none.
 
-    Statistics go through a differentiable all-reduce, weighted by the positions that each rank holds.
+    The statistics are averaged over the ranks by a differentiable all-reduce, weighted by the number of
+    positions (B x H x W) that each rank holds.
     """
 
     def forward(self, x):
         if not self.training or not dist.is_initialized():
-            return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
-                                            self.momentum, self.eps)
+            return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                                            self.training, self.momentum, self.eps)
         shape = (1, -1, 1, 1)
         count = torch.tensor(x.numel() // x.shape[1], dtype=torch.float64)
         dist.all_reduce(total := count.clone())
@@ -147,9 +166,10 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def shared_statistics(x, norm):
-    """BatchNorm's (mean, 1 / deviation) over all ranks, (C,) each in fp32 at least; its running statistics follow them.
+    """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running
+    statistics.
 
-    x (B, C, H, W); all ranks have as many positions.
+    x (B, C, H, W) is the norm's input on this rank; all ranks have as many positions.
     """
     var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (0, 2, 3), correction=0)
     everyone = [mean.new_empty(2, len(mean)) for _ in range(dist.get_world_size())]
@@ -163,34 +183,43 @@ def shared_statistics(x, norm):
     return mean, (var + norm.eps).rsqrt()
 
 
-def shared_gradients(grad, x, gamma, mean, invstd):
-    """(of x, of gamma, of beta) of a BatchNorm with shared statistics; those of gamma and beta from this rank's positions."""
+def shared_gradients(grad, x, weight, mean, invstd):
+    """(grad_input, grad_weight, grad_bias) of a BatchNorm whose statistics `shared_statistics` gave.
+
+    grad: of the output. weight: of the norm. grad_weight and grad_bias are from the positions of this rank
+    alone.
+    """
     shape, count = (1, -1, 1, 1), x.numel() / x.shape[1]
     exact = grad if grad.dtype == torch.float64 else grad.float()
     scaled = (x - mean.view(shape)) * invstd.view(shape)
-    of_beta, of_gamma = exact.sum((0, 2, 3)), (exact * scaled).sum((0, 2, 3))
-    means = torch.stack([of_beta, of_gamma]) / (count * dist.get_world_size())
+    grad_bias, grad_weight = exact.sum((0, 2, 3)), (exact * scaled).sum((0, 2, 3))
+    means = torch.stack([grad_bias, grad_weight]) / (count * dist.get_world_size())
     dist.all_reduce(means)
-    of_x = (exact - means[0].view(shape) - scaled * means[1].view(shape)) * (gamma * invstd).view(shape)
-    return of_x.to(x.dtype), of_gamma, of_beta
+    centred = exact - means[0].view(shape) - scaled * means[1].view(shape)
+    grad_input = centred * (weight * invstd).view(shape)
+    return grad_input.to(x.dtype), grad_weight, grad_bias
 
 
 class CPUSyncBatchNormAct(BatchNormAct2d):
-    """The same for timm's BatchNorm with an activation."""
+    """CPUSyncBatchNorm for timm's BatchNorm with an activation."""
 
     def forward(self, x):
         return self.act(self.drop(CPUSyncBatchNorm.forward(self, x)))
 
 
 def can_share(layer):
-    """Whether a layer is a BatchNorm that `synchronise_batchnorm` has an equivalent of."""
+    """Whether synchronise_batchnorm replaces a layer: any BatchNorm on GPUs, BatchNorm2d on CPUs."""
     return isinstance(layer, nn.modules.batchnorm._BatchNorm if torch.cuda.is_available() else nn.BatchNorm2d)
 
 
 def synchronise_batchnorm(module):
-    """Replace every BatchNorm by one that shares its statistics between the ranks; keys stay. Returns the module."""
+    """Replace every BatchNorm by one that shares its statistics between the ranks. Returns the module.
+
+    The keys of its state_dict stay the same.
+    """
     if torch.cuda.is_available():
-        return convert_sync_batchnorm(module)  # timm's: torch's would drop the activation of BatchNormAct2d
+        # timm's function; torch's would drop the activation of BatchNormAct2d.
+        return convert_sync_batchnorm(module)
     for layer in module.modules():
         if can_share(layer):
             layer.__class__ = CPUSyncBatchNormAct if isinstance(layer, BatchNormAct2d) else CPUSyncBatchNorm
@@ -198,16 +227,20 @@ def synchronise_batchnorm(module):
 
 
 def data_parallel(module, ranks, same_buffers, in_bf16=False):
-    """The module with gradients averaged over the ranks; itself if there is one.
+    """The module in DistributedDataParallel, which averages gradients over the ranks; the module itself for
+    one rank.
 
-    same_buffers: they need no broadcast. in_bf16: gradients travel, and are summed, in that.
+    same_buffers: whether its buffers are the same on all ranks by themselves, so that they need no broadcast.
+    in_bf16: whether gradients are sent and summed in bfloat16.
     """
     if ranks.size == 1:
         return module
-    broadcast = 'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters \
-        else 'broadcast_buffers'  # its name before torch 2.15
-    parallel = DistributedDataParallel(module, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None,
-                                       gradient_as_bucket_view=True, **{broadcast: not same_buffers})
+    broadcast = 'forward_sync_buffers'
+    if broadcast not in signature(DistributedDataParallel).parameters:
+        broadcast = 'broadcast_buffers'  # the argument's name before torch 2.15
+    device_ids = [ranks.device] if ranks.device.type == 'cuda' else None
+    parallel = DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True,
+                                       **{broadcast: not same_buffers})
     if in_bf16:
         parallel.register_comm_hook(None, bf16_compress_hook)
     return parallel

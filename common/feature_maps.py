@@ -1,7 +1,7 @@
 """The feature maps of a network, large to small, whatever way it has of giving them.
 
-There are three ways, and the first that a network has is used: submodules that somebody names (`taps`), timm's
-`forward_intermediates`, or a `forward` that returns the maps itself, as a list or a dict.
+There are three ways, and the first that a network has is used: submodules that somebody names (`taps`),
+timm's `forward_intermediates`, or a `forward` that returns the maps itself, as a list or a dict.
 """
 from functools import partial
 
@@ -23,7 +23,8 @@ def feature_maps(cnn, images, taps=None, stop=None):
         cnn: the network.
         images: (B, C, H, W).
         taps: names of submodules whose outputs are the maps. The forward ends behind the last of them.
-        stop: number of maps after which the forward ends, for networks with `forward_intermediates`; None runs
+        stop: number of maps after which the forward ends, for networks with `forward_intermediates`; None
+        runs
             them all.
 
     Returns:
@@ -43,10 +44,11 @@ def feature_maps(cnn, images, taps=None, stop=None):
     if not isinstance(maps, (list, tuple)) or not all(is_feature_map(out) for out in maps):
         top = ', '.join(name for name, _ in cnn.named_children())
         raise FeatureMapsError(
-            f'{type(cnn).__name__} gives no feature pyramid: name the submodules whose outputs are its levels, '
+            f'{type(cnn).__name__} gives no feature pyramid: name the submodules whose outputs are its '
+            'levels, '
             f"large to small, levels=[...] (at its top are {top}), or give it timm's "
-            'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py (a newer timm may '
-            'have it)')
+            'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py (a newer '
+            'timm may have it)')
     return list(maps)
 
 
@@ -60,8 +62,8 @@ def tapped_maps(cnn, images, taps):
 
     def keep(name, module, inputs, output):
         if name in maps:
-            raise FeatureMapsError(f'levels: {type(cnn).__name__} runs "{name}" more than once: name a submodule '
-                                   'that it runs once')
+            raise FeatureMapsError(f'levels: {type(cnn).__name__} runs "{name}" more than once: name a '
+                                   'submodule that it runs once')
         maps[name] = output
         if len(maps) == len(taps):
             raise _AllTapsRan
@@ -79,7 +81,8 @@ def tapped_maps(cnn, images, taps):
         raise FeatureMapsError(f'levels: the forward of {type(cnn).__name__} does not run {not_run}')
     wrong = [name for name in taps if not is_feature_map(maps[name])]
     if wrong:
-        raise FeatureMapsError(f'levels: {wrong[0]} of {type(cnn).__name__} gives no feature map (B, C, H, W)')
+        raise FeatureMapsError(f'levels: {wrong[0]} of {type(cnn).__name__} gives no feature map (B, C, H, '
+                               'W)')
     return [maps[name] for name in taps]
 
 
@@ -87,8 +90,8 @@ def find_taps(cnn, levels=None):
     """The `taps` by which a network gives its feature maps; None where it gives them by itself.
 
     levels: names of submodules that somebody asks for, or one name. Without them, a network that has no
-    `forward_intermediates` is tapped where its `feature_info` (timm's) says, if it has the submodules named there.
-    Raises FeatureMapsError for names that are none of its submodules, or name one twice.
+    `forward_intermediates` is tapped where its `feature_info` (timm's) says, if it has the submodules named
+    there. Raises FeatureMapsError for names that are none of its submodules, or name one twice.
     """
     names = [name for name, _ in cnn.named_modules(remove_duplicate=False) if name]
     levels = [levels] if isinstance(levels, str) else levels
@@ -100,8 +103,8 @@ def find_taps(cnn, levels=None):
     unknown = [name for name in levels if name not in names]
     if unknown or not levels:
         top = ', '.join(name for name in names if '.' not in name)
-        raise FeatureMapsError(f'levels: {type(cnn).__name__} has no submodule "{unknown[0] if unknown else ""}"; '
-                               f'at its top are {top}')
+        raise FeatureMapsError(f'levels: {type(cnn).__name__} has no submodule '
+                               f'"{unknown[0] if unknown else ""}"; at its top are {top}')
     if len({id(cnn.get_submodule(name)) for name in levels}) < len(levels):
         raise FeatureMapsError(f'levels: {", ".join(levels)} name a submodule twice')
     return tuple(levels)

@@ -7,5 +7,33 @@ def counted(number, noun, plural=None):
 
     What is no number, as in a file that somebody else wrote, stands there as it is.
     """
-    text = f'{number:,}' if isinstance(number, Integral) else f'{number:g}' if isinstance(number, Real) else str(number)
+    if isinstance(number, Integral):
+        text = f'{number:,}'
+    elif isinstance(number, Real):
+        text = f'{number:g}'
+    else:
+        text = str(number)
     return f'{text} {noun if number == 1 else plural or noun + "s"}'
+
+
+def described(lines):
+    """What a run says at its start: a line 'word        text' of each (word, text); without a word the text
+    as it is.
+    """
+    return '\n' + ''.join(f'{word:12}{text}\n' if word else text for word, text in lines)
+
+
+def printable(text):
+    """A text or a path in one line, with escapes for what does not print: a file's name may hold anything."""
+    return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()
+                   for letter in str(text))
+
+
+def first_of(names, most=5):
+    """The first of several names, with commas between them: 'a, b, c, d, e, ...'."""
+    return ', '.join(map(printable, names[:most])) + ', ...' * (len(names) > most)
+
+
+def number_and_first_of(names, most=4):
+    """How many names there are, and the first of them: '5 (a, b, c, d, ...)', or '0'."""
+    return f'{len(names)} ({first_of(names, most)})' if names else '0'

@@ -12,7 +12,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from common.demo_world import draw  # noqa: E402
-from pretrain.sparse.strips import Geometry  # noqa: E402
+from pretrain.sparse.geometry import Geometry  # noqa: E402
 
 GRID, CELL = (4, 4), 32
 VISIBLE = torch.tensor([[1, 2, 6, 8, 11, 13]])

@@ -1,7 +1,7 @@
 """Mask R-CNN and Faster R-CNN (torchvision's) on a feature pyramid of any timm CNN.
 
-B C H W: images, padded to a common size; N objects of an image. Nothing about the network is declared: the strides and the
-channels of its maps are measured.
+B C H W: images, padded to a common size; N objects of an image. Nothing about the network is declared: the
+strides and the channels of its maps are measured.
 """
 import math
 
@@ -26,10 +26,12 @@ SIDE = 256  # of the image with which a network is measured
 
 
 class Pyramid(nn.Module):
-    """A CNN and a feature pyramid on its maps: (B, C, H, W) -> {level: (B, channels, H / stride, W / stride)}.
+    """A CNN and a feature pyramid on its maps: (B, C, H, W) -> {level: (B, channels, H / stride, W /
+    stride)}.
 
-    The last map of each stride from 4 on, 2 where there is no other, and one more, pooled from the last. Parameters that these
-    maps do not depend on are frozen. Raises ValueError for a network whose maps do not halve.
+    The last map of each stride from 4 on, 2 where there is no other, and one more, pooled from the last.
+    Parameters that these maps do not depend on are frozen. Raises ValueError for a network whose maps do not
+    halve.
     """
 
     def __init__(self, cnn, in_chans=3, channels=256):
@@ -38,8 +40,8 @@ class Pyramid(nn.Module):
         found = measure(cnn, in_chans)  # {stride: (index, channels)}
         wanted = {stride: one for stride, one in sorted(found.items()) if stride >= min(FINEST, max(found))}
         if any(2 * one not in wanted for one in list(wanted)[:-1]):
-            raise ValueError(f'{type(cnn).__name__} has maps of strides {", ".join(map(str, wanted))}: a pyramid needs each '
-                             'stride to be twice the one before')
+            raise ValueError(f'{type(cnn).__name__} has maps of strides {", ".join(map(str, wanted))}: a '
+                             'pyramid needs each stride to be twice the one before')
         self.strides, (self.indices, widths) = tuple(wanted), zip(*wanted.values())
         self.fpn = FeaturePyramidNetwork(list(widths), channels, LastLevelMaxPool())
         self.out_channels = channels  # torchvision asks for it
@@ -51,25 +53,29 @@ class Pyramid(nn.Module):
 
     def forward(self, images):
         maps = self.fpn({str(level): one for level, one in enumerate(self.maps(images))})
-        return {name: one.float() for name, one in maps.items()}  # torchvision makes anchors in the precision of the maps
+        # torchvision makes anchors in the precision of the maps
+        return {name: one.float() for name, one in maps.items()}
 
 
 @torch.no_grad()
 def measure(cnn, in_chans=3):
-    """{stride: (index, channels)} of the last map of each stride of a network, from large to small. Raises ValueError."""
+    """{stride: (index, channels)} of the last map of each stride of a network, from large to small. Raises
+    ValueError.
+    """
     if not hasattr(cnn, 'forward_intermediates'):
-        raise ValueError(f'{type(cnn).__name__} has no forward_intermediates, by which feature maps are had: see '
-                         'pretrain/models/custom.py for a network of your own, or update timm')
+        raise ValueError(f'{type(cnn).__name__} has no forward_intermediates, by which feature maps are had: '
+                         'see pretrain/models/custom.py for a network of your own, or update timm')
     mode, found = cnn.training, {}
     try:
         maps = feature_maps(cnn.eval(), torch.zeros(1, in_chans, SIDE, SIDE))
     except Exception as error:  # whatever a network can raise
-        raise ValueError(f'{type(cnn).__name__} cannot take an image of {SIDE} px and give its maps ({error})') from error
+        raise ValueError(f'{type(cnn).__name__} cannot take an image of {SIDE} px and give its maps '
+                         f'({error})') from error
     for index, one in enumerate(maps):
         stride = round(SIDE / one.shape[2])
         if stride & (stride - 1) or one.shape[2] != SIDE // stride:
-            raise ValueError(f'{type(cnn).__name__} makes a map of {one.shape[2]} px of an image of {SIDE}: a pyramid needs '
-                             'strides that are powers of two')
+            raise ValueError(f'{type(cnn).__name__} makes a map of {one.shape[2]} px of an image of {SIDE}: '
+                             'a pyramid needs strides that are powers of two')
         found[stride] = index, one.shape[1]
     cnn.train(mode)
     return found
@@ -89,7 +95,9 @@ def unused_parameters(pyramid, in_chans=3):
 
 
 def roi_align(strides, size):
-    """torchvision's, told the strides of its maps: it would guess them from its first batch, wrongly for small images."""
+    """torchvision's, told the strides of its maps: it would guess them from its first batch, wrongly for
+    small images.
+    """
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], size, 2)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
@@ -97,7 +105,9 @@ def roi_align(strides, size):
 
 
 class FullRPNHead(RPNHead):
-    """torchvision's, its outputs in fp32: under bf16 boxes of hundreds of pixels would be rounded to whole ones and worse."""
+    """torchvision's, its outputs in fp32: under bf16 boxes of hundreds of pixels would be rounded to whole
+    ones and worse.
+    """
 
     def forward(self, maps):
         return tuple([one.float() for one in part] for part in super().forward(maps))
@@ -114,11 +124,15 @@ class FullMaskPredictor(MaskRCNNPredictor):
 
 
 class Detector(nn.Module):
-    """forward(images (B, C, H, W), targets) -> loss, a 0-dim tensor; detect(images, sizes, originals) -> objects.
+    """forward(images (B, C, H, W), targets) -> loss, a 0-dim tensor; detect(images, sizes, originals) ->
+    objects.
 
-    cnn: a timm network with its weights. classes: their number, without the background. masks: Mask R-CNN, else Faster R-CNN.
-    rois: proposals of an image that the heads are trained on; detections: objects that are found in one, at most.
-    frozen: the CNN is not trained, and stays in evaluation mode; frozen_bn: its BatchNorms alone. Anchors are 8 strides wide.
+    cnn: a timm network with its weights. classes: their number, without the background. masks: Mask R-CNN,
+    else Faster R-CNN.
+    rois: proposals of an image that the heads are trained on; detections: objects that are found in one, at
+    most.
+    frozen: the CNN is not trained, and stays in evaluation mode; frozen_bn: its BatchNorms alone. Anchors are
+    8 strides wide.
     """
 
     def __init__(self, cnn, classes, masks=True, in_chans=3, channels=256, head_channels=1024, mask_layers=4, rois=512,
@@ -165,16 +179,20 @@ class Detector(nn.Module):
         return sum(self.losses(images, targets).values())
 
     def losses(self, images, targets):
-        """{name: 0-dim tensor}: objectness and boxes of the proposals, classes and boxes (and masks) of the objects."""
+        """{name: 0-dim tensor}: objectness and boxes of the proposals, classes and boxes (and masks) of the
+        objects.
+        """
         sizes, features = [one['size'] for one in targets], self.backbone(images)
         proposals, first = self.rpn(ImageList(images, sizes), features, targets)
         _, second = self.roi_heads(features, proposals, sizes, targets)
         return {**first, **second}
 
     def detect(self, images, sizes, originals):
-        """[{'boxes' (N, 4) in the originals' pixels, 'labels' (N,), 'scores' (N,), 'masks' (N, 1, 28, 28) in the boxes}].
+        """[{'boxes' (N, 4) in the originals' pixels, 'labels' (N,), 'scores' (N,), 'masks' (N, 1, 28, 28) in
+        the boxes}].
 
-        sizes, originals: (height, width) of each image without its padding, and as it was before it was resized.
+        sizes, originals: (height, width) of each image without its padding, and as it was before it was
+        resized.
         """
         features = self.backbone(images)
         proposals, _ = self.rpn(ImageList(images, sizes), features)

@@ -1,4 +1,4 @@
-"""Images with labels: finding them, augmenting them, mixing them."""
+"""Images with classes: finding them, augmenting them, and mixing them."""
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -13,17 +13,21 @@ from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from common.images.augmented import BICUBIC, CentreCrop, RandomCrop, seeded
-from common.images.files import ImageFiles, at_most, check_dataset, timm_dataset
-from common.images.finding import VALIDATION, first_of, folders_of, printable, validation_folder, what_is_in, why_without_images
+from common.images.datasets import check_dataset, timm_dataset
+from common.images.files import ImageFiles
+from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
 from common.images.loading import each_once
 from common.images.pixels import AS_IT_IS
-from common.training.engine import to_device
-from common.training.schedule import seed_for
+from common.images.timeout import at_most
+from common.seeds import seed_for
+from common.training.device import to_device
+from common.words import first_of, printable
 
-LOOSE = 10  # images beside the folders of the classes, such as an overview of them, that are left out
+# The most images beside the folders of the classes, such as an overview of them, that are left out.
+LOOSE = 10
 NO_LAYOUT = "is not in ImageNet's layout, one folder for each class with its images"
-NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or float files, data sets '
-              'of your own): give --augment=none')
+NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or '
+              'float files, data sets of your own): give --augment=none')
 
 
 def first_part(path):
@@ -32,10 +36,13 @@ def first_part(path):
 
 
 class LabelledFolder(ImageFiles):
-    """ImageNet's layout: a folder of images for each class. Yields (image, class).
+    """Images in ImageNet's layout, with a folder for each class. Items are (image, class).
 
-    classes: their names, in order; those of the folder if not given. LOOSE images that are in none of these folders, at most,
-    are left out and counted. Raises ValueError for more of them, and for a class without an image that is read.
+    source: the folder that holds the folders. in_chans: 1 or 3. reading: a Reading.
+    classes: their names, in the order of their numbers; if not given, those of the folders, sorted.
+
+    Up to LOOSE images that are in none of these folders are left out and counted. Raises ValueError for more
+    of them, for a class that is not among `classes`, and for one without an image that is read.
     """
 
     def __init__(self, source, in_chans=3, classes=None, reading=AS_IT_IS):
@@ -47,26 +54,33 @@ class LabelledFolder(ImageFiles):
         names = [first_part(path) for path in self.paths]
         empty = sorted(set(folders) - set(names))
         if empty:
-            which = f'the class {printable(empty[0])} of {source} has' if len(empty) == 1 else \
-                f'the classes {first_of(empty)} of {source} have'
+            which = f'the classes {first_of(empty)} of {source} have'
+            if len(empty) == 1:
+                which = f'the class {printable(empty[0])} of {source} has'
             raise ValueError(f'{which} no image that is read: {printable(empty[0])} '
                              f'{why_without_images(Path(source, empty[0]))}')
         self.classes = sorted(set(names)) if classes is None else list(classes)
-        strange = sorted(set(names) - set(self.classes))
-        if strange:
-            raise ValueError(f'{source} has classes that the training images do not have: {", ".join(strange[:5])}')
+        unknown = sorted(set(names) - set(self.classes))
+        if unknown:
+            raise ValueError(f'{source} has classes that the training images do not have: '
+                             f'{", ".join(unknown[:5])}')
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.array([number[name] for name in names])
 
     def leave_loose_ones(self, source, folders):
-        """Leave out images that are in none of the folders of classes. Raises ValueError for more than LOOSE, or no folders."""
+        """Leave out images that are in none of the folders of classes.
+
+        Raises ValueError for more than LOOSE of them, and if there are no folders.
+        """
         in_class = np.array([first_part(path) in folders for path in self.paths])
         loose = [first_part(path) for path in self.paths[~in_class]]
         if len(loose) > LOOSE or not folders:
-            some, number = first_of(sorted(folders), 3), f'{len(loose):,} image{"s" * (len(loose) > 1)}'
-            raise ValueError(f'{source} {NO_LAYOUT}: it holds {number} ({first_of(loose, 3)}) '
-                             + (f'beside the folders {some}: move each into the folder of its class, or away' if folders else
-                                'and no folders: sort them into such'))
+            number = f'{len(loose):,} image{"s" * (len(loose) > 1)}'
+            advice = 'and no folders: sort them into such'
+            if folders:
+                advice = (f'beside the folders {first_of(sorted(folders), 3)}: move each into the folder of '
+                          'its class, or away')
+            raise ValueError(f'{source} {NO_LAYOUT}: it holds {number} ({first_of(loose, 3)}) {advice}')
         if loose:
             what = f'image{"s" * (len(loose) > 1)} beside the folders of the classes ({first_of(loose, 3)})'
             self.left_out[what] = len(loose)
@@ -77,56 +91,76 @@ class LabelledFolder(ImageFiles):
 
 
 def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS):
-    """(training images, validation images), each yielding (image, class). Raises ValueError."""
+    """The data sets of training and of validation images, whose items are (image, class). Raises ValueError.
+
+    data_path: a folder in ImageNet's layout. val_path: the folder of the validation images, if it is another.
+    dataset: timm's name of a data set, which is read instead, with data_path as its root.
+    """
     if dataset is not None:
-        images, val = (timm_dataset(dataset, data_path, split, in_chans) for split in ('train', 'validation'))
-        indices = [getattr(getattr(part, 'reader', None), 'class_to_idx', None) for part in (images, val)]
-        if indices[0] != indices[1]:
-            raise ValueError(f'{dataset} numbers the classes of its validation images in another way than those of its '
-                             'training images, since not all have both: for folders leave --dataset out')
+        images = timm_dataset(dataset, data_path, 'train', in_chans)
+        val = timm_dataset(dataset, data_path, 'validation', in_chans)
+        if class_to_index(images) != class_to_index(val):
+            raise ValueError(f'{dataset} numbers the classes of its validation images in another way than '
+                             'those of its training images, since not all have both: for folders leave '
+                             '--dataset out')
         return images, val
     if data_path is None:
         raise ValueError('say where the images are: --data_path=DIR, with train/ and val/ in it')
     train = Path(data_path, 'train')
     if not train.is_dir():
-        raise ValueError(f'there is no folder {train} with the training images: ImageNet\'s layout is train/ and val/, each '
-                         f'with a folder for each class; {what_is_in(data_path)}')
+        raise ValueError(f'there is no folder {train} with the training images: ImageNet\'s layout is train/ '
+                         f'and val/, each with a folder for each class; {what_is_in(data_path)}')
     val = find_validation(data_path, val_path)
     images = LabelledFolder(train, in_chans, reading=reading)
     return images, LabelledFolder(val, in_chans, images.classes, reading)
 
 
+def class_to_index(images):
+    """{name of a class: its number} of a data set of timm; None if it does not say."""
+    return getattr(getattr(images, 'reader', None), 'class_to_idx', None)
+
+
 def find_validation(data_path, val_path=None):
-    """The folder of the validation images: val_path, else val/, valid/ or validation/ in data_path. Raises ValueError."""
+    """The folder of the validation images: val_path, or else val/, valid/ or validation/ in data_path.
+
+    Raises ValueError if there is no such folder.
+    """
     found = validation_folder(data_path) if val_path is None else Path(val_path)
     if found is None:
         names = ' or '.join(f'{name}/' for name in VALIDATION[1:])
-        raise ValueError(f'there is no folder {Path(data_path, "val")} with the validation images, nor {names}: '
-                         f'{what_is_in(data_path)}. Say which has them: --val_path=DIR')
+        raise ValueError(f'there is no folder {Path(data_path, "val")} with the validation images, nor '
+                         f'{names}: {what_is_in(data_path)}. Say which has them: --val_path=DIR')
     if not found.is_dir():
         raise ValueError(f'there is no folder {found} with the validation images: give another --val_path')
     return found
 
 
 def class_names(images, num_classes=None):
-    """The names of the classes of a data set, numbers where it has none. Raises ValueError if they cannot be counted."""
+    """The names of the classes of a data set, in the order of their numbers; the numbers as text where it has
+    no names.
+
+    num_classes: how many there are, if the user says so. Raises ValueError if that is less than the data set
+    has, if the classes cannot be counted, or if there is only one.
+    """
     names = getattr(images, 'classes', None)
-    if names is None and hasattr(images, 'reader'):  # timm's
-        index = getattr(images.reader, 'class_to_idx', None)
-        names = sorted(index, key=index.get) if index else None
+    index = class_to_index(images)
+    if names is None and index:
+        names = sorted(index, key=index.get)
     if names is None and num_classes is None:
-        raise ValueError('the data set does not say how many classes it has: give --num_classes, or a Dataset with `classes`')
+        raise ValueError('the data set does not say how many classes it has: give --num_classes, or a '
+                         'Dataset with `classes`')
     if names is None or num_classes is not None and num_classes != len(names):
         if names is not None and num_classes < len(names):
             raise ValueError(f'the images have {len(names)} classes, more than --num_classes={num_classes}')
-        names = [*map(str, names or ()), *map(str, range(len(names or ()), num_classes))]
+        known = list(names or ())
+        names = [*known, *range(len(known), num_classes)]
     if len(names) < 2:
         raise ValueError(f'there is only one class, {names[0]}: nothing to tell apart')
     return [str(name) for name in names]
 
 
 def labels_of(images):
-    """The class of each image where a data set lists them (as torchvision's and timm's folders do), else None."""
+    """The class of each image if a data set lists them, as torchvision's and timm's folders do; else None."""
     for name in ('labels', 'targets'):
         if getattr(images, name, None) is not None:
             return [int(label) for label in getattr(images, name)]
@@ -135,29 +169,34 @@ def labels_of(images):
 
 
 def check_classes(labels, number):
-    """Raise a ValueError for a class that is none of 0 ... number - 1."""
+    """Raises ValueError for a class that is none of 0 ... number - 1."""
     wrong = [label for label in labels if not 0 <= label < number]
     if wrong:
-        raise ValueError(f'an image has class {wrong[0]}, but there are {number} classes, counted from 0: number them so, or '
-                         'give --num_classes')
+        raise ValueError(f'an image has class {wrong[0]}, but there are {number} classes, counted from 0: '
+                         'number them so, or give --num_classes')
 
 
 def check_labelled(images, options, number, timeout=120.0):
-    """Refuse what does not yield (image, class), or images that the augmentation cannot take; its first item tells."""
+    """Raises ValueError for a data set whose first item is not (image, class), or cannot be augmented as the
+    options say.
+
+    number: of classes. timeout: seconds for the first item; one that cannot be read in that time is not
+    looked at.
+    """
     check_dataset(images, options.in_chans, timeout)
     check_classes(labels_of(images) or [], number)
     try:
         with at_most(timeout):
             item = images[0]
-    except Exception:  # an unreadable image is replaced later, and named
+    except Exception:  # An image that cannot be read is replaced later, and named.
         return
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise ValueError(f'the data set yields {type(item).__name__}: each item must be (image, class)')
     try:
-        whole = int(item[1]) == item[1]
-    except (TypeError, ValueError):  # one-hot, text
-        whole = False
-    if not whole:
+        is_whole = int(item[1]) == item[1]
+    except (TypeError, ValueError):  # It is one-hot, or text.
+        is_whole = False
+    if not is_whole:
         raise ValueError(f'the data set yields the class {item[1]}: it must be a number, 0, 1, 2, ...')
     check_classes([int(item[1])], number)
     if torch.is_tensor(item[0]) and options.augmentation != 'none':
@@ -165,7 +204,7 @@ def check_labelled(images, options, number, timeout=120.0):
 
 
 class Share(Subset):
-    """Some images of a data set, known by their names there."""
+    """Some images of a data set, with the names that they have there."""
 
     def name(self, index):
         at = self.indices[index]
@@ -173,30 +212,40 @@ class Share(Subset):
 
 
 def share_of(images, fraction, seed):
-    """The same share of each class of the images, one at least, drawn from the seed."""
+    """A data set with the same share of the images of each class, but at least one of each, drawn from the
+    seed.
+
+    fraction: the share; for 1 the data set itself is returned.
+    """
     if fraction == 1:
         return images
     labels = labels_of(images) or [int(images[i][1]) for i in range(len(images))]
     places = defaultdict(list)
     for place, label in enumerate(labels):
         places[int(label)].append(place)
-    generator, chosen = torch.Generator().manual_seed(seed_for('labels', seed)), []
+    generator = torch.Generator().manual_seed(seed_for('labels', seed))
+    chosen = []
     for label in sorted(places):
         of_class = places[label]
-        order = torch.randperm(len(of_class), generator=generator)[:max(1, round(fraction * len(of_class)))]
-        chosen += [of_class[i] for i in order]
+        count = max(1, round(fraction * len(of_class)))
+        order = torch.randperm(len(of_class), generator=generator)
+        chosen += [of_class[i] for i in order[:count]]
     return Share(images, sorted(chosen))
 
 
 def labelled_once(images, number, batch, workers, ranks, warn, go_on=None):
-    """(images, classes) on the device, as each_once yields them; classes are of `number`. Raises ValueError for others."""
+    """Yield (images, classes) on the device, as each_once does. Raises ValueError for a class not in 0 ...
+    number - 1.
+    """
     for x, classes in each_once(images, batch, workers, ranks, warn, go_on=go_on):
         check_classes(classes.tolist(), number)
         yield to_device(x, ranks.device), to_device(classes, ranks.device)
 
 
 def training_transform(options):
-    """The crop and what is done to the cropped image (paper, appendix): RandomResizedCrop, flip, an automatic augmentation."""
+    """The transform of a training image (paper, appendix): RandomResizedCrop, flip, and automatic
+    augmentation.
+    """
     steps = [RandomCrop(options.size, options.crop_scale, options.flip)]
     if options.augmentation != 'none':
         steps.append(Automatic(options))
@@ -208,61 +257,79 @@ class Automatic:
 
     def __init__(self, options):
         if options.augmentation == 'trivial':
-            self.way = TrivialAugmentWide(interpolation=BICUBIC)
+            self.augment = TrivialAugmentWide(interpolation=BICUBIC)
             return
         fill = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)[:options.in_chans]
-        self.way = auto_augment_transform('v0', {'translate_const': int(min(options.size) * 0.45), 'img_mean': fill})
-        for operation in (operation for policy in self.way.policy for operation in policy):
-            if operation.name == 'Posterize':
-                operation.level_fn = bits_to_keep
+        longest_shift = int(min(options.size) * 0.45)
+        self.augment = auto_augment_transform('v0', {'translate_const': longest_shift, 'img_mean': fill})
+        for policy in self.augment.policy:
+            for operation in policy:
+                if operation.name == 'Posterize':
+                    operation.level_fn = bits_to_keep
 
     def __call__(self, image):
         if torch.is_tensor(image):
             raise ValueError(NO_TENSORS)
-        return self.way(image)
+        return self.augment(image)
 
 
 def bits_to_keep(level, hparams):
-    """timm's, but one bit at least: Pillow refuses to keep none."""
+    """timm's number of bits that Posterize keeps at a level, but one at least, since Pillow refuses to keep
+    none.
+    """
     return (max(1, int(level / 10 * 4)),)
 
 
 def evaluation_transform(options):
-    """A centre crop of 0.95 of the image; from 384 px on the whole image, resized to the square."""
+    """The transform of a validation image: a centre crop of 0.95 of it; from 384 px on all of it, resized to
+    the square.
+    """
     if options.crop is None and options.is_large:
         return Resize(options.size, BICUBIC, antialias=True)
     return CentreCrop(options.size, 0.95 if options.crop is None else options.crop)
 
 
 def erasing(options):
-    """timm's random erasing with noise, or None."""
+    """timm's random erasing with noise; None if the options have none."""
     return RandomErasing(options.erase, mode='pixel', device='cpu') if options.erase else None
 
 
 class Mixing:
-    """images, classes -> images, targets (B, K): mixup or CutMix, one of them for each batch, and label smoothing.
+    """Mixes a batch by torchvision's mixup or CutMix, one of them for each batch, and smooths its labels.
 
-    torchvision's, which take batches of any size; the targets are what they make of the smoothed labels.
+    Takes images (B, C, H, W), classes (B,), and a seed. Returns images (B, C, H, W) and targets (B,
+    num_classes), which are what the mix makes of the smoothed labels.
     """
 
     def __init__(self, options, num_classes):
-        self.smoothing, self.num_classes = options.smoothing, num_classes
-        self.ways = [way(alpha=alpha, num_classes=num_classes) for way, alpha in
-                     ((MixUp, options.mixup), (CutMix, options.cutmix)) if alpha]
+        self.smoothing = options.smoothing
+        self.num_classes = num_classes
+        self.mixes = []
+        if options.mixup:
+            self.mixes.append(MixUp(alpha=options.mixup, num_classes=num_classes))
+        if options.cutmix:
+            self.mixes.append(CutMix(alpha=options.cutmix, num_classes=num_classes))
 
     def __call__(self, images, classes, seed):
         with seeded(seed):
-            if self.ways:
-                images, targets = self.ways[int(torch.randint(len(self.ways), ()))](images, classes)
+            if self.mixes:
+                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+                images, targets = mix(images, classes)
             else:
                 targets = torch.nn.functional.one_hot(classes, self.num_classes).float()
         return images, targets * (1 - self.smoothing) + self.smoothing / self.num_classes
 
 
 def mixed(batches, mixing, seed, steps, accum, ranks):
-    """(images, targets) on the device, `accum` times for each of the steps: the arguments of Classifier(...)."""
-    for number in (step * accum + part for step in steps for part in range(accum)):
-        images, classes = next(batches)
-        check_classes(classes.tolist(), mixing.num_classes)
-        yield mixing(to_device(images, ranks.device), to_device(classes, ranks.device),
-                     seed_for('mixing', seed, number, ranks.rank))
+    """Yield (images, targets) on the device, as Classifier(...) takes them, `accum` times for each of the
+    steps.
+
+    batches: an iterator of (images, classes). mixing: a Mixing, seeded by the run's seed, the step's part,
+    and the rank.
+    """
+    for step in steps:
+        for part in range(accum):
+            images, classes = next(batches)
+            check_classes(classes.tolist(), mixing.num_classes)
+            mixing_seed = seed_for('mixing', seed, step * accum + part, ranks.rank)
+            yield mixing(to_device(images, ranks.device), to_device(classes, ranks.device), mixing_seed)

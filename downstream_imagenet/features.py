@@ -1,4 +1,4 @@
-"""Frozen features of labelled images, computed once: what k-NN and the linear probe look at."""
+"""Frozen features of labelled images, computed once, for k-NN and the linear probe."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,32 +8,44 @@ from common.cli import option
 from common.config import ImageOptions, require
 from common.distributed import Ranks
 from common.images.augmented import Augmented
-from common.images.files import not_looked_at
+from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
-from common.images.look import warn_of
-from common.networks.weights import create_cnn, load_classifier, register, try_size
+from common.images.survey import warn_of
+from common.networks.create import create_cnn, register, try_size
+from common.networks.load import load_classifier
+from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
-from common.training.schedule import seed_for
-from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, find_labelled, labelled_once, share_of
-from downstream_imagenet.engine import pooled_features
+from downstream_imagenet.classifier import pooled_features
+from downstream_imagenet.data import (
+    check_labelled,
+    class_names,
+    evaluation_transform,
+    find_labelled,
+    labelled_once,
+    share_of,
+)
 
 
 @dataclass(frozen=True)
 class Options(ImageOptions):
     """What a user decides: images, a network, where its weights come from. Raises ValueError."""
 
-    weights: str = option(None, "file of weights: ours, official, timm's or torchvision's, or of a fine-tuned run", 'weights',
-                          ('finetune_from',), str)
+    weights: str = option(None, "file of weights: ours, official, timm's or torchvision's, or of a "
+                          "fine-tuned run", 'weights', ('finetune_from',), str)
     random: bool = option(False, 'no weights: the untrained network, as a baseline', 'weights')
     timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class", 'data', parse=str)
-    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given', 'data', parse=str)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
+                            'data', parse=str)
+    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
+                           'data', parse=str)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
-    crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data', parse=float)
+    crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data',
+                         parse=float)
     batch_size: int = option(64, 'images at a time', 'machine', ('bs',))
-    register: str = option('pretrain.models', 'module in which your own networks are registered with timm', 'method', parse=str)
+    register: str = option('pretrain.models', 'module in which your own networks are registered with timm',
+                           'method', parse=str)
 
     augmentation = 'none'
 
@@ -41,8 +53,10 @@ class Options(ImageOptions):
         super().__post_init__()
         require((self.weights is not None) + self.random + self.timm == 1,
                 'say which weights: one of --weights=FILE, --random and --timm')
-        require(0 < self.label_fraction <= 1, f'label_fraction must be more than 0 and at most 1, not {self.label_fraction}')
-        require(self.crop is None or 0 < self.crop <= 1, f'crop must be more than 0 and at most 1, not {self.crop}')
+        require(0 < self.label_fraction <= 1,
+                f'label_fraction must be more than 0 and at most 1, not {self.label_fraction}')
+        require(self.crop is None or 0 < self.crop <= 1,
+                f'crop must be more than 0 and at most 1, not {self.crop}')
 
     @property
     def is_large(self):
@@ -50,13 +64,19 @@ class Options(ImageOptions):
 
     @property
     def source(self):
-        """What the weights are, for a person."""
-        return 'random weights' if self.random else "timm's weights" if self.timm else str(Path(self.weights).name)
+        """What the weights are, in words."""
+        if self.random:
+            return 'random weights'
+        return "timm's weights" if self.timm else str(Path(self.weights).name)
 
 
 @dataclass(frozen=True)
 class Features:
-    """x (N, C) float32, y (N,) of the training and of the validation images, on the device; the names of the classes."""
+    """The features x (N, C) float32 and classes y (N,) of the training and the validation images, on the
+    device.
+
+    classes: the names of the classes.
+    """
     x: torch.Tensor
     y: torch.Tensor
     val_x: torch.Tensor
@@ -65,40 +85,61 @@ class Features:
 
 
 def compute(options, dataset=None, val_dataset=None, say=print):
-    """The features of all images, each centre-cropped once, by the network in evaluation mode. Raises ValueError."""
+    """The Features of all images, each centre-cropped once, by the network in evaluation mode.
+
+    dataset, val_dataset: data sets of (image, class), for training and validation; those of the options if
+    not given.
+    say: called with texts for the user. Raises ValueError for images, weights and options that cannot be
+    used.
+    """
     register(options.register)
-    images, val = (dataset, val_dataset) if dataset is not None else \
-        find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
+    if dataset is not None:
+        images, val = dataset, val_dataset
+    else:
+        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans,
+                                    options.reading)
     classes = class_names(images, options.num_classes)
-    check_labelled(images, options, len(classes)), check_labelled(val, options, len(classes))
+    check_labelled(images, options, len(classes))
+    check_labelled(val, options, len(classes))
     images = share_of(images, options.label_fraction, options.seed)
     for warning in warn_of(images, options):
         say(f'warning: {warning}')
+    cnn = network(options, say)
+    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
+    say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} '
+        f'validation images of {len(classes)} classes')
+    notes = not_looked_at(images, val, 'validation')
+    if notes:
+        say(notes.strip())
+    augmented = [Augmented(each, evaluation_transform(options), options.normalisation, labelled=True,
+                           stand_ins=False) for each in (images, val)]
+    with naming_the_file(*augmented):
+        x, y = features_of(cnn, augmented[0], len(classes), options, ranks, say)
+        val_x, val_y = features_of(cnn, augmented[1], len(classes), options, ranks, say)
+    return Features(x, y, val_x, val_y, classes)
+
+
+def network(options, say):
+    """The network of the options, with their weights, on the CPU. Raises ValueError."""
     torch.manual_seed(seed_for('weights', options.seed))
     cnn = create_cnn(options.model, options.in_chans)
     try_size(cnn, options.model, options.size, options.in_chans)
     if not options.random:
         source = 'timm' if options.timm else options.weights
-        loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans, options.adapt_input_conv)
+        loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans,
+                                 options.adapt_input_conv)
         say(f'{options.source}: {loaded}')
-    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
-    cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
-    say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} validation images of '
-        f'{len(classes)} classes')
-    notes = not_looked_at(images, val, 'validation')
-    if notes:
-        say(notes.strip())
-    seen = [Augmented(of, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False)
-            for of in (images, val)]
-    with naming_the_file(*seen):
-        parts = [_of(cnn, each, len(classes), options, ranks, say) for each in seen]
-    return Features(*parts[0], *parts[1], classes)
+    return cnn
 
 
 @torch.no_grad()
-def _of(cnn, images, number, options, ranks, say):
-    features, labels = [], []
-    for x, classes in labelled_once(images, number, options.batch_size, loading_processes(options, ranks), ranks, say):
+def features_of(cnn, augmented, number, options, ranks, say):
+    """The features (N, C) float32 and classes (N,) of the images that can be read; number: of classes."""
+    features = []
+    labels = []
+    workers = loading_processes(options, ranks)
+    for x, classes in labelled_once(augmented, number, options.batch_size, workers, ranks, say):
         with autocast(options, ranks):
             features.append(pooled_features(cnn, x).float())
         labels.append(classes)
@@ -108,6 +149,8 @@ def _of(cnn, images, number, options, ranks, say):
 
 
 def accuracy(scores, classes):
-    """(top-1, top-5) in percent of scores (N, K)."""
-    right = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes[:, None]
-    return tuple(100 * part.float().mean().item() for part in (right[:, 0], right.any(1)))
+    """(top-1, top-5) in percent, given scores (N, K) and classes (N,)."""
+    is_right = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes[:, None]
+    top1 = is_right[:, 0].float().mean().item()
+    top5 = is_right.any(1).float().mean().item()
+    return 100 * top1, 100 * top5

@@ -1,8 +1,10 @@
-"""k-NN on frozen features (DINO's protocol): what a network's features say without any training.
+"""k-nearest-neighbour classification on frozen features (DINO's protocol), which needs no training.
 
-    python -m downstream_imagenet.knn --data_path=DIR --model=resnet50 --weights=FILE        (or --random, or --timm)
+    python -m downstream_imagenet.knn --data_path=DIR --model=resnet50 --weights=FILE        (or --random, or
+    --timm)
 
-Features are average pooled and divided by their length; the k nearest training images vote with exp(cosine / 0.07).
+Features are average pooled and divided by their length. The k nearest training images vote with the weight
+exp(cosine / 0.07).
 """
 import torch
 import torch.nn.functional as F
@@ -15,22 +17,32 @@ TEMPERATURE = 0.07
 
 
 def votes(features, number, chunk=2 ** 26):
-    """{k: scores (N, K)} of the validation images, for each k of NEIGHBOURS that there are images for; `number` classes."""
-    x, others = F.normalize(features.x), F.normalize(features.val_x)
+    """The scores of the validation images, {k: (N, number)}, for each k of NEIGHBOURS that there are images
+    for.
+
+    features: a Features. number: of classes. chunk: the most similarities that are held in memory.
+    """
+    x = F.normalize(features.x)
+    val_x = F.normalize(features.val_x)
     ks = [k for k in NEIGHBOURS if k <= len(x)] or [len(x)]
     scores = {k: [] for k in ks}
-    for part in others.split(max(1, chunk // len(x))):
+    for part in val_x.split(max(1, chunk // len(x))):
         cosine, index = (part @ x.T).topk(ks[-1], dim=1)
-        weight, label = (cosine / TEMPERATURE).exp(), features.y[index]
+        weight = (cosine / TEMPERATURE).exp()
+        label = features.y[index]
         for k in ks:
-            scores[k].append(weight.new_zeros(len(part), number).scatter_add(1, label[:, :k], weight[:, :k]))
+            empty = weight.new_zeros(len(part), number)
+            scores[k].append(empty.scatter_add(1, label[:, :k], weight[:, :k]))
     return {k: torch.cat(parts) for k, parts in scores.items()}
 
 
 def knn(options, dataset=None, val_dataset=None, say=print):
-    """{k: (top-1, top-5)} in percent. Raises ValueError."""
+    """{k: (top-1, top-5)} of the validation images, in percent. The arguments and ValueErrors are those of
+    compute().
+    """
     features = compute(options, dataset, val_dataset, say)
-    found = {k: accuracy(scores, features.val_y) for k, scores in votes(features, len(features.classes)).items()}
+    scores_of_k = votes(features, len(features.classes))
+    found = {k: accuracy(scores, features.val_y) for k, scores in scores_of_k.items()}
     for k, (top1, top5) in found.items():
         say(f'k-NN, k = {k}: top-1 {top1:.2f} %, top-5 {top5:.2f} %')
     return found

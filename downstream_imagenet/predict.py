@@ -21,20 +21,22 @@ from common.cli import errors_in_one_sentence, expanded, numbers, reader_may_lea
 from common.config import size
 from common.distributed import Ranks
 from common.images.augmented import Augmented
-from common.images.files import ImageFiles, SeveralFiles, at_most
+from common.images.files import ImageFiles, SeveralFiles
 from common.images.finding import image_endings
 from common.images.loading import each_once, naming_the_file
-from common.images.look import warn_of
 from common.images.pixels import AS_IT_IS
-from common.networks.weights import register
+from common.images.survey import warn_of
+from common.images.timeout import at_most
+from common.networks.create import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
-from common.training.engine import to_device
+from common.training.device import to_device
 from common.training.run import autocast, loading_processes
+from common.words import counted, printable
 from downstream_imagenet.data import evaluation_transform
 from downstream_imagenet.sheet import sheet_of
 from downstream_imagenet.tuned import read_tuned
 
-ON_SHEET = 60  # images at most
+MAX_ON_SHEET = 60  # images
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def is_text(path):
     try:
         with open(path, 'rb') as file:
             start = file.read(4096)
-        start[:start.rfind(b'\n') + 1 or None].decode()  # whole lines: a character may be cut in two
+        whole_lines = start[:start.rfind(b'\n') + 1 or None]  # a character of the last line may be cut in two
+        whole_lines.decode()
     except (OSError, UnicodeDecodeError):
         return False
     return b'\0' not in start
@@ -84,48 +87,41 @@ def is_text(path):
 @torch.no_grad()
 def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=None, list_root=None,
             say=print):
-    """Classify images; a list of Predictions, in the order in which the images are named.
+    """Classify images.
 
-    tuned: of read_tuned. sources: files, folders, lists of images. out: a CSV file to write. sheet: a PNG
-    file to write, with the first ON_SHEET images. workers: processes that load images. Probabilities are the
-    softmax of the network's outputs. What cannot be read is said, counted and left out. Raises ValueError,
-    also if none of the images can be read.
+    Probabilities are the softmax of the network's outputs. An image that cannot be read is named, counted and
+    left out.
+
+    Args:
+        tuned: the network, of `read_tuned`.
+        sources: files, folders and lists of images.
+        top: how many classes there are in a Prediction.
+        out: a CSV file to write, or None.
+        sheet: a PNG file to write, with the first MAX_ON_SHEET images, or None.
+        workers: processes that load images. None: by the number of cores.
+        list_root: folder from which the paths of lists start.
+        say: function of a text, for what is to be known.
+
+    Returns a list of Predictions, in the order in which the images are named. Raises ValueError, also if none
+    of the images can be read.
     """
     if top < 1:
         raise ValueError(f'--top is 1 or more, not {top}')
     options = dataclasses.replace(tuned.options, batch_size=batch_size, workers=workers)
-    classes = tuned.classes
-    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     images = Unlabelled(sources, options.in_chans, list_root, options.reading)
-    if images.notes:
-        say(f'not looked at  {printable(images.notes)}')
-    for warning in warn_of(images, options):
-        say(f'warning: {printable(warning)}')
     check_places(out, sheet, images)
-    if top > len(classes):
-        say(f'--top={top}: there are {len(classes)} classes, all of them are shown')
-    say(f'{printable(str(tuned.path))}: {options.model}, {len(classes)} classes ({tuned.named_by}), '
-        f'{len(images):,} image{"s" * (len(images) != 1)}')
-    model = tuned.model.to(ranks.device, memory_format=torch.channels_last)
-    prepared = Augmented(images, evaluation_transform(options), options.normalisation, labelled=True,
-                         stand_ins=False, timeout=options.read_timeout)
-    found, unreadable = {}, []  # {number of an image: Prediction}
+    announce(tuned, images, options, top, say)
+    unreadable = []
 
     def warn(text):
         unreadable.append(text)
         say(printable(text))
 
-    with naming_the_file(prepared):
-        workers = loading_processes(options, ranks)
-        for x, places in each_once(prepared, batch_size, workers, ranks, warn):
-            with autocast(options, ranks):
-                logits = model.logits(to_device(x, ranks.device)).float()
-            shares, best = logits.softmax(1).topk(min(top, len(classes)))
-            for place, row, indices in zip(places.tolist(), shares.tolist(), best.tolist()):
-                named = [(classes[i], share) for i, share in zip(indices, row)]
-                found[place] = Prediction(images.name(place), named)
-                texts = ', '.join(f'{name} {share:.3f}' for name, share in named)
-                say(printable(f'{images.name(place)}: {texts}'))
+    found = {}
+    for number, prediction in classified(tuned, images, options, top, warn):
+        found[number] = prediction
+        texts = ', '.join(f'{name} {probability:.3f}' for name, probability in prediction.classes)
+        say(printable(f'{prediction.path}: {texts}'))
     if not found:
         raise ValueError('none of the images can be read')
     if out is not None:
@@ -133,11 +129,42 @@ def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=
         say(f'table: {out}')
     if sheet is not None:
         write_sheet(sheet, found, images, options.read_timeout)
-        first = f', the first {ON_SHEET} of {len(found):,} images' if len(found) > ON_SHEET else ''
+        first = f', the first {MAX_ON_SHEET} of {len(found):,} images' if len(found) > MAX_ON_SHEET else ''
         say(f'pictures: {sheet}{first}')
     if unreadable:
         say(f'{len(unreadable):,} of {len(images):,} images cannot be read and are left out')
     return list(found.values())
+
+
+def announce(tuned, images, options, top, say):
+    """Say what is classified by what, and what of the images is not looked at."""
+    if images.notes:
+        say(f'not looked at  {printable(images.notes)}')
+    for warning in warn_of(images, options):
+        say(f'warning: {printable(warning)}')
+    num_classes = len(tuned.classes)
+    if top > num_classes:
+        say(f'--top={top}: there are {num_classes} classes, all of them are shown')
+    say(f'{printable(tuned.path)}: {options.model}, {num_classes} classes ({tuned.named_by}), '
+        f'{counted(len(images), "image")}')
+
+
+def classified(tuned, images, options, top, warn):
+    """Yield (number of an image, its Prediction). warn: function of a text, for an unreadable image."""
+    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    model = tuned.model.to(ranks.device, memory_format=torch.channels_last)
+    prepared = Augmented(images, evaluation_transform(options), options.normalisation, labelled=True,
+                         stand_ins=False, timeout=options.read_timeout)
+    count = min(top, len(tuned.classes))
+    with naming_the_file(prepared):
+        workers = loading_processes(options, ranks)
+        for x, numbers in each_once(prepared, options.batch_size, workers, ranks, warn):
+            with autocast(options, ranks):
+                logits = model.logits(to_device(x, ranks.device)).float()
+            probabilities, indices = logits.softmax(1).topk(count)
+            for number, row, best in zip(numbers.tolist(), probabilities.tolist(), indices.tolist()):
+                classes = [(tuned.classes[index], probability) for index, probability in zip(best, row)]
+                yield number, Prediction(images.name(number), classes)
 
 
 def check_places(out, sheet, images):
@@ -149,8 +176,7 @@ def check_places(out, sheet, images):
     for path in (Path(path) for path in (out, sheet) if path is not None):
         if path.is_dir():
             raise ValueError(f'{path} is a folder: give the name of a file')
-        if path.exists() and any(path.samefile(name) for name in map(images.name, range(len(images)))
-                                 if name.endswith(path.name) and os.path.exists(name)):
+        if is_among(path, images):
             raise ValueError(f'{path} is one of the images, and would be overwritten: give another name')
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,42 +186,51 @@ def check_places(out, sheet, images):
             raise ValueError(f'nothing can be written into {path.parent}: give another folder')
 
 
-def printable(text):
-    """A text with escapes for what does not print, such as bytes in a file's name that are no UTF-8."""
-    return ''.join(one if one.isprintable() else one.encode('unicode_escape').decode() for one in text)
+def is_among(path, images):
+    """Whether a file is one of the images, under whatever path."""
+    names = (images.name(number) for number in range(len(images)))
+    return path.exists() and any(path.samefile(name) for name in names
+                                 if name.endswith(path.name) and os.path.exists(name))
 
 
-def write_table(path, found):
-    """Write a CSV file of Predictions: path, and class and probability of each rank.
+def write_table(path, predictions):
+    """Write a CSV file: path, and class and probability of each rank.
 
     It is UTF-8; bytes of a path that are not are written as escapes.
     """
     text = io.StringIO(newline='')
     table = csv.writer(text, lineterminator='\n')
-    ranks = range(1, len(found[0].classes) + 1)
-    table.writerow(['path', *(f'{what}_{rank}' for rank in ranks for what in ('class', 'probability'))])
-    for one in found:
-        values = [value for name, share in one.classes for value in (name, f'{share:.6f}')]
-        table.writerow([one.path, *values])
+    ranks = range(1, len(predictions[0].classes) + 1)
+    table.writerow(['path', *(f'{column}_{rank}' for rank in ranks for column in ('class', 'probability'))])
+    for prediction in predictions:
+        row = [prediction.path]
+        for name, probability in prediction.classes:
+            row += [name, f'{probability:.6f}']
+        table.writerow(row)
     write_atomically(path, lambda file: file.write(text.getvalue().encode('utf-8', 'backslashreplace')))
 
 
 def write_sheet(path, found, images, timeout):
-    """Write the first images of {number: Prediction}, with name and most probable class, as a PNG file."""
+    """Write the first images of {number: Prediction}, with name and most probable class, as a PNG file.
+
+    timeout: seconds after which an image that cannot be read is given up.
+    """
     tiles = []
-    for place, one in list(found.items())[:ON_SHEET]:
+    for number, prediction in list(found.items())[:MAX_ON_SHEET]:
         try:
             with at_most(timeout):
-                image = images[place][0]
+                image = images[number][0]
         except Exception:  # it could be read a moment ago
             image = None
-        label, share = one.classes[0]
-        tiles.append((image, printable(Path(one.path).name), f'{100 * share:.0f} % {printable(label)}'))
+        name, probability = prediction.classes[0]
+        label = f'{100 * probability:.0f} % {printable(name)}'
+        tiles.append((image, printable(Path(prediction.path).name), label))
     picture = sheet_of(tiles)
     write_atomically(path, lambda file: picture.save(file, 'PNG'))
 
 
 def parser():
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser('downstream_imagenet.predict', description=__doc__.splitlines()[0],
                                      allow_abbrev=False)
     add = parser.add_argument
@@ -203,26 +238,26 @@ def parser():
     add('images', metavar='IMAGES', nargs='+', help='images, folders of them, or text files of paths')
     add('--top', type=int, default=5, help='classes shown for an image (default: 5)')
     add('--out', metavar='FILE.csv', help='a table of path, and class and probability of each rank; none if '
-        'not given')
-    add('--sheet', metavar='FILE.png', help=f'a picture of the first {ON_SHEET} images with their most '
+                                          'not given')
+    add('--sheet', metavar='FILE.png', help=f'a picture of the first {MAX_ON_SHEET} images with their most '
         'probable classes; beside --out if not given, or predictions.png')
     add('--no_sheet', action='store_true', help='without that picture')
     add('--ema', action='store_true', help='the average of the weights (EMA), of a run folder or of a '
         '*_last.pth; of a folder the better of both if not given')
-    add('--classes', metavar='FILE', help='names of the classes, a text file with one a line, in the order '
+    add('--classes', metavar='FILE', help="names of the classes, a text file with one a line, in the order "
         "of the network's outputs; those in the file if not given")
     add('--list_root', metavar='DIR', help='folder from which the paths of lists start; that of the list if '
-        'not given')
+                                           'not given')
     add('--batch_size', '--bs', type=int, default=64, help='images at a time (default: 64)')
     add('--workers', type=int, help='processes that load images; by the number of cores if not given')
-    add('--register', default='pretrain.models', help='module in which your own networks are registered with '
-        'timm (default: pretrain.models)')
+    add('--register', default=USERS_NETWORKS, help='module in which your own networks are registered with '
+        f'timm (default: {USERS_NETWORKS})')
     add = parser.add_argument_group('network', 'for files of weights; a run says it itself').add_argument
     add('--model', help="timm's name of the network")
     add('--input_size', '--img_size', type=size, help='side of an image in pixels, or height,width; 224 if '
-        'not given')
+                                                      'not given')
     add('--crop', type=float, help='share of an image that is looked at; 0.95 if not given, from 384 px on '
-        'all')
+                                   'all')
     add('--in_chans', type=int, help='channels of an image; 3 if not given')
     add('--mean', type=numbers, help="of each channel; ImageNet's if not given")
     add('--std', type=numbers, help="of each channel; ImageNet's if not given")

@@ -6,23 +6,29 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms import functional as F
 
-SIDE, GAP, TEXT = 208, 16, 15  # pixels: of a tile, between tiles, of the letters
-COLUMNS = 8
+SIDE = 208  # pixels of a tile
+GAP = 16  # pixels between tiles
+TEXT = 15  # pixels of the letters
+COLUMNS = 8  # at most
 
 
 def sheet_of(tiles):
-    """[(image, name, label)] -> a PIL image of all: each scaled to fit a tile, name and label beneath.
+    """Put images onto one sheet, each scaled to fit a tile, with two lines of text beneath.
 
-    image: a PIL image, a tensor (C, h, w), uint8 or float in [0, 1], or None for an empty tile.
+    tiles: [(image, name, label)], where the image is a PIL image, a tensor (C, h, w), uint8 or float in [0,
+    1], or None for an empty tile. Returns a PIL image.
     """
     columns = min(COLUMNS, math.ceil(math.sqrt(len(tiles))))
     rows = math.ceil(len(tiles) / columns)
-    font, line = font_of_letters(), round(1.4 * TEXT)
+    font = font_of_letters()
+    line = round(1.4 * TEXT)
     height = SIDE + 4 + 2 * line
     sheet = Image.new('RGB', (GAP + columns * (SIDE + GAP), GAP + rows * (height + GAP)), 'white')
     draw = ImageDraw.Draw(sheet)
     for number, (image, name, label) in enumerate(tiles):
-        left, top = GAP + number % columns * (SIDE + GAP), GAP + number // columns * (height + GAP)
+        row, column = divmod(number, columns)
+        left = GAP + column * (SIDE + GAP)
+        top = GAP + row * (height + GAP)
         draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), fill='#f4f4f4', outline='#c8c8c8')
         if image is not None:
             small = fitted(image)
@@ -33,7 +39,7 @@ def sheet_of(tiles):
 
 
 def font_of_letters():
-    """A font of the system that has more than ASCII, where there is one; Pillow's own has little else."""
+    """Return a font of the system that has more than ASCII, where there is one; Pillow's has little else."""
     for name in ('DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'Arial.ttf', 'arial.ttf'):
         with suppress(OSError):
             return ImageFont.truetype(name, TEXT)
@@ -41,7 +47,7 @@ def font_of_letters():
 
 
 def fitted(image):
-    """An image as RGB, as large as a tile allows, with its proportions."""
+    """Return an image as RGB, as large as a tile allows, with its proportions."""
     if torch.is_tensor(image):
         image = F.to_pil_image(F.convert_image_dtype(image, torch.uint8))
     scale = min(SIDE / image.width, SIDE / image.height)
@@ -50,7 +56,7 @@ def fitted(image):
 
 
 def shortened(text, font):
-    """A text that is no wider than a tile: of a longer one the middle is left out."""
+    """Return a text that is no wider than a tile: of a longer one the middle is left out."""
     if font.getlength(text) <= SIDE:
         return text
     kept = min(len(text), 200)

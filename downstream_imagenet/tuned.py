@@ -4,11 +4,14 @@ from pathlib import Path
 
 import torch
 
-from common.networks.weights import OFFICIAL, OURS, classes_in, classifier_of, create_cnn, guess_model, unwrap
+from common.networks.classifier import classifier_entries, num_classes_in
+from common.networks.create import create_cnn
+from common.networks.guess import guess_model
+from common.networks.keys import unwrap
 from common.reliability.checkpoint import read_plain
+from downstream_imagenet.classifier import Classifier, build_classifier, load_trained
 from downstream_imagenet.config import Options
-from downstream_imagenet.engine import Classifier
-from downstream_imagenet.main import build, load_trained, options_and_classes
+from downstream_imagenet.evaluation import options_and_classes
 
 LARGE = 4096  # pixels; the network is tried on an image of its size when it is built
 REMEDY = 'fine-tune it first (python -m downstream_imagenet.main --finetune_from=FILE)'
@@ -30,12 +33,17 @@ class Tuned:
 
 
 def read_tuned(source, ema=False, classes=None, **given):
-    """Read a fine-tuned classifier. Raises ValueError if there is none.
+    """Read a fine-tuned classifier.
 
-    source: a run folder or a file. Of a folder the best weights are taken, or their average where its top-1
-    was higher. ema: the average of the weights, of a folder or of a *_last.pth. classes: a text file of
-    names, one a line, instead of those in the file. given: options (model, input_size, crop, in_chans, mean,
-    std) of a file that does not name them, None for those that are not given.
+    Args:
+        source: a run folder or a file. Of a folder the best weights are read, or their average where its
+            top-1 was higher.
+        ema: read the average of the weights, of a folder or of a *_last.pth.
+        classes: a text file of names, one a line, instead of those in the file.
+        given: options (model, input_size, crop, in_chans, mean, std) that the file does not say. None counts
+            as not given.
+
+    Returns Tuned. Raises ValueError if there is no trained classifier.
     """
     path, content = find(Path(source), ema)
     config, names = options_and_classes(content, path)
@@ -46,19 +54,24 @@ def read_tuned(source, ema=False, classes=None, **given):
         weights = content['ema']
     state = unwrap(weights, path)
     refuse_pretrained(state, config, path)
-    options = of_run(config, given, path) if config else of_weights(state, given, path)
-    if max(options.size) > LARGE and given.get('input_size') is None:
+    given = {name: value for name, value in given.items() if value is not None}
+    options = options_of_run(config, given, path) if config else options_of_weights(state, given, path)
+    if max(options.size) > LARGE and 'input_size' not in given:
         raise ValueError(f'{path} says that its images are {max(options.size)} px large, more than {LARGE}: '
                          'it is refused')
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        number = number_of_classes(state, options, path)
-        model = build(options, number)
+        num_classes = number_of_classes(state, options, path)
+        model = build_classifier(options, num_classes)
     load_trained(model, weights, options, path)
-    return Tuned(model.eval(), options, *names_of(number, classes, names, config, path), path)
+    names, named_by = names_of_classes(num_classes, classes, names, config, path)
+    return Tuned(model.eval(), options, names, named_by, path)
 
 
 def find(source, ema):
-    """(file, its content) of a run folder or a file. Raises ValueError."""
+    """Find and read the file that is meant by a run folder or a file.
+
+    Returns (path, content), where the content is a dictionary. Raises ValueError.
+    """
     if not source.is_dir():
         content = read_plain(source)
         return source, content if isinstance(content, dict) else {'model': content}
@@ -76,19 +89,25 @@ def find(source, ema):
     for path, content in contents.items():
         if not isinstance(content, dict):
             raise ValueError(f'{path} is damaged: it does not hold what a run writes')
-
-    def top1(path):
-        value = contents[path].get('top1')
-        return value if isinstance(value, (int, float)) else -1.0
-
-    best = max(found, key=top1)  # the first of those that are equal
+    best = max(found, key=lambda path: top1_of(contents[path]))  # the first of those that are equal
     return best, contents[best]
 
 
+def top1_of(content):
+    """Return the accuracy that a run wrote into a file, -1 if there is none."""
+    value = content.get('top1')
+    return value if isinstance(value, (int, float)) else -1.0
+
+
 def refuse_pretrained(state, config, path):
-    """Raise a ValueError for what is no classifier, though it may hold an untrained one."""
-    whole = any(OURS in key or OFFICIAL in key for key in state)
-    if whole or 'mask_ratio' in config or not config and '_1kpretrained' in path.name:
+    """Raise a ValueError for what is no classifier, though the network may have an untrained one.
+
+    Every masked pretraining of a whole network has mask tokens beside it.
+    """
+    has_mask_tokens = any('mask_token' in key for key in state)
+    is_pretraining_run = 'mask_ratio' in config
+    is_pretrained_encoder = not config and '_1kpretrained' in path.name
+    if has_mask_tokens or is_pretraining_run or is_pretrained_encoder:
         raise ValueError(f'{path} is a pretrained network, without a trained classifier: {REMEDY}')
     if any('backbone.fpn.' in key for key in state):
         raise ValueError(f'{path} is a detector: python -m downstream_coco.predict reads it')
@@ -96,67 +115,74 @@ def refuse_pretrained(state, config, path):
         raise ValueError(f'{path} is no file of fine-tuning: its options are not those of a run')
 
 
-def of_run(config, given, path):
-    """The options of a run. Raises ValueError if something else was given."""
+def options_of_run(config, given, path):
+    """Return the Options of a run. Raises ValueError if something else was given."""
     known = {field.name: config[field.name] for field in fields(Options) if field.name in config}
     try:
         options = Options(**{**known, 'resume': None, 'finetune_from': None, 'eval': str(path)})
     except TypeError as error:
         raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
-    wrong = [f'{name} is {getattr(options, name)} there, not {value}' for name, value in given.items()
-             if value is not None and getattr(options, name) != value]
-    if wrong:
-        raise ValueError(f'{path} is of another run ({"; ".join(wrong)}): leave that out, a run says itself '
-                         'what it is')
+    differing = [f'{name} is {getattr(options, name)} there, not {value}' for name, value in given.items()
+                 if getattr(options, name) != value]
+    if differing:
+        raise ValueError(f'{path} is of another run ({"; ".join(differing)}): leave that out, a run says '
+                         'itself what it is')
     return options
 
 
-def of_weights(state, given, path):
-    """The options for a file of weights alone. Raises ValueError."""
-    given = {name: value for name, value in given.items() if value is not None}
-    model = given.pop('model', None) or guess_model(state)
+def options_of_weights(state, given, path):
+    """Return the Options for a file of weights; the network is guessed if not given. Raises ValueError."""
+    model = given.get('model') or guess_model(state)
     if model is None:
         raise ValueError(f'{path} does not say which network it is: give --model=NAME')
     is_probe = 'fc.weight' in state and any(key.startswith('cnn.') for key in state)
-    return Options(**given, model=model, freeze=is_probe, eval=str(path))
+    return Options(**{**given, 'model': model, 'freeze': is_probe, 'eval': str(path)})
 
 
 def number_of_classes(state, options, path):
-    """How many classes the classifier in a file tells apart. Raises ValueError if there is none."""
+    """Return how many classes the classifier in a file tells apart. Raises ValueError if there is none."""
     if options.freeze:
         weight = state.get('fc.weight')
         number = len(weight) if weight is not None and weight.ndim == 2 else None
     else:
-        number = classes_in(state, create_cnn(options.model, options.in_chans), classifier_of(options.model, options.in_chans))
+        cnn = create_cnn(options.model, options.in_chans)
+        number = num_classes_in(state, cnn, classifier_entries(options.model, options.in_chans))
     if number is None:
         raise ValueError(f'{path} holds no classifier for {options.model}: {REMEDY}')
     return number
 
 
-def names_of(number, file, names, config, path):
-    """(names of the classes, where they are from). Raises ValueError if a list of them has another number."""
+def names_of_classes(num_classes, file, names, config, path):
+    """Return (names of the classes, where they are from).
+
+    They are those of a text file if one is given, else `names`, which the weights' own file holds, else those
+    of the folders of the training images. If none of these is there, the classes are numbered. Raises
+    ValueError if the text file or the weights' own file has another number of names.
+    """
     if file is not None:
         given = read_names(file)
-        if len(given) != number:
-            raise ValueError(f'--classes={file} has {len(given)} names, the network in {path} tells {number} '
-                             'classes apart: give one name a line, in the order of its outputs')
+        if len(given) != num_classes:
+            raise ValueError(f'--classes={file} has {len(given)} names, the network in {path} tells '
+                             f'{num_classes} classes apart: give one name a line, in the order of its '
+                             'outputs')
         return given, f'named by {file}'
     if names is not None:
-        if len(names) != number:
-            raise ValueError(f'{path} is damaged: it names {len(names)} classes, its network tells {number} '
-                             'apart')
+        if len(names) != num_classes:
+            raise ValueError(f'{path} is damaged: it names {len(names)} classes, its network tells '
+                             f'{num_classes} apart')
         return names, 'named by the file'
     folder = Path(config['data_path'], 'train') if isinstance(config.get('data_path'), str) else None
     if folder is not None and folder.is_dir():
-        found = sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith('.'))
-        if len(found) == number:
+        found = sorted(entry.name for entry in folder.iterdir()
+                       if entry.is_dir() and not entry.name.startswith('.'))
+        if len(found) == num_classes:
             return found, f'named by the folders in {folder}'
-    numbers = [str(i) for i in range(number)]
+    numbers = [str(i) for i in range(num_classes)]
     return numbers, 'numbered, since the file does not name them; --classes=FILE does'
 
 
 def read_names(file):
-    """The lines of a text file, but for empty ones. Raises ValueError."""
+    """Return the lines of a text file, but for empty ones. Raises ValueError."""
     try:
         text = Path(file).read_text(encoding='utf-8-sig')  # with a byte order mark or without
     except (OSError, UnicodeDecodeError) as error:

@@ -27,13 +27,14 @@ from common.cli import reader_may_leave
 from common.config import size
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
+from pretrain.sparse.coverage import cover
+from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import NoteKind
 from pretrain.sparse.proof import randomise_scales
 from pretrain.sparse.refused import ForwardFailed, Refused
-from pretrain.sparse.strips import Geometry
 
 TOLERANCE = 1e-8
 ROUGH = 1e-5  # for networks that compute in float32 by themselves
@@ -340,8 +341,7 @@ def main(arguments=None):
     if args.all == (args.model is not None):
         parser.error('give a model, or --all')
     if args.all:
-        from pretrain.sparse.coverage import cover
-        cover(args.jobs)
+        cover(check, args.jobs)
         return
     report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
     print(report)

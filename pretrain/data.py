@@ -1,14 +1,17 @@
 """Images without labels: where they are."""
 from pathlib import Path
 
-from common.images.files import ImageFiles, timm_dataset
+from common.images.datasets import timm_dataset
+from common.images.files import ImageFiles
 from common.images.finding import VALIDATION, validation_folder
 from common.images.pixels import AS_IT_IS
 from common.images.shards import TarShards, is_sharded
 
 
 def find_images(data_path=None, dataset=None, in_chans=3, list_root=None, reading=AS_IT_IS):
-    """The training images of --data_path and --dataset; list_root: where the paths of a list start. Raises ValueError."""
+    """The training images of --data_path and --dataset; list_root: where the paths of a list start. Raises
+    ValueError.
+    """
     if dataset is not None:
         return timm_dataset(dataset, data_path, 'train', in_chans)
     if data_path is None:
@@ -19,13 +22,15 @@ def find_images(data_path=None, dataset=None, in_chans=3, list_root=None, readin
         first = {path.split(b'/')[0] for path in images.paths.tolist()}
         held_out = [name for name in VALIDATION if name.encode() in first]
         if b'train' in first and held_out:
-            raise ValueError(f'{data_path} holds train/ and {held_out[0]}/ inside of its tars, and both would be trained on: '
-                             f'pack each into tars of its own, in folders train/ and {held_out[0]}/')
+            raise ValueError(f'{data_path} holds train/ and {held_out[0]}/ inside of its tars, and both '
+                             'would be trained on: pack each into tars of its own, in folders train/ and '
+                             f'{held_out[0]}/')
     return images
 
 
 def find_held_out(data_path=None, val_path=None, in_chans=3, list_root=None, reading=AS_IT_IS):
-    """The held-out images of --val_path, or of val/, valid/ or validation/ beside train/; None if there are none.
+    """The held-out images of --val_path, or of val/, valid/ or validation/ beside train/; None if there are
+    none.
 
     list_root: where the paths of a list start. Raises ValueError if they would be trained on as well.
     """
@@ -35,8 +40,8 @@ def find_held_out(data_path=None, val_path=None, in_chans=3, list_root=None, rea
         return None if found is None else images_of(found, in_chans, None, reading)
     trained = data_path and Path(data_path, 'train' if beside else '').resolve()
     if trained and Path(val_path).resolve().is_relative_to(trained):
-        raise ValueError(f'the held-out images {val_path} lie inside {trained}, whose images are trained on: put them beside '
-                         'it, as train/ and val/')
+        raise ValueError(f'the held-out images {val_path} lie inside {trained}, whose images are trained on: '
+                         'put them beside it, as train/ and val/')
     return images_of(val_path, in_chans, list_root, reading)
 
 

@@ -1,6 +1,6 @@
 """The sparse encoder: any CNN, run on the visible cells of an image (SparK, section 3.1).
 
-Nothing hidden enters the network: it runs on strips of visible cells (strips.py), as it is. What it must be for that,
+Nothing hidden enters the network: it runs on strips of visible cells (sparse/plane.py), as it is. What it must be for that,
 and which of its feature maps make the pyramid, is measured when the encoder is built (sparse/probe.py).
 """
 import torch

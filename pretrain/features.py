@@ -1,6 +1,7 @@
 """Features of images by a pretrained encoder, for whatever comes next: pooled, and the maps of each level.
 
-    python -m pretrain.features output_my_run photos/ --out=features        # features/0000_NAME.npz, and features/pooled.npz
+    python -m pretrain.features output_my_run photos/ --out=features   # features/0000_NAME.npz, and
+    features/pooled.npz
 """
 import argparse
 from pathlib import Path
@@ -11,19 +12,30 @@ import torch
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
-from pretrain.saved import add_network, network_of
+from pretrain.arguments import add_network, network_of
 
 
 @torch.no_grad()
 def features(saved, sources, out, maps=True, say=print):
-    """Write pooled.npz (names (N,), pooled (N, C) float32) and, with maps, NUMBER_NAME.npz of each image into the folder out.
+    """Write the features of images into the folder out.
 
-    The latter hold `pooled` (C,), the mean over positions of the last map, and `stride_S` (C_S, H/S, W/S), the feature pyramid.
-    Images are resized and cut to the network's size, the network sees all of them. Returns (names, pooled). Raises ValueError.
+    pooled.npz holds names (N,) and pooled (N, C) float32, the mean over positions of the last map. With maps,
+    NUMBER_NAME.npz of each image holds its pooled (C,) and stride_S (C_S, H/S, W/S) for each level of the
+    pyramid. Images are resized and cut to the network's size, and the network sees all of them, without a
+    mask.
+
+    Args:
+        saved: the network, of `read_saved`.
+        sources: files and folders of images.
+        say: function of a text, for what is to be known.
+
+    Returns (names, pooled). Raises ValueError.
     """
-    encoder, names, pooled = saved.spark.encoder, [], []
+    encoder = saved.spark.encoder
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    names = []
+    pooled = []
     for index, name, image in saved.each(sources, say):
         levels = [level[0] for level in encoder(image)]
         names.append(name)
@@ -31,19 +43,23 @@ def features(saved, sources, out, maps=True, say=print):
         if maps:
             arrays = {f'stride_{stride}': level.numpy() for stride, level in zip(encoder.reductions, levels)}
             write_arrays(out / f'{index:04}_{Path(name).stem}.npz', pooled=pooled[-1], **arrays)
-    write_arrays(out / 'pooled.npz', names=np.array(names), pooled=np.stack(pooled))
-    say(f'{counted(len(names), "image")} in {out}: pooled features of {len(pooled[0])} numbers'
-        + (f', maps of strides {", ".join(map(str, encoder.reductions))}' if maps else ''))
-    return names, np.stack(pooled)
+    pooled = np.stack(pooled)
+    write_arrays(out / 'pooled.npz', names=np.array(names), pooled=pooled)
+    strides = ', '.join(map(str, encoder.reductions))
+    say(f'{counted(len(names), "image")} in {out}: pooled features of {pooled.shape[1]} numbers'
+        + (f', maps of strides {strides}' if maps else ''))
+    return names, pooled
 
 
 def write_arrays(path, **arrays):
+    """Write arrays as .npz, whole or not at all."""
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 @reader_may_leave()
 def main(argv=None):
-    parser = argparse.ArgumentParser('pretrain.features', description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser('pretrain.features', description=__doc__.splitlines()[0],
+                                     allow_abbrev=False)
     add_network(parser)
     parser.add_argument('images', metavar='IMAGES', nargs='+', help='image files, or folders of them')
     parser.add_argument('--out', default='features', help='folder for the arrays (default: features)')

@@ -18,13 +18,12 @@ from common.config import require
 from common.distributed import Ranks
 from common.training.log import duration
 from common.words import counted
-from pretrain import config
 from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import Line
 from pretrain.planning.scaling import step_seconds
+from pretrain.pretraining import Run
 from pretrain.results.read_log import read_log
-from pretrain.run import Run
-from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod, SparKOptions
 
 GIB = 2 ** 30
 # How far off predictions were where they could be checked: on two cores of an AMD EPYC, torch 2.15 (docs/scale.md).
@@ -36,7 +35,7 @@ SOURCES = ('images_per_second', 'log', 'measure', 'tflops')
 
 
 @dataclass(frozen=True)
-class Options(config.Options):
+class PlanOptions(SparKOptions):
     """Those of the run, and the machine that is thought of. Raises ValueError."""
 
     gpus: int = option(8, 'GPUs, all together', 'plan')
@@ -91,6 +90,7 @@ def speed_of(options, counts, spark):
     if options.log:
         return logged(options)
     if options.measure:
+        spark.accelerated = None  # as a run on this machine has it
         return measured(Step(spark, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
     if options.tflops:
         seconds = counts.operations / (options.tflops * 1e12 * options.utilisation)
@@ -104,7 +104,7 @@ def logged(options):
     path = Path(options.log)
     log = read_log(path if path.is_dir() else path.parent)
     for field in ('model', 'input_size', 'mask_ratio', 'decoder_width', 'decoder'):
-        now, then = getattr(options, field), log.config.get(field, getattr(config.Options, field))
+        now, then = getattr(options, field), log.config.get(field, getattr(SparKOptions, field))
         then = tuple(then) if isinstance(then, list) else then
         require(now == then, f'{options.log} is of a run with --{field}={then}, and this plan has {now}: give the same')
     rates = [entry['images_per_second'] for entry in log.epochs if entry['step'] > log.runs[-1]['step']]
@@ -138,7 +138,7 @@ class Plan:
 
     smallest: images that a part must have.
     """
-    options: Options
+    options: PlanOptions
     counts: Counts
     speed: Speed | None
     smallest: int = 1
@@ -289,7 +289,10 @@ def mib(size):
 
 
 def build(options):
-    return build_spark(**options.network)
+    """The network in its plain form, which is what GPUs run, so that its memory and operations are theirs."""
+    spark = SparKMethod().build(options)
+    spark.accelerated = False
+    return spark
 
 
 def plan(options):
@@ -310,7 +313,7 @@ def plan(options):
 @reader_may_leave()
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
-    options = parse(Options, 'pretrain.plan', __doc__.split('\n')[0], argv, config.recipe)
+    options = parse(PlanOptions, 'pretrain.plan', __doc__.split('\n')[0], argv, SparKMethod().recipe)
     with errors_in_one_sentence():
         print(plan(options))
 

@@ -5,158 +5,181 @@
     loss.backward()
     spark.encoder.cnn.state_dict()   # the pretrained network, with timm's keys
 
-Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, p the side of a
-cell at a stage. `visible` is a LongTensor (B, k): row-major indices of the cells that the encoder sees, ascending.
+Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, p the side
+of a cell at a stage. `visible` is a LongTensor (B, k): row-major indices of the cells that the encoder sees,
+ascending.
 """
 import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.networks.create import create_cnn
 from common.networks.norms import refused, single_valued
-from common.networks.weights import create_cnn, load_official_spark
-from common.recompute import run
-from pretrain.accelerated.fused import Filled
+from common.recompute import checkpointed
+from pretrain import masking
+from pretrain.accelerated.decoder import decode as decode_accelerated
+from pretrain.accelerated.densify import FilledMap
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
-from pretrain.sparse.strips import Geometry
+from pretrain.spark_weights import load_official as load_official_spark
+from pretrain.sparse.geometry import Geometry
 
 
 class SparK(nn.Module):
     """Mask, encode, densify, decode, compare.
 
-    encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden (ValueError).
-    decoder_width: channels of the decoder's smallest map. decoder: 'unet', the paper's, or 'light', which ends at the encoder's
-    finest level and makes the pixels of each position there. target: what the decoder predicts: 'normalised', the paper's
-    (each cell by its own mean and deviation), or 'pixels', as the network takes them. The attribute names below are a
-    file format.
+    encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden.
+    decoder_width: channels of the decoder's smallest map. decoder: 'unet', the paper's, or 'light', which
+    ends at the encoder's finest level and makes the pixels of each position there. target: what the decoder
+    predicts: 'normalised', the paper's (each cell by its own mean and deviation), or 'pixels', as the network
+    takes them. Raises ValueError for other values.
+
+    accelerated: whether the forms of pretrain/accelerated compute, instead of those in this file and in
+    decoder.py. The numbers are the same up to rounding. None: on the CPU alone (see Geometry).
+
+    The names of its submodules and parameters are a file format.
     """
 
     def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, decoder='unet', target='normalised'):
         super().__init__()
-        self.encoder, self.mask_ratio, self.target = encoder, mask_ratio, target
-        self.recomputes = False
-        self.cells = encoder.grid[0] * encoder.grid[1]
-        self.visible_cells = round(self.cells * (1 - mask_ratio))
-        if not 0 < self.visible_cells < self.cells:
-            raise ValueError(f'mask_ratio {mask_ratio} leaves {self.visible_cells} of {self.cells} cells visible; one at '
-                             f'least must be visible and one hidden: give {1 / self.cells:.3f} to '
-                             f'{1 - 1 / self.cells:.3f}')
         if decoder not in ('unet', 'light'):
             raise ValueError(f'decoder must be unet or light, not {decoder!r}')
         if target not in ('normalised', 'pixels'):
             raise ValueError(f'target must be normalised or pixels, not {target!r}')
+        self.encoder = encoder
+        self.mask_ratio = mask_ratio
+        self.target = target
+        self.accelerated = None
+        self.recomputes = False  # whether the encoder is computed again in the backward pass
+        self.cells = encoder.grid[0] * encoder.grid[1]
+        self.visible_cells = round(self.cells * (1 - mask_ratio))
+        masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
         finest = encoder.reductions[0] if decoder == 'light' else 1
         self.dense_decoder = LightDecoder(encoder.stride, decoder_width, encoder.in_chans, finest)
-        self.densify_norms, self.densify_projs = nn.ModuleList(), nn.ModuleList()
+        self.densify_norms = nn.ModuleList()
+        self.densify_projs = nn.ModuleList()
         self.mask_tokens = nn.ParameterList()
         for channels, stride in zip(reversed(encoder.channels), reversed(encoder.reductions)):
-            i = (encoder.stride // stride).bit_length() - 1  # the decoder's block that begins at this stride
-            width = self.dense_decoder.widths[i]
-            self.densify_norms.append(nn.BatchNorm2d(channels) if encoder.norm == 'bn' else LayerNorm2d(channels))
+            width = self.dense_decoder.widths[self.dense_decoder.strides.index(stride)]
+            norm = nn.BatchNorm2d if encoder.norm == 'bn' else LayerNorm2d
+            self.densify_norms.append(norm(channels))
             token = nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02)
             self.mask_tokens.append(nn.Parameter(token))
-            kernel = 1 if i == 0 else 3
-            self.densify_projs.append(nn.Identity() if i == 0 and channels == width else
-                                      nn.Conv2d(channels, width, kernel, padding=kernel // 2))
+            is_smallest = stride == encoder.stride
+            if is_smallest and channels == width:
+                self.densify_projs.append(nn.Identity())
+            else:
+                kernel = 1 if is_smallest else 3
+                self.densify_projs.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
         self.single_valued = self.measure_norms()
+
+    @property
+    def input_size(self):
+        """(height, width) of the images, in pixels."""
+        return self.encoder.input_size
+
+    @property
+    def uncompiled(self):
+        """Whether torch.compile leaves the encoder alone."""
+        return self.encoder.uncompiled
 
     @torch.no_grad()
     def measure_norms(self):
-        """Names of the norms that see a single value of each channel of an image: see common/networks/norms.py."""
+        """Names of the norms that see one value of each channel of an image: see common/networks/norms.py."""
         encoder, like = self.encoder, next(self.encoder.cnn.parameters())
         image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
-        few = min(self.visible_cells, 2)  # as good as all: a channel has one value in one cell only, or whatever the cells
+        few = min(self.visible_cells, 2)  # one cell or two: with more, a norm that sees one value sees one with two
         geometry = Geometry(torch.arange(few, device=like.device)[None], encoder.grid)
         names = single_valued(encoder, lambda: encoder.pyramid(image, geometry))
-        side = encoder.cell_size // encoder.stride
-        of_densify = ('densify_norms.0',) * (self.visible_cells * side ** 2 == 1 and encoder.norm == 'bn')
-        return tuple(f'encoder.{name}' for name in names) + of_densify
+        names = [f'encoder.{name}' for name in names]
+        positions = self.visible_cells * (encoder.cell_size // encoder.stride) ** 2  # of the smallest map
+        if positions == 1 and encoder.norm == 'bn':
+            names.append('densify_norms.0')
+        return tuple(names)
 
     def check_batch(self, images):
         """Refuse a single image where a norm would see a single value of each channel."""
         name = refused(self, self.single_valued) if len(images) == 1 and self.single_valued else None
         if name is not None:
-            raise ValueError(f'{name} ({type(self.get_submodule(name)).__name__}) sees a single value of each channel in a '
-                             'batch of one image, and that has no deviation: give two images or more at a time, or call '
-                             'eval() where nothing is trained')
+            kind = type(self.get_submodule(name)).__name__
+            raise ValueError(f'{name} ({kind}) sees a single value of each channel in a batch of one image, and '
+                             'that has no deviation: give two images or more at a time, or call eval() where '
+                             'nothing is trained')
 
     def forward(self, images, visible=None):
-        """images (B, C, H, W), normalised; visible (B, k), drawn if not given -> loss, a 0-dim tensor."""
+        """images (B, C, H, W), normalised; visible (B, k), drawn if not given -> the loss, a 0-dim tensor."""
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
         self.check_batch(images)
         geometry = self.geometry(images, visible)
-        strips = run(self.encoder, images, geometry, again=self.recomputes)
+        strips = checkpointed(self.encoder, images, geometry, enabled=self.recomputes)
         levels = self.densify(strips, geometry)
-        reconstruction = self.dense_decoder(levels)
+        reconstruction = self.decode(levels, geometry)
         return self.loss(images, reconstruction, geometry)
 
     def placed(self, device):
-        """Itself on a device, as it trains: channels last, and without gradients for what the features do not depend on."""
+        """Itself on a device, as it trains: channels last, no gradients for what no feature depends on."""
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
         self.to(device)
-        for part in (self.encoder, self.densify_projs, self.dense_decoder):  # mask tokens would only confuse DDP's strides
+        # Not the mask tokens: whose layout is whose would only confuse DDP.
+        for part in (self.encoder, self.densify_projs, self.dense_decoder):
             part.to(memory_format=torch.channels_last)
         return self
 
     def recompute(self, what):
-        """What `forward` does not keep for the backward pass, but computes again: 'none', 'decoder' or 'all'."""
-        self.recomputes, self.dense_decoder.recomputes = what == 'all', what != 'none'
+        """Choose what the backward pass computes again instead of keeping it: 'none', 'decoder' or 'all'."""
+        self.recomputes = what == 'all'
+        self.dense_decoder.recomputes = what != 'none'
 
     def draw_visible(self, batch, generator=None, rows=slice(None)):
-        """Uniformly random visible cells, the same number in every image: LongTensor (batch, k) on the CPU; some rows of it."""
-        order = torch.rand(batch, self.cells, generator=generator)[rows].argsort(dim=1)
-        return order[:, :self.visible_cells].sort(dim=1).values
+        """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
+        return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
 
     def geometry(self, images, visible):
-        if visible.dtype != torch.long or visible.ndim != 2 or len(visible) != len(images):
-            raise ValueError(f'visible must be a LongTensor (B, k) with B = {len(images)}, the indices of the visible '
-                             f'cells; got {visible.dtype} {tuple(visible.shape)}')
-        return Geometry(visible, self.encoder.grid)
+        """Where the visible cells lie. Raises ValueError if `visible` is no LongTensor (B, k)."""
+        masking.check_visible(visible, len(images))
+        return Geometry(visible, self.encoder.grid, self.accelerated)
 
     def densify(self, strips, geometry):
-        """Strips (B, C_i, k*p, p), large to small -> maps (B, widths[i], h*p, w*p), by stride (section 3.2), the smallest
-        Filled."""
+        """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).
+
+        Visible features are normalised, hidden positions get the mask token, and a convolution brings both to
+        the width of the decoder: (B, widths[i], h*p, w*p). In the accelerated form the smallest map is a
+        FilledMap.
+        """
         levels = {}
         for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):
-            filled, project = Filled(geometry, self.densify_norms[i](strip), self.mask_tokens[i]), self.densify_projs[i]
-            levels[stride] = filled.pointwise(project) if i == 0 else filled.convolved(project)
+            strip, token, project = self.densify_norms[i](strip), self.mask_tokens[i], self.densify_projs[i]
+            if geometry.accelerated:
+                levels[stride] = FilledMap(geometry, strip, token).project(project)
+            else:
+                levels[stride] = project(geometry.to_canvas(strip, fill=token))
         return levels
 
-    def cut(self, images):
-        """(B, C, H, W) -> (B, L, C * cell * cell): the values of each cell."""
-        (h, w), cell, (B, C) = self.encoder.grid, self.encoder.cell_size, images.shape[:2]
-        return images.reshape(B, C, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def paste(self, cells):
-        """The inverse of `cut`: (B, L, C * cell * cell) -> (B, C, H, W)."""
-        (h, w), cell, B = self.encoder.grid, self.encoder.cell_size, len(cells)
-        return cells.view(B, h, w, -1, cell, cell).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-    def normalise(self, images):
-        """Each cell by its own mean and deviation: cells, means and deviations, (B, L, .) (section 3.3)."""
-        cells = self.cut(images)
-        mean = cells.mean(dim=2, keepdim=True)
-        deviation = (cells.var(dim=2, keepdim=True) + 1e-6).sqrt()
-        return (cells - mean) / deviation, mean, deviation
+    def decode(self, levels, geometry):
+        """Densified maps by stride -> the image that they say, (B, C, H, W)."""
+        if geometry.accelerated:
+            return decode_accelerated(self.dense_decoder, levels)
+        return self.dense_decoder(levels)
 
     def targets(self, images):
-        """What the decoder is to predict of each cell; the means and deviations that make pixels of that: (B, L, .).
+        """What the decoder is to predict of each cell, and the means and deviations that make pixels of it.
 
-        With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
+        Each is (B, L, .). With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
         """
+        cells = masking.cut(images, self.encoder.cell_size)
         if self.target == 'normalised':
-            return self.normalise(images)
-        cells = self.cut(images)
+            return masking.normalise(cells)
         zeros = cells.new_zeros(*cells.shape[:2], 1)
         return cells, zeros, zeros + 1
 
     def loss(self, images, reconstruction, geometry):
         """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
         target, _, _ = self.targets(images)
-        error = (self.cut(reconstruction.to(images.dtype)) - target).square().mean(dim=2)
+        predicted = masking.cut(reconstruction.to(images.dtype), self.encoder.cell_size)
+        error = (predicted - target).square().mean(dim=2)
         hidden = ~geometry.is_visible()
         return (error * hidden).sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
 
@@ -166,38 +189,35 @@ class SparK(nn.Module):
         Runs in the mode that the caller set: in train mode BatchNorm's running statistics are updated.
         """
         self.check_batch(images)
-        geometry = self.geometry(images, self.check_visible(visible))
+        geometry = self.geometry(images, visible)
+        masking.check_indices(visible, self.cells)
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
 
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
 
-        Normalised cells are shown with the true cell's mean and deviation, as in the paper's figures; predicted pixels are
-        shown as they are. Runs in the mode that the caller set, as `encode` does.
+        Normalised cells are shown with the true cell's mean and deviation, as in the paper's figures;
+        predicted pixels are shown as they are. Runs in the mode that the caller set, as `encode` does.
         """
-        predicted, (_, mean, deviation) = self.predict(images, visible), self.targets(images)
-        cells = self.cut(predicted.to(images.dtype)) * deviation + mean
-        is_visible = self.geometry(images, visible).is_visible()
-        return self.paste(torch.where(is_visible[..., None], self.cut(images), cells))
+        cell_size = self.encoder.cell_size
+        predicted = masking.cut(self.predict(images, visible).to(images.dtype), cell_size)
+        _, mean, deviation = self.targets(images)
+        is_visible = self.geometry(images, visible).is_visible()[..., None]
+        cells = torch.where(is_visible, masking.cut(images, cell_size), predicted * deviation + mean)
+        return masking.paste(cells, self.encoder.grid, cell_size)
 
     def predict(self, images, visible):
-        """(B, C, H, W): what the decoder says of all cells, visible ones too; see `targets` for what that is."""
+        """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""
         self.check_batch(images)
-        geometry = self.geometry(images, self.check_visible(visible))
-        return self.dense_decoder(self.densify(self.encoder(images, geometry), geometry))
-
-    def check_visible(self, visible):
-        """Refuse indices that are no cells, for those who make their own; a look at the values, so not in `forward`."""
-        if visible.ndim == 2 and not (0 <= visible.min() and visible.max() < self.cells
-                                      and (visible.diff(dim=1) > 0).all()):
-            raise ValueError(f'visible must hold ascending cell indices from 0 to {self.cells - 1}, each once an image')
-        return visible
+        geometry = self.geometry(images, visible)
+        masking.check_indices(visible, self.cells)
+        return self.decode(self.densify(self.encoder(images, geometry), geometry), geometry)
 
     def load_official(self, state_dict):
-        """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`); ResNet or ConvNeXt keys.
+        """Load a whole official SparK, `*_withdecoder_1kpretrained_spark_style.pth`, of a ResNet or a ConvNeXt.
 
-        Strict: a ValueError lists what is missing, left over or of another shape. Only parameters that the features do
-        not depend on may be missing.
+        Strict: a ValueError lists what is missing, left over or of another shape. Only parameters that the
+        features do not depend on may be missing.
         """
         load_official_spark(state_dict, self)
 
@@ -206,13 +226,14 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
                 decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised', record=None):
     """SparK around a CNN.
 
-    model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose forward returns its
-    feature maps, or any one with levels, the names of the submodules whose outputs are the pyramid, large to small.
-    input_size: pixels, an int or (height, width), a multiple of the cell. drop_path: None leaves the network's own default.
-    cell_size: None is the network's total stride R (2R where a layer needs it), else R times a power of two. sync_bn: share
-    all BatchNorm statistics between the ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the
-    paper's, or 'pixels'; see SparK. record: `spark.encoder.record` of an earlier one, see SparseEncoder.
-    Raises ValueError, which names what would work.
+    model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose
+    forward returns its feature maps, or any one with levels, the names of the submodules whose outputs are
+    the pyramid, large to small. input_size: pixels, an int or (height, width), a multiple of the cell.
+    drop_path: None leaves the network's own default. cell_size: None is the network's total stride R (2R
+    where a layer needs it), else R times a power of two. sync_bn: share all BatchNorm statistics between the
+    ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the paper's, or 'pixels'; see
+    SparK. record: `spark.encoder.record` of an earlier one of the same network, see SparseEncoder. Raises
+    ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model

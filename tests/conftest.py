@@ -10,11 +10,15 @@ import torch
 
 from benchmarks.chaos import VARYING, same
 from common.demo_world import write_world
-from common.training import engine
-from pretrain.config import Options
+from common.training import trainer
 from pretrain.main import pretrain
+from pretrain.spark_method import SparKOptions as Options
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# One thread in a test process and in the processes that it starts: `make test` runs a test process on each of two cores.
+torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
 
 
 @pytest.fixture(scope='session')
@@ -56,7 +60,7 @@ class Stop(BaseException):
 
 def stop_after(monkeypatch, steps):
     """Make the run die in the step after so many."""
-    original, count = engine.train_step, []
+    original, count = trainer.train_step, []
 
     def train_step(*arguments):
         if len(count) == steps:
@@ -64,7 +68,7 @@ def stop_after(monkeypatch, steps):
         count.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(engine, 'train_step', train_step)
+    monkeypatch.setattr(trainer, 'train_step', train_step)
 
 
 def saved(folder, model='your_convnet'):

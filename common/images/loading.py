@@ -1,4 +1,4 @@
-"""Batches of images from loading processes, and what is said of the processes that die."""
+"""Batches of images from loading processes, and messages about the processes that die."""
 import multiprocessing
 import re
 import signal
@@ -12,34 +12,47 @@ from common.images.augmented import collate
 
 
 def loader(augmented, batches, workers, device, collate=collate):
-    """Batches of images, in the order of `batches`, ahead of time in `workers` processes.
+    """A DataLoader of batches of images, made ahead of time in loading processes.
 
-    For errors of these processes that say which file was at fault, use it inside naming_the_file(augmented).
+    augmented: an Augmented. batches: yields the indices of each batch, in order. workers: the number of
+    processes.
+    device: that the batches will be moved to.
+
+    Use it inside naming_the_file(augmented), so that errors of these processes say which file was at fault.
     """
-    # No signal interrupts a read from a file system that hangs: then a batch that takes 30 times what one image may is the end.
+    # No signal interrupts a read from a file system that hangs. So a batch may take 30 times what one image
+    # may.
     timeout = 0 if not workers or augmented.timeout is None else 30 * augmented.timeout
-    # A generator of its own: the loader draws a seed when it starts, in the middle of a step's random numbers.
-    return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=torch.Generator(),
-                      pin_memory=device.type == 'cuda', timeout=timeout, worker_init_fn=outlive_stops)
+    # The loader draws a seed when it starts, in the middle of a step's random numbers, so it has its own
+    # generator.
+    return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate,
+                      generator=torch.Generator(), pin_memory=device.type == 'cuda', timeout=timeout,
+                      worker_init_fn=outlive_stops)
 
 
 def outlive_stops(worker):
-    """Let a loading process go on when its whole group is told to stop: the training process saves, and then ends it itself."""
-    signal.set_wakeup_fd(-1)  # its signals are none of the training process (common/reliability/watchdog.py)
+    """Let a loading process ignore the signals that ask its whole group to stop: the training process ends it
+    later.
+
+    worker: its number, which is not used.
+    """
+    signal.set_wakeup_fd(-1)  # Its signals do not concern the watchdog of the training process.
     for name in ('SIGINT', 'SIGHUP', 'SIGUSR1'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # Not for good: the loader, and at exit multiprocessing, end a stuck process by SIGTERM, and the latter waits until it is
-    # gone. So the first one only puts back the default. This replaces a handler in C that torch has set just before.
+    # SIGTERM is ignored only once. The loader ends a stuck process by SIGTERM, and so does multiprocessing at
+    # exit, which waits until the process is gone. This replaces a handler in C that torch has set just
+    # before.
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @contextmanager
 def naming_the_file(*augmented):
-    """Around all that happens while loaders of `augmented` are in use: what their processes die of, with the file.
+    """Within it, the death of a loading process becomes a ValueError that names the file it was reading.
 
-    torch tells of a death by a RuntimeError anywhere in the main thread, since a signal brings the news; of a batch that never
-    comes by one in the loop over the batches. Both become a ValueError. Other errors pass.
+    It belongs around all that happens while loaders of `augmented` are in use. torch reports a death by a
+    RuntimeError anywhere in the main thread, since a signal brings the news, and a batch that does not come
+    in time by a RuntimeError in the loop over the batches. Other errors are raised as they are.
     """
     try:
         try:
@@ -47,70 +60,106 @@ def naming_the_file(*augmented):
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             died = death(error, augmented)
             if died:
-                files = at_work(augmented, died[1])
-                raise ValueError(f'a loading process died ({died[0]}) '
-                                 + (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
-                                    'remove it; with others, memory' if files else 'between two images: memory')
-                                 + ' or /dev/shm ran out: give fewer --workers') from error
+                how, pids = died
+                raise ValueError(death_message(how, at_work(augmented, pids))) from error
+            # torch has no exception of its own for this.
             if not str(error).startswith('DataLoader timed out'):
                 raise
             files = at_work(augmented, [child.pid for child in multiprocessing.active_children()])
-            raise ValueError(f'{str(error).replace("DataLoader", "loading")}, reading {", ".join(files) or "no file"}: is the '
-                             'storage still there? If it is only slow, allow an image more time: --read_timeout') from error
+            raise ValueError(f'{str(error).replace("DataLoader", "loading")}, reading '
+                             f'{", ".join(files) or "no file"}: is the storage still there? If it is only '
+                             'slow, allow an image more time: --read_timeout') from error
     except BaseException:
         end_processes(augmented)
         raise
 
 
+def death_message(how, files):
+    """What to say of a loading process that died. how: in words. files: the names of those that it was
+    reading.
+    """
+    if files:
+        what = (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
+                'remove it; with others, memory')
+    else:
+        what = 'between two images: memory'
+    return f'a loading process died ({how}) {what} or /dev/shm ran out: give fewer --workers'
+
+
 def end_processes(augmented):
-    """End the loading processes of an error that keeps their loader alive: at its exit Python sends each one SIGTERM, which
-    outlive_stops lets them ignore once, and waits for it for ever."""
+    """Kill the loading processes of `augmented`.
+
+    An error keeps their loader alive. At its exit Python would send each of them SIGTERM, which outlive_stops
+    lets them ignore once, and wait for them for ever.
+    """
     pids = {pid for one in augmented for pid in one.at_work[:, 0].tolist()}
     for child in multiprocessing.active_children():
         if child.pid in pids:
-            with suppress(RuntimeError):  # torch, telling of this death
+            with suppress(RuntimeError):  # torch reports this death.
                 child.kill()
                 child.join(5)
 
 
 def death(error, augmented):
-    """(how, process ids) of the death of loading processes that an error tells of; None for any other error."""
+    """(how, process ids) of the death of loading processes that an error reports; None if it reports none."""
     gone = []
-    if not isinstance(error, RuntimeError):  # a batch that was being handed over when its process died? The signal follows,
-        try:  # or has been lost: Python ignores errors in destructors
-            for _ in range(50):
-                time.sleep(0.1)
-                living = {child.pid for child in multiprocessing.active_children()}
-                gone = [pid for one in augmented for pid, index in one.at_work.tolist() if index >= 0 and pid not in living]
-                if gone:
-                    break
-        except RuntimeError as news:
-            error = news
-    told = [re.match(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.]*)', str(one))
-            for one in (error.__cause__, error)]  # in the loop over the batches the loader hides the first news in its own
-    if told[1]:
-        return (told[0] or told[1])[2], [int(pid) for pid in told[1][1].split(', ')]
+    if not isinstance(error, RuntimeError):
+        # A process may have died while it handed over a batch. The signal that reports it follows as a
+        # RuntimeError, or has been lost, since Python ignores errors in destructors.
+        try:
+            gone = wait_for_death(augmented)
+        except RuntimeError as report:
+            error = report
+    pattern = r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.]*)'
+    # In the loop over the batches the loader hides the first report, which says how, in one of its own.
+    first = re.match(pattern, str(error.__cause__))
+    last = re.match(pattern, str(error))
+    if last:
+        how = (first or last)[2]
+        return how, [int(pid) for pid in last[1].split(', ')]
     return ('exited unexpectedly', gone) if gone else None
 
 
+def wait_for_death(augmented):
+    """The ids of loading processes that are gone although they were at an image, [] if there are none after 5
+    s.
+    """
+    for _ in range(50):
+        time.sleep(0.1)
+        living = {child.pid for child in multiprocessing.active_children()}
+        busy = [pid for one in augmented for pid, index in one.at_work.tolist() if index >= 0]
+        gone = [pid for pid in busy if pid not in living]
+        if gone:
+            return gone
+    return []
+
+
 def at_work(augmented, pids):
-    """Names of the images that these processes are, or were, at."""
-    rows = [(one, one.at_work[pid % len(one.at_work)].tolist(), pid) for pid in pids for one in augmented]
-    return [one.name(index) for one, (owner, index), pid in rows if owner == pid and index >= 0]
+    """The names of the images that the processes with these ids are at, or were at when they died."""
+    names = []
+    for pid in pids:
+        for one in augmented:
+            owner, index = one.at_work[pid % len(one.at_work)].tolist()
+            if owner == pid and index >= 0:
+                names.append(one.name(index))
+    return names
 
 
 def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None, go_on=None):
-    """(images, labels) of this rank's share of a data set, each image once; in order, or in that of key(place).
+    """Yield (images, labels) of this rank's share of a data set, with each image once.
 
-    augmented: without stand-ins; what cannot be read is left out, and warn(text) told. go_on() -> whether to go on with the
-    next batch.
+    augmented: an Augmented without stand-ins. Images that cannot be read are left out, and warned of.
+    batch: images in a batch. workers: the number of loading processes. warn: called with the text of a
+    warning.
+    collate: as of loader(). key: called with an index; the indices are sorted by it, and are in order if it
+    is not given.
+    go_on: called after each batch, if given; returns whether to go on with the next one.
     """
-    mine = sorted(range(ranks.rank, len(augmented), ranks.size), key=key)
-    places = [mine[i:i + batch] for i in range(0, len(mine), batch)]
-    for images, labels, failures in loader(augmented, [[(0, place) for place in part] for part in places], workers,
-                                           ranks.device, collate):
-        for place, error in failures:
-            warn(f'unreadable image {augmented.name(place)} ({error}): it is left out')
+    own = sorted(range(ranks.rank, len(augmented), ranks.size), key=key)
+    batches = [[(0, index) for index in own[start:start + batch]] for start in range(0, len(own), batch)]
+    for images, labels, failures in loader(augmented, batches, workers, ranks.device, collate):
+        for index, error in failures:
+            warn(f'unreadable image {augmented.name(index)} ({error}): it is left out')
         if len(images):
             yield images, labels
         if go_on and not go_on():
@@ -118,11 +167,15 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
 
 
 def without_failures(batches, augmented, named, log):
-    """(images, classes) of each batch; what could not be read is warned of once, and added to the set `named`."""
+    """Yield (images, classes) of each batch, and warn once of each image that could not be read.
+
+    named: the set of the names of such images, which is added to. log: a RunLog.
+    """
     for images, classes, failures in batches:
         for index, error in failures:
             name = augmented.name(index)
             if name not in named:
                 named.add(name)
-                log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so far')
+                log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so '
+                         'far')
         yield images, classes

@@ -1,12 +1,12 @@
 """Convolutions that torch computes wrongly on the CPU, computed in another way that gives the same numbers.
 
-torch's CPU backward of a strided 1x1 convolution with fewer than 16 input channels, channels last, writes outside of its
-memory, in the gradient of the weight (seen with torch 2.14.1 on a processor with AVX-512; `python -m benchmarks.scan_torch`
-looks for such faults). The process ends by a signal, at once or later, or goes on with damaged numbers. RepVGG and MobileOne
-begin with such a convolution.
+The CPU backward of a strided 1x1 convolution with fewer than 16 input channels, channels last, writes outside
+of its memory, in the gradient of the weight (seen with torch 2.14.1 on a processor with AVX-512;
+`python -m benchmarks.scan_torch` looks for such faults). The process is killed by a signal, at once or later,
+or goes on with damaged numbers. RepVGG and MobileOne begin with such a convolution.
 
-A 1x1 convolution with a stride sees every n-th position alone. So it equals the same convolution without a stride of these
-positions, which torch computes rightly.
+A 1x1 convolution with stride n uses every n-th position alone. It equals a convolution without a stride of
+these positions, which torch computes correctly.
 """
 from contextlib import nullcontext
 
@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class SubsampledConvolutions(TorchFunctionMode):
-    """Context in which a strided 1x1 convolution first takes the positions that it sees, and then runs with stride 1.
+    """Context in which a strided 1x1 convolution takes the positions that it uses, and runs with stride 1.
 
-    Outputs and gradients are those of the strided convolution, up to rounding. All other functions run as they are.
+    Outputs and gradients are those of the strided convolution, up to rounding. All other functions run as
+    they are.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -28,14 +29,15 @@ class SubsampledConvolutions(TorchFunctionMode):
 
 
 def safe_convolutions(device):
-    """The context in which a network's forward runs on a device: SubsampledConvolutions on the CPU, none elsewhere."""
+    """Return the context for a network's forward: SubsampledConvolutions on the CPU, none elsewhere."""
     return SubsampledConvolutions() if device.type == 'cpu' else nullcontext()
 
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    """torch.conv2d, but for a kernel of 1x1 with a stride, which runs without one on every n-th position."""
+    """Compute torch.conv2d; a kernel of 1x1 with a stride runs without one on every n-th position."""
     rows, columns = pair(stride)
-    if tuple(weight.shape[2:]) != (1, 1) or rows == columns == 1 or padding == 'same':  # the last is an error of torch's
+    is_strided_1x1 = tuple(weight.shape[2:]) == (1, 1) and (rows, columns) != (1, 1)
+    if not is_strided_1x1 or padding == 'same':  # torch refuses 'same' with a stride, by its own error
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     vertical, horizontal = (0, 0) if padding == 'valid' else pair(padding)
     if vertical or horizontal:
@@ -44,5 +46,5 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 def pair(value):
-    """A number, or one for rows and one for columns, as two numbers."""
+    """Return (rows, columns) of a number for both, or of a pair."""
     return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)

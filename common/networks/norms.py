@@ -1,8 +1,11 @@
-"""Norms that see a single value of each channel, which has no deviation: found beforehand, and refused by name.
+"""Norms that see a single value of each channel, which has no deviation: they are found beforehand.
 
-BatchNorm behind a global pool (split attention, some classifiers) or on a last map of 1x1 sees one value of each channel in an
-image, so that it cannot be trained on one image at a time. torch says so in the middle of a step, and not where.
+A BatchNorm behind a global pool (split attention, some classifiers), or on a last map of 1x1, sees one value
+of each channel in an image, so that it cannot be trained on one image at a time. torch raises its error in
+the middle of a step, and does not say in which layer. Here the layer is named before the run starts.
 """
+from functools import partial
+
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -11,18 +14,19 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from common.distributed import CPUSyncBatchNorm
 
-NO_DEVIATION = 'sees a single value of each channel of an image, which has no deviation: give a larger --input_size, or a ' \
-    'network without it'  # an InstanceNorm
+# The end of the message for a norm that no batch of images gives a second value.
+NO_DEVIATION = ('sees a single value of each channel of an image, which has no deviation: give a larger '
+                '--input_size, or a network without it')
 
 
-class _Enough(BaseException):  # no Exception, which a network may catch
-    """The norm at hand cannot be run on one image, whatever the mode."""
+class _CannotRun(BaseException):
+    """One image is too few for a norm in any mode. Not an Exception, which the network itself may catch."""
 
 
 def values_of_channel(norm, x):
-    """How many values of x (B, C, ...) a norm takes a mean and a deviation of."""
+    """Return how many values of x (B, C, ...) a norm takes a mean and a deviation of."""
     if isinstance(norm, nn.GroupNorm):
-        return x.numel() // norm.num_groups  # torch looks at all images, though each has its own mean
+        return x.numel() // norm.num_groups  # torch counts those of all images, though each has its own mean
     if isinstance(norm, _InstanceNorm):
         return x[0, 0].numel()
     return x.numel() // x.shape[1]
@@ -30,30 +34,36 @@ def values_of_channel(norm, x):
 
 @torch.no_grad()
 def single_valued(module, run):
-    """Names of the norms of a module that see a single value of each channel where run() takes one image through it.
+    """Find the norms of a module that see a single value of each channel.
 
-    All is run in evaluation mode, which changes no statistics; the modes are put back. Raises ValueError for an InstanceNorm
-    that does, since no batch gives it more.
+    Args:
+        run: function without arguments that takes one image through the module. It runs in evaluation mode,
+            which changes no statistics; afterwards the modes are as before.
+
+    Returns their names. Raises ValueError for such an InstanceNorm, since no batch gives it more values.
     """
-    names, modes = [], {part: part.training for part in module.modules()}
+    names = []
 
     def look(name, norm, args, kwargs):
-        if values_of_channel(norm, (*args, *kwargs.values())[0]) > 1:
+        x = (*args, *kwargs.values())[0]
+        if values_of_channel(norm, x) > 1:
             return
         if isinstance(norm, _InstanceNorm):
             raise ValueError(f'{name} ({type(norm).__name__}) {NO_DEVIATION}')
         names.append(name)
-        if isinstance(norm, nn.GroupNorm) or norm.running_mean is None:
-            raise _Enough
+        if needs_deviation_in_evaluation(norm):
+            raise _CannotRun
 
-    handles = [part.register_forward_pre_hook(lambda part, args, kwargs, name=name: look(name, part, args, kwargs),
-                                              with_kwargs=True)
-               for name, part in module.named_modules() if isinstance(part, (_BatchNorm, _InstanceNorm, nn.GroupNorm))]
+    handles = []
+    for name, part in module.named_modules():
+        if isinstance(part, (_BatchNorm, _InstanceNorm, nn.GroupNorm)):
+            handles.append(part.register_forward_pre_hook(partial(look, name), with_kwargs=True))
+    modes = {part: part.training for part in module.modules()}
     try:
         module.eval()
         with torch.random.fork_rng(devices=[]):
             run()
-    except _Enough:
+    except _CannotRun:
         pass
     finally:
         for handle in handles:
@@ -63,16 +73,22 @@ def single_valued(module, run):
     return tuple(dict.fromkeys(names))
 
 
+def needs_deviation_in_evaluation(norm):
+    """Whether a norm computes statistics in evaluation mode too: GroupNorm, and BatchNorm that keeps none."""
+    return isinstance(norm, nn.GroupNorm) or norm.running_mean is None
+
+
 def refused(module, names):
-    """The first of these names whose norm could not be run on one image, in the mode that it has; None if all can."""
+    """Return the first of some names whose norm cannot run on one image in its present mode, or None."""
     for name in names:
         norm = module.get_submodule(name)
-        at_work = norm.training or isinstance(norm, nn.GroupNorm) or norm.running_mean is None
-        if at_work and not shares_statistics(norm):
+        computes_statistics = norm.training or needs_deviation_in_evaluation(norm)
+        if computes_statistics and not shares_statistics(norm):
             return name
     return None
 
 
 def shares_statistics(norm):
     """Whether a norm takes its statistics over several ranks."""
-    return isinstance(norm, (nn.SyncBatchNorm, CPUSyncBatchNorm)) and dist.is_initialized() and dist.get_world_size() > 1
+    is_synchronised = isinstance(norm, (nn.SyncBatchNorm, CPUSyncBatchNorm))
+    return is_synchronised and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,4 +1,4 @@
-"""Files that a run writes and reads back: written whole or not at all, read as plain data."""
+"""Files that a run writes and reads back. They are written whole or not at all, and read as plain data."""
 import itertools
 import os
 import pickle
@@ -12,49 +12,60 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
 
-from common.cli import changes
 from common.reliability.lock import FolderLock
-from common.words import counted
 
-VERSION = 2  # 1 had neither a fingerprint of the data nor steps that were left out
+# The most bytes of the part of a checkpoint that is not tensors; of the largest networks it has some 100 kB.
+LARGEST_PICKLE = 2 ** 26
+VERSION = 2  # Version 1 had neither a fingerprint of the data nor steps that were left out.
 
 
 class CannotWrite(ValueError):
-    """A file could not be written: no space, no permission, no such folder any more. What stood there is untouched."""
+    """A file could not be written: no space, no permission, the folder is gone. What stood there is
+    untouched.
+    """
 
 
 class WrittenLater(ValueError):
-    """A file is of a later version of this program."""
+    """A file was written by a later version of this program."""
 
 
 def write_atomically(path, write, keep_as=None):
-    """Call write(file) on a temporary file beside path, flush it to the disk, and rename it to path; flush that too.
+    """Write a file so that at every moment, even after a power failure, the old or the new one stands whole
+    at path.
 
-    keep_as: another name, under which what stood at path until then stays. Raises CannotWrite.
+    write: called with a temporary file beside path, which is flushed to the disk and then renamed.
+    keep_as: another path, under which what stood at path until then stays.
+
+    Raises CannotWrite.
     """
     path = Path(path)
-    temporary, errors = path.with_name(f'.{path.name}.writing'), []
+    temporary = path.with_name(f'.{path.name}.writing')
+    errors = []
     try:
         with open(temporary, 'wb') as file:
-            write(_Telling(file, errors))
+            write(_RecordingFile(file, errors))
             file.flush()
             os.fsync(file.fileno())
         if keep_as is not None and path.exists():
-            another_name(path, keep_as)
+            link_or_rename(path, keep_as)
         os.replace(temporary, path)
         flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):  # there may be no folder any more
+        with suppress(OSError):  # The folder may be gone.
             temporary.unlink()
-        raise CannotWrite(f'cannot write {path}: {(errors or [error])[0]}. Make room there or give another folder; '
-                          'what was written before is untouched') from error
+        cause = errors[0] if errors else error
+        raise CannotWrite(f'cannot write {path}: {cause}. Make room there or give another folder; what was '
+                          'written before is untouched') from error
 
 
-class _Telling:
-    """A file that notes what goes wrong in writing it: of a full disk torch says only 'unexpected pos'."""
+class _RecordingFile:
+    """A file that adds the errors of its write() to a list: of a full disk torch says only 'unexpected
+    pos'.
+    """
 
     def __init__(self, file, errors):
-        self.file, self.errors = file, errors
+        self.file = file
+        self.errors = errors
 
     def __getattr__(self, name):
         return getattr(self.file, name)
@@ -67,32 +78,34 @@ class _Telling:
             raise
 
 
-def another_name(path, name):
-    """Give a file a second name, so that it has one at every moment; where the file system cannot, its only one."""
+def link_or_rename(path, name):
+    """Give a file a second name by a hard link, so that it always has one; without hard links, rename it."""
     Path(name).unlink(missing_ok=True)
     try:
         os.link(path, name)
     except OSError:
-        os.replace(path, name)  # until the new file stands at path, load_run finds the old one here
+        os.replace(path, name)  # Until the new file stands at path, load_run finds the old one here.
 
 
 def flush_folder(folder):
-    """Make a rename outlive a power failure, where the system lets folders be opened."""
-    with suppress(OSError):  # some file systems refuse it, and rename safely without
-        opened = os.open(folder, os.O_RDONLY)
+    """Make a rename in the folder outlive a power failure, where the system lets folders be opened."""
+    with suppress(OSError):  # Some file systems refuse it, and rename safely without it.
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(opened)
+            os.fsync(descriptor)
         finally:
-            os.close(opened)
+            os.close(descriptor)
 
 
 def save(path, content, keep_as=None):
+    """torch.save, by write_atomically."""
     write_atomically(path, lambda file: torch.save(content, file), keep_as)
 
 
 def earlier(path):
-    """The checkpoints before the one at path, {step: file}: as `save_checkpoint` names them."""
-    stem, found = f'{Path(path).stem}_step', {}
+    """The earlier checkpoints beside the one at path, as save_checkpoint names them: {step: file}."""
+    stem = f'{Path(path).stem}_step'
+    found = {}
     for file in Path(path).parent.glob(f'{stem}*.pth'):
         step = file.stem.removeprefix(stem)
         if step.isdecimal():
@@ -101,125 +114,143 @@ def earlier(path):
 
 
 def save_checkpoint(path, content, before=None, keep=2, milestone=None):
-    """Write a checkpoint to path. The one that stood there, of step `before`, stays beside it as <stem>_step<before>.pth.
+    """Write a checkpoint, and remove old ones.
 
-    keep: how many stay, the new one counted; those whose step is a multiple of `milestone` stay for good. Those of later steps,
-    of a course that the run has left, go. Raises CannotWrite.
+    path: the file of the newest checkpoint. The one that stood there stays beside it as
+    <stem>_step<before>.pth.
+    content: a dict, with 'step' in it.
+    before: the step of the checkpoint that stands at path; None if there is none, or if it is not to stay.
+    keep: how many checkpoints stay, the new one included. Those whose step is a multiple of `milestone` stay
+    besides.
+    Those of later steps are removed: the run has gone back behind them.
+
+    Raises CannotWrite.
     """
     path = Path(path)
     save(path, content, None if before is None else path.with_name(f'{path.stem}_step{before}.pth'))
     files = earlier(path)
     past = [step for step in sorted(files, reverse=True) if step < content['step']]
-    gone = [step for step in past if not (milestone and step and step % milestone == 0)][keep - 1:]
-    for step in [*gone, *(files.keys() - past)]:
+    future = files.keys() - past
+    removable = [step for step in past if not (milestone and step and step % milestone == 0)]
+    for step in [*removable[keep - 1:], *future]:
         with suppress(OSError):
             files[step].unlink()
 
 
 def require_space(folder, size, files):
-    """Raise a ValueError if there is no room for so many more files of a size in bytes."""
+    """Raises ValueError if the folder has no room for so many files of `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size * files:
-        raise ValueError(f'{folder} has {free / 1e9:.2f} GB of free space; a checkpoint takes {size / 1e9:.2f} GB, and there '
-                         f'must be room for {files}. Make room, or give another folder: --run_dir')
+        raise ValueError(f'{folder} has {free / 1e9:.2f} GB of free space; a checkpoint takes '
+                         f'{size / 1e9:.2f} GB, and there must be room for {files}. Make room, or give '
+                         'another folder: --run_dir')
 
 
 def open_folder(folder, fresh, ranks, own):
-    """Make the run folder; if fresh, move the old one aside, and return where to (on the main rank, else None).
+    """Make the run folder, on the main rank. If fresh, an old one is renamed first.
 
-    own: the run's checkpoint in it. Raises ValueError if the folder is another run's, if another process writes into it, or if
-    nothing can be written there.
+    own: the path of the run's checkpoint in the folder.
+
+    Returns the new path of the old folder if it was renamed, else None. Raises ValueError if the folder
+    belongs to another run, if another process writes into it, or if nothing can be written there.
     """
-    aside = None
+    moved_to = None
     if ranks.is_main:
-        runs = ('*_still_pretraining.pth', '*_1kfinetuned_last.pth', '*_coco_last.pth')
-        others = [path for kind in runs for path in folder.glob(kind) if path != own]
+        others = [path for path in sorted(folder.glob('*.pth'))
+                  if not path.stem.startswith(own.stem) and looks_like_run(path)]
         if others and not fresh:
-            raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or --fresh to move '
-                             'that one aside')
+            raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or '
+                             '--fresh to move that one aside')
         if folder.exists():
-            FolderLock(folder).release()  # RunLog holds it for the run
+            FolderLock(folder).release()  # This only asks for the lock; RunLog holds it during the run.
         try:
             if fresh and folder.exists():
-                aside = next(path for i in itertools.count(1)
-                             if not (path := folder.with_name(f'{folder.name}_old{i}')).exists())
-                folder.rename(aside)
+                moved_to = unused_name(folder)
+                folder.rename(moved_to)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f'cannot make the run folder {folder}: {error}. Give another one: --run_dir') from error
+            raise ValueError(f'cannot make the run folder {folder}: {error}. Give another one: '
+                             '--run_dir') from error
         write_atomically(folder / '.writable', lambda file: file.write(b'yes'))
         (folder / '.writable').unlink()
     ranks.barrier()
-    return aside
+    return moved_to
+
+
+def unused_name(folder):
+    """<folder>_old<number>, with the first number that is free."""
+    candidates = (folder.with_name(f'{folder.name}_old{number}') for number in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
 
 
 def load_run(resume, own, ranks):
-    """The run to go on with: the file `resume`, or the run folder's newest checkpoint where that is further; None if neither.
+    """The content of the checkpoint from which a run is resumed; None if it is a new run.
 
-    So the same command again never goes back. own: where the newest is; if it cannot be read, one before it is taken. What is
-    returned has besides 'path', the file; 'own', the step of what is at `own` or None; 'damaged', {file: what is wrong}.
-    Raises ValueError if a file is no checkpoint of a run, or if the ranks do not all see the same.
+    It is the file `resume` or the newest checkpoint of the run folder, whichever is of the later step. So the
+    same command again never loses steps.
+
+    resume: a path, or None. own: the path of the newest checkpoint in the run folder; if it is damaged, the
+    newest of the earlier ones is taken that is not.
+
+    Three entries are added to the content: 'path', the file; 'own', the step of the checkpoint at `own`, or
+    None; 'damaged', {path: the error} of the checkpoints that cannot be read.
+
+    Raises ValueError if a file is no checkpoint of a run, or if the ranks do not all see the same step.
     """
-    found, damaged = {resume: read_run(resume)} if resume else {}, {}
-    past = earlier(own)
-    for path in [own, *(past[step] for step in sorted(past, reverse=True))]:
-        try:
-            if path.exists():
-                found[path] = read_run(path)
-                break
-        except WrittenLater:
-            raise
-        except ValueError as error:
-            damaged[path] = error
+    found = {resume: read_run(resume)} if resume else {}
+    newest, damaged = newest_readable(own)
+    found |= newest
     if damaged and not found:
         raise next(iter(damaged.values()))
     path = max(found, key=lambda path: found[path]['step'], default=None)
     step = found[path]['step'] if path else -1
-    if ranks.size > 1 and ranks.all_reduce(torch.tensor([step, -step], device=ranks.device), dist.ReduceOp.MAX).sum():
-        raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system that all nodes share')
+    if ranks.size > 1:
+        highest_and_lowest = torch.tensor([step, -step], device=ranks.device)  # the lowest with a minus sign
+        if ranks.all_reduce(highest_and_lowest, dist.ReduceOp.MAX).sum():
+            raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system '
+                             'that all nodes share')
+    if path is None:
+        return None
     own_step = found[own]['step'] if own in found else None
-    return {**found[path], 'path': str(path), 'own': own_step, 'damaged': damaged} if path else None
+    return {**found[path], 'path': str(path), 'own': own_step, 'damaged': damaged}
+
+
+def newest_readable(own):
+    """({path: content} of the newest checkpoint that can be read, or {}; {path: the error} of those that
+    cannot).
+
+    own: the path of the newest checkpoint of a run folder. Raises WrittenLater.
+    """
+    past = earlier(own)
+    damaged = {}
+    for path in [own, *(past[step] for step in sorted(past, reverse=True))]:
+        try:
+            if path.exists():
+                return {path: read_run(path)}, damaged
+        except WrittenLater:
+            raise
+        except ValueError as error:
+            damaged[path] = error
+    return {}, damaged
 
 
 def set_aside(damaged, warn):
-    """Give files that cannot be read, {file: what is wrong}, a name under which nothing overwrites them, and say so."""
-    for path, error in damaged.items():
-        aside = path.with_name(f'{path.stem}_damaged{path.suffix}')
-        warn(f'{error}. It is {aside.name} now, and the checkpoint before it is used')
-        path.replace(aside)
+    """Rename the checkpoints that cannot be read, so that nothing overwrites them, and warn of it.
 
-
-def refuse_changes(run, saved, **facts):
-    """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name.
-
-    The training images, by their number and fingerprint, may differ with the option allow_changed_data, unless there are so
-    few now that nothing of the run would be left.
+    damaged: {path: the error}. warn: called with the text of a warning.
     """
-    options, images, fingerprint = run.options, run.images, run.fingerprint
-    wrong = changes(options, saved['config'], harmless=False)
-    wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
-    if wrong:
-        raise ValueError(f'{saved["path"]} is of another run: '
-                         + '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
-                         + '. Give what was given then, another name, or --fresh to start over')
-    if data_changed(saved, images, fingerprint) and not options.allow_changed_data:
-        what = f'there were {saved["images"]:,} training images, and are {images:,} now' if images != saved['images'] else \
-            f'the {images:,} training images have other names or sizes than then'
-        raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or go on with what is '
-                         'there now: --allow_changed_data')
-    if images != saved['images'] and saved['step'] >= run.steps:
-        raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with {counted(images, "image")} the run has '
-                         f'{counted(run.steps, "step")} only. Start another from its weights, with --init or --finetune_from')
-
-
-def data_changed(saved, images, fingerprint):
-    """Whether the training images are not those of the run that was saved, as far as both know their fingerprint."""
-    known = saved.get('fingerprint') and fingerprint
-    return images != saved['images'] or bool(known) and fingerprint != saved['fingerprint']
+    for path, error in damaged.items():
+        moved_to = path.with_name(f'{path.stem}_damaged{path.suffix}')
+        warn(f'{error}. It is {moved_to.name} now, and the checkpoint before it is used')
+        path.replace(moved_to)
 
 
 def read_plain(path):
-    """What is in a file of torch (tensors and plain data only) or safetensors; no code in it can run. Raises ValueError."""
+    """The content of a file of torch or safetensors, on the CPU: tensors and plain data only, so that no code
+    can run.
+
+    Raises ValueError for a file that is missing, damaged, or holds anything else.
+    """
     if not Path(path).is_file():
         raise ValueError(f'there is no file {path}')
     try:
@@ -228,27 +259,30 @@ def read_plain(path):
         check_archive(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f'{path} is refused: it is no file of weights, or it holds Python objects besides tensors and '
-                         'plain data, which could run code when loaded. Save its state_dict alone') from error
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give another '
-                         'file; a run starts over with --fresh') from error
+        raise ValueError(f'{path} is refused: it is no file of weights, or it holds Python objects besides '
+                         'tensors and plain data, which could run code when loaded. Save its state_dict '
+                         'alone') from error
+    except Exception as error:  # A damaged file can make torch raise anything.
+        raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give '
+                         'another file; a run starts over with --fresh') from error
 
 
 def check_archive(path):
-    """Raise a ValueError if an archive such as torch writes is not as it was written, by its parts' CRC-32 that torch ignores.
+    """Raises ValueError if an archive, as torch writes them, is damaged: torch itself ignores the checksums
+    of its parts.
 
-    One that unpacks to more than it is is refused before it is read: torch stores tensors as they are, but reads compressed
-    ones too. Files from before torch 1.6 are no archives.
+    An archive that unpacks to more bytes than it has is refused too, before it is read. torch stores tensors
+    uncompressed, but also reads compressed ones. Files from before torch 1.6 are no archives, and pass.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            whole = sum(part.file_size for part in archive.infolist())
-            if whole > os.path.getsize(path):
-                raise ValueError(f'it unpacks to {whole / 1e6:,.0f} MB, more than it is, which no file of torch does')
-            broken = archive.testzip()
-        if broken is not None:
-            raise ValueError(f'the checksum of {broken} is wrong')
+            unpacked = sum(part.file_size for part in archive.infolist())
+            if unpacked > os.path.getsize(path):
+                raise ValueError(f'it unpacks to {unpacked / 1e6:,.0f} MB, more than it is, which no file of '
+                                 'torch does')
+            damaged_part = archive.testzip()
+        if damaged_part is not None:
+            raise ValueError(f'the checksum of {damaged_part} is wrong')
 
 
 def read_run(path):
@@ -260,13 +294,35 @@ def read_run(path):
 
 
 def is_run(content, path):
-    """Whether a file's content is the checkpoint of a run. Raises ValueError if a later version of this program wrote it."""
+    """Whether the content of a file is the checkpoint of a run. Raises WrittenLater for one of a later
+    version.
+    """
     kinds = {'version': int, 'step': int, 'config': dict, 'model': dict, 'optimizer': dict}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+    if not isinstance(content, dict):
+        return False
+    if not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         return False
     if content['version'] > VERSION:
-        raise WrittenLater(f'{path} was written by a later version of this program: update it to read that run')
+        raise WrittenLater(f'{path} was written by a later version of this program: update it to read that '
+                           'run')
     return True
+
+
+def looks_like_run(path):
+    """Whether a file is the checkpoint of a run, by the words in it. Its tensors are not loaded."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                if part.filename.endswith('/data.pkl'):
+                    break
+            else:
+                return False
+            if part.file_size > LARGEST_PICKLE:
+                return False
+            content = archive.read(part)
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        return False
+    return all(word in content for word in (b'version', b'step', b'config', b'optimizer'))
 
 
 def plain_state(module):
@@ -276,19 +332,29 @@ def plain_state(module):
 
 
 def copied(tree):
-    """Tensors, in dicts and lists or alone, copied to the CPU; all else as it is."""
+    """A copy of a tensor, or of dicts and lists with tensors in them, on the CPU. All other values are not
+    copied.
+    """
     if torch.is_tensor(tree):
         return tree.detach().to('cpu', copy=True)
     if isinstance(tree, dict):
         return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+    if isinstance(tree, list):
+        return [copied(value) for value in tree]
+    return tree
 
 
 def git_commit():
-    """The commit of this program's checkout, '+' behind it if files were changed; None outside of one."""
+    """The commit of this program's checkout, with '+' behind it if files were changed; None outside of a
+    checkout.
+    """
     def git(*words):
-        return subprocess.run(['git', '-C', str(Path(__file__).parent), *words], capture_output=True, text=True, check=True)
+        command = ['git', '-C', str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     try:
-        return git('rev-parse', 'HEAD').stdout.strip() + ('+' if git('status', '--porcelain', '-uno').stdout else '')
+        commit = git('rev-parse', 'HEAD').strip()
+        is_changed = git('status', '--porcelain', '-uno') != ''
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f'{commit}+' if is_changed else commit

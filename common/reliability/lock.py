@@ -1,4 +1,4 @@
-"""One run folder, one writer."""
+"""A lock on a run folder, so that only one process writes into it."""
 import fcntl
 import json
 import os
@@ -7,22 +7,25 @@ import time
 
 
 class FolderLock:
-    """Held by the process that writes into a run folder, until it ends in whatever way: the system lets go of it.
+    """The lock of the process that writes into a run folder. The system releases it when the process ends in
+    any way.
 
-    A POSIX record lock: it works between the machines of a file system such as NFS, and loading processes do not inherit it.
+    It is a POSIX record lock: it holds between the machines that share a file system such as NFS, and loading
+    processes do not inherit it. On a file system without locks nothing is locked.
+
     Raises ValueError, which names the owner, if another process holds it.
     """
 
     def __init__(self, folder):
         path = folder / 'run.lock'
-        self.file = open(path, 'a+')  # noqa: SIM115  (open as long as it is held)
+        self.file = open(path, 'a+')  # noqa: SIM115  (It stays open as long as the lock is held.)
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.file.close()
-            raise ValueError(f'{folder} is in use by {owner(path)}: wait for it or end it, or give this run another '
-                             'name') from None
-        except OSError:  # a file system without locks
+            raise ValueError(f'{folder} is in use by {owner(path)}: wait for it or end it, or give this run '
+                             'another name') from None
+        except OSError:  # The file system has no locks.
             self.file.close()
             return
         self.file.truncate(0)
@@ -35,9 +38,9 @@ class FolderLock:
 
 
 def owner(path):
-    """Who holds a lock, for a person."""
+    """The process that holds the lock file at `path`, as a text."""
     try:
-        about = json.loads(path.read_text())
-        return f'process {about["pid"]} on {about["host"]}, since {about["since"]}'
+        content = json.loads(path.read_text())
+        return f'process {content["pid"]} on {content["host"]}, since {content["since"]}'
     except (OSError, ValueError, KeyError, TypeError):
         return 'another process'

@@ -1,7 +1,7 @@
-"""How a run is asked to stop, and the exit codes by which it says how it ended.
+"""How a run is asked to stop, and the exit codes that say how it ended.
 
-A run that is asked to stop by a signal finishes the step that all ranks agree on, saves, and exits with STOPPED: the same
-command goes on from there. A second signal ends it at once, as the signal does by itself.
+A run that a signal asks to stop finishes the step that all ranks agree on, saves its state, and exits with
+STOPPED. The same command resumes it. A second signal ends it at once, as the signal would do by itself.
 """
 import os
 import signal
@@ -11,19 +11,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# Codes of sysexits.h; 0 is finished, 1 an error that a sentence explains, 2 a wrong flag.
-STALLED = 69  # a rank, or what it waits for, gave no sign of life; ended by the watchdog (common/reliability/watch.py)
-UNWRITTEN = 74  # the end was reached, but its files could not be written
-STOPPED = 75  # asked to stop, and saved
+# The codes are those of sysexits.h. Besides, 0 means finished, 1 an error that a sentence explains, 2 a wrong
+# flag.
+STALLED = 69  # A rank made no progress, and was ended (common/reliability/heartbeat.py and watchdog.py).
+UNWRITTEN = 74  # The end was reached, but the files could not be written.
+STOPPED = 75  # The run was asked to stop, and its state is saved.
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
-ECHO = 3.0  # seconds in which the same signal may come twice: from the cluster, and handed on by torchrun
+# Within so many seconds a repeated signal is taken for the same one: it comes from the cluster, and again
+# from torchrun.
+ECHO = 3.0
 
 
 class Ended(SystemExit):
-    """The end of a run that is no error of the program. Raised on all ranks; a script that does not catch it exits with `code`.
+    """The end of a run that is no error of the program. It is raised on all ranks.
 
-    What it says is told by the run's log.
+    A script that does not catch it exits with `code`. The run's log writes the message.
     """
     on_all_ranks = True
 
@@ -47,45 +50,62 @@ class Unwritten(Ended):
 
 
 class StopRequest:
-    """Within it, the signals that ask a run to stop are noted in `asked` instead of obeyed; a second one is obeyed."""
+    """Within it, the first of SIGNALS is only noted: `asked` becomes its name. A second signal has its usual
+    effect.
+
+    `asked` is None as long as nobody has asked. Signals that the process ignores because of nohup, or because
+    a script started it with &, stay ignored.
+    """
 
     def __init__(self):
-        self.asked, self.before = None, {}
+        self.asked = None
+        self.previous_handlers = {}  # {number of a signal: handler}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python takes signals there only
+        # Python lets no other thread install handlers.
+        if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = getattr(signal, name, None)
-                ignored = number is not None and signal.getsignal(number) == signal.SIG_IGN
-                if number is not None and not (ignored and name in ('SIGHUP', 'SIGINT')):  # nohup, or & in a script
-                    self.before[number] = signal.signal(number, self.note)
+                if number is None:
+                    continue
+                is_ignored = signal.getsignal(number) == signal.SIG_IGN
+                if not (is_ignored and name in ('SIGHUP', 'SIGINT')):
+                    self.previous_handlers[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *error):
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def note(self, number, frame):
+    def handle(self, number, frame):
+        """The handler of the signals."""
         if self.asked is None:
             self.ask(signal.Signals(number).name)
-            # Not print: the signal may have come in the middle of one.
-            with suppress(OSError):  # of a terminal that is gone
-                os.write(2, f'\n{self.asked}: the run saves and stops; a second signal ends it at once\n'.encode())
+            # This is not print(), since the signal may have come in the middle of one.
+            with suppress(OSError):  # The terminal may be gone.
+                os.write(2, f'\n{self.asked}: the run saves and stops; a second signal ends it at '
+                            'once\n'.encode())
         elif time.monotonic() - self.since > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def ask(self, why):
-        self.since, self.asked = time.monotonic(), why
+    def ask(self, reason):
+        """Ask the run to stop, without a signal."""
+        self.since = time.monotonic()
+        self.asked = reason
 
 
 def leave(code):
-    """End the program. torchrun knows only 0 and 1, and may start again what ends with 1: it is told 0 where main.sh asks."""
-    sys.exit(0 if tell(code) else code)
+    """End the program with an exit code.
+
+    torchrun replaces every code but 0 by 1, and may start the program again. So where main.sh started
+    torchrun, the code goes into the file that main.sh reads, and the program exits with 0.
+    """
+    sys.exit(0 if write_exit_code(code) else code)
 
 
-def tell(code):
-    """Write the exit code to be for main.sh, which asks for it where there is torchrun; whether it does."""
+def write_exit_code(code):
+    """Write the exit code into the file that main.sh reads. Returns whether there is such a file."""
     path = os.environ.get('RUN_EXIT_CODE_FILE')
     try:
         return path is not None and Path(path).write_text(str(code)) > 0

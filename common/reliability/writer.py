@@ -1,36 +1,49 @@
-"""Files that are written beside the training, and what happens when they cannot be."""
+"""Files that are written in a thread beside the training, and written again later if they cannot be
+written.
+"""
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from common.reliability.checkpoint import CannotWrite
 
-AGAIN = 60.0  # seconds after which what could not be written is tried again
+RETRY = 60.0  # seconds after which what could not be written is tried again
 
 
 class Writer:
-    """Writes files in a thread of its own, one after the other in the order given; what fails is kept, said and tried again.
+    """Writes files in a thread, one after the other in the order given. A file that cannot be written is
+    tried again.
 
-    Memory is bounded: a new `put` waits until what is being written is, and one that failed gives way to the next for the same
-    path. first(): called by the thread that puts, before anything is written; may raise CannotWrite too.
+    Memory is bounded: put() waits until the thread is done, and a file that could not be written gives way to
+    the next one for the same path.
+
+    first: called without arguments by the thread that calls put(), before anything is written. It may raise
+    CannotWrite
+        as the functions that write files do.
+    warn: called with the text of a warning.
     """
 
     def __init__(self, first, warn):
-        self.first, self.warn = first, warn
-        self.pending, self.job, self.again, self.failing = {}, None, 0.0, False
+        self.first = first
+        self.warn = warn
+        self.pending = {}  # {path: the function that writes it}
+        self.job = None  # the Future of what is being written
+        self.retry_at = 0.0
+        self.is_failing = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix='writer')
 
     def put(self, path, write):
-        """Have write() called in the thread; it raises CannotWrite, or is done."""
-        self.settle()
-        self.pending.pop(path, None)  # to the end of the order
+        """Have write() called in the thread. It writes the file at `path`, or raises CannotWrite."""
+        self.wait()
+        self.pending.pop(path, None)  # It takes the last place in the order.
         self.pending[path] = write
         self.start()
 
     def start(self):
+        """Begin to write what is pending."""
         try:
             self.first()
         except CannotWrite as error:
-            self.failed(error)
+            self.note_failure(error)
         else:
             self.job = self.thread.submit(self.work)
 
@@ -39,39 +52,46 @@ class Writer:
             write()
             del self.pending[path]
 
-    def settle(self):
-        """Wait for what is being written. Raises what is no CannotWrite, such as running out of memory."""
-        if self.job is not None:
-            job, self.job = self.job, None
-            error = job.exception()
-            if isinstance(error, CannotWrite):
-                self.failed(error)
-            elif error is not None:
-                raise error
-            elif self.failing:
-                self.failing = False
-                self.warn('what could not be written is written now')
+    def wait(self):
+        """Wait until the thread is done. Raises its errors other than CannotWrite, such as running out of
+        memory.
+        """
+        if self.job is None:
+            return
+        job = self.job
+        self.job = None
+        error = job.exception()
+        if isinstance(error, CannotWrite):
+            self.note_failure(error)
+        elif error is not None:
+            raise error
+        elif self.is_failing:
+            self.is_failing = False
+            self.warn('what could not be written is written now')
 
-    def failed(self, error):
-        self.again = time.monotonic() + AGAIN
-        if not self.failing:
-            self.warn(f'{error}. The run goes on, and tries again every {AGAIN:g} s')
-        self.failing = True
+    def note_failure(self, error):
+        self.retry_at = time.monotonic() + RETRY
+        if not self.is_failing:
+            self.warn(f'{error}. The run goes on, and tries again every {RETRY:g} s')
+        self.is_failing = True
 
-    def tend(self):
-        """Look at what the thread came to, and try again what is due; called every few steps."""
+    def poll(self):
+        """Note how the thread's work ended, and start what is to be tried again; called every few steps."""
         if self.job is not None and self.job.done():
-            self.settle()
-        if self.pending and self.job is None and time.monotonic() >= self.again:
+            self.wait()
+        if self.pending and self.job is None and time.monotonic() >= self.retry_at:
             self.start()
 
     def close(self, patience=0.0):
-        """Whether all is written, after so many seconds of trying at most, at an error; nothing can be put any more."""
+        """Wait for the thread, and end it. Returns whether all is written.
+
+        patience: the most seconds in which what cannot be written is tried again.
+        """
         end = time.monotonic() + patience
-        self.settle()
+        self.wait()
         while self.pending and time.monotonic() < end:
-            time.sleep(max(0.0, min(self.again, end) - time.monotonic()))
+            time.sleep(max(0.0, min(self.retry_at, end) - time.monotonic()))
             self.start()
-            self.settle()
+            self.wait()
         self.thread.shutdown()
         return not self.pending

@@ -1,7 +1,7 @@
 """Layer-wise learning rates: which layer a parameter belongs to, from the stem (0) to the classifier.
 
-The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and networks that have
-none the order of their modules.
+The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and
+networks that have none the order of their modules.
 """
 import timm.models.convnext
 import timm.models.resnet
@@ -10,11 +10,14 @@ from torch import nn
 
 from common.training.optim import is_exempt
 
-BLOCKS = {(3, 4, 6, 3): (2, 3), (3, 4, 23, 3): (2, 3), (3, 8, 36, 3): (4, 4), (3, 24, 36, 3): (4, 4)}  # a group, layers 2 and 3
+# a group, layers 2 and 3
+BLOCKS = {(3, 4, 6, 3): (2, 3), (3, 4, 23, 3): (2, 3), (3, 8, 36, 3): (4, 4), (3, 24, 36, 3): (4, 4)}
 
 
 def layers_of(cnn):
-    """({parameter name: layer}, number of the last layer, whose rule that is): layers count from 0, the stem."""
+    """({parameter name: layer}, number of the last layer, whose rule that is): layers count from 0, the
+    stem.
+    """
     if isinstance(cnn, timm.models.resnet.ResNet):
         depths = tuple(len(getattr(cnn, f'layer{i}')) for i in (1, 2, 3, 4))
         if depths in BLOCKS and type(cnn.layer1[0]) is timm.models.resnet.Bottleneck:
@@ -62,12 +65,16 @@ def _in_order(cnn):
 
 
 def default_decay(last):
-    """0.7, as for a ResNet-50; nearer to 1 for a network of more layers, so that its stem has a ResNet-50's share, 0.7 ** 7."""
+    """0.7, as for a ResNet-50; nearer to 1 for a network of more layers, so that its stem has a ResNet-50's
+    share, 0.7 ** 7.
+    """
     return 0.7 ** (7 / max(last, 7))
 
 
 def parameter_groups(cnn, weight_decay, layer_decay):
-    """Groups for an optimiser, one for each layer with and without weight decay; `lr_scale` is decay ** (last - layer)."""
+    """Groups for an optimiser, one for each layer with and without weight decay; `lr_scale` is decay ** (last
+    - layer).
+    """
     layers, last, _ = layers_of(cnn)
     groups = {}
     for name, parameter in cnn.named_parameters():
@@ -88,4 +95,5 @@ def table(cnn, layer_decay):
         names.setdefault(layer, []).append(name)
     rows = [f'  {layer:3}  x {layer_decay ** (last - layer):.4f}  {len(members):4} tensors  {members[0]} ... {members[-1]}'
             for layer, members in sorted(names.items())]
-    return '\n'.join([f'layers ({rule}), the share of the learning rate of each at a decay of {layer_decay:.4g}:', *rows])
+    return '\n'.join([f'layers ({rule}), the share of the learning rate of each at a decay of '
+                      f'{layer_decay:.4g}:', *rows])

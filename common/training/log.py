@@ -1,4 +1,6 @@
-"""What a run says: to the terminal, to files in its folder, to TensorBoard, and to a tracker if one is asked for."""
+"""What a run says: to the terminal, to files in its folder, to TensorBoard, and to a tracker if one is asked
+for.
+"""
 import errno
 import importlib
 import json
@@ -36,18 +38,20 @@ class Backup(logging.FileHandler):
 
 
 class RunLog:
-    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
+    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach
+    stderr.
 
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
-    `record` to pretrain_log.txt (or log_name), scalars and pictures to TensorBoard, and to the options' tracker. What cannot be
-    written stops nothing: lines of `record` are kept until they can. Holds the folder's lock. Raises ValueError if another
-    process does.
+    `record` to the file log_name, scalars and pictures to TensorBoard, and to the options' tracker, under the
+    name `project`. What cannot be written stops nothing: lines of `record` are kept until they can. Holds the
+    folder's lock. Raises ValueError if another process does.
     """
 
-    def __init__(self, folder, rank, log_name, options, purge_step=0):
+    def __init__(self, folder, rank, log_name, options, project='runs', purge_step=0):
         is_main, self.rank = rank == 0, rank
         self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
-        self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')  # of this run, not the process's
+        # of this run, not the process's
+        self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')
         self.err.addHandler(Terminal(sys.stderr))
         self.board, self.board_again, self.tracker, self.warned, self.lines = None, 0.0, None, set(), []
         self.lock = FolderLock(Path(folder)) if is_main else None
@@ -57,7 +61,7 @@ class RunLog:
             self.err.addHandler(Backup(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
             self.board_folder = options.tensorboard_dir or str(Path(folder, 'tensorboard_log'))
             self.to_board('flush', purge_step=purge_step)
-            self.tracker = start_tracker(options, folder) if options.tracker else None
+            self.tracker = start_tracker(options, folder, project) if options.tracker else None
         else:
             self.out.addHandler(logging.NullHandler())
 
@@ -75,7 +79,8 @@ class RunLog:
             self.err.handlers[0].handle(record)  # stderr
             self.out.handlers[-1].handle(record)  # stdout_backup.txt
         elif isinstance(error, Exception) and self.is_main:  # the caller tells the terminal
-            self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an error', (),
+            self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an '
+                                                                                             'error', (),
                                                              (kind, error, trace)))
         elif isinstance(error, Exception) and not getattr(error, 'on_all_ranks', False):
             self.err.error('error on rank %d: %s', self.rank, error)
@@ -181,7 +186,9 @@ class RunLog:
             self.track({name: image}, step)
 
     def to_board(self, method, *arguments, purge_step=None):
-        """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is lost."""
+        """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is
+        lost.
+        """
         if self.board is None and time.monotonic() < self.board_again:
             return
         try:
@@ -195,10 +202,13 @@ class RunLog:
 
     def thread_failed(self, about):
         """What threading prints otherwise, with a trace: libraries such as TensorBoard write in threads."""
-        self.warn_once(f'{about.thread.name if about.thread else "a thread"}: {about.exc_type.__name__}: {about.exc_value}')
+        self.warn_once(f'{about.thread.name if about.thread else "a thread"}: {about.exc_type.__name__}: '
+                       f'{about.exc_value}')
 
     def track(self, values, step):
-        """Tell the tracker: {name: number, or picture (3, H, W)}. Whatever a service can do, it must not stop a run."""
+        """Tell the tracker: {name: number, or picture (3, H, W)}. Whatever a service can do, it must not stop
+        a run.
+        """
         try:
             self.tracker.log({name: self.tracker.Image(value.permute(1, 2, 0).mul(255).byte().numpy())
                               if torch.is_tensor(value) else value for name, value in values.items()}, step=step)
@@ -206,8 +216,10 @@ class RunLog:
             self.warn_once(f'{self.tracker.__name__} takes nothing any more: {type(error).__name__}: {error}')
 
 
-def start_tracker(options, folder):
-    """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises ValueError."""
+def start_tracker(options, folder, project):
+    """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises
+    ValueError.
+    """
     needs(options.tracker)
     tracker, known = importlib.import_module(options.tracker), Path(folder, 'tracker_run.txt')
     if not known.exists():  # --fresh moves it away with the folder, and begins another run there too
@@ -215,10 +227,10 @@ def start_tracker(options, folder):
     name = known.read_text()
     more = {'id': name} if options.tracker == 'wandb' else {}
     try:
-        tracker.init(project='spark', name=name, config=options.as_dict(), resume='allow', **more)
+        tracker.init(project=project, name=name, config=options.as_dict(), resume='allow', **more)
     except Exception as error:  # no login, no network: as the tracker puts it
-        raise ValueError(f'{options.tracker} cannot begin ({type(error).__name__}: {error}): set it up, or leave --tracker '
-                         'away') from error
+        raise ValueError(f'{options.tracker} cannot begin ({type(error).__name__}: {error}): set it up, or '
+                         'leave --tracker away') from error
     return tracker
 
 

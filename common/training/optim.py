@@ -4,28 +4,38 @@ import torch
 from torch.optim.adamw import adamw
 
 FOREVER = 1e30  # steps after which bias correction corrects nothing
-NO_DECAY = ('gamma', 'mask_tokens')  # layer scale and mask tokens, besides all that is one-dimensional
+# names of parameters without weight decay, whatever their shape: biases and layer scale
+NO_DECAY = ('bias', 'gamma')
 
 
-def is_exempt(name, parameter):
-    """Whether a parameter gets no weight decay: one-dimensional, biases, mask tokens, layer scale `gamma`."""
-    return parameter.ndim <= 1 or any(part in NO_DECAY or part == 'bias' for part in name.split('.'))
+def is_exempt(name, parameter, no_decay=NO_DECAY):
+    """Whether a parameter gets no weight decay: it is one-dimensional, or a part of its name is in
+    `no_decay`.
+    """
+    return parameter.ndim <= 1 or any(part in no_decay for part in name.split('.'))
 
 
-def parameter_groups(module, weight_decay):
-    """Two groups: with weight decay, and without."""
+def parameter_groups(module, weight_decay, no_decay=NO_DECAY):
+    """Two groups of a module's trained parameters for an optimiser: those with weight decay, and those
+    without.
+
+    no_decay: names of parameters that get none, see `is_exempt`.
+    """
     decay, free = [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (free if is_exempt(name, parameter) else decay).append(parameter)
+            group = free if is_exempt(name, parameter, no_decay) else decay
+            group.append(parameter)
     return [{'params': decay, 'weight_decay': weight_decay, 'decays': True},
             {'params': free, 'weight_decay': 0.0, 'decays': False}]
 
 
 def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
-    """'lamb', 'adamw', 'sgd' or 'lars' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set every step.
+    """'lamb', 'adamw', 'sgd' or 'lars' (momentum 0.9), each with torch's `found_inf` protocol; the lr is set
+    every step.
 
-    groups: as `parameter_groups` gives them. official: LAMB as official SparK fine-tuned with it.
+    groups: as `parameter_groups` gives them. official: LAMB without bias correction, every parameter's step
+    scaled by its norm.
     """
     if name == 'lamb':
         return Lamb(groups, lr=0.0, betas=betas, eps=1e-6, bias_correction=not official, always_adapt=official)
@@ -41,7 +51,9 @@ def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
 
 
 def set_schedule(optimizer, lr, weight_decay):
-    """The learning rate for all groups, or their share `lr_scale` of it, and the weight decay for those that decay."""
+    """The learning rate for all groups, or their share `lr_scale` of it, and the weight decay for those that
+    decay.
+    """
     for group in optimizer.param_groups:
         group['lr'] = lr * group.get('lr_scale', 1.0)
         if group['decays']:
@@ -49,7 +61,9 @@ def set_schedule(optimizer, lr, weight_decay):
 
 
 def load_state(optimizer, saved):
-    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that for granted."""
+    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that
+    for granted.
+    """
     optimizer.load_state_dict(saved)
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -60,10 +74,10 @@ def load_state(optimizer, saved):
 class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2020) with bias correction and gradient averaging: timm's `Lamb(max_grad_norm=None)`.
 
-    Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the step off
-    without a look from the host), and multi-tensor operations whatever timm's version: Adam's direction is what torch's
-    fused AdamW makes of zeros with a learning rate of 1. The trust ratio applies to the groups that decay (also by 0, unlike
-    timm), or to all (always_adapt).
+    Own code for two things: `found_inf`, as torch's fused optimisers take it (a 0-dim tensor, 1 calls the
+    step off without a look from the host), and multi-tensor operations whatever timm's version: Adam's
+    direction is what torch's fused AdamW makes of zeros with a learning rate of 1. The trust ratio applies to
+    the groups that decay (also by 0, unlike timm), or to all (always_adapt).
     """
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):
@@ -132,3 +146,16 @@ class BufferGuard:
             buffers = self.by_dtype[dtype]
             kept = torch.where(off, before[dtype], now).split([b.numel() for b in buffers])
             torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(kept, buffers)])
+
+
+def weights_size(module):
+    """Bytes of a module's parameters and buffers."""
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
+
+
+def optimizer_size(optimizer):
+    """Bytes, about, of what an optimiser keeps of the trained parameters: two values of each, of momentum
+    alone one.
+    """
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group['params'])
+    return trained if isinstance(optimizer, (torch.optim.SGD, Lars)) else 2 * trained

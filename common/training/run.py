@@ -13,17 +13,24 @@ from common.cli import changes
 from common.config import RunOptions
 from common.distributed import Ranks, can_share
 from common.networks.norms import refused, single_valued
-from common.reliability.checkpoint import data_changed
+from common.seeds import seed_for
 from common.training.log import clock
-from common.training.schedule import learning_rate, seed_for
+from common.training.schedule import learning_rate
 from common.words import counted
 
 
-def divisors(batch, near):
-    """The numbers that divide a batch and are nearest to `near`, below and above, for a person."""
-    fitting = [number for number in range(1, batch + 1) if batch % number == 0]
-    return ' or '.join(str(choose(found)) for choose, found in (
-        (max, [n for n in fitting if n <= near]), (min, [n for n in fitting if n > near])) if found)
+def nearest_divisors(batch, number):
+    """The divisors of a batch that are nearest to a number, below and above, for a person."""
+    divisors = [divisor for divisor in range(1, batch + 1) if batch % divisor == 0]
+    below = [divisor for divisor in divisors if divisor <= number][-1:]
+    above = [divisor for divisor in divisors if divisor > number][:1]
+    return ' or '.join(map(str, below + above))
+
+
+def nearest_batches(batch, unit):
+    """The multiples of a unit that are nearest to a batch, below and above, as flags."""
+    multiples = batch // unit * unit, -(-batch // unit) * unit
+    return ' or '.join(f'--bs={multiple}' for multiple in multiples if multiple)
 
 
 def in_bf16(options, ranks):
@@ -38,78 +45,86 @@ def autocast(options, ranks):
 
 
 def loading_processes(options, ranks):
-    """Loading processes of a rank: on a GPU its share of the cores, 8 at most; on the CPU one beside the training."""
+    """Loading processes of a rank: on a GPU its share of the cores, at most 8; on the CPU one."""
     if options.workers is not None:
         return options.workers
+    if ranks.device.type != 'cuda':
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return min(8, max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))) if ranks.device.type == 'cuda' else 1
+    return min(8, max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
 
 
 @dataclass(frozen=True)
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
-    images: their number. fingerprint: of common.images.files, None if they have none. left_out: ((first step, step behind the last),
-    ...) that are not trained on, since they went wrong. least: images that a part must have, see `with_norms`.
+    images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
+    step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
+    that a part must have, see `with_norms`.
     """
     options: RunOptions
     ranks: Ranks
     images: int
     fingerprint: str | None = None
     left_out: tuple = ()
-    least: int = 1
+    smallest_part: int = 1
 
     def __post_init__(self):
         batch, ranks = self.options.batch_size, self.ranks.size
         if batch % ranks:
-            near = [b for b in (batch // ranks * ranks, -(-batch // ranks) * ranks) if b]
-            raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} ranks: give --bs='
-                             f'{" or --bs=".join(map(str, near))}; or, to go on with a run of that batch, start '
-                             f'{divisors(batch, ranks)} process{"es" * (batch > 1)}')
+            raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} ranks: give '
+                             f'{nearest_batches(batch, ranks)}; or, to go on with a run of that batch, start '
+                             f'{nearest_divisors(batch, ranks)} process{"es" * (batch > 1)}')
 
     def parts(self, saved):
-        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out. Raises ValueError.
+        """Parts that a rank cuts its batch into; None: as few as memory allows, which is to be found out.
+        Raises ValueError.
 
         A run that goes on with another number of ranks may need more parts than it was given.
         """
-        parts, alike = self.options.accum, saved and saved['ranks'] == self.ranks.size
+        parts = self.options.accum
+        same_ranks = saved and saved['ranks'] == self.ranks.size
         if parts == 'auto':
-            return saved['accum'] if alike else None
+            return saved['accum'] if same_ranks else None
         if self.share % parts == 0:
             return parts
-        if saved and not alike and parts < self.share:
+        if saved and not same_ranks and parts < self.share:
             return next(more for more in range(parts, self.share + 1) if self.share % more == 0)
-        batch, whole = self.options.batch_size, self.ranks.size * parts
-        near = [b for b in (batch // whole * whole, -(-batch // whole) * whole) if b]
-        ranks = f'{self.ranks.size} rank{"s" * (self.ranks.size > 1)}'
-        raise ValueError(f'a batch of {batch} images cannot be divided among {ranks} in {parts} parts each: give --bs='
-                         f'{" or --bs=".join(map(str, near))}')
+        batch = self.options.batch_size
+        raise ValueError(f'a batch of {batch} images cannot be divided among '
+                         f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
+                         f'{nearest_batches(batch, self.ranks.size * parts)}')
 
-    def with_norms(self, saved, model, run):
+    def with_norms(self, saved, model, forward_one_image):
         """The same run, whose parts have two images at least if the norms of its model need them.
 
-        A norm that sees a single value of each channel of an image (common/networks/norms.py) cannot be trained on one image.
-        run() takes one image through the model; it is called where a part may have one. Raises ValueError if the parts
-        are of one image, and the ranks do not share the statistics of such a norm.
+        A norm that sees a single value of each channel of an image (common/networks/norms.py) cannot be
+        trained on one image. forward_one_image() takes one image through the model; it is called where a part
+        may have one. Raises ValueError if the parts are of one image, and the ranks do not share the
+        statistics of such a norm.
         """
         parts = self.parts(saved)
         if parts is not None and self.share // parts > 1:
             return self
-        names = single_valued(model.train(), run)
+        names = single_valued(model.train(), forward_one_image)
         alone = refused(model, [name for name in names if not self.shares(model.get_submodule(name))])
         if alone and (parts is not None or self.share == 1):
             norm = model.get_submodule(alone)
-            raise ValueError(f'{alone} ({type(norm).__name__}) sees a single value of each channel where one image at a '
-                             f'time is trained on, and that has no deviation: {self.remedy(saved, parts, norm)}')
-        return dataclasses.replace(self, least=2) if refused(model, names) else self
+            raise ValueError(f'{alone} ({type(norm).__name__}) sees a single value of each channel where one '
+                             'image at a time is trained on, and that has no deviation: '
+                             f'{self.remedy(saved, parts, norm)}')
+        return dataclasses.replace(self, smallest_part=2) if refused(model, names) else self
 
     def shares(self, norm):
         """Whether a norm will have its statistics over several ranks."""
         return self.ranks.size > 1 and self.options.sync_bn and can_share(norm)
 
     def remedy(self, saved, parts, norm):
-        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its sizes."""
-        found, ranks = [], self.ranks.size
+        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its
+        sizes.
+        """
+        found = []
+        ranks = self.ranks.size
         if self.share > 1:
             fewer = max(number for number in range(1, self.share) if self.share % number == 0)
             found.append(f'--accum={fewer}' + ' or less' * (fewer > 1))
@@ -147,34 +162,70 @@ class Run:
     def warmup_steps(self):
         return round(self.options.warmup * self.per_epoch)
 
-    def learning_rate(self, step):
-        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr)
+    def learning_rate(self, step, start, end):
+        """Of a step; start and end as shares of the peak, see common/training/schedule.py."""
+        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr, start, end)
 
     @property
     def machine(self):
-        cuda = self.ranks.device.type == 'cuda'
-        return f'{torch.cuda.get_device_name(self.ranks.device) if cuda else "CPU"}, {self.workers} loading ' \
-               f'process{"es" * (self.workers != 1)} a rank'
+        device = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == 'cuda' else 'CPU'
+        return f'{device}, {counted(self.workers, "loading process", "loading processes")} a rank'
 
     @property
     def precision(self):
-        return 'bf16 autocast; weights, optimiser, statistics and loss in fp32' if in_bf16(self.options, self.ranks) else 'fp32'
+        if not in_bf16(self.options, self.ranks):
+            return 'fp32'
+        return 'bf16 autocast; weights, optimiser, statistics and loss in fp32'
 
     def batch(self, accum):
         """How the batch is divided, for a person."""
-        ranks, parts = self.ranks.size, f', in {accum} parts' if accum > 1 else ''
-        return f'{self.options.batch_size} = {counted(ranks, "rank")} x {counted(self.share, "image")}{parts}'
+        parts = f', in {accum} parts' if accum > 1 else ''
+        return (f'{self.options.batch_size} = {counted(self.ranks.size, "rank")} x '
+                f'{counted(self.share, "image")}{parts}')
 
     def going_on(self, saved):
         """Where a run goes on, for a person; nothing where it begins."""
-        return f', going on from step {saved["step"]:,}, epoch {saved["step"] / self.per_epoch:.2f}, of {saved["path"]}' \
-            if saved else ''
+        if not saved:
+            return ''
+        step = saved['step']
+        return f', going on from step {step:,}, epoch {step / self.per_epoch:.2f}, of {saved["path"]}'
 
     def autocast(self):
         return autocast(self.options, self.ranks)
 
     def generator(self, purpose, *numbers):
         return torch.Generator().manual_seed(seed_for(purpose, self.options.seed, *numbers))
+
+    def refuse_changes(self, saved, **facts):
+        """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by
+        name.
+
+        The training images, by their number and fingerprint, may differ with the option allow_changed_data,
+        unless there are so few now that nothing of the run would be left.
+        """
+        wrong = changes(self.options, saved['config'], harmless=False)
+        wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
+        if wrong:
+            changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
+            raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, '
+                             'another name, or --fresh to start over')
+        if self.data_changed(saved) and not self.options.allow_changed_data:
+            what = f'there were {saved["images"]:,} training images, and are {self.images:,} now' \
+                if self.images != saved['images'] else \
+                f'the {self.images:,} training images have other names or sizes than then'
+            raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or '
+                             'go on with what is there now: --allow_changed_data')
+        if self.images != saved['images'] and saved['step'] >= self.steps:
+            raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with '
+                             f'{counted(self.images, "image")} the run has {counted(self.steps, "step")} '
+                             'only. Start another from its weights, with --init or --finetune_from')
+
+    def data_changed(self, saved):
+        """Whether the training images are not those of the run that was saved, as far as both know their
+        fingerprint.
+        """
+        both_known = saved.get('fingerprint') and self.fingerprint
+        return self.images != saved['images'] or bool(both_known) and self.fingerprint != saved['fingerprint']
 
     def without(self, saved, left_out):
         """The same run without the steps that were left out until now, and more of them."""
@@ -184,7 +235,7 @@ class Run:
     def is_left_out(self, step):
         return any(first <= step < stop for first, stop in self.left_out)
 
-    def todo(self, start):
+    def remaining_steps(self, start):
         """The steps from `start` on, but for those that are left out."""
         return (step for step in range(start, self.steps) if not self.is_left_out(step))
 
@@ -194,18 +245,24 @@ class Run:
         return bool(every) and step % every == 0 and step % self.per_epoch != 0
 
     def stretches(self, epoch, start):
-        """(first step, step behind the last) of the parts of an epoch: cut where checkpoints fall, without what is left out."""
-        begin, end = max(start, epoch * self.per_epoch), (epoch + 1) * self.per_epoch
+        """[(first step, step behind the last)]: an epoch (counted from 0) from `start` on, cut where
+        checkpoints fall.
+
+        Steps that are left out are in none of the parts.
+        """
+        begin = max(start, epoch * self.per_epoch)
+        end = (epoch + 1) * self.per_epoch
         borders = {border for pair in self.left_out for border in pair}
-        cuts = [begin, *(step for step in range(begin + 1, end) if self.saves_at(step) or step in borders), end]
-        return [pair for pair in zip(cuts, cuts[1:]) if pair[0] < pair[1] and not self.is_left_out(pair[0])]
+        inside = [step for step in range(begin + 1, end) if self.saves_at(step) or step in borders]
+        cuts = [begin, *inside, end]
+        return [(first, stop) for first, stop in zip(cuts, cuts[1:]) if first < stop and not self.is_left_out(first)]
 
     def warnings(self, saved, accum):
         """What is allowed and seldom meant."""
         options = self.options
         if options.accum not in ('auto', accum):
-            yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but into {accum}, and '
-                   'BatchNorm sees those')
+            yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
+                   f'into {accum}, and BatchNorm sees those')
         if self.left_out:
             parts = ', '.join(f'{first:,} to {stop - 1:,}' for first, stop in self.left_out)
             yield f'the steps {parts} are left out: they were not finite'
@@ -213,15 +270,15 @@ class Run:
             for name, now, then in changes(options, saved['config'], harmless=True):
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum', 'bf16_gradients'):
                     yield f'{name} was {then} until now, and is {now} from here on'
-            if data_changed(saved, self.images, self.fingerprint):
-                yield (f'the training images are not those of before ({saved["images"]:,} then, {self.images:,} now); the run '
-                       'goes on with them from here on')
+            if self.data_changed(saved):
+                yield (f'the training images are not those of before ({saved["images"]:,} then, '
+                       f'{self.images:,} now); the run goes on with them from here on')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
         if self.images < options.batch_size:
             fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
-            yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of {options.batch_size}, '
-                   f'which therefore repeats {"them" if self.images > 1 else "it"}. '
+            yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '
+                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. '
                    f'Give --bs={fitting} or so, for ten steps an epoch or more')
 
     def record(self, start, accum, commit, command):

@@ -1,26 +1,20 @@
-"""Learning rate and weight decay as functions of the step (official SparK's schedule), and seeds of their purpose."""
+"""Learning rate and weight decay as functions of the step."""
 import math
 
-import numpy as np
 
+def learning_rate(step, steps, warmup_steps, peak, start, end):
+    """Linear from `start` times the peak to the peak, then a cosine down to `end` times the peak at the last
+    step.
 
-def learning_rate(step, steps, warmup_steps, peak):
-    """Linear from 0.005 to 1 times the peak, then cosine down to 0.001 times the peak at the last step."""
+    steps: of the whole run. warmup_steps: of the linear part. start, end: shares of the peak, such as 0.005
+    and 0.001.
+    """
     if step < warmup_steps:
-        return peak * (0.005 + 0.995 * step / warmup_steps)
+        return peak * (start + (1 - start) * step / warmup_steps)
     done = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
-    return peak * (0.001 + 0.999 * (0.5 + 0.5 * math.cos(math.pi * done)))
+    return peak * (end + (1 - end) * (0.5 + 0.5 * math.cos(math.pi * done)))
 
 
 def weight_decay(step, steps, start, end):
-    """Cosine from start to end over the whole run."""
+    """A cosine from `start` to `end` over the whole run."""
     return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * step / max(steps - 1, 1)))
-
-
-def seed_for(purpose, *numbers):
-    """A 64-bit seed that is a function of what it is for, such as ('order', seed, epoch).
-
-    No random state is ever carried on: a resumed run, or one with other workers or ranks, draws the same.
-    """
-    words = [*purpose.encode(), *numbers]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

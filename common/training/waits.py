@@ -9,8 +9,8 @@ import torch
 class Waits:
     """Adds up waits for a batch, but for the first: loading processes start then.
 
-    A GPU works on while the host waits. So it is asked, by its own clock, how long it was idle between what it was given before
-    a batch and after it.
+    A GPU works on while the host waits. So it is asked, by its own clock, how long it was idle between what
+    it was given before a batch and after it.
     """
 
     def __init__(self, device):
@@ -33,7 +33,9 @@ class Waits:
         self.started = True
 
     def taken(self):
-        """Seconds waited since the last call. The host does not wait for a GPU: what that has not told yet comes next time."""
+        """Seconds waited since the last call. The host does not wait for a GPU: what that has not told yet
+        comes next time.
+        """
         seconds = 0.0
         while self.pairs and (self.device.type != 'cuda' or self.pairs[0][1].query()):
             began, ended = self.pairs.popleft()

@@ -1,4 +1,6 @@
-"""What one training step holds and computes, counted from real steps of two and three images on the CPU (pretrain/plan.py)."""
+"""What one training step holds and computes, counted from real steps of two and three images on the CPU
+(pretrain/plan.py).
+"""
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -8,23 +10,31 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.distributed import Ranks
-from common.training.engine import train_step
-from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
-from common.training.training import size_of
+from common.training.optim import (
+    BufferGuard,
+    build_optimizer,
+    optimizer_size,
+    parameter_groups,
+    set_schedule,
+    weights_size,
+)
+from common.training.trainer import train_step
 from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
+from pretrain.spark_method import SparKMethod
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
 
 
 class Step:
-    """A training step of the run on one process. inputs(batch) -> random images and masks; step(images, visible) trains.
+    """A training step of the run on one process. inputs(batch) -> random images and masks; step(images,
+    visible) trains.
 
     The learning rate is 0, so that nothing is lost where numbers are random.
     """
 
     def __init__(self, spark, options, device):
         self.spark, self.options, self.device = spark.placed(device).train(), options, device
-        self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay))
+        self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay, SparKMethod.no_decay))
         set_schedule(self.optimizer, 0.0, options.weight_decay)
         self.guard = BufferGuard(spark)
 
@@ -49,9 +59,10 @@ class Step:
 class Counts:
     """What was counted of a run's training step, in bytes and operations.
 
-    weights: with BatchNorm's statistics. state: the optimiser's. image: one input. kept: for the backward pass, a Line. live:
-    what a step has made and still holds after each of its operations, a Line of arrays; reached: the gradients in that,
-    (operations,). operations: floating-point ones, of one image. norms: channels of each BatchNorm that is trained.
+    weights: with BatchNorm's statistics. state: the optimiser's. image: one input. kept: for the backward
+    pass, a Line. live: what a step has made and still holds after each of its operations, a Line of arrays;
+    reached: the gradients in that, (operations,). operations: floating-point ones, of one image. norms:
+    channels of each BatchNorm that is trained.
     """
     weights: int
     gradients: int
@@ -66,7 +77,9 @@ class Counts:
 
     @classmethod
     def of(cls, options, spark):
-        """Of real steps on the CPU. Raises ValueError if the network does something else with another number of images."""
+        """Of real steps on the CPU. Raises ValueError if the network does something else with another number
+        of images.
+        """
         step = Step(spark, options, torch.device('cpu'))
         own, trained = [*spark.parameters(), *spark.buffers()], [p for p in spark.parameters() if p.requires_grad]
         with FlopCounterMode(display=False) as counter:
@@ -81,20 +94,23 @@ class Counts:
                     step(images, visible)
             live.append(seen.bytes)
         if len(live[0]) != len(live[1]):
-            raise ValueError(f'{options.model} does other operations on {BATCHES[1]} images than on {BATCHES[0]}, so that '
-                             'nothing can be said of larger batches: try one on a GPU, with --accum=auto')
+            raise ValueError(f'{options.model} does other operations on {BATCHES[1]} images than on '
+                             f'{BATCHES[0]}, so that nothing can be said of larger batches: try one on a '
+                             'GPU, with --accum=auto')
         reached = np.zeros_like(live[1])
         for parameter in trained:
             reached[seen.made_at(parameter.grad):] += size(parameter.grad)
         state = [value for entry in step.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
         return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
-                   size_of(spark, step.optimizer, False), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
+                   weights_size(spark) + optimizer_size(step.optimizer), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
                    counter.get_total_flops() / BATCHES[0],
                    tuple(module.num_features for module in spark.modules() if isinstance(
                        module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)))
 
     def temporary(self, alone):
-        """What a step has made after each operation, a Line. alone: no gradients stand there before it, as in DDP or parts."""
+        """What a step has made after each operation, a Line. alone: no gradients stand there before it, as in
+        DDP or parts.
+        """
         return self.live if alone else Line(self.live.constant - self.reached + self.gradients, self.live.an_image)
 
     def held(self, batch, alone):

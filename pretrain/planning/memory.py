@@ -1,9 +1,10 @@
-"""What a training step holds in memory, counted from its tensors: what a GPU will need can so be found on a CPU.
+"""What a training step holds in memory, counted from its tensors: what a GPU will need can so be found on a
+CPU.
 
     kept_for_backward(lambda: spark(images), [*spark.parameters(), *spark.buffers(), images])
 
-Counted are the bytes of tensors. What a kernel takes for itself while it runs (cuDNN's workspaces), what a library keeps
-(CUDA's context, NCCL's buffers) and what an allocator cannot use are not seen.
+Counted are the bytes of tensors. What a kernel takes for itself while it runs (cuDNN's workspaces), what a
+library keeps (CUDA's context, NCCL's buffers) and what an allocator cannot use are not seen.
 """
 import weakref
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 def kept_for_backward(run, besides=()):
     """Bytes that autograd keeps for the backward pass of what run() returns; views of one storage count once.
 
-    besides: tensors that are there anyway, such as parameters, buffers and images. Seen is what goes through autograd's
-    saved tensors, so save_for_backward too, but no tensor that a function hangs on its context itself.
+    besides: tensors that are there anyway, such as parameters, buffers and images. Seen is what goes through
+    autograd's saved tensors, so save_for_backward too, but no tensor that a function hangs on its context
+    itself.
     """
     held = weakref.WeakSet()  # not what was kept for a part of the graph that is gone again
 
@@ -44,9 +46,11 @@ class _Held:
 
 
 class Live(TorchDispatchMode):
-    """Context in which it is noted, after each operation, how many bytes of tensors live that were made inside.
+    """Context in which it is noted, after each operation, how many bytes of tensors live that were made
+    inside.
 
-    `bytes`: int64 array (operations,), in the backward pass too. `made_at(tensor)`: the operation that made its storage.
+    `bytes`: int64 array (operations,), in the backward pass too. `made_at(tensor)`: the operation that made
+    its storage.
     """
 
     def __init__(self):
@@ -79,7 +83,9 @@ class Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Line:
-    """What grows with a batch by the same amount an image, a number or an array: the value at a batch is `at(batch)`."""
+    """What grows with a batch by the same amount an image, a number or an array: the value at a batch is
+    `at(batch)`.
+    """
     constant: object
     an_image: object
 
@@ -95,7 +101,9 @@ class Line:
 
 
 class AsCUDA(TorchFunctionMode):
-    """Context in which normalisations compute in fp32, as they do under CUDA's autocast and not under the CPU's."""
+    """Context in which normalisations compute in fp32, as they do under CUDA's autocast and not under the
+    CPU's.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (F.layer_norm, F.group_norm):

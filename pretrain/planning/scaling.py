@@ -8,7 +8,9 @@ BUCKET = 25 * 2 ** 20  # bytes of gradients that DDP reduces at once
 
 
 def all_reduce_seconds(size, ranks, bandwidth, latency):
-    """An all-reduce of `size` bytes: each rank sends and receives 2 (n - 1) / n of them, in 2 log2(n) rounds of a latency."""
+    """An all-reduce of `size` bytes: each rank sends and receives 2 (n - 1) / n of them, in 2 log2(n) rounds
+    of a latency.
+    """
     rounds = 2 * math.ceil(math.log2(ranks))
     return rounds * latency + 2 * (ranks - 1) / ranks * size / bandwidth
 
@@ -16,8 +18,9 @@ def all_reduce_seconds(size, ranks, bandwidth, latency):
 def step_seconds(compute, gradients, ranks, bandwidth, latency, overlap, collectives=0, gathered=0):
     """A step that computes for `compute` seconds on each rank, and averages so many bytes of gradients.
 
-    overlap: the share of the computing beside which gradients travel; what does not fit there is waited for. collectives:
-    small ones that the computing waits for, as in SyncBatchNorm. gathered: bytes that each rank hands to every other in them.
+    overlap: the share of the computing beside which gradients travel; what does not fit there is waited for.
+    collectives: small ones that the computing waits for, as in SyncBatchNorm. gathered: bytes that each rank
+    hands to every other in them.
     """
     if ranks == 1:
         return compute

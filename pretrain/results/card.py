@@ -1,88 +1,116 @@
-"""The model card of an exported network (Mitchell et al. 2019): its data, recipe, curve, a picture, its limits."""
+"""The model card of an exported network (Mitchell et al. 2019): data, recipe, curve, a picture, limits."""
 import re
 
 from common.cli import needs
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
 from pretrain.results.pictures import TARGETS, hidden_cells, read_picture, write_picture
-from pretrain.results.read_log import pictures_of, read_log
+from pretrain.results.read_log import epoch_of, pictures_of, read_log
 
 PAPER = 'https://arxiv.org/abs/2301.03580'
 
 
 def write_card(saved, folder, licence=None):
-    """Write README.md into the folder, and curve.png and reconstructions.png where the run has what they show.
+    """Write README.md into a folder, and curve.png and reconstructions.png where the run has what they show.
 
-    licence: an identifier such as mit or cc-by-4.0. Raises ValueError for another text, for a log that is not as runs write it,
-    and if matplotlib, which draws the curve, is missing.
+    Args:
+        saved: the network, of `read_saved`.
+        licence: an identifier such as mit or cc-by-4.0.
+
+    Raises ValueError for another licence, for a log that is not as runs write it, and if matplotlib, which
+    draws the curve, is missing.
     """
     if licence and not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9.+-]*', licence):  # it stands in YAML
-        raise ValueError(f'--licence is an identifier, such as mit, apache-2.0 or cc-by-nc-4.0, not {licence!r}')
-    log, pictures = (read_log(saved.folder), pictures_of(saved.folder)) if saved.folder else (None, [])
-    parts = []
-    if log is not None and log.epochs:
-        needs('matplotlib')
-        draw_curve(log.epochs, folder / 'curve.png')
-        parts.append('![loss over the epochs](curve.png)')
-    if pictures:
-        # Not copied: in a foreign run it may be a link to any file of this machine.
-        write_picture(folder / 'reconstructions.png', read_picture(pictures[-1]))
-        parts.append(f'![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, reconstruction, after '
-                     f'epoch {int(pictures[-1].stem.split("_")[1])}. {hidden_cells(saved.options.target)}')
-    text = TEXT.format(licence=licence or 'other', model=saved.model.split('.')[0], paper=PAPER, stated='' if licence else
-                       '**Licence.** Whoever exported this did not say; ask before you use it.\n\n', data=data(saved),
+        raise ValueError('--licence is an identifier, such as mit, apache-2.0 or cc-by-nc-4.0, not '
+                         f'{licence!r}')
+    log = read_log(saved.folder) if saved.folder else None
+    pictures = [*draw_curve_of(log, folder), *copy_reconstructions(saved, folder)]
+    no_licence = '**Licence.** Whoever exported this did not say; ask before you use it.\n\n'
+    encoder = saved.spark.encoder
+    text = TEXT.format(licence=licence or 'other', stated='' if licence else no_licence,
+                       model=saved.model.split('.')[0], paper=PAPER, data=data(saved),
                        recipe=recipe_table(saved, log),
-                       pictures='\n\n'.join(parts) or 'No log or pictures lay beside the weights.',
-                       size='x'.join(map(str, saved.spark.encoder.input_size)),
-                       channels=counted(saved.options.in_chans, 'channel'), **kind(saved))
+                       pictures='\n\n'.join(pictures) or 'No log or pictures lay beside the weights.',
+                       size='x'.join(map(str, encoder.input_size)),
+                       channels=counted(encoder.in_chans, 'channel'), **contents(saved))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
 
 
-def kind(saved):
-    """What is in the folder, in words of the text: an encoder, or a network with a trained classifier."""
+def draw_curve_of(log, folder):
+    """Yield the Markdown of the loss over the epochs, drawn into the folder, if there is a log of any."""
+    if log is not None and log.epochs:
+        needs('matplotlib')
+        draw_curve(log.epochs, folder / 'curve.png')
+        yield '![loss over the epochs](curve.png)'
+
+
+def copy_reconstructions(saved, folder):
+    """Yield the Markdown of the run's last picture, written into the folder, if there is one."""
+    found = pictures_of(saved.folder) if saved.folder else []
+    if found:
+        # Not copied: in a foreign run it may be a link to any file of this machine.
+        write_picture(folder / 'reconstructions.png', read_picture(found[-1]))
+        yield ('![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, '
+               f'reconstruction, after epoch {epoch_of(found[-1])}. {hidden_cells(saved.options.target)}')
+
+
+def contents(saved):
+    """Return what the text says of the folder: it holds an encoder, or a trained classifier."""
     if not saved.has_classifier:
         return {'title': 'pretrained with SparK', 'gives': 'features',
                 'holds': "These are the encoder's weights, without classifier and decoder."}
     number = saved.weights[saved.head[0]].shape[0]
     return {'title': f'a classifier of {number} classes', 'gives': 'logits',
-            'holds': f'These are the weights of a fine-tuned network, with its classifier of {number} classes. **Say here '
-                     'what it was fine-tuned on.**'}
+            'holds': f'These are the weights of a fine-tuned network, with its classifier of {number} '
+                     'classes. **Say here what it was fine-tuned on.**'}
 
 
 def as_markdown(text):
-    """A text from a file as one line of Markdown that shows it: no table cell, code, HTML, link or picture begins in it."""
+    """Return a text from a file as one line of Markdown that shows it.
+
+    No table cell, code, HTML, link or picture begins in it.
+    """
     return re.sub(r'([\\`*$!|&<>\[\]])', r'\\\1', ' '.join(str(text).split()))
 
 
 def data(saved):
+    """Return the paragraph on the images."""
     if saved.images is None:
         return 'The file does not say which images it was trained on. **Fill this in.**'
-    return (f'{counted(saved.images, "image")} without labels. **Say here what they show, where they come from, and '
-            'what their licence is.**')
+    return (f'{counted(saved.images, "image")} without labels. **Say here what they show, where they come '
+            'from, and what their licence is.**')
 
 
 def recipe_table(saved, log):
-    """The rows of the recipe, as Markdown. Raises ValueError for a log that is not as runs write it."""
+    """Return the rows of the recipe as Markdown. Raises ValueError for a log that is not as runs write it."""
     try:
         return '\n'.join(f'| {name} | {as_markdown(value)} |' for name, value in recipe(saved, log))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{saved.folder / "pretrain_log.txt"} is not as a run writes it ({type(error).__name__}: {error}): '
-                         'take it away, and the card says nothing of the recipe') from error
+        path = saved.folder / 'pretrain_log.txt'
+        raise ValueError(f'{path} is not as a run writes it ({type(error).__name__}: {error}): take it away, '
+                         'and the card says nothing of the recipe') from error
 
 
 def recipe(saved, log):
-    """(name, value) of what somebody would need to do the same again."""
-    options, encoder = saved.options, saved.spark.encoder
+    """Yield (name, value) of what somebody would need to do the same again. log: of the run, or None."""
+    options = saved.options
+    encoder = saved.spark.encoder
     yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
-    yield 'image', f'{encoder.input_size[0]} x {encoder.input_size[1]}, {counted(options.in_chans, "channel")}'
+    height, width = encoder.input_size
+    yield 'image', f'{height} x {width}, {counted(options.in_chans, "channel")}'
     if options.pixel_range is not None:
         yield 'values', '{:g} to {:g} of files of more than 8 bits become 0 to 1'.format(*options.pixel_range)
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
     yield 'target', TARGETS[options.target]
     yield 'decoder', f'{options.decoder}, {options.decoder_width} channels wide'
-    if log is None:
-        return
-    config, (low, high) = log.config, log.config['crop_scale']
+    if log is not None:
+        yield from recipe_of_log(log)
+
+
+def recipe_of_log(log):
+    """Yield (name, value) of how a run trained, by its log."""
+    config = log.config
+    low, high = config['crop_scale']
     peak = config['lr'] or config['base_lr'] * config['batch_size'] / 256
     yield 'epochs', f'{log.epochs[-1]["epoch"] if log.epochs else 0} of {config["epochs"]}'
     yield 'batch', config['batch_size']
@@ -91,15 +119,16 @@ def recipe(saved, log):
     yield 'crop', f'area {low} to {high}, {"half of them" if config["flip"] else "not"} mirrored'
     if log.epochs:
         yield 'loss of the last epoch', f'{log.epochs[-1]["loss"]:.4f}'
-        held = [entry['val_loss'] for entry in log.epochs if entry.get('val_loss') is not None]
-        if held:
-            yield 'held-out loss', f'{held[-1]:.4f}'
-    versions = ', '.join(f'{name} {version}' for name, version in log.runs[-1]['versions'].items())
-    yield 'program', f'commit {log.runs[-1]["commit"] or "unknown"}, {versions}'
+        held_out = [entry['val_loss'] for entry in log.epochs if entry.get('val_loss') is not None]
+        if held_out:
+            yield 'held-out loss', f'{held_out[-1]:.4f}'
+    last_start = log.runs[-1]
+    versions = ', '.join(f'{name} {version}' for name, version in last_start['versions'].items())
+    yield 'program', f'commit {last_start["commit"] or "unknown"}, {versions}'
 
 
 def draw_curve(epochs, path):
-    """The loss over the epochs, and the held-out one where there is one, as PNG."""
+    """Draw the loss over the epochs, and the held-out one where there is one, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 3.5), layout='constrained')
@@ -123,8 +152,8 @@ tags: [timm, spark, self-supervised, masked-image-modeling]
 
 # {model}, {title}
 
-A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the others, a decoder
-reconstructs what was hidden ([SparK]({paper}), ICLR 2023). {holds}
+A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the
+others, a decoder reconstructs what was hidden ([SparK]({paper}), ICLR 2023). {holds}
 
 ```python
 import timm
@@ -146,13 +175,15 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  
 
 ## Limits
 
-* The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised weights.
-* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any convolutional network.
+* The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised
+  weights.
+* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any convolutional
+  network.
 * What the images did not show, the network has not learned; whatever bias they have, it may have too.
 * A low reconstruction loss does not rank networks: compare them on your task.
 
 ## Citation
 
-Keyu Tian, Yi Jiang, Qishuai Diao, Chen Lin, Liwei Wang, Zehuan Yuan: *Designing BERT for Convolutional Networks: Sparse and
-Hierarchical Masked Modeling*, ICLR 2023, {paper}
+Keyu Tian, Yi Jiang, Qishuai Diao, Chen Lin, Liwei Wang, Zehuan Yuan: *Designing BERT for Convolutional
+Networks: Sparse and Hierarchical Masked Modeling*, ICLR 2023, {paper}
 '''

@@ -1,6 +1,7 @@
-"""Pictures of what SparK does: masked images, reconstructions with and without the true cells' statistics, errors, features.
+"""Pictures of what SparK does: masked images, reconstructions, their errors, features.
 
-Images are (B, C, H, W), normalised; pictures are (3, H, W) or (B, 3, H, W) in [0, 1]. `visible` (B, k) as in spark.py.
+Images are (B, C, H, W), normalised; pictures are (3, H, W) or (B, 3, H, W) in [0, 1]. `visible` (B, k) as in
+spark.py.
 """
 from dataclasses import dataclass
 
@@ -11,28 +12,34 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from common.reliability.checkpoint import write_atomically
+from pretrain.masking import cut, paste
 
-CAPTIONS = {'image': 'image', 'masked': 'what the network sees', 'reconstruction': "reconstruction, each hidden cell\nwith the "
-            "true cell's mean and deviation", 'own': "the same without them: with those\nof the image's visible cells",
-            'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
-TARGETS = {'normalised': 'pixels, each cell normalised by its own mean and deviation',
-           'pixels': 'pixels, normalised with the mean and std of their channels alone'}
+CAPTIONS = {  # of the fields of Views
+    'image': 'image',
+    'masked': 'what the network sees',
+    'reconstruction': "reconstruction, each hidden cell\nwith the true cell's mean and deviation",
+    'own': "the same without them: with those\nof the image's visible cells",
+    'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
+TARGETS = {  # what the decoder predicts, by the option target
+    'normalised': 'pixels, each cell normalised by its own mean and deviation',
+    'pixels': 'pixels, normalised with the mean and std of their channels alone'}
 
 
 def captions(spark):
-    """{name of a view: its caption} of the views that a SparK has: without `own` if it predicts pixels."""
+    """Return {name of a field of Views: its caption}; without `own` if the network predicts pixels."""
     if spark.target == 'normalised':
         return CAPTIONS
-    own = {**CAPTIONS, 'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}
-    own.pop('own')
-    return own
+    captions = {**CAPTIONS, 'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}
+    del captions['own']
+    return captions
 
 
 def hidden_cells(target):
-    """A sentence: how hidden cells are shown in pictures of a run with this target."""
+    """Return a sentence on how hidden cells are shown in pictures of a run with this target."""
     if target == 'pixels':
         return 'Hidden cells are the pixels that the network predicts.'
-    return ("Hidden cells are shown with the true cell's mean and deviation, since the network predicts normalised "
+    return ("Hidden cells are shown with the true cell's mean and deviation, since the network predicts "
+            "normalised "
             'cells.')
 
 
@@ -40,9 +47,10 @@ def hidden_cells(target):
 class Views:
     """What there is to see of some images, pictures (B, 3, H, W) each, and the loss of each image, (B,).
 
-    reconstruction: hidden cells with the true cell's mean and deviation, as in the paper. own: with the average mean and
-    deviation of the visible cells instead, so that nothing comes from what is hidden. A network that predicts pixels
-    needs neither, and both are what it predicts. error: of the reconstruction.
+    image, masked: the image, and what the network sees of it. reconstruction: hidden cells have the true
+    cell's mean and deviation, as in the paper. own: they have the average mean and deviation of the visible
+    cells instead, so that nothing comes from what is hidden. A network that predicts pixels needs neither;
+    both are what it predicts. error: of the reconstruction.
     """
     image: torch.Tensor
     masked: torch.Tensor
@@ -54,77 +62,104 @@ class Views:
 
 @torch.no_grad()
 def views(spark, images, visible, normalisation):
-    """What a SparK in evaluation mode makes of some images. Raises ValueError for indices that are no cells."""
-    predicted = spark.cut(spark.predict(images, visible).to(images.dtype))
-    cells, (target, mean, deviation) = spark.cut(images), spark.targets(images)
+    """Return the Views of some images by a SparK in evaluation mode.
+
+    normalisation: (mean, std) of each channel. Raises ValueError for indices that are no cells.
+    """
+    grid = spark.encoder.grid
+    cell_size = spark.encoder.cell_size
+    predicted = cut(spark.predict(images, visible).to(images.dtype), cell_size)
+    cells = cut(images, cell_size)
+    target, mean, deviation = spark.targets(images)
     is_visible = spark.geometry(images, visible).is_visible()[..., None]
-    seen_mean, seen_deviation = ((x * is_visible).sum(1, keepdim=True) / visible.shape[1] for x in (mean, deviation))
+    num_visible = visible.shape[1]
+    visible_mean = (mean * is_visible).sum(1, keepdim=True) / num_visible
+    visible_deviation = (deviation * is_visible).sum(1, keepdim=True) / num_visible
 
-    def shown(hidden):
-        return to_rgb(spark.paste(torch.where(is_visible, cells, hidden)), normalisation)
+    def picture(hidden):
+        """The visible cells as they are, the others from `hidden`."""
+        return to_rgb(paste(torch.where(is_visible, cells, hidden), grid, cell_size), normalisation)
 
-    image, reconstruction = to_rgb(images, normalisation), shown(predicted * deviation + mean)
-    loss = ((predicted - target).square().mean(2, keepdim=True) * ~is_visible).sum((1, 2)) / (~is_visible).sum((1, 2))
-    return Views(image, shown(torch.zeros_like(cells)), reconstruction, shown(predicted * seen_deviation + seen_mean),
-                 heat((2 * (reconstruction - image).abs()).mean(1)), loss)
+    image = to_rgb(images, normalisation)
+    reconstruction = picture(predicted * deviation + mean)
+    squared_error = (predicted - target).square().mean(2, keepdim=True)
+    loss = (squared_error * ~is_visible).sum((1, 2)) / (~is_visible).sum((1, 2))
+    return Views(image=image, masked=picture(torch.zeros_like(cells)), reconstruction=reconstruction,
+                 own=picture(predicted * visible_deviation + visible_mean),
+                 error=heat((2 * (reconstruction - image).abs()).mean(1)), loss=loss)
 
 
 @torch.no_grad()
 def level_pictures(spark, images, visible):
-    """{stride: picture (B, 3, H_i, W_i)} of the feature pyramid of a SparK in evaluation mode."""
-    return {stride: of_features(level) for stride, level in zip(spark.encoder.reductions, spark.encode(images, visible))}
+    """Return {stride: picture (B, 3, H_i, W_i)} of the feature pyramid of a SparK in evaluation mode."""
+    levels = spark.encode(images, visible)
+    return {stride: feature_pictures(level) for stride, level in zip(spark.encoder.reductions, levels)}
 
 
 def to_rgb(images, normalisation):
-    """Normalised images -> pictures. Of more than three channels the first three are shown, of two the first."""
-    mean, std = (torch.tensor(value, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for value in normalisation)
-    rows = images * std + mean
-    rows = rows[:, :3] if rows.shape[1] >= 3 else rows[:, :1].expand(-1, 3, -1, -1)
-    return rows.clamp(0, 1)
+    """Make pictures of normalised images: of their first three channels, or of one if there are less."""
+    mean, std = (torch.tensor(value, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
+                 for value in normalisation)
+    pictures = images * std + mean
+    pictures = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1].expand(-1, 3, -1, -1)
+    return pictures.clamp(0, 1)
 
 
 def heat(values):
-    """(..., H, W) in [0, 1] -> (..., 3, H, W): black, red, yellow, white."""
+    """Show values (..., H, W) in [0, 1] as colours (..., 3, H, W): black, red, yellow, white."""
     return torch.stack([3 * values, 3 * values - 1, 3 * values - 2], -3).clamp(0, 1)
 
 
-def of_features(level):
-    """A level of the pyramid (B, C, h, w) -> (B, 3, h, w): its three principal components as colours; hidden ones white."""
-    return torch.stack([_of_features(one.float()) for one in level])
+def feature_pictures(level):
+    """Show three principal components of features (B, C, h, w) as colours (B, 3, h, w); hidden ones white."""
+    return torch.stack([feature_picture(features.float()) for features in level])
 
 
-def _of_features(level):
-    C, h, w = level.shape
-    points = level.flatten(1).T
-    seen = points.abs().sum(1) > 0
-    picture = torch.ones(h * w, 3, device=level.device)
-    if seen.sum() > 3 and C >= 3:
-        values = points[seen] - points[seen].mean(0)
+def feature_picture(features):
+    """As `feature_pictures`, of one image: (C, h, w) -> (3, h, w)."""
+    C, h, w = features.shape
+    points = features.flatten(1).T
+    is_seen = points.abs().sum(1) > 0
+    picture = torch.ones(h * w, 3, device=features.device)
+    if is_seen.sum() > 3 and C >= 3:
+        values = points[is_seen] - points[is_seen].mean(0)
         components = torch.linalg.svd(values, full_matrices=False).Vh[:3]
-        components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()  # a sign is no fact
+        largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+        components = components * largest.sign()  # the sign of a component is arbitrary
         values = values @ components.T
-        picture[seen] = (0.5 + values / values.std(0).clamp(min=1e-12) / 5).clamp(0, 1)
+        picture[is_seen] = (0.5 + values / values.std(0).clamp(min=1e-12) / 5).clamp(0, 1)
     else:
-        picture[seen] = 0.5
+        picture[is_seen] = 0.5
     return picture.T.view(3, h, w)
 
 
 def with_grid(pictures, cell):
-    """Lines between the cells."""
+    """Draw black lines between the cells; cell: their side in pixels."""
     pictures = pictures.clone()
-    for line in range(cell, pictures.shape[-2], cell):
-        pictures[..., line, :] = 0
-    for line in range(cell, pictures.shape[-1], cell):
-        pictures[..., :, line] = 0
+    for row in range(cell, pictures.shape[-2], cell):
+        pictures[..., row, :] = 0
+    for column in range(cell, pictures.shape[-1], cell):
+        pictures[..., :, column] = 0
     return pictures
 
 
 def contact_sheet(rows, captions, names, side=224):
-    """rows [[picture (3, H, W)]] of each image, under captions, with names at the left -> PIL image."""
+    """Put the pictures of several images onto one sheet.
+
+    Args:
+        rows: [[picture (3, H, W)]], one list for each image.
+        captions: texts above the columns.
+        names: texts at the left of the rows.
+        side: of a picture in pixels, at least, so that the captions have room.
+
+    Returns a PIL image.
+    """
     height, width = rows[0][0].shape[-2:]
-    scale = -(-side // max(height, width))  # so that the captions have room
-    height, width, gap, left, top = height * scale, width * scale, 8, 130, 40
-    sheet = Image.new('RGB', (left + (width + gap) * len(captions), top + (height + gap) * len(rows)), 'white')
+    scale = -(-side // max(height, width))
+    height, width = height * scale, width * scale
+    gap, left, top = 8, 130, 40  # pixels between pictures, and for the names and captions
+    size = (left + (width + gap) * len(captions), top + (height + gap) * len(rows))
+    sheet = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
         draw.multiline_text((left + column * (width + gap), 6), caption, fill='black')
@@ -138,24 +173,25 @@ def contact_sheet(rows, captions, names, side=224):
 
 
 def enlarged(pictures, height):
-    """Pictures (B, 3, h, w), each position a square, so that they are at least so high."""
+    """Enlarge pictures (B, 3, h, w) by a whole number, up to a height; each position becomes a square."""
     return F.interpolate(pictures, scale_factor=max(1, height // pictures.shape[-2]), mode='nearest')
 
 
 def rows_of(view):
-    """Rows of input, masked input, reconstruction, as one picture (3, H', W')."""
-    return make_grid(torch.cat([view.image, view.masked, view.reconstruction]), nrow=len(view.image), padding=2,
-                     pad_value=1.0).cpu()
+    """Put images, masked images and reconstructions below each other, as one picture (3, H', W')."""
+    pictures = torch.cat([view.image, view.masked, view.reconstruction])
+    return make_grid(pictures, nrow=len(view.image), padding=2, pad_value=1.0).cpu()
 
 
 def read_picture(path):
-    """A PIL image, loaded, from a PNG that a run wrote. Raises ValueError."""
+    """Read a PNG that a run wrote, as a PIL image. Raises ValueError."""
     try:
         with Image.open(path, formats=['PNG']) as image:
             image.load()
             return image
-    except Exception as error:  # whatever a file can do to a reader
-        raise ValueError(f'{path} is no picture that can be read ({type(error).__name__}): take it away') from error
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise ValueError(f'{path} is no picture that can be read ({type(error).__name__}): take it '
+                         'away') from error
 
 
 def write_picture(path, image):

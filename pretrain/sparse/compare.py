@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 from torch.nn.modules import padding
 
-from pretrain.sparse.strips import Geometry
+from pretrain.sparse.geometry import Geometry
 
 
 class VisibleRectangles:

@@ -17,7 +17,6 @@ import timm
 import torch
 
 from common.feature_maps import feature_maps
-from pretrain.check import check
 from pretrain.sparse.refused import AttentionRefused
 from pretrain.sparse.watch import OperatorWatch
 
@@ -54,7 +53,7 @@ def is_convolutional(network):
     return True
 
 
-def check_one(name, input_size, queue):
+def check_one(check, name, input_size, queue):
     """In a process of its own: one record into the queue."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (int(GIGABYTES * 2 ** 30),) * 2)
@@ -71,8 +70,11 @@ def check_one(name, input_size, queue):
                'seconds': round(time.monotonic() - start, 1)})
 
 
-def cover(jobs):
-    """Check what is not yet checked, then write the page."""
+def cover(check, jobs):
+    """Check what is not yet checked, in so many processes, then write the page.
+
+    check(name, input_size) -> Report, as in pretrain/check.py.
+    """
     DOCS.mkdir(exist_ok=True)
     path, versions = DOCS / 'coverage.jsonl', {'timm': timm.__version__, 'torch': torch.__version__}
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -88,7 +90,7 @@ def cover(jobs):
             parameters, name, family = todo.pop(0)
             queue = context.Queue()
             side = 96 if parameters > LARGE else None
-            process = context.Process(target=check_one, args=(name, side, queue), daemon=True)
+            process = context.Process(target=check_one, args=(check, name, side, queue), daemon=True)
             process.start()
             running[name] = process, queue, time.monotonic(), {'name': name, 'family': family, 'parameters': parameters,
                                                                'versions': versions}

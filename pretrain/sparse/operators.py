@@ -1,6 +1,6 @@
 """Which operators of torch are safe on a strip, and what is wrong with the others.
 
-A strip (B, C, k*p, p) holds the visible cells of an image one below the other (strips.py). An operator is safe if it
+A strip (B, C, k*p, p) holds the visible cells of an image one below the other (plane.py). An operator is safe if it
 treats each position alone, only changes the view, or runs over all positions of the strip at once. One that runs along
 one side of the strip, cuts it or joins it mixes cells that are no neighbours.
 

@@ -14,10 +14,10 @@ from common.feature_maps import FeatureMapsError, feature_maps, find_taps
 from pretrain.sparse.levels import check_sizes, choose_levels, stride_of
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.parameters import modules_run_for_nothing, used_parameters
+from pretrain.sparse.plane import CellTooSmall
 from pretrain.sparse.proof import prove
 from pretrain.sparse.pyramid import pyramid
 from pretrain.sparse.refused import Refused
-from pretrain.sparse.strips import CellTooSmall
 from pretrain.sparse.watch import OperatorWatch
 
 ALIGNED = Note(NoteKind.ALIGNED_PADDING,

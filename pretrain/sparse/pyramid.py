@@ -3,7 +3,8 @@ from contextlib import nullcontext
 
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
-from pretrain.sparse.strips import AlignedPadding, Plane
+from pretrain.sparse.aligned import AlignedPadding
+from pretrain.sparse.plane import Plane
 
 
 def pyramid(cnn, images, geometry, levels, taps=None, stop=None, aligned=False):

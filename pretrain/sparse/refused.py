@@ -1,6 +1,6 @@
 """Why a network cannot be pretrained on strips, as exceptions; their messages are for its author."""
 
-REMEDY = ('Use a network without it, or give it a rule: @on_plane of pretrain/sparse/strips.py above the function or '
+REMEDY = ('Use a network without it, or give it a rule: @on_plane, from pretrain.sparse, above the function or '
           'forward at fault.')
 
 

@@ -10,10 +10,13 @@ from torch.utils.checkpoint import CheckpointError
 from common.feature_maps import FeatureMapsError
 from common.networks.convolutions import safe_convolutions
 from common.networks.norms import NO_DEVIATION, values_of_channel
+from pretrain.sparse.aligned import AlignedPadding
+from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.operators import NORMS, SAFE, fault_on_strip, is_attention, is_pointwise, tensors_of
+from pretrain.sparse.plane import CellTooSmall, Plane
 from pretrain.sparse.refused import REMEDY, AttentionRefused, ForwardFailed, Refused
-from pretrain.sparse.strips import RULES, AlignedPadding, CellTooSmall, Geometry, Plane
+from pretrain.sparse.rules import rule_of
 
 WITHOUT_ATTENTION = (
     'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a convolutional '
@@ -175,7 +178,7 @@ class _WatchedPlane(Plane):
         self.notes = set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.is_ruling = function in RULES
+        self.is_ruling = rule_of(function) is not None
         try:
             return super().__torch_function__(function, types, args, kwargs)
         finally:

@@ -8,12 +8,13 @@ import torch
 from PIL import Image, ImageFont
 
 from common.demo_world import write_world
-from common.networks.weights import create_cnn
+from common.networks.create import create_cnn
 from common.reliability.checkpoint import save
+from common.words import printable
 from downstream_imagenet import predict as module
 from downstream_imagenet.config import Options
 from downstream_imagenet.main import fine_tune
-from downstream_imagenet.predict import main, predict, printable
+from downstream_imagenet.predict import main, predict
 from downstream_imagenet.sheet import SIDE, sheet_of, shortened
 from downstream_imagenet.tuned import read_tuned
 
@@ -67,9 +68,9 @@ def test_it_finds_what_the_evaluation_counted(run, labelled, which):
 
 def test_each_image_has_the_outputs_of_the_evaluation(run, labelled, monkeypatch):
     """Image by image, with the logits that the evaluation itself sees."""
-    from downstream_imagenet import engine
-    seen, counts = [], engine.counts
-    monkeypatch.setattr(engine, 'counts', lambda logits, true: seen.append(logits) or counts(logits, true))
+    from downstream_imagenet import evaluation
+    seen, counts = [], evaluation.counts
+    monkeypatch.setattr(evaluation, 'counts', lambda logits, true: seen.append(logits) or counts(logits, true))
     file = run / 'your_convnet_1kfinetuned_best.pth'
     fine_tune(options(run, labelled, **OTHER, eval=str(file)))
     expected, names = torch.cat(seen).softmax(1), content(run)['classes']
@@ -278,7 +279,7 @@ def test_grey_16_bits_and_an_image_of_one_pixel(labelled, tmp_path):
 
 
 def test_a_sheet_is_limited_and_says_so(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'ON_SHEET', 4)
+    monkeypatch.setattr(module, 'MAX_ON_SHEET', 4)
     for i in range(6):
         Image.new('RGB', (8, 8), (40 * i, 0, 0)).save(tmp_path / f'{i}.png')
     said = []

@@ -14,7 +14,7 @@ from common.demo_world import write_coco
 from downstream_mmdet.layers import layer_of, parameter_groups
 from downstream_mmdet.weights import convnext, load
 from tests.conftest import ROOT
-from tests.pretrain.test_golden import official_name
+from tests.pretrain.official import official_name
 
 CONFIGS = ROOT / 'downstream_mmdet' / 'configs'
 

@@ -15,18 +15,17 @@ from torch.nn import functional as F
 
 from pretrain.check import check, main
 from pretrain.spark import build_spark
-from pretrain.sparse import coverage, strips
-from pretrain.sparse.strips import on_plane
+from pretrain.sparse import coverage, on_plane, rules
+from pretrain.sparse.geometry import Geometry
 from tests.conftest import ROOT
 
 # Every rule, and every kind of block: SAME padding, scaled and standardised convolutions, blur and padding modules, functional
-# pools and pads (hgnet, ghostnet, inception), nearest upsampling, 5-D tensors (SplitAttn, SK), channels last, gates.
+# pools and pads (hgnet, ghostnet), nearest upsampling, 5-D tensors (SK), channels last, gates.
 SPAN = '''
     test_resnet test_byobnet test_convnext test_efficientnet_gn test_efficientnet_evos test_efficientnet_ln
     test_mambaout test_nfnet mobilenetv3_small_050 regnety_002 cs3darknet_focus_s ghostnet_050
-    ese_vovnet19b_slim_dw hgnetv2_b0 skresnet18 hrnet_w18_small poolformer_s12 convnextv2_atto resnest14d gcresnext26ts
-    eca_resnext26ts tf_mobilenetv3_small_minimal_100 resnetblur18
-    legacy_seresnet18 inception_v3
+    ese_vovnet19b_slim_dw hgnetv2_b0 skresnet18 hrnet_w18_small poolformer_s12 convnextv2_atto
+    tf_mobilenetv3_small_minimal_100 resnetblur18 legacy_seresnet18
 '''.split()
 # CondConv, and what else has its own way of writing what SPAN has too.
 MORE = '''
@@ -35,6 +34,7 @@ MORE = '''
     lowformer_e1 hardcorenas_b lcnetv2_small inception_next_atto repghostnet_050 resnet18 resnet50 convnext_zepto_rms
     mobilenetv2_035 mobileone_s1 resnetaa34d convformer_s18 legacy_xception inception_v4 inception_resnet_v2
     tf_efficientnet_cc_b0_4e ghostnetv2_100 ghostnetv3_050 hgnet_tiny focalnet_tiny_srf tresnet_m tf_mixnet_s
+    resnest14d gcresnext26ts eca_resnext26ts inception_v3
 '''.split()
 KNOWN = set(timm.list_models())  # the lowest version lacks some
 
@@ -92,7 +92,7 @@ class Classifier(Own):
 
 @pytest.mark.parametrize(('network', 'levels'), [
     (Own, None), (Classifier, None), (Classifier, ['stem', 'middle']), (Classifier, ['middle']),
-    (torchvision.models.resnet18, ['layer1', 'layer2', 'layer3', 'layer4']),
+    pytest.param(torchvision.models.resnet18, ['layer1', 'layer2', 'layer3', 'layer4'], marks=pytest.mark.slow),
     (torchvision.models.resnet18, ['layer1', 'layer3', 'layer4']),  # no stride 8
     (torchvision.models.mobilenet_v3_small, ['features.1', 'features.3', 'features.8', 'features.12']),
 ])
@@ -230,20 +230,20 @@ def leaks_below(plane, function, input, *args, **kwargs):
 ])
 def test_a_broken_rule_is_named(monkeypatch, function, rule, network, fault):
     assert check(network).ok
-    monkeypatch.setitem(strips.RULES, function, rule)
+    monkeypatch.setattr(rules, 'TORCH_RULES', ((function, rule), *rules.TORCH_RULES))
     report = check(network)
     assert not report.ok and fault in str(report), str(report)
 
 
 def test_a_network_that_remembers_its_image_is_found(monkeypatch):
     """What enters beside the strip: the sum of the hidden pixels."""
-    to_strip = strips.Geometry.to_strip
+    to_strip = Geometry.to_strip
 
     def leak(self, canvas):
         strip = to_strip(self, canvas)
         hidden = (canvas - self.to_canvas(strip)).sum((1, 2, 3), keepdim=True)
         return strip + hidden if canvas.shape[1] == 3 else strip
-    monkeypatch.setattr(strips.Geometry, 'to_strip', leak)
+    monkeypatch.setattr(Geometry, 'to_strip', leak)
     assert 'WRONG  (c) hidden pixels' in str(check('test_resnet'))
 
 
@@ -254,7 +254,8 @@ def test_a_network_that_remembers_its_image_is_found(monkeypatch):
     ('mobilevit_xxs', '"stages.2.1.transformer.0.attn" (Attention) is attention'),
     ('vit_tiny_patch16_224', '"blocks.0.attn" (Attention) is attention'),
     ('mixer_s32_224', "doesn't match model"),
-    ('convmixer_768_32', 'no power of two' if hasattr(ConvMixer, 'forward_intermediates') else 'no feature pyramid'),
+    pytest.param('convmixer_768_32', 'no power of two' if hasattr(ConvMixer, 'forward_intermediates') else 'no feature pyramid',
+                 marks=pytest.mark.slow),
 ])
 def test_what_is_no_cnn_is_refused(name, words):
     report = check(name)
@@ -310,7 +311,7 @@ def test_coverage_is_written_and_goes_on_where_it_stopped(monkeypatch, tmp_path,
     names = [(1e6, 'test_resnet', 'resnet'), (2e6, 'convmixer_768_32', 'convmixer'), (3e8, 'resnet50', 'resnet')]
     monkeypatch.setattr(coverage, 'survey', lambda: names)
     monkeypatch.setattr(coverage, 'DOCS', tmp_path / 'docs')
-    coverage.cover(2)
+    coverage.cover(check, 2)
     page = (tmp_path / 'docs/coverage.md').read_text()
     assert '1 of the 3' in page and '| test_resnet | resnet | 1.0 | exact |' in page
     assert '| convmixer_768_32 | convmixer | 2.0 | refused |' in page
@@ -318,7 +319,7 @@ def test_coverage_is_written_and_goes_on_where_it_stopped(monkeypatch, tmp_path,
     records = (tmp_path / 'docs/coverage.jsonl').read_text().splitlines()
     assert {json.loads(record)['verdict'] for record in records} == {'exact', 'refused'}
     capsys.readouterr()
-    coverage.cover(1)
+    coverage.cover(check, 1)
     assert '0 to check' in capsys.readouterr().out
     assert (tmp_path / 'docs/coverage.md').read_text() == page
     assert coverage.is_convolutional(timm.create_model('test_resnet').eval().to('meta'))

@@ -2,35 +2,20 @@
 import dataclasses
 import json
 import pickle
-import re
-import shutil
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
 
-from common.networks.weights import to_official, to_timm, to_torchvision
-from common.reliability.checkpoint import plain_state, save
+from common.networks.renaming import to_torchvision
 from pretrain import export
-from pretrain.config import Options
-from pretrain.models.custom import YourConvNet
+from pretrain.formats import contents, to_detectron2, verify
 from pretrain.results.card import write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
-from pretrain.spark import build_spark
 from tests.conftest import randomise
-from tests.pretrain.test_golden import GOLDEN, fill, official_value
-
-
-def saved_run(folder, model, size=64, width=64, decoder='unet'):
-    """A checkpoint as of a run, with random weights, read back."""
-    torch.manual_seed(0)
-    options = Options(name='r', model=model, input_size=size, decoder_width=width, decoder=decoder)
-    spark = randomise(build_spark(**options.network))
-    save(folder / 'r_still_pretraining.pth', {'version': 1, 'step': 3, 'sums': [0, 0, 0], 'images': 10, 'accum': 1, 'ranks': 1,
-                                              'config': options.as_dict(), 'model': plain_state(spark), 'optimizer': {}})
-    return read_saved(folder / 'r_still_pretraining.pth')
+from tests.pretrain.runs import needs_a_hub, saved_run, tuned
 
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
@@ -70,54 +55,6 @@ def test_torchvision_s_names(model):
     assert ours == theirs
 
 
-@pytest.mark.parametrize('model', ['resnet26', pytest.param('convnext_tiny', marks=pytest.mark.slow)])
-def test_official_names_shapes_and_round_trip(tmp_path, model):
-    saved = saved_run(tmp_path, model, 96, 768)
-    said = ' '.join(export.export(saved, 'official', tmp_path))
-    assert 'the official program itself was not run' in said
-    keys = json.loads((GOLDEN / f'spark_{model}_96.json').read_text())['keys']
-    whole = torch.load(tmp_path / f'{model}_withdecoder_1kpretrained_spark_style.pth', weights_only=True)['module']
-    assert {key: list(value.shape) for key, value in whole.items()} == keys
-    style = {'resnet26': 'timm', 'convnext_tiny': 'official'}[model]
-    encoder = torch.load(tmp_path / f'{model}_1kpretrained_{style}_style.pth', weights_only=True)
-    assert {f'sparse_encoder.sp_cnn.{key}' for key in encoder} == {key for key in keys if 'sp_cnn' in key}
-    own = saved.spark.state_dict()
-    again = read_saved(tmp_path / f'{model}_withdecoder_1kpretrained_spark_style.pth', input_size=96)
-    outside = tuple(f'encoder.cnn.{name}' for name in saved.spark.encoder.unused)
-    assert all(torch.equal(again.spark.state_dict()[key], own[key]) for key in own if key not in outside)
-
-
-def test_the_official_program_has_no_light_decoder(tmp_path):
-    saved = saved_run(tmp_path, 'resnet26', 64, 16, decoder='light')
-    assert 'no file with the decoder' in ' '.join(export.export(saved, 'official', tmp_path))
-    assert [path.name for path in tmp_path.glob('*_style.pth')] == ['resnet26_1kpretrained_timm_style.pth']
-
-
-@pytest.mark.parametrize('model', ['resnet26', 'convnext_tiny'])
-def test_official_style_in_and_out_is_byte_equal(model):
-    keys = json.loads((GOLDEN / f'spark_{model}_96.json').read_text())['keys']
-    state = {key.removeprefix('sparse_encoder.sp_cnn.'): official_value(key, shape).float() for key, shape in keys.items()
-             if 'sp_cnn' in key}
-    back = to_official(to_timm(dict(state), timm.create_model(model)))
-    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
-
-
-@pytest.mark.slow
-def test_golden_numbers_through_an_exported_official_file(tmp_path):
-    want = json.loads((GOLDEN / 'spark_resnet26_96.json').read_text())
-    spark = build_spark('resnet26', 96)
-    spark.load_official({name: official_value(name, shape).float() for name, shape in want['keys'].items()})
-    options = Options(name='golden', model='resnet26', input_size=96)
-    save(tmp_path / 'g_still_pretraining.pth', {'version': 1, 'step': 1, 'images': 1, 'config': options.as_dict(),
-                                                'model': plain_state(spark), 'optimizer': {}})
-    export.export(read_saved(tmp_path / 'g_still_pretraining.pth'), 'official', tmp_path)
-    again = build_spark('resnet26', 96).double()
-    again.load_official(torch.load(tmp_path / 'resnet26_withdecoder_1kpretrained_spark_style.pth', weights_only=True))
-    images = fill('input', (want['batch'], 3, 96, 96))
-    loss = again.train()(images, torch.tensor(want['visible']))
-    assert abs(loss.item() / want['loss_train'] - 1) < 1e-5  # the file holds float32
-
-
 def test_detectron2(tmp_path):
     saved = saved_run(tmp_path, 'resnet50')
     said = export.export(saved, 'detectron2', tmp_path)[0]
@@ -129,7 +66,7 @@ def test_detectron2(tmp_path):
 
 @pytest.mark.parametrize('depth, count', [(50, 318), (101, 624), (152, 930)])
 def test_detectron2_shapes_are_those_of_timm(depth, count):
-    shapes = export.detectron2_shapes(depth)
+    shapes = to_detectron2.backbone_shapes(depth)
     state = timm.create_model(f'resnet{depth}').state_dict()
     assert len(shapes) == count == len([key for key in state if not key.startswith('fc.')])
     assert sorted(shapes.values()) == sorted(tuple(value.shape) for key, value in state.items() if not key.startswith('fc.'))
@@ -139,11 +76,6 @@ def test_mmdet(tmp_path):
     saved = saved_run(tmp_path, 'convnext_atto')
     said = export.export(saved, 'mmdet', tmp_path)[0]
     assert 'strictly (124 entries of convnext_atto)' in said
-
-
-def needs_a_hub():
-    if not timm.models._hub.has_hf_hub():
-        pytest.skip('this timm cannot use the huggingface_hub that is installed')
 
 
 @pytest.mark.parametrize('model', ['resnet18', 'convnext_atto', 'efficientnet_b0'])
@@ -214,15 +146,15 @@ def test_what_has_no_such_form_leaves_nothing(finished, tmp_path, to, message):
 def test_a_mismatch_deletes_the_file_and_says_why(tmp_path, monkeypatch, to):
     if to == 'hf':
         needs_a_hub()
-    saved, entries_of = saved_run(tmp_path, 'resnet18'), export.entries_of
+    saved, entries_of = saved_run(tmp_path, 'resnet18'), contents.entries_of
 
     def broken(saved, classifier=True):
         entries = entries_of(saved, classifier)
         return {**entries, 'layer2.0.conv1.weight': entries['layer2.0.conv1.weight'].flip(0)}
 
     with monkeypatch.context() as patch:  # what is written is not what was given: seen by the features
-        patch.setattr(export, 'require_given', lambda *_, **__: None)
-        patch.setattr(export, 'entries_of', broken)
+        patch.setattr(verify, 'require_given', lambda *_, **__: None)
+        patch.setattr(contents, 'entries_of', broken)
         with pytest.raises(ValueError, match="does not give the network's own output"):
             export.export(saved, to, tmp_path / 'out')
     assert not list((tmp_path / 'out').iterdir())
@@ -231,8 +163,8 @@ def test_a_mismatch_deletes_the_file_and_says_why(tmp_path, monkeypatch, to):
     def given(one, written, *arguments, **more):  # and by its bits
         require_given(dataclasses.replace(one, weights=weights), written, *arguments, **more)
 
-    require_given = export.require_given
-    monkeypatch.setattr(export, 'require_given', given)
+    require_given = verify.require_given
+    monkeypatch.setattr(verify, 'require_given', given)
     with pytest.raises(ValueError, match="network's own entries from what was written: 1 .layer2.0.bn2.running_mean"):
         export.export(saved, to, tmp_path / 'out')
     assert not list((tmp_path / 'out').iterdir())
@@ -242,7 +174,7 @@ def test_what_was_there_stays_if_an_export_fails(tmp_path, monkeypatch):
     saved = saved_run(tmp_path, 'test_resnet')
     export.export(saved, 'timm', tmp_path / 'out')
     before = (tmp_path / 'out/test_resnet_timm.safetensors').read_bytes()
-    monkeypatch.setattr(export, 'require_same', lambda *_: open('/nowhere/at/all'))  # noqa: SIM115
+    monkeypatch.setattr(verify, 'require_same', lambda *_: open('/nowhere/at/all'))  # noqa: SIM115
     with pytest.raises(FileNotFoundError):
         export.export(saved, 'timm', tmp_path / 'out')
     assert [path.read_bytes() for path in (tmp_path / 'out').iterdir()] == [before]
@@ -252,12 +184,6 @@ def test_a_name_with_a_tag_and_another_number_of_classes(tmp_path):
     torch.save(timm.create_model('convnext_atto', num_classes=7).state_dict(), tmp_path / 'w.pth')
     export.export(read_saved(tmp_path / 'w.pth', model='convnext_atto.d2_in1k', input_size=64), 'timm', tmp_path)
     assert load_file(tmp_path / 'convnext_atto_timm.safetensors')['head.fc.weight'].shape == (7, 320)
-
-
-@pytest.mark.parametrize('model', ['resnet18d', 'seresnet18'])
-def test_relatives_of_official_networks_are_refused(tmp_path, model):
-    with pytest.raises(ValueError, match=f'knows plain ResNets and ConvNeXts, not {model}'):
-        export.export(saved_run(tmp_path, model), 'official', tmp_path)
 
 
 def test_the_card_of_an_encoder_alone_tells_the_run_s_recipe(finished, tmp_path):
@@ -279,152 +205,6 @@ def test_onnx_without_its_packages(finished, tmp_path, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install onnx onnxscript onnxruntime'):
         export.export(read_saved(finished), 'onnx', tmp_path)
-
-
-def tuned(folder, model='test_resnet', classes=5, wrap=lambda state: state, **made):
-    """(a network with a trained classifier, its file)."""
-    network = randomise(timm.create_model(model, num_classes=classes, **made)).eval()
-    torch.save(wrap(network.state_dict()), folder / 'tuned.pth')
-    return network, folder / 'tuned.pth'
-
-
-def line_of(sentence):
-    """The Python that an export prints to load it with."""
-    return re.search(r'read by (.+?), (?:not )?strictly', sentence)[1]
-
-
-@pytest.mark.parametrize('model, classes, in_chans', [('test_resnet', 5, 3), ('convnext_atto', 2, 1),
-                                                      ('your_convnet', 1000, 5)])
-def test_a_trained_classifier_goes_with_the_network(tmp_path, monkeypatch, model, classes, in_chans):
-    network, file = tuned(tmp_path, model, classes, in_chans=in_chans)
-    saved = read_saved(file, model=model, input_size=64, in_chans=in_chans, mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
-    said = export.export(saved, 'timm', tmp_path)
-    monkeypatch.chdir(tmp_path)
-    theirs = eval(line_of(said[0]), {'timm': timm})
-    assert all(torch.equal(theirs.state_dict()[key], value) for key, value in network.state_dict().items())
-    assert f'trained classifier is in it: {classes} classes' in said[1]
-
-
-def test_without_a_classifier_none_is_written(tmp_path, monkeypatch):
-    network = randomise(timm.create_model('mobilenetv3_small_050'))
-    body = {key: value for key, value in network.state_dict().items() if not key.startswith('classifier.')}
-    torch.save({'state_dict': {f'model.backbone.{key}': value for key, value in body.items()}}, tmp_path / 'w.pth')
-    said = export.export(read_saved(tmp_path / 'w.pth', model='mobilenetv3_small_050', input_size=64), 'timm', tmp_path)
-    assert 'no classifier: the given file has none' in said[1]
-    state = load_file(tmp_path / 'mobilenetv3_small_050_timm.safetensors')
-    assert state.keys() == body.keys() and all(torch.equal(state[key], body[key]) for key in body)
-    monkeypatch.chdir(tmp_path)
-    assert eval(line_of(said[0]), {'timm': timm}).num_classes == 0
-
-
-@pytest.mark.parametrize('model', ['resnet18', 'convnext_tiny'])
-def test_an_official_encoder_for_torchvision_and_timm(tmp_path, monkeypatch, model):
-    import torchvision
-    state = to_official(timm.create_model(model).state_dict())
-    torch.save(state, tmp_path / 'w.pth')
-    saved = read_saved(tmp_path / 'w.pth', input_size=64)
-    said = export.export(saved, 'torchvision', tmp_path)[0]
-    theirs = eval(re.search(r'model = (\S+)', said)[1], {'torchvision': torchvision})
-    name = re.search(r"set_submodule\('([\w.]+)'", said)[1]
-    theirs.set_submodule(name, torch.nn.Flatten())
-    theirs.load_state_dict(load_file(tmp_path / f'{model}_torchvision.safetensors'))
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        ours = saved.spark.encoder(images)[-1].mean((2, 3))
-        assert torch.allclose(theirs.eval()(images), ours, rtol=1e-3, atol=1e-4)
-    said = export.export(saved, 'timm', tmp_path)[0]
-    assert ('lacks 2 (head.norm.weight, head.norm.bias)' in said) == (model == 'convnext_tiny')
-    assert len(load_file(tmp_path / f'{model}_timm.safetensors')) == len(state)
-    monkeypatch.chdir(tmp_path)
-    eval(line_of(said), {'timm': timm})
-
-
-def test_which_classifiers_were_not_trained(finished, tmp_path):
-    folder = shutil.copytree(finished, tmp_path / 'run')
-    body = torch.load(finished / 'your_convnet_1kpretrained.pth', weights_only=True)
-    cnn = {f'cnn.{key}': value for key, value in body.items()}
-    torch.save({'model': {**cnn, 'norm.running_mean': torch.zeros(128), 'norm.running_var': torch.ones(128),
-                          'fc.weight': torch.zeros(3, 128), 'fc.bias': torch.zeros(3)}}, tmp_path / 'probe.pth')
-    detector = {f'backbone.{key}': value for key, value in cnn.items()} | {'backbone.fpn.x': torch.zeros(1)}
-    torch.save(detector, tmp_path / 'd.pth')
-    torch.save(cnn, tmp_path / 'own.pth')  # another program's
-    given = {'model': 'your_convnet', 'input_size': 32}
-    for source, trained in ((folder, False), (folder / 'your_convnet_1kpretrained.pth', False), (tmp_path / 'probe.pth', False),
-                            (tmp_path / 'd.pth', False), (tmp_path / 'own.pth', True)):
-        saved = read_saved(source, **({} if source is folder else given))
-        assert saved.has_classifier == trained and saved.is_encoder != trained, source
-        said = ' '.join(export.export(saved, 'timm', tmp_path / 'out'))
-        assert ('was not trained, and is left out' in said) != trained
-    assert 'head.weight' in load_file(tmp_path / 'out/your_convnet_timm.safetensors')
-
-
-def test_the_average_of_a_file_is_exported_when_it_is_asked_for(tmp_path, capsys):
-    other = {key: value + 1 for key, value in timm.create_model('test_resnet', num_classes=4).state_dict().items()}
-    network, file = tuned(tmp_path, classes=4, wrap=lambda state: {'model': state, 'ema': other, 'epoch': 3})
-    for source, wanted in ((file, network.state_dict()), (f'{file}:ema', other)):
-        export.main([str(source), '--model=test_resnet', '--input_size=64', '--to=timm', f'--out={tmp_path}'])
-        state = load_file(tmp_path / 'test_resnet_timm.safetensors')
-        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
-        assert f'the file holds {"ema" if source is file else "model"} besides, not loaded' in capsys.readouterr().out
-
-
-def test_a_classifier_for_a_hub_with_the_names_of_its_classes(tmp_path):
-    needs_a_hub()
-    config = {'finetune_from': None, 'model': 'test_resnet', 'in_chans': 3, 'input_size': 64, 'mean': None, 'std': None}
-    about = {'config': config, 'classes': ['a', 'b', 'c']}
-    network, file = tuned(tmp_path, classes=3, wrap=lambda state: {'model': state, **about})
-    export.export(read_saved(file), 'hf', tmp_path)
-    theirs = timm.create_model(f'local-dir:{tmp_path / "test_resnet_hf"}', pretrained=True).eval()
-    assert all(torch.equal(theirs.state_dict()[key], value) for key, value in network.state_dict().items())
-    assert json.loads((tmp_path / 'test_resnet_hf/config.json').read_text())['label_names'] == ['a', 'b', 'c']
-    assert 'classifier of 3 classes' in (tmp_path / 'test_resnet_hf/README.md').read_text()
-
-
-def test_logits_of_onnx(tmp_path):
-    for name in ('onnx', 'onnxscript', 'onnxruntime'):
-        pytest.importorskip(name)
-    import onnxruntime
-    network, file = tuned(tmp_path, 'test_convnext', 6)
-    export.export(read_saved(file, model='test_convnext', input_size=64), 'onnx', tmp_path)
-    session, images = onnxruntime.InferenceSession(str(tmp_path / 'test_convnext_onnx.onnx')), torch.randn(3, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.allclose(torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0]), network(images),
-                              rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize('to, model', [
-    ('official', 'resnet26'), pytest.param('mmdet', 'convnext_atto', marks=pytest.mark.slow)])
-def test_formats_without_a_place_for_a_classifier_say_so(tmp_path, to, model):
-    _, file = tuned(tmp_path, model, 3)
-    said = ' '.join(export.export(read_saved(file, model=model, input_size=64), to, tmp_path))
-    assert f'is left out: --to={to} is for an encoder' in said
-
-
-def test_no_layer_of_random_numbers_in_a_folder_for_a_hub(tmp_path):
-    needs_a_hub()
-    state = timm.create_model('mobilenetv3_small_050', num_classes=0).state_dict()
-    torch.save({key: value for key, value in state.items() if not key.startswith('conv_head.')}, tmp_path / 'w.pth')
-    saved = read_saved(tmp_path / 'w.pth', model='mobilenetv3_small_050', input_size=64)
-    with pytest.raises(ValueError, match=r'lacks 2 \(conv_head.weight, conv_head.bias\).*would be random'):
-        export.export(saved, 'hf', tmp_path / 'out')
-
-
-@pytest.mark.filterwarnings('error:Initializing zero-element')
-def test_a_layer_of_no_classes_brings_no_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(YourConvNet, '__init__', template_with_an_empty_head(YourConvNet.__init__))
-    saved = saved_run(tmp_path, 'your_convnet')
-    export.export(saved, 'timm', tmp_path)
-    needs_a_hub()
-    with pytest.raises(ValueError, match='timm cannot load it from a folder'):
-        export.export(saved, 'hf', tmp_path)
-
-
-def template_with_an_empty_head(original):
-    """A network of a user's, as the template was: its head is a linear layer even of no classes."""
-    def init(self, in_chans=3, num_classes=1000, channels=(32, 64, 128)):
-        original(self, in_chans, 1, channels)
-        self.num_classes, self.head = num_classes, torch.nn.Linear(channels[-1], num_classes)
-    return init
 
 
 @pytest.mark.parametrize('model', ['resnet18', 'convnext_atto'])

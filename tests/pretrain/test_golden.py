@@ -1,56 +1,16 @@
 """The numbers of the official implementation (tests/golden, computed with it in float64) are reproduced."""
 import json
 import math
-import zlib
-from pathlib import Path
 
 import pytest
 import torch
 
 from common.training.optim import build_optimizer, parameter_groups, set_schedule
 from common.training.schedule import learning_rate, weight_decay
+from pretrain.masking import cut, paste
 from pretrain.spark import build_spark
-
-GOLDEN = Path(__file__).parents[1] / 'golden'
-
-
-def fill(name, shape):
-    """Reproducible values of zero mean and unit variance, a formula over a name."""
-    i = torch.arange(math.prod(shape), dtype=torch.float64)
-    h = zlib.crc32(name.encode()) % 9973
-    u = torch.sin(12.9898 * i + torch.tensor(78.233, dtype=torch.float64) * h) * 43758.5453
-    return ((u - u.floor() - 0.5) * math.sqrt(12)).view(shape)
-
-
-def official_value(name, shape):
-    if name.endswith('num_batches_tracked'):
-        return torch.zeros(shape, dtype=torch.long)
-    if name in ('imn_m', 'imn_s', 'norm_black'):
-        return torch.zeros(shape, dtype=torch.float64)
-    value = fill(name, shape)
-    if name.endswith('running_var'):
-        return 1 + 0.1 * value
-    if name.endswith('.gamma'):
-        return 0.5 + 0.1 * value
-    if name.startswith('mask_tokens.'):
-        return 0.02 * value
-    if len(shape) == 1:
-        return (1 if name.endswith('.weight') else 0) + 0.1 * value
-    return value * math.sqrt(2 / math.prod(shape[1:]))
-
-
-def official_name(name):
-    """Our name of a parameter -> the official one."""
-    if not name.startswith('encoder.cnn.'):
-        return name
-    name = name.removeprefix('encoder.cnn.')
-    for ours, theirs in (('stem.', 'downsample_layers.0.'), ('conv_dw', 'dwconv'), ('mlp.fc', 'pwconv'),
-                         ('.blocks.', '.')):
-        name = name.replace(ours, theirs)
-    if '.downsample.' in name and name.startswith('stages'):
-        _, stage, _, rest = name.split('.', 3)
-        name = f'downsample_layers.{stage}.{rest}'
-    return 'sparse_encoder.sp_cnn.' + name
+from pretrain.spark_method import SparKMethod
+from tests.pretrain.official import GOLDEN, fill, official_name, official_value
 
 
 @pytest.fixture(scope='module', params=['resnet26', 'convnext_tiny'])
@@ -61,15 +21,17 @@ def golden(request):
     return want, state, images, torch.tensor(want['visible'])
 
 
-def loaded(golden):
+def loaded(golden, accelerated=None):
     want, state, images, visible = golden
     spark = build_spark(want['model'], input_size=want['input_size'], mask_ratio=want['mask_ratio']).double()
     spark.load_official({'module': state, 'config': {}})
+    spark.accelerated = accelerated
     return spark, want, images, visible
 
 
-def test_features(golden):
-    spark, want, images, visible = loaded(golden)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_features(golden, accelerated):
+    spark, want, images, visible = loaded(golden, accelerated)
     pyramid = spark.train().encode(images, visible)
     assert len(pyramid) == len(want['features']) == 4
     for features, expected in zip(pyramid, want['features']):
@@ -83,8 +45,9 @@ def test_features(golden):
         torch.testing.assert_close(probe, torch.tensor(expected['probe'], dtype=torch.float64), rtol=1e-9, atol=1e-11)
 
 
-def test_loss_gradients_and_running_statistics(golden):
-    spark, want, images, visible = loaded(golden)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_loss_gradients_and_running_statistics(golden, accelerated):
+    spark, want, images, visible = loaded(golden, accelerated)
     loss = spark.train()(images, visible)
     assert loss.item() == pytest.approx(want['loss_train'], rel=1e-9)
     loss.backward()
@@ -98,15 +61,17 @@ def test_loss_gradients_and_running_statistics(golden):
         want['running_mean_sum_after_1'], rel=1e-9, abs=1e-11)
 
 
-def test_evaluation_and_reconstruction(golden):
-    spark, want, images, visible = loaded(golden)
+@pytest.mark.parametrize('accelerated', [True, False])
+def test_evaluation_and_reconstruction(golden, accelerated):
+    spark, want, images, visible = loaded(golden, accelerated)
     with torch.no_grad():
         assert spark.eval()(images, visible).item() == pytest.approx(want['loss_eval'], rel=1e-9)
         picture = spark.reconstruct(images, visible)
     assert picture.sum().item() == pytest.approx(want['vis']['rec_or_inp_sum'], rel=1e-9)
     assert picture.square().sum().item() == pytest.approx(want['vis']['rec_or_inp_sq_sum'], rel=1e-9)
     seen = spark.geometry(images, visible).is_visible()
-    masked = spark.paste(spark.cut(images) * seen[..., None])
+    cell_size = spark.encoder.cell_size
+    masked = paste(cut(images, cell_size) * seen[..., None], spark.encoder.grid, cell_size)
     assert masked.sum().item() == pytest.approx(want['vis']['masked_sum'], rel=1e-9)
 
 
@@ -115,10 +80,10 @@ def test_lamb_steps(golden):
     steps = want['train_steps']
     for name, p in spark.encoder.cnn.named_parameters():
         p.requires_grad_(name not in spark.encoder.unused)
-    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd']), tuple(steps['betas']))
+    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd'], SparKMethod.no_decay), tuple(steps['betas']))
     assert steps['betas'][1] == (0.95 if spark.encoder.norm == 'bn' else 0.999)
     for t, (loss_want, norm_want, expected) in enumerate(zip(steps['loss'], steps['grad_norm'], steps['schedule'])):
-        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'])
+        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'], *SparKMethod.learning_rate_ends)
         wd = weight_decay(t, steps['max_iters'], steps['wd'], steps['wde'])
         assert (lr, wd) == pytest.approx((expected['lr'], expected['wd_decay_group']), rel=1e-12)
         set_schedule(optimizer, lr, wd)

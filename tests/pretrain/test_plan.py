@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.scale import SIZES, fit
-from pretrain.plan import GIB, MEMORY_ERROR, Options, Plan, Speed, build, main, plan, speed_of
+from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, Speed, build, main, plan, speed_of
 from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
 from pretrain.planning.scaling import BUCKET, all_reduce_seconds, step_seconds
@@ -18,7 +18,7 @@ SMALL = ['--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=
 
 
 def small(**changes):
-    return Options(**{'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 64, 'epochs': 2, 'gpus': 2,
+    return PlanOptions(**{'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 64, 'epochs': 2, 'gpus': 2,
                       'images': 640, **changes})
 
 

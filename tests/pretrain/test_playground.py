@@ -1,12 +1,9 @@
 """The playground: what the page does, and the page itself in a browser."""
 import io
-import shutil
 import socket
 import struct
 import subprocess
 import sys
-import time
-import urllib.request
 import warnings
 import zlib
 
@@ -19,7 +16,8 @@ from pretrain import playground
 from pretrain.playground import Playground, read_upload
 from pretrain.saved import read_saved
 from tests.conftest import ROOT
-from tests.pretrain.test_export import saved_run
+from tests.pretrain.runs import saved_run
+from tests.pretrain.served import free_port, until_served
 
 
 @pytest.fixture(scope='module')
@@ -216,23 +214,6 @@ def test_a_port_in_use(finished):
             playground.main([str(finished), f'--port={port}'])
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
-
-
-def until_served(port, server, log):
-    """Wait until a playground answers; fail with its log if it ends before."""
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=5).close()
-            return
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.5)
-
-
 @pytest.fixture(scope='module')
 def address(finished, tmp_path_factory):
     """A playground that is served as a user would."""
@@ -246,27 +227,14 @@ def address(finished, tmp_path_factory):
         yield f'http://127.0.0.1:{port}'
     finally:
         server.terminate()
-        server.wait(30)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
-    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if program is None:
-        pytest.skip('no Chromium on this machine: apt-get install chromium')
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu',
-                                                                             '--disable-background-networking'])
-        yield chromium
-        chromium.close()
+        server.wait(600)
 
 
 def test_the_page_in_a_browser(address, browser, tmp_path):
     from playwright.sync_api import expect
     page = browser.new_page(viewport={'width': 1280, 'height': 900})
-    page.set_default_timeout(120_000)
-    expect.set_options(timeout=60_000)
+    page.set_default_timeout(600_000)
+    expect.set_options(timeout=600_000)
     outside = []
     page.on('request', lambda request: outside.append(request.url) if not request.url.startswith((address, 'data:', 'blob:'))
             else None)
@@ -277,26 +245,25 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     for name in ('masked', 'reconstruction0', 'own0', 'error0', 'masked1', 'reconstruction1'):
         expect(page.locator(f'#{name} img').first).to_be_visible()
 
-    def settled():  # no veil of progress over the page
-        page.wait_for_function("!document.body.innerText.includes('loading') && !document.querySelector('.generating')")
-        page.wait_for_timeout(1000)
-        return loss.inner_text()
-    before = settled()
+    before = loss.inner_text()
+    picture = page.locator('#masked img').first
+    source = picture.get_attribute('src')
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)).save(tmp_path / 'noise.png')
     page.locator('#file input[type=file]').set_input_files(tmp_path / 'noise.png')
     expect(loss).not_to_have_text(before)
-    expect(page.locator('#loss1')).to_have_text(settled())  # the same run twice
-
-    page.locator('#masked img').first.scroll_into_view_if_needed()
-    box = page.locator('#masked img').first.bounding_box()
-    side = min(box['width'], box['height'])  # the picture is square, in the middle of its box
-    left, top = box['x'] + (box['width'] - side) / 2, box['y'] + (box['height'] - side) / 2
+    expect(picture).not_to_have_attribute('src', source)
+    expect(page.locator('#loss1')).to_have_text(loss.inner_text())  # the same run twice
 
     def click(column, row):
+        """Click into the picture, once nothing lies over it, and wait for the page that follows; the number of hidden cells."""
         before = hidden.inner_text()
-        page.mouse.click(left + side * column / 8, top + side * row / 8)
+        source = picture.get_attribute('src')
+        box = picture.bounding_box()
+        side = min(box['width'], box['height'])  # the picture is square, in the middle of its box
+        picture.click(position={'x': (box['width'] - side) / 2 + side * column / 8,
+                                'y': (box['height'] - side) / 2 + side * row / 8})
         expect(hidden).not_to_have_text(before)
-        settled()
+        expect(picture).not_to_have_attribute('src', source)
         return int(hidden.inner_text().split(' of ')[0])
     assert click(1, 1) in (9, 11)
     assert [abs(click(3, row) - 10) for row in (1, 3, 1, 3)][-1] == 1  # each cell twice: as before
@@ -304,7 +271,7 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
 
     slider = page.locator('#ratio input[type=range]')
     box = slider.bounding_box()
-    page.mouse.click(box['x'] + box['width'] - 3, box['y'] + box['height'] / 2)
+    slider.click(position={'x': box['width'] - 3, 'y': box['height'] / 2})
     expect(hidden).to_contain_text('15 of 16 cells hidden')  # one stays visible
 
     before = loss.inner_text()

@@ -1,29 +1,14 @@
-"""Whole runs: the launch line, resuming to the last bit, ranks that agree, and what ends a run."""
-import importlib.util
-import os
+"""Whole runs: resuming to the last bit, weights to start from, and what ends a run."""
 import shutil
-import signal
-import subprocess
-import sys
-import types
-from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 
 from common.demo_world import write_world
-from common.distributed import Ranks
-from common.training import engine
-from common.training.energy import Meter
-from common.training.log import RunLog
-from common.training.optim import BufferGuard
-from pretrain.config import Options
-from pretrain.main import main, pretrain
+from pretrain.main import pretrain
 from pretrain.saved import read_saved
-from pretrain.spark import build_spark
-from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, main_sh, same, saved, stop_after
+from tests.conftest import Stop, assert_same_run, log_of, same, saved, stop_after
 
 
 def test_a_run_leaves_its_files(whole, tiny, capsys):
@@ -159,61 +144,6 @@ def test_init_starts_from_weights(whole, tiny, tmp_path, capsys):
     assert 'matched' in capsys.readouterr().out
 
 
-def test_accumulation_is_the_same_batch_in_parts(whole, tiny, tmp_path, monkeypatch):
-    folder = pretrain(tiny(run_dir=str(tmp_path / 'parts'), accum=2))
-    one, other = log_of(whole)[0][1]['loss'], log_of(folder)[0][1]['loss']
-    assert one != other and one == pytest.approx(other, rel=0.05)  # BatchNorm sees the parts one by one
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Stop):
-            pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
-    auto = pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
-    assert saved(auto)['accum'] == 1 and same(saved(auto)['model'], saved(whole)['model'])
-
-
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    class Linear(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(5))
-
-        def forward(self, images, visible):
-            return (images @ self.weight - visible).square().mean()
-
-    images, visible, results = torch.randn(12, 5), torch.randn(12), []
-    for accum in (1, 2, 4):
-        net = Linear()
-        optimizer = torch.optim.SGD([{'params': net.parameters(), 'decays': False}], lr=0.1, fused=True)
-        result = engine.train_step(net, zip(images.chunk(accum), visible.chunk(accum)), accum, optimizer, BufferGuard(net),
-                                   Ranks(0, 1, torch.device('cpu')), nullcontext, float('inf'), lambda: torch.zeros(2))
-        results.append(torch.cat([result, net.weight.detach()]))
-    torch.testing.assert_close(results[1], results[0])
-    torch.testing.assert_close(results[2], results[0])
-
-
-def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
-    spark = build_spark('your_convnet', input_size=32, decoder_width=16)
-    forward, sizes = spark.forward, []
-
-    def limited(images, visible=None):
-        sizes.append(len(images))
-        if len(images) > 3:
-            raise torch.OutOfMemoryError('too much')
-        return forward(images, visible)
-
-    monkeypatch.setattr(spark, 'forward', limited)
-    before = {k: v.clone() for k, v in spark.state_dict().items()}
-    ranks = Ranks(0, 1, torch.device('cpu'))
-
-    def example(n):
-        return (torch.randn(n, 3, 32, 32),)
-
-    assert engine.fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
-    assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
-    with pytest.raises(ValueError, match='5 images at a time do not fit in memory, and the 5 of a rank cannot be halved'):
-        engine.fit_accumulation(spark, example, 5, ranks, nullcontext)
-
-
 def test_bf16_on_the_cpu_trains(tiny, tmp_path):
     folder = pretrain(tiny(run_dir=str(tmp_path / 'bf16'), precision='bf16', epochs=1, warmup_epochs=0))
     assert all(v.dtype in (torch.float32, torch.int64) for v in saved(folder)['model'].values())
@@ -248,177 +178,7 @@ def test_unreadable_images_are_named_once(tiny, world, tmp_path, capsys):
     assert errors.count(f'unreadable image {victim}') == 1 and '1 so far' in errors
 
 
-@pytest.mark.parametrize(('arguments', 'word'), [
-    (['--data_path=nowhere'], 'no folder or list of images nowhere'), (['--model=resnet5O'], 'nearest names are'),
-    (['--input_size=33'], 'give 32 or 40'), (['--bs=9', '--accum=2'], 'give --bs=8 or --bs=10'),
-    (['--run_dir=/proc/x/y'], 'cannot make the run folder'), (['--mask=0.99'], 'mask_ratio 0.99'),
-    (['--dataset=hfds/x'], 'timm cannot make the data set hfds/x'),
-])
-def test_mistakes_end_with_one_sentence(tiny, tmp_path, arguments, word):
-    line = [a for a in flags(tiny()) if a.split('=')[0] not in {b.split('=')[0] for b in arguments}]
-    with pytest.raises(SystemExit) as end:  # with a text, which Python writes to stderr, and code 1
-        main(['--name=x', *line, *arguments])
-    assert end.value.code.startswith('error: ') and word in end.value.code
-    assert not (tmp_path / 'run').exists()
-
-
-def test_a_mistake_ends_with_code_1_and_no_trace(tmp_path):
-    done = main_sh('x', '--ngpu_per_node=1', '--data_path=nowhere', cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr == 'error: there is no folder or list of images nowhere\n'
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_the_launch_line_from_another_folder_on_one_and_two_processes(tiny, tmp_path):
-    """2 processes see the images and masks of 1, and their losses agree: BatchNorm is shared, drop path is 0."""
-    line = [a for a in flags(tiny(log_every=1)) if not a.startswith('--run_dir')]
-    losses = []
-    for name, extra in (('one', ['--num_nodes=1', '--ngpu_per_node=1']), ('two', ['--ngpu_per_node', '2'])):
-        done = main_sh(name, *extra, *line, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert f'8 = {1 if name == "one" else 2} rank' in done.stdout
-        epochs, _ = log_of(tmp_path / f'output_{name}')
-        board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-        events = board.EventAccumulator(str(tmp_path / f'output_{name}/tensorboard_log')).Reload()
-        losses.append([event.value for event in events.Scalars('loss')])
-        assert len(epochs) == 3
-    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=1e-6)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-def test_the_launcher_names_its_own_mistakes(tmp_path):
-    for arguments, word in ((['--data_path=x'], 'first argument is the name'), (['x', '--ngpu_per_node=two'], 'are numbers'),
-                            (['x', '--num_nodes=2'], '--node_rank'), (['x', '--num_nodes'], 'needs a value'),
-                            (['x', '--name=y'], 'leave out --name'), (['x', '--ngpu_per_node=0'], '1 or more')):
-        done = main_sh(*arguments, cwd=tmp_path)
-        assert done.returncode == 2 and word in done.stderr
-
-
-@pytest.mark.slow
-def test_started_as_a_file(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / 'pretrain/main.py'), '--help'], cwd=tmp_path, capture_output=True,
-                          text=True)
-    assert done.returncode == 0 and '--mask_ratio' in done.stdout
-
-
-def test_an_error_on_another_rank_is_told(tmp_path, capsys):
-    with pytest.raises(OSError, match='gone'), RunLog(tmp_path, 3, 'log.txt', Options(name='x')):
-        raise OSError('the disk is gone')
-    assert 'error on rank 3: the disk is gone' in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_compiled_runs_agree_with_eager_ones(whole, tiny, tmp_path):
     folder = pretrain(tiny(run_dir=str(tmp_path / 'compiled'), compile=True))
     assert [e['loss'] for e in log_of(folder)[0][1:]] == pytest.approx([e['loss'] for e in log_of(whole)[0][1:]], rel=1e-3)
-
-
-@pytest.fixture
-def writer(tiny, tmp_path):
-    """A process that writes into the run folder, as long as the test wants."""
-    (tmp_path / 'run').mkdir()
-    code = f"""import sys, time; from common.training.log import RunLog; from pretrain.config import Options
-log = RunLog({str(tmp_path / 'run')!r}, 0, 'pretrain_log.txt', Options(name='x'))
-import os
-if os.fork():
-    print('holds it', flush=True)
-time.sleep(600)"""
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    assert process.stdout.readline() == 'holds it\n'
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.mark.parametrize('fresh', [False, True])
-def test_a_folder_that_another_process_writes_into_is_refused(tiny, writer, tmp_path, fresh):
-    before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(ValueError, match=f'is in use by process {writer.pid} on .*give this run another name'):
-        pretrain(tiny(fresh=fresh))
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-    os.kill(writer.pid, signal.SIGKILL)  # its child, as a loading process would, lives on and holds nothing
-    os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
-    assert (pretrain(tiny(fresh=fresh, epochs=1)) / 'your_convnet_1kpretrained.pth').exists()
-
-
-def test_a_run_lets_go_of_its_folder(tiny):
-    pretrain(tiny(epochs=1))
-    assert pretrain(tiny(epochs=1)).name == 'run'
-
-
-class Service:
-    """Stands for wandb: remembers what it is told; log fails when its patience is over."""
-    __name__, patience = 'wandb', 2
-
-    def __init__(self):
-        self.said, self.begun, self.finished = [], [], False
-
-    def init(self, **given):
-        self.begun.append(given)
-
-    def log(self, values, step):
-        if len(self.said) == self.patience:
-            raise OSError('no connection')
-        self.said.append((values, step))
-
-    def finish(self):
-        self.finished = True
-
-    @staticmethod
-    def Image(array):
-        return array.shape
-
-
-@pytest.fixture
-def service(monkeypatch):
-    service, known = Service(), importlib.util.find_spec
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: name == 'wandb' or known(name))
-    monkeypatch.setitem(sys.modules, 'wandb', service)
-    return service
-
-
-def test_a_tracker_is_told_and_cannot_stop_a_run(tiny, service, capsys):
-    folder = pretrain(tiny(tracker='wandb', val_every=2, picture_every=1))
-    begun = service.begun[0]
-    assert begun['id'] == begun['name'] and begun['name'].startswith('run-') and begun['config']['model'] == 'your_convnet'
-    assert begun['resume'] == 'allow' and service.finished and (folder / 'your_convnet_1kpretrained.pth').exists()
-    assert list(service.said[0][0]) == ['val_loss'] and service.said[1][1] == 3 and 'learning_rate' in service.said[1][0]
-    assert capsys.readouterr().err.count('wandb takes nothing any more: OSError: no connection') == 1
-    pretrain(tiny(tracker='wandb', val_every=2, picture_every=1))
-    assert service.begun[1]['id'] == begun['id']  # the same run goes on there
-    pretrain(tiny(tracker='wandb', val_every=2, picture_every=1, fresh=True))
-    assert service.begun[2]['id'] != begun['id']
-
-
-def test_pictures_for_a_tracker_and_a_failure_at_its_end(tiny, service, capsys):
-    service.patience = 1000
-    service.finish = lambda: Path('/nowhere/at/all').read_text()
-    pretrain(tiny(tracker='wandb', picture_every=2))
-    pictures = [value for values, _ in service.said for value in values.values() if isinstance(value, tuple)]
-    assert len(pictures) == 1 and pictures[0][2] == 3
-    assert 'wandb cannot end its run: FileNotFoundError' in capsys.readouterr().err
-
-
-def test_a_tracker_that_is_not_there_or_does_not_begin(tiny, service, monkeypatch):
-    service.init = lambda **given: Path('/nowhere/at/all').read_text()
-    with pytest.raises(ValueError, match='nowhere.*leave --tracker away'):
-        pretrain(tiny(tracker='wandb'))
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(ValueError, match='pip install trackio'):
-        pretrain(tiny(tracker='trackio'))
-
-
-def test_energy_is_what_the_counter_says(monkeypatch):
-    counts = iter([5_000, 7_200_005_000, 10_800_005_000])
-    nvml = types.SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda name: name,
-                                 nvmlDeviceGetTotalEnergyConsumption=lambda gpu: next(counts) if gpu == 'GPU-1-2' else None)
-    monkeypatch.setitem(sys.modules, 'pynvml', nvml)
-    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: types.SimpleNamespace(uuid='1-2'))
-    meter = Meter(torch.device('cuda'))
-    assert (meter.kwh(), meter.kwh()) == (2.0, 1.0)
-    assert Meter(torch.device('cpu')).kwh() is None
-    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda gpu: 1 / 0  # a GPU that is lost in the middle
-    assert meter.kwh() is None and meter.kwh() is None
-    nvml.nvmlInit = None  # a driver that is not there
-    assert Meter(torch.device('cuda')).kwh() is None

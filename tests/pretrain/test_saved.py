@@ -1,5 +1,6 @@
 """Reading back what a pretraining left behind, and what is made of it: reconstructions, features."""
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.images.files import SeveralFiles
-from common.networks.weights import guess_model, to_official
+from common.networks.guess import guess_model
 from common.reliability.checkpoint import plain_state
 from pretrain import features, reconstruct
+from pretrain.masking import cut, paste
 from pretrain.results import pictures
-from pretrain.results.typed_masks import of_grid, read_mask, to_visible
+from pretrain.results.typed_masks import on_other_grid, read_mask, to_visible
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
+from pretrain.spark_weights import official_encoder
 
 
 def official_file(spark, path):
     """A whole SparK under the official names, as published."""
-    state = {f'sparse_encoder.sp_cnn.{k}': v for k, v in to_official(plain_state(spark.encoder.cnn)).items()}
+    state = {f'sparse_encoder.sp_cnn.{k}': v for k, v in official_encoder(plain_state(spark.encoder.cnn)).items()}
     rest = {k: v for k, v in plain_state(spark).items() if not k.startswith('encoder.')}
     torch.save({'module': {**state, **rest, 'imn_m': torch.zeros(1, 3, 1, 1)}, 'config': {}}, path)
 
@@ -94,7 +97,7 @@ def test_guessing_a_network(model, name):
     state = {key: torch.empty(shape, device='meta') for key, shape in shapes(model).items()}
     assert guess_model(state) == name and guess_model({'module': torch.zeros(1)}) is None
     if name:
-        assert guess_model({f'sparse_encoder.sp_cnn.{key}': value for key, value in to_official(state).items()}) == name
+        assert guess_model({f'sparse_encoder.sp_cnn.{key}': value for key, value in official_encoder(state).items()}) == name
 
 
 def shapes(model):
@@ -175,17 +178,17 @@ def test_masks_of_a_person():
 
 def test_a_mask_on_another_grid():
     mask = read_mask('#...\n..#.\n', (2, 4))
-    assert of_grid(mask, (2, 4), (2, 4)) is mask
-    assert of_grid(mask, (2, 4), (4, 8)).tolist() == read_mask(
+    assert on_other_grid(mask, (2, 4), (2, 4)) is mask
+    assert on_other_grid(mask, (2, 4), (4, 8)).tolist() == read_mask(
         '##......\n##......\n....##..\n....##..', (4, 8)).tolist()
     for seed in range(50):  # a coarser grid has both kinds too, and a finer one shows what the coarse one does
         order = torch.rand(64, generator=torch.Generator().manual_seed(seed)).argsort()
         for count in (1, 6, 26, 63):
             fine = order[:count].sort().values[None]
-            coarse = of_grid(fine, (8, 8), (2, 2))
+            coarse = on_other_grid(fine, (8, 8), (2, 2))
             assert 0 < coarse.shape[1] < 4
-            assert torch.equal(of_grid(of_grid(coarse, (2, 2), (8, 8)), (8, 8), (2, 2)), coarse)
-        assert 0 < of_grid(fine, (8, 8), (3, 5)).shape[1] < 15
+            assert torch.equal(on_other_grid(on_other_grid(coarse, (2, 2), (8, 8)), (8, 8), (2, 2)), coarse)
+        assert 0 < on_other_grid(fine, (8, 8), (3, 5)).shape[1] < 15
 
 
 @pytest.fixture(scope='module')
@@ -199,7 +202,7 @@ def seen(finished):
 
 def test_what_is_visible_stays_and_what_is_hidden_is_predicted(seen):
     saved, images, visible, view = seen
-    cells = saved.spark.cut
+    cells = partial(cut, cell_size=saved.spark.encoder.cell_size)
     is_visible = saved.spark.geometry(images, visible).is_visible()
     for picture in (view.masked, view.reconstruction, view.own):
         same = (cells(picture) == cells(view.image)).all(2)
@@ -213,9 +216,10 @@ def test_the_paper_s_picture_borrows_statistics_and_the_other_does_not(seen):
     saved, images, visible, view = seen
     spark, changed = saved.spark, images.clone()
     hidden = next(cell for cell in range(spark.cells) if cell not in visible[0].tolist())
-    cells = spark.cut(changed)
+    grid, cell_size = spark.encoder.grid, spark.encoder.cell_size
+    cells = cut(changed, cell_size)
     cells[0, hidden] = cells[0, hidden] * 0.5 + 0.7  # another mean and deviation where nothing is seen
-    other = pictures.views(spark, spark.paste(cells), visible, saved.options.normalisation)
+    other = pictures.views(spark, paste(cells, grid, cell_size), visible, saved.options.normalisation)
     assert torch.equal(other.own, view.own)
     assert not torch.equal(other.reconstruction, view.reconstruction)
 
@@ -229,10 +233,10 @@ def test_the_loss_of_a_picture_is_that_of_the_method(seen):
 def test_features_as_colours():
     level = torch.randn(2, 5, 6, 4)
     level[:, :, 2] = 0  # hidden
-    picture = pictures.of_features(level)
+    picture = pictures.feature_pictures(level)
     assert picture.shape == (2, 3, 6, 4) and (picture[:, :, 2] == 1).all() and (picture[:, :, :2] < 1).any()
-    assert torch.allclose(pictures.of_features(level * 3), picture, atol=1e-5)
-    assert pictures.of_features(torch.zeros(1, 2, 3, 3)).eq(1).all()
+    assert torch.allclose(pictures.feature_pictures(level * 3), picture, atol=1e-5)
+    assert pictures.feature_pictures(torch.zeros(1, 2, 3, 3)).eq(1).all()
 
 
 @pytest.fixture

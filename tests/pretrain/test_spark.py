@@ -3,8 +3,9 @@ import copy
 
 import pytest
 import torch
-import torch._dynamo.testing
+import torch._dynamo
 
+from pretrain.masking import cut, draw_visible, normalise, paste
 from pretrain.spark import build_spark
 from tests.conftest import randomise
 
@@ -45,10 +46,25 @@ def test_loss_is_the_squared_error_of_normalised_hidden_cells():
 
 
 def test_cut_and_paste_are_inverse():
-    spark = small(in_chans=2)
     images = torch.randn(3, 2, 32, 48)
-    assert spark.cut(images).shape == (3, 24, 128)
-    assert torch.equal(spark.paste(spark.cut(images)), images)
+    cells = cut(images, 8)
+    assert cells.shape == (3, 24, 128)
+    assert torch.equal(cells[1, 7].view(2, 8, 8), images[1, :, 8:16, 8:16])
+    assert torch.equal(paste(cells, (4, 6), 8), images)
+
+
+def test_normalised_cells_have_no_mean_and_their_own_deviation_is_taken_out():
+    cells = 3 + 2 * torch.randn(2, 5, 48, dtype=torch.float64)
+    normalised, mean, deviation = normalise(cells)
+    torch.testing.assert_close(normalised.mean(2), torch.zeros(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(normalised.var(2), torch.ones(2, 5, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(normalised * deviation + mean, cells)
+
+
+def test_what_an_image_s_mask_is_does_not_depend_on_which_rows_are_asked_for():
+    whole = draw_visible(6, 9, 4, torch.Generator().manual_seed(3))
+    part = draw_visible(6, 9, 4, torch.Generator().manual_seed(3), rows=slice(2, 4))
+    assert torch.equal(part, whole[2:4])
 
 
 def test_the_light_decoder_ends_at_the_finest_level():
@@ -76,11 +92,11 @@ def test_hidden_pixels_reach_the_loss_through_the_target_only():
     spark = randomise(small()).eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     seen = spark.geometry(images, visible).is_visible()[..., None]
-    other = spark.paste(torch.where(seen, spark.cut(images), 1e3 * torch.randn(2, 24, 192)))
+    other = paste(torch.where(seen, cut(images, 8), 1e3 * torch.randn(2, 24, 192)), (4, 6), 8)
     for a, b in zip(spark.encode(images, visible), spark.encode(other, visible)):
         assert torch.equal(a, b)
     geometry = spark.geometry(images, visible)
-    a, b = (spark.dense_decoder(spark.densify(spark.encoder(x, geometry), geometry)) for x in (images, other))
+    a, b = (spark.decode(spark.densify(spark.encoder(x, geometry), geometry), geometry) for x in (images, other))
     assert torch.equal(a, b)
 
 
@@ -89,9 +105,8 @@ def test_reconstruction_keeps_the_visible_and_has_the_scale_of_the_input():
     images, visible = 5 + 3 * torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     picture = spark.reconstruct(images, visible)
     seen = spark.geometry(images, visible).is_visible()[..., None]
-    assert torch.equal(spark.cut(picture) * seen, spark.cut(images) * seen)
-    output = spark.dense_decoder(spark.densify(spark.encoder(images, spark.geometry(images, visible)),
-                                               spark.geometry(images, visible)))
+    assert torch.equal(cut(picture, 8) * seen, cut(images, 8) * seen)
+    output = spark.predict(images, visible)
     normalised = (picture.unfold(2, 8, 8).unfold(3, 8, 8) - images.unfold(2, 8, 8).unfold(3, 8, 8).mean((1, 4, 5), True)) \
         / (images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).var(3)
            + 1e-6).sqrt()[:, None, :, :, None, None]
@@ -188,56 +203,3 @@ def test_a_deep_copy_is_independent():
         for parameter in spark.parameters():
             parameter.zero_()
     assert torch.equal(other(images, visible), want)
-
-
-@pytest.mark.parametrize(('model', 'backend'), [
-    ('your_convnet', 'aot_eager'),  # without inductor, whose compiler takes minutes
-    *(pytest.param(model, 'inductor', marks=pytest.mark.slow) for model in ('your_convnet', 'test_resnet', 'convnextv2_atto'))])
-def test_compiles_to_one_graph_whatever_the_mask(model, backend):
-    torch._dynamo.reset()  # the other networks' compilations share the code of forward
-    spark = randomise(build_spark(model, input_size=64, decoder_width=32)).to(memory_format=torch.channels_last).train()
-    eager = copy.deepcopy(spark)
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
-    compiled = torch.compile(spark, fullgraph=True, backend=counter)
-    for _ in range(3):
-        images, visible = torch.randn(2, 3, 64, 64), spark.draw_visible(2)
-        one, other = compiled(images, visible), eager(images, visible)
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        one.backward()
-        other.backward()
-    for a, b in zip(spark.parameters(), eager.parameters()):
-        if b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=2e-3 * b.grad.abs().max().item() + 1e-6)
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize('what', ['decoder', 'all'])
-def test_what_is_computed_again_is_the_same_to_the_last_bit(what):
-    """Loss, gradients and running statistics, with drop path; and less is kept."""
-    kept, results = [], []
-    for again in ('none', what):
-        torch.manual_seed(1)
-        spark = randomise(build_spark('test_resnet', input_size=64, decoder_width=32, drop_path=0.5)).train()
-        spark.recompute(again)
-        images, visible, sizes = torch.randn(4, 3, 64, 64), spark.draw_visible(4), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
-            loss = spark(images, visible)
-        loss.backward()
-        kept.append(sum(sizes))
-        results.append([loss, *(p.grad for p in spark.parameters() if p.grad is not None), *spark.buffers()])
-    assert kept[1] < kept[0] * {'decoder': 0.95, 'all': 0.3}[what]
-    assert len(results[0]) > 50
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_gradients_are_laid_out_as_their_weights():
-    """Otherwise DDP copies them, and warns."""
-    spark, seen = build_spark('test_resnet', input_size=64, decoder_width=32), []
-    for part in (spark.encoder, spark.densify_projs, spark.dense_decoder):
-        part.to(memory_format=torch.channels_last)
-    for name, parameter in spark.named_parameters():
-        parameter.register_hook(lambda grad, name=name, parameter=parameter: seen.append(
-            (name, [(a, b) for a, b, side in zip(grad.stride(), parameter.stride(), parameter.shape) if side > 1])))
-    spark(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).backward()
-    assert len(seen) > 50 and not [name for name, strides in seen if any(a != b for a, b in strides)]

@@ -12,6 +12,7 @@ from common.reliability.checkpoint import plain_state, save
 from pretrain import reconstruct, report
 from pretrain.export import export
 from pretrain.main import pretrain
+from pretrain.masking import cut, paste
 from pretrain.playground import SHOWN, Playground
 from pretrain.results import pictures
 from pretrain.results.card import recipe
@@ -66,7 +67,7 @@ def test_forward_is_the_loss_of_what_is_predicted():
     spark = small(target='pixels').eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     hidden = ~spark.geometry(images, visible).is_visible()
-    error = spark.cut(spark.predict(images, visible) - images).square().mean(2)
+    error = cut(spark.predict(images, visible) - images, 8).square().mean(2)
     torch.testing.assert_close(spark(images, visible), error[hidden].mean())
 
 
@@ -74,10 +75,10 @@ def test_nothing_of_a_hidden_cell_is_in_the_reconstruction():
     spark = small(target='pixels').eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     seen = spark.geometry(images, visible).is_visible()[..., None]
-    other = spark.paste(torch.where(seen, spark.cut(images), 5 + 7 * torch.randn(2, 24, 192)))
+    other = paste(torch.where(seen, cut(images, 8), 5 + 7 * torch.randn(2, 24, 192)), (4, 6), 8)
     one, two = (spark.reconstruct(x, visible) for x in (images, other))
     assert torch.equal(one, two)
-    assert torch.equal(spark.cut(one), torch.where(seen, spark.cut(images), spark.cut(spark.predict(images, visible))))
+    assert torch.equal(cut(one, 8), torch.where(seen, cut(images, 8), cut(spark.predict(images, visible), 8)))
 
 
 def test_noise_in_a_black_border_counts_little():

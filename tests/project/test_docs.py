@@ -59,6 +59,15 @@ def test_modules_that_are_named_exist():
             assert (ROOT / f'{module.replace(".", "/")}.py').exists(), f'{page.name}: {module}'
 
 
+def test_tests_that_are_named_exist():
+    names = {path.name for path in (ROOT / 'tests').rglob('test_*.py')}
+    for page in PAGES:
+        for path in re.findall(r'`(tests/[\w/]+\.py)`', page.read_text(encoding='utf-8')):
+            assert (ROOT / path).exists(), f'{page.name}: {path}'
+        for name in re.findall(r'`(test_\w+\.py)`', page.read_text(encoding='utf-8')):
+            assert name in names, f'{page.name}: {name}'
+
+
 def test_flags_that_are_named_exist():
     """Every --flag in a page is one of some program of ours, or of one of those that we start or name."""
     known = {'logdir', 'nproc_per_node', 'time', 'output', 'nodes'}  # of TensorBoard, torchrun, SLURM
@@ -68,7 +77,7 @@ def test_flags_that_are_named_exist():
     from downstream_coco.config import Options as Coco
     from downstream_imagenet.config import Options as Classes
     from downstream_imagenet.features import Options as Features
-    from pretrain.plan import Options  # pretrain.config's, and its own
+    from pretrain.plan import PlanOptions as Options  # pretraining's, and its own
     for options in (Options, Classes, Features, Coco):
         for name, field in options.__dataclass_fields__.items():
             known |= {name, f'no_{name}', *field.metadata.get('aliases', ())}

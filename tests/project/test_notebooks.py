@@ -16,6 +16,6 @@ def test_a_notebook_runs(name, pictures, changes):
         assert sum(before in cell.source for cell in notebook.cells) == 1
         for cell in notebook.cells:
             cell.source = cell.source.replace(before, after)
-    client.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(ROOT / 'pretrain')}}).execute()
+    client.NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(ROOT / 'pretrain')}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get('outputs', ()) if 'image/png' in output.get('data', {})]
     assert len(shown) == pictures

@@ -6,16 +6,16 @@ import torch
 
 from benchmarks import ablations, transfer
 from common.demo_world import write_world
-from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod, SparKOptions
 
 
-def small(build):
+def small(method):
     torch.manual_seed(0)
-    return build('your_convnet', input_size=32, decoder_width=16)
+    return method.build(SparKOptions(name='x', model='your_convnet', input_size=32, decoder_width=16))
 
 
 def test_zeroed_runs_the_dense_network_on_zeroed_pixels():
-    spark, images = small(ablations.build_zeroed).eval(), torch.randn(2, 3, 32, 32)
+    spark, images = small(ablations.Zeroed()).eval(), torch.randn(2, 3, 32, 32)
     visible = spark.draw_visible(2)
     is_visible = spark.geometry(images, visible).is_visible().view(2, 1, 4, 4)
     mask = is_visible.repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -24,17 +24,17 @@ def test_zeroed_runs_the_dense_network_on_zeroed_pixels():
         share = out.shape[-1] // 4
         expected = out * is_visible.repeat_interleave(share, 2).repeat_interleave(share, 3)
         torch.testing.assert_close(ours, expected)
-    assert not torch.allclose(spark.encode(images, visible)[-1], small(build_spark).eval().encode(images, visible)[-1])
+    assert not torch.allclose(spark.encode(images, visible)[-1], small(SparKMethod()).eval().encode(images, visible)[-1])
     spark.train()(images).backward()
 
 
 def test_single_level_gives_the_decoder_the_smallest_map():
-    spark, images = small(ablations.build_single_level), torch.randn(2, 3, 32, 32)
+    spark, images = small(ablations.SingleLevel()), torch.randn(2, 3, 32, 32)
     geometry = spark.geometry(images, spark.draw_visible(2))
     assert list(spark.densify(spark.encoder(images, geometry), geometry)) == [8]
     spark(images).backward()
     assert all(p.grad is None for p in spark.densify_projs[1:].parameters()) and spark.mask_tokens[0].grad is not None
-    assert spark.state_dict().keys() == small(build_spark).state_dict().keys()
+    assert spark.state_dict().keys() == small(SparKMethod()).state_dict().keys()
 
 
 def test_every_job_needs_what_comes_before_it():

@@ -1,0 +1,163 @@
+"""Where in a file of weights a network is: below which prefix, in which of the file's dictionaries.
+
+The network is found by its own names, so that the file may have any layout. What fits is decided strictly.
+"""
+from collections import Counter
+from dataclasses import dataclass
+
+from common.networks.comparison import Comparison, compare_entries, describe_misfit
+from common.networks.input_channels import adapted_conv, input_convs
+from common.networks.keys import beginnings, below, is_average, is_below, is_within, label_of, places_of
+from common.networks.renaming import spellings, to_timm
+from common.words import first_of
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in a file.
+
+    entries: {key: tensor} under the network's own names. prefix: what stands before its names in the file.
+    beside: names of what else the file holds. adapted: {key: channels in the file} of the convolutions that
+    were adapted to the channels of the images. comparison: of the entries with the module that they are for.
+    """
+    entries: dict
+    prefix: str
+    beside: tuple
+    adapted: dict
+    comparison: Comparison
+
+    def is_beside(self, name, others):
+        """Whether it is called `name` in a larger module that has the `others`, a set of names, too.
+
+        name: the end of its prefix, such as 'backbone.cnn.'.
+        """
+        prefix = self.prefix.rpartition('/')[2]
+        outer = prefix.removesuffix(name)
+        return prefix.endswith(name) and others <= {label.removeprefix(outer) for label in self.beside}
+
+
+def find_cnn(cnn, state, may_miss=(), **given):
+    """Find a timm network in a flat dictionary, under any names that are known. As `find_network`."""
+    def convert(entries):
+        return to_timm(entries, cnn)
+
+    return find_network(cnn, state, may_miss, convert=convert, names=spellings(cnn), **given)
+
+
+def find_network(module, state, may_miss=(), *, convert=None, names=None, path='the given object', which=None,
+                 channels=None, adapt=False):
+    """Find the network in a flat dictionary of tensors (`unwrap`) that fits a module strictly.
+
+    It is looked for below every prefix that stands before the module's names in the file; what is beside it
+    is left out. Where several networks fit, weights are taken rather than their average (EMA), and a network
+    rather than another one whose prefix begins with its own.
+
+    Args:
+        may_miss: names of parameters; see `compare_entries`.
+        convert: function of a dictionary that renames entries to the module's names. None if they have them.
+        names: what the entries may be called in the file. None for the module's own names.
+        path: how messages name the file.
+        which: words of the prefix of the network that is meant.
+        channels: of the images.
+        adapt: whether weights of convolutions over images of other channels are adapted.
+
+    Returns a Network. Raises ValueError if none fits, or if several do.
+    """
+    own = module.state_dict()
+    tried = {}
+    failure = None
+    for prefix in candidates(state, own if names is None else names, len(own), path, which):
+        try:
+            entries = below(state, prefix)
+            entries = convert(entries) if convert else entries
+        except ValueError as error:
+            failure = failure or error
+            continue
+        convs = input_convs(module, entries, channels) if adapt else {}
+        entries = {**entries, **{key: adapted_conv(entries[key], channels) for key in convs}}
+        tried[prefix] = Network(entries, prefix, (), convs, compare_entries(module, entries, may_miss))
+    if not tried:
+        raise failure
+    fitting = fitting_networks(module, state, tried, may_miss)
+    if not fitting:
+        most_frequent = next(iter(tried.values()))
+        raise ValueError(explain(module, most_frequent, state, channels, adapt))
+    return fitting[preferred(list(fitting), path)]
+
+
+def candidates(state, names, num_entries, path, which):
+    """Return the prefixes below which a network with so many entries may be, most frequent first.
+
+    They have at least half as many of its names below them as the most frequent one. Raises ValueError if
+    there is no prefix with the words of `which`.
+    """
+    counts = places_of(state, names)
+    if which is not None:
+        counts = {prefix: count for prefix, count in counts.items() if is_within(which, prefix)}
+        if not counts:
+            raise ValueError(f'{path} has no such network under "{which}". The keys of the file begin with '
+                             f'{beginnings(state)}')
+    elif 4 * max(counts.values(), default=0) < num_entries:
+        # It is another network. The error is to say how all of it differs, so its largest dictionary is
+        # compared.
+        folder, _ = Counter(key.rpartition('/')[0] for key in state).most_common(1)[0]
+        return [f'{folder}/' if folder else '']
+    most = max(counts.values())
+    return [prefix for prefix, count in counts.items() if 2 * count >= most]
+
+
+def fitting_networks(module, state, tried, may_miss):
+    """Return those of the tried networks that fit, {prefix: Network}, with what is beside them.
+
+    Unexpected entries are allowed if they are another complete network, below a prefix within that of this
+    one.
+    """
+    complete = {prefix: network for prefix, network in tried.items()
+                if not network.comparison.missing and not network.comparison.mismatched}
+    fitting = {}
+    for prefix, network in complete.items():
+        inner = tuple(other[len(prefix):] for other in complete
+                      if other != prefix and other.startswith(prefix))
+        unexpected = network.comparison.unexpected
+        if not all(key.startswith(inner) for key in unexpected):
+            continue
+        entries = {key: value for key, value in network.entries.items() if key not in unexpected}
+        others = [key for key in state if not is_below(key, prefix) or key[len(prefix):].startswith(inner)]
+        beside = tuple(dict.fromkeys(label_of(key, prefix) for key in others))
+        comparison = compare_entries(module, entries, may_miss)
+        fitting[prefix] = Network(entries, prefix, beside, network.adapted, comparison)
+    return fitting
+
+
+def preferred(prefixes, path):
+    """Return the prefix of the network that is meant. Raises ValueError if that is not clear."""
+    weights = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
+    outermost = [prefix for prefix in weights if all(other.startswith(prefix) for other in weights)]
+    outermost = outermost or weights
+    if len(outermost) == 1:
+        return outermost[0]
+    ways = [prefix.rpartition('/')[2].rstrip('.') for prefix in outermost]
+    if any(sum(is_within(way, prefix) for prefix in outermost) > 1 for way in ways):
+        ways = [prefix.replace('/', '.').rstrip('.') for prefix in outermost]
+    raise ValueError(f'{path} holds {len(outermost)} networks that fit, under {" and ".join(ways[:4])}: say '
+                     f'which is meant, as in FILE:{ways[0]}')
+
+
+def explain(module, network, state, channels, adapt):
+    """Return the message for a network that does not fit."""
+    comparison = network.comparison
+    convs = input_convs(module, network.entries, channels)
+    only_convs_differ = convs and set(comparison.mismatched) == set(convs) \
+        and not comparison.missing and not comparison.unexpected
+    if only_convs_differ and not adapt:
+        given_channels = next(iter(convs.values()))
+        return (f'the weights are for images of {given_channels} channels, the network is for {channels} '
+                f'({first_of(list(convs), 4)}): with --adapt_input_conv they are adapted as timm does')
+    text = describe_misfit(module, network.entries, comparison)
+    text += f'\n  The keys of the file begin with {beginnings(state)}'
+    if network.prefix:
+        text += f"; the network was looked for below '{network.prefix}'"
+    if comparison.mismatched and adapt:
+        text += (f'\n  --adapt_input_conv adapts convolutions in one group over the {channels} channels of '
+                 'the image itself, no other layers')
+    return text

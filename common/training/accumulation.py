@@ -1,0 +1,56 @@
+"""Into how many parts a batch must be cut to fit in memory."""
+import torch
+from torch import distributed as dist
+
+from common.words import counted
+
+
+def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1):
+    """The smallest power of two that a rank's batch must be cut into to fit in memory; the same on all ranks.
+
+    network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave
+    the others waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch.
+    smallest_part: images that a part must have; a rank that has fewer in all, whose norms share their
+    statistics, cuts nothing.
+
+    It is tried with a forward and backward pass, beside as much memory as the gradients in flight and the
+    optimiser will take. Raises ValueError if nothing fits.
+    """
+    if share < smallest_part:
+        return 1
+    accum = 1
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    while not fits(network, example_batch, share // accum, ranks, autocast):
+        if share % (accum * 2) or share // (accum * 2) < smallest_part:
+            raise does_not_fit(share, accum, smallest_part)
+        accum *= 2
+    for name, buffer in network.named_buffers():
+        buffer.copy_(buffers[name])
+    return accum
+
+
+def fits(network, example_batch, images, ranks, autocast):
+    """Whether a training step of so many images fits in the memory of every rank."""
+    try:
+        reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
+        batch = example_batch(images)
+        with autocast():
+            loss = network(*batch)
+        loss.backward()
+        failed = 0.0
+    except torch.OutOfMemoryError:
+        failed = 1.0
+    batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
+    network.zero_grad(set_to_none=True)
+    if ranks.device.type == 'cuda':
+        torch.cuda.empty_cache()
+    return not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item()
+
+
+def does_not_fit(share, accum, smallest_part):
+    """The ValueError for a batch that cannot be cut further."""
+    images = share // accum
+    too_many = counted(images, 'image at a time does', 'images at a time do')
+    norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
+    return ValueError(f'{too_many} not fit in memory, and the {share} of a rank cannot be halved '
+                      f'further{norm}: give a smaller --bs or --input_size')

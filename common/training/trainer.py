@@ -1,0 +1,480 @@
+"""The trainer: the life of a training run, from where it was saved, or from the beginning, to its end.
+
+`Trainer.fit` opens the run folder, builds the network, loads a checkpoint, trains epoch after epoch, saves,
+and ends the run. Pretraining, fine-tuning and detection are its subclasses. They say what is trained, on
+which batches, and what is measured; all else is here.
+
+The host does not wait for the device's step, but reads its result two steps later. (torch's SyncBatchNorm
+does wait, once a layer, when several GPUs share their statistics.)
+"""
+import os
+import sys
+import time
+from collections import deque
+from contextlib import nullcontext
+from itertools import chain, islice
+
+import torch
+
+from common.distributed import data_parallel, synchronise_batchnorm
+from common.images.datasets import mostly_unread
+from common.images.loading import naming_the_file
+from common.images.survey import warn_of
+from common.networks.load import load_strictly
+from common.reliability.checkpoint import (
+    copied,
+    earlier,
+    git_commit,
+    load_run,
+    open_folder,
+    require_space,
+    set_aside,
+)
+from common.reliability.stopping import Stopped
+from common.seeds import seed_for
+from common.training.accumulation import fit_accumulation
+from common.training.device import to_host
+from common.training.log import RunLog
+from common.training.optim import BufferGuard, load_state, optimizer_size, set_schedule, weights_size
+from common.training.progress import Progress
+from common.training.session import Session
+from common.words import counted
+
+END_PATIENCE = 300.0  # seconds for which the files of a run at its end are tried to be written
+STOP_PATIENCE = 10.0  # and for which those of one that was asked to stop are
+REWINDS = 5  # times that a run goes back by itself
+LAG = 2  # steps by which the host reads results later than a GPU is given them, so that nobody waits
+
+
+class NotFinite(ValueError):
+    """Several steps in a row were NaN or infinite; they changed nothing. steps: a range."""
+    on_all_ranks = True  # so that one of them says it
+
+    def __init__(self, message, steps):
+        super().__init__(message)
+        self.steps = steps
+
+
+class Trainer:
+    """Trains a network on the images of a run, and saves it so that the same command goes on.
+
+    run: Run (common/training/run.py). images, val_images: data sets, the latter None if there are none.
+
+    A subclass defines `log_name`, `project`, `build_network`, `forward_one_image`, `example_batch`,
+    `build_optimizer`, `make_datasets`, `make_batches`, `evaluate_epoch` and `describe`, and overrides what
+    else is different.
+
+    `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
+    None), `network` (forward(*batch) returns the loss), `log`, `session`; then `prepare` sets `accum` (the
+    parts into which a rank cuts its batch), `optimizer`, `parallel` (the network with the exchange of
+    gradients), `batches` and `progress`.
+    """
+    log_name = None  # of the file of JSON lines in the run folder
+    project = None  # the name under which a tracker files the run
+    fixed_shapes = True  # whether all batches have the same shape
+    progress_class = Progress
+    more_epochs = '--fresh starts it over.'  # what to do if a run is finished
+
+    def __init__(self, run, images, val_images=None):
+        self.run = run
+        self.options = run.options
+        self.ranks = run.ranks
+        self.images = images
+        self.val_images = val_images
+        self.stop_requested = self.save_requested = False
+
+    # -- what a program defines ------------------------------------------------------------------------------
+
+    def build_network(self):
+        """The network to train, on the CPU, with drawn weights. Raises ValueError."""
+        raise NotImplementedError
+
+    def forward_one_image(self):
+        """Take one image through the network, for a look at its norms (common/networks/norms.py)."""
+        raise NotImplementedError
+
+    def load_given_weights(self):
+        """Fill the network of a run that begins with the weights that the options name.
+
+        Returns a sentence on them, or None if there are none.
+        """
+        return
+
+    def facts(self):
+        """{name: plain data} that is saved besides the options, and must be the same when a run goes on."""
+        return {}
+
+    def trained_part(self):
+        """The module whose weights are saved: the network, or a part of it."""
+        return self.network
+
+    def place_network(self):
+        """Bring the network to the device, in the memory layout in which it trains."""
+        self.network = self.network.to(self.ranks.device, memory_format=torch.channels_last)
+
+    def example_batch(self, images):
+        """The arguments of the network for so many random images, on the device."""
+        raise NotImplementedError
+
+    def build_optimizer(self):
+        raise NotImplementedError
+
+    def make_datasets(self):
+        """(training images, validation images or None) as the network takes them: Augmented data sets."""
+        raise NotImplementedError
+
+    def make_batches(self, start):
+        """(batches, steps): the arguments of the network from step `start` on, and the Steps that order them.
+
+        There are `accum` batches a step.
+        """
+        raise NotImplementedError
+
+    def describe(self):
+        """What the run will do, for a person."""
+        raise NotImplementedError
+
+    def image_remarks(self):
+        """Sentences on images that are not read, said before anything else."""
+        remark = mostly_unread(self.images)
+        return [remark] if remark else []
+
+    def warnings(self):
+        """Sentences on what is allowed and seldom meant."""
+        return self.run.warnings(self.saved, self.accum)
+
+    def before_training(self):
+        """Called once before the first step. Returns False if the run was asked to stop meanwhile."""
+        return True
+
+    def evaluate_epoch(self, epoch, is_last):
+        """What is measured after an epoch (counted from 1): ({name: number or None}, the same for a person).
+
+        None if a signal cut it short: it is measured once more when the run goes on.
+        """
+        raise NotImplementedError
+
+    def after_step(self, finite):
+        """Called after each step. finite: 0-dim tensor on the device, 1, or 0 if the step changed nothing."""
+
+    def after_epoch(self, epoch, is_last):
+        """Called on the main rank once an epoch (counted from 1) stands in the log."""
+
+    def checkpoint_content(self):
+        """What a checkpoint holds besides what all runs have, in copies."""
+        raise NotImplementedError
+
+    def verdict(self):
+        """What a finished run has come to, for a person."""
+        raise NotImplementedError
+
+    # -- the life of a run -----------------------------------------------------------------------------------
+
+    def fit(self):
+        """Train to the end of the run, and return its folder.
+
+        With the option `rewind` the run goes back to its last checkpoint where several steps in a row were
+        not finite, and goes on without them. Raises ValueError, before any work, for what does not fit
+        together; NotFinite; Stopped or Unwritten (common/reliability/stopping.py) if a signal or the disk
+        ends it.
+        """
+        left_out = []  # (first step, step behind the last) of those that were not finite
+        # A group or a job that its launcher starts again goes on: what was moved aside once stays there.
+        counts = (os.environ.get(name) for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
+        was_restarted = any(int(count or 0) for count in counts)
+        while True:
+            fresh = self.options.fresh and not left_out and not was_restarted
+            try:
+                self.attempt(fresh, left_out)
+                return self.run.folder
+            except NotFinite as error:
+                if not self.options.rewind or len(left_out) == REWINDS:
+                    raise
+                left_out.append((error.steps.start, error.steps.stop))
+
+    def attempt(self, fresh, left_out):
+        """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
+        options, ranks = self.options, self.ranks
+        self.stop_requested = self.save_requested = False
+        self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
+        torch.manual_seed(seed_for('weights', options.seed))
+        self.network = self.build_network()
+        self.run = self.run.without(self.saved, left_out)
+        self.run = self.run.with_norms(self.saved, self.network, self.forward_one_image)
+        loaded = None
+        if self.saved:
+            self.run.refuse_changes(self.saved, **self.facts())
+            load_strictly(self.trained_part(), self.saved.pop('model'))  # popped: not kept in memory for days
+        else:
+            loaded = self.load_given_weights()
+        moved_to = open_folder(self.run.folder, fresh, ranks, self.run.checkpoint)
+        purge_step = self.start + 1 if self.saved else 0  # what TensorBoard has from there on will come again
+        with RunLog(self.run.folder, ranks.rank, self.log_name, options, self.project, purge_step) as self.log:
+            self.say_what_was_found(moved_to, loaded)
+            if is_finished(self.run, self.saved):
+                epochs = counted(options.epochs, 'epoch')
+                self.log.say(f'This run is finished: {epochs}, {self.saved["path"]}. {self.more_epochs}')
+            else:
+                with Session(self.run, self.log, self.saved).opened() as self.session:
+                    self.prepare()
+                    self.train()
+
+    @property
+    def start(self):
+        """The first step that is left to do."""
+        return self.saved['step'] if self.saved else 0
+
+    def say_what_was_found(self, moved_to, loaded):
+        if moved_to:
+            self.log.say(f'What was in {self.run.folder} is in {moved_to} now.')
+        for remark in self.image_remarks() if self.ranks.is_main else ():
+            self.log.warn_once(remark)
+        if loaded:
+            self.log.say(loaded)
+
+    def prepare(self):
+        """Bring the network to its device, and make what trains it."""
+        options, ranks, saved = self.options, self.ranks, self.saved
+        self.place_network()
+        self.accum = self.run.parts(saved)
+        if self.accum is None:
+            self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
+                                          self.run.autocast, self.run.smallest_part)
+        if ranks.size > 1 and options.sync_bn:
+            self.network = synchronise_batchnorm(self.network)
+        self.optimizer = self.build_optimizer()
+        if saved:
+            load_state(self.optimizer, saved.pop('optimizer'))
+        if options.compile:
+            self.network.compile()
+        if self.fixed_shapes:
+            torch.backends.cudnn.benchmark = True
+        self.parallel = data_parallel(self.network, ranks, options.sync_bn, options.bf16_gradients)
+        self.guard = BufferGuard(self.network)
+        self.unreadable = set(saved.get('unreadable', ())) if saved else set()  # names of images
+        self.augmented, self.watched = self.make_datasets()
+        batches, steps = self.make_batches(self.start)
+        self.batches = self.session.batches(batches)
+
+        def names_of_batch(step):
+            return [self.augmented.name(index) for _, index in steps.batch_of(step)]
+
+        self.progress = self.progress_class(self.run, self.log, saved, names_of_batch)
+
+    def train(self):
+        """Train from the first step that is left to the end of the last epoch."""
+        options, run = self.options, self.run
+        self.check_disk()
+        # An epoch whose steps were all done when the run was saved still lacks its line in the log.
+        is_end_of_epoch = self.start > 0 and self.start % run.per_epoch == 0
+        is_pending = is_end_of_epoch and self.saved['images'] == run.images and epoch_is_open(self.saved)
+        self.log.forget_after(self.start, again=is_pending or self.start == 0)
+        self.announce()
+        with naming_the_file(*(data for data in (self.augmented, self.watched) if data is not None)):
+            if self.start == 0 and not self.before_training():
+                self.stop(0)
+            for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
+                self.train_epoch(epoch)
+                self.end_epoch(epoch + 1)
+        self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
+        self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
+                                       'into '
+                         f'{run.folder}: make room there, and the same command goes on from the last '
+                         'checkpoint')
+        self.log.say(self.verdict())
+
+    def check_disk(self):
+        """Set aside what is damaged. Raises ValueError if there is no room for the checkpoints."""
+        if not self.ranks.is_main:
+            return
+        there = len(earlier(self.run.checkpoint)) + self.run.checkpoint.exists()
+        require_space(self.run.folder, self.checkpoint_size(), max(1, self.options.keep + 1 - there))
+        set_aside(self.saved['damaged'] if self.saved else {}, self.log.warn)
+
+    def checkpoint_size(self):
+        """Bytes of a checkpoint, about."""
+        return weights_size(self.network) + optimizer_size(self.optimizer)
+
+    def announce(self):
+        """Say and record what the run will do."""
+        self.log.say(self.describe())
+        if self.ranks.is_main:
+            for warning in chain(self.warnings(), warn_of(self.images, self.options)):
+                self.log.warn(warning)
+            self.log.record(self.run.record(self.start, self.accum, git_commit(), sys.argv))
+
+    def train_epoch(self, epoch):
+        """Take the steps that are left of an epoch (counted from 0), and save at those that ask for it."""
+        self.progress.start_epoch()
+        for step, stop in self.run.stretches(epoch, self.start):
+            while step < stop:
+                step = self.train_steps(range(step, stop))
+                if self.stop_requested:
+                    self.stop(step)
+                if self.progress.is_lost:
+                    self.give_up(epoch)
+                if self.save_requested or step == stop and self.run.saves_at(step):
+                    self.save(step)
+
+    def end_epoch(self, epoch):
+        """Measure, tell and save what an epoch (counted from 1) has come to."""
+        step, is_last = epoch * self.run.per_epoch, epoch == self.options.epochs
+        found = self.evaluate_epoch(epoch, is_last)
+        if found is None:
+            self.stop(step)
+        self.unreadable.update(self.ranks.union(self.unreadable))
+        metrics, text = found
+        self.progress.end_epoch(epoch, metrics, len(self.unreadable), text)
+        if self.ranks.is_main:
+            self.after_epoch(epoch, is_last)
+        if is_last or epoch % self.options.save_every == 0:
+            self.save(step)
+
+    def train_steps(self, steps):
+        """Train on a range of steps; the step that comes next.
+
+        That is the end of the range, unless a rank asked to stop or to save before. All ranks return at the
+        same step, with the results of all steps read.
+        """
+        self.parallel.train()
+        began = time.perf_counter()
+        waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet
+        interrupted = False
+        step = steps.start - 1
+
+        def read_result():
+            at, result, arrived = waiting.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            return self.note_result(at, *result.tolist())
+
+        for step in steps:
+            # Drop path and dropout: a function of where we are, so that there is no random state to save.
+            torch.manual_seed(seed_for('noise', self.options.seed, step, self.ranks.rank))
+            set_schedule(self.optimizer, *self.run.schedule(step))
+            result = train_step(self.parallel, self.batches, self.accum, self.optimizer, self.guard, self.ranks,
+                                self.run.autocast, self.clip_grad(), self.session.requests)
+            self.after_step(result[2])
+            waiting.append((step, *to_host(result)))
+            while len(waiting) > (LAG if result.is_cuda else 0):
+                interrupted |= read_result()
+            if interrupted:  # on all ranks at the same step, for all read the same result
+                break
+            if (step + 1) % self.options.log_every == 0 or step + 1 == steps.start + 5:
+                now = time.perf_counter()
+                self.look(now - began)
+                began = now
+        while waiting:
+            read_result()
+        self.look(time.perf_counter() - began)
+        return step + 1
+
+    def clip_grad(self):
+        """The largest norm of the whole gradient."""
+        return self.options.clip_grad
+
+    def note_result(self, step, loss, norm, finite, stop, save):
+        """Note what a step came to, as `train_step` returns it; whether to interrupt the steps."""
+        self.progress.add(step, loss, norm, finite)
+        self.session.watch.step = step
+        self.stop_requested |= stop > 0
+        self.save_requested |= save > 0
+        return stop > 0 or save > 0 or self.progress.is_lost
+
+    def look(self, seconds):
+        """Tell of the steps since the last look, which took so many seconds."""
+        self.progress.look(seconds, self.session.waits.taken())
+        self.session.tend_writer()
+
+    # -- saving, stopping, giving up -------------------------------------------------------------------------
+
+    def save(self, step):
+        """Write a checkpoint beside the training."""
+        self.unreadable.update(self.ranks.union(self.unreadable))
+        self.session.save(step, self.checkpoint)
+        self.save_requested = False
+
+    def checkpoint(self):
+        """All that a checkpoint holds but its version and step, in copies that training does not change."""
+        run, progress = self.run, self.progress
+        return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
+                'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
+                'ranks': self.ranks.size, 'config': self.options.as_dict(),
+                'optimizer': copied(self.optimizer.state_dict()), **self.checkpoint_content(), **self.facts()}
+
+    def stop(self, step):
+        """Save after a request to stop, and raise Stopped."""
+        self.save(step)
+        who = self.session.stop.asked or 'a signal to another rank'
+        self.session.end(STOP_PATIENCE, f'stopped by {who} after step {step:,}, but that state could not be '
+                                        'saved: the same '
+                         'command goes on from the last checkpoint')
+        raise Stopped(f'stopped by {who} after step {step:,}, which is saved: the same command goes on from '
+                      'there')
+
+    def give_up(self, epoch):
+        """Raise NotFinite after too many steps in a row that were not finite.
+
+        The state before them is saved, unless the run will rewind.
+        """
+        bad = self.progress.bad
+        steps = range(bad[0][0], bad[-1][0] + 1)
+        message = self.progress.describe_bad(bad)
+        if self.options.rewind:  # all ranks read the same checkpoint, once it is written
+            if self.session.writer:
+                self.session.writer.close(STOP_PATIENCE)
+            if self.session.asked_to_stop():
+                raise Stopped('stopped by a signal while it went back: the same command goes on from the '
+                              'last checkpoint')
+        else:
+            # they changed nothing: this is the state before them
+            since = max(steps.start, epoch * self.run.per_epoch)
+            self.progress.skipped -= sum(step >= since for step, *_ in bad)
+            self.save(since)
+            self.session.end(STOP_PATIENCE, f'{message}. The state before them could not be saved')
+            message += (f'. They changed nothing, and the state at step {since:,} is saved. Go on from it '
+                        'with a lower rate (--lr or --base_lr), clipping (--clip) or --precision=fp32, or '
+                        'without these images: --rewind')
+        raise NotFinite(message, steps)
+
+
+def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, requests):
+    """One optimiser step on the next `accum` of the batches, of equal size.
+
+    model(*batch) returns the loss; batches yields its arguments, on the device: this rank's images (B /
+    accum, C, H, W) and what belongs to them. autocast() is the context of the forward pass. requests() is
+    (2,) on the device, not 0 where this rank wants to stop, or to save.
+
+    Returns (loss, gradient norm before clipping, 1 if finite, ranks that want to stop, ranks that want to
+    save), (5,) on the device. Whether the step is finite is decided on the device, the same on all ranks; if
+    it is not, it changes nothing.
+    """
+    before = guard.snapshot()
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=ranks.device)
+    for part, batch in enumerate(islice(batches, accum)):
+        alone = part + 1 < accum and hasattr(model, 'no_sync')  # gradients meet after the last part only
+        with model.no_sync() if alone else nullcontext():
+            with autocast():
+                loss = model(*batch) / accum
+            loss.backward()
+        total += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip_grad)
+    is_bad = (~torch.isfinite(total + norm)).float()
+    verdict = ranks.all_reduce(torch.cat([torch.stack([total, is_bad]), requests()]))
+    off = verdict[1] > 0
+    optimizer.found_inf = off.float()  # torch's protocol by which an optimiser leaves a step out
+    optimizer.grad_scale = None
+    optimizer.step()
+    guard.restore(before, off)
+    return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])
+
+
+def is_finished(run, saved):
+    """Whether nothing is left to do of what was saved: no step, nor the evaluation behind the last one."""
+    return bool(saved) and saved['step'] >= run.steps and not epoch_is_open(saved)
+
+
+def epoch_is_open(saved):
+    """Whether steps were taken since the last line in the log."""
+    return saved['sums'][2] + saved.get('skipped', 0) > 0

@@ -1,0 +1,164 @@
+"""How a detector is measured: COCO's average precision, each image looked at once, on any number of
+processes.
+
+--eval measures a file.
+"""
+import contextlib
+import io
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from common.images.loading import each_once, naming_the_file
+from common.training.device import to_device
+from common.training.run import autocast, loading_processes
+from common.words import counted
+from downstream_coco.annotations import read_annotations
+from downstream_coco.checkpoints import read_detector, restore
+from downstream_coco.data import CocoImages
+from downstream_coco.scenes import Collate, Scenes, WholeView
+
+PIXELS = 2 ** 26  # of masks that are drawn at a time
+NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
+
+
+def encoded(masks, boxes, height, width):
+    """COCO's run lengths of masks (N, 1, 28, 28) in boxes (N, 4), drawn into an image; a few at a time, for
+    they are large.
+    """
+    found, some = [], max(1, PIXELS // (height * width))
+    for mask, box in zip(masks.split(some), boxes.split(some)):
+        drawn = paste_masks_in_image(mask, box, (height, width), padding=1)[:, 0] > 0.5
+        lengths = coco_mask.encode(np.asfortranarray(drawn.permute(1, 2, 0).cpu().numpy().astype(np.uint8)))
+        found += [{**one, 'counts': one['counts'].decode()} for one in lengths]
+    return found
+
+
+def as_results(found, image_id, categories, height, width):
+    """What Detector.detect found in an image, as COCO's result format has it."""
+    boxes = found['boxes'].cpu()
+    shapes = encoded(found['masks'], found['boxes'], height, width) if 'masks' in found else [None] * len(boxes)
+    return [{'image_id': image_id, 'category_id': categories[label - 1]['id'], 'score': score,
+             'bbox': [x1, y1, x2 - x1, y2 - y1], **({'segmentation': shape} if shape else {})}
+            for (x1, y1, x2, y2), label, score, shape in
+            zip(boxes.tolist(), found['labels'].tolist(), found['scores'].tolist(), shapes)]
+
+
+@torch.no_grad()
+def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on=None):
+    """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all
+    ranks.
+
+    scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told.
+    batch: images at a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next
+    batch; if not, the figures mean nothing.
+    """
+    # without sync_bn the ranks' running statistics differ: rank 0's are those saved
+    ranks.broadcast(model.buffers())
+    images, mode = scenes.images, model.training
+    model.eval()
+    results, looked = [], []
+    for x, targets in each_once(scenes, batch, workers, ranks, warn, Collate(model.stride), images.upright.__getitem__, go_on):
+        places = [one['number'] for one in targets]
+        originals = [tuple(map(int, images.shapes[place])) for place in places]
+        with autocast():
+            found = model.detect(to_device(x, ranks.device), [one['size'] for one in targets], originals)
+        for one, place, original in zip(found, places, originals):
+            looked.append(images.ids[place])
+            results += as_results(one, images.ids[place], images.own_categories, *original)
+    model.train(mode)
+    looked, results = ranks.gather(looked), ranks.gather(results)
+    if not looked:
+        raise ValueError('none of the validation images can be read')
+    metrics = average_precision(images.annotations, results, looked, images.has_masks) if ranks.is_main else None
+    return ranks.broadcast_object(metrics)
+
+
+def average_precision(annotations, results, looked, masks, dry=False):
+    """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing
+    to find.
+
+    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match
+    them. Results have the ids of the annotation file; those of a category that it lacks, None, count as found
+    and are not compared. dry: go through the truth even if there are no results, to see whether pycocotools
+    takes it.
+    """
+    metrics, content = {'images': len(looked), 'objects_found': len(results)}, read_annotations(annotations)
+    for kind, name in (('bbox', 'box'), *((('segm', 'mask'),) if masks else ())):
+        there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])
+                 and not (masks and one.get('contradicts'))]
+        # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO
+        # itself.
+        found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
+                 for one in results if one['category_id'] is not None]
+        if dry and there:
+            found = [{key: there[0][key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 1.0}]
+        stats = compared({**content, 'annotations': there}, found, looked, kind) if found else [0.0] * len(NAMES)
+        metrics |= {f'{name}_{one}': None if value < 0 else 100 * float(value) for one, value in zip(NAMES, stats)}
+    return metrics
+
+
+def compared(content, results, looked, kind):
+    """pycocotools' twelve figures, -1 where there is nothing to find.
+
+    It sorts ids, and takes no annotation with the id 0, so all of them are numbered anew, in the order that
+    they have.
+    """
+    image, category = ({key: number for number, key in enumerate(sorted(
+        (one['id'] for one in content[name]), key=lambda key: (isinstance(key, str), key)), 1)}
+        for name in ('images', 'categories'))
+
+    def numbered(entries):
+        return [{**one, 'id': number, 'image_id': image[one['image_id']], 'category_id': category[one['category_id']]}
+                for number, one in enumerate(entries, 1)]
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        truth = COCO()
+        truth.dataset = {'images': [{**one, 'id': image[one['id']]} for one in content['images']],
+                         'categories': [{'id': number} for number in category.values()],
+                         'annotations': numbered(content['annotations'])}
+        truth.createIndex()
+        measured = COCOeval(truth, truth.loadRes(numbered(results)), kind)
+        measured.params.imgIds = sorted(image[key] for key in looked)
+        measured.evaluate()
+        measured.accumulate()
+        measured.summarize()
+    return measured.stats
+
+
+def whole_scenes(options, val):
+    """Images as they are measured: whole, and none stands in for one that cannot be read."""
+    return Scenes(val, WholeView(options.input_size, options.long_side), options.normalisation, stand_ins=False,
+                  timeout=options.read_timeout)
+
+
+def evaluate_file(options, ranks):
+    """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
+    options, models, categories, masks = restore(read_detector(options.eval), options)
+    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading,
+                        say=partial(print, flush=True) if ranks.is_main else None)
+    if ranks.is_main:
+        for remark in images.remarks:
+            print(f'warning: {remark}', file=sys.stderr)
+    seen, results = whole_scenes(options, images), {}
+    for which, model in models.items():
+        model = model.to(ranks.device, memory_format=torch.channels_last)
+        with naming_the_file(seen):
+            results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
+                                      lambda: autocast(options, ranks), loading_processes(options, ranks))
+        if ranks.is_main:
+            print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')
+    return results
+
+
+def figures(metrics, suffix=''):
+    """AP and AP50 of boxes, and of masks where there are some, for a person."""
+    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 '
+                     f'{metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
+                     for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)

@@ -1,0 +1,46 @@
+"""The arguments of a command line that say which pretrained network a command is to read."""
+from common.cli import numbers
+from common.config import size
+from pretrain.saved import read_saved
+
+
+def add_network(parser, several=False):
+    """Add the arguments that `network_of` reads. several: whether the command takes several networks."""
+    parser.add_argument('source', metavar='RUN_OR_FILE', nargs='+' if several else None,
+                        help='run folder, a file of it, of the official release, or of weights; FILE:KEY '
+                             'says which of '
+                        'several networks in a file, such as ema')
+    add = parser.add_argument_group('network', 'for files that do not say it themselves; a run '
+                                               'does').add_argument
+    add('--model', help="timm's name of the network")
+    add('--input_size', type=size, help='side of an image in pixels, or height,width')
+    add('--in_chans', type=int, help='channels of an image')
+    add('--adapt_input_conv', action='store_true', help='take weights for images of other channels too: the '
+        'convolutions over the image are summed or repeated, as timm does')
+    add('--mean', type=numbers, help="of each channel; ImageNet's if not given")
+    add('--std', type=numbers, help="of each channel; ImageNet's if not given")
+    add('--pixel_range', type=numbers, help='from,to: the values that become 0 and 1 in files of more than 8 '
+                                            'bits')
+    add('--max_pixels', type=int, help="of the largest image that is read; Pillow's limit if not given")
+    add('--levels', help='submodules whose outputs are the pyramid, with commas between')
+
+
+def network_of(args, source=None, **more):
+    """Read the network that the arguments of a command line name.
+
+    Prints what was read if the file holds more than the network under its own names.
+
+    Args:
+        args: what `parser.parse_args` returned.
+        source: which one, if args.source is a list.
+        more: further options of pretraining, as for `read_saved`.
+
+    Returns Saved. Raises ValueError.
+    """
+    saved = read_saved(source or args.source, adapt_input_conv=args.adapt_input_conv, model=args.model,
+                       input_size=args.input_size, in_chans=args.in_chans, mean=args.mean, std=args.std,
+                       pixel_range=args.pixel_range, max_pixels=args.max_pixels, levels=args.levels, **more)
+    loaded = saved.loaded
+    if saved.step is None and (loaded.prefix or loaded.beside or loaded.adapted):
+        print(f'{saved.path}: {loaded}')
+    return saved

@@ -1,0 +1,265 @@
+"""A pretraining run with any method: what `Trainer` (common/training/trainer.py) leaves to its subclasses."""
+from dataclasses import dataclass
+
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
+from common.images.datasets import not_looked_at
+from common.images.fast_decode import FastDecode
+from common.images.files import ImageFiles
+from common.images.loading import loader, without_failures
+from common.reliability.checkpoint import CannotWrite, plain_state, save
+from common.training import run
+from common.training.device import Normalise, to_device
+from common.training.optim import build_optimizer, parameter_groups
+from common.training.progress import Progress
+from common.training.schedule import weight_decay
+from common.training.trainer import Trainer
+from common.words import counted, described
+from pretrain.config import PretrainingOptions
+from pretrain.methods import METHODS
+from pretrain.results.pictures import write_picture
+
+PICTURES = 8  # images of which a reconstruction is shown
+
+
+@dataclass(frozen=True)
+class Run(run.Run):
+    """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not
+    fit.
+    """
+    options: PretrainingOptions
+
+    @property
+    def checkpoint(self):
+        return self.folder / f'{self.options.model}_still_pretraining.pth'
+
+    @property
+    def exported(self):
+        return self.folder / f'{self.options.model}_1kpretrained.pth'
+
+    def schedule(self, step):
+        """(learning rate, weight decay) of a step."""
+        options = self.options
+        start, end = METHODS[options.method].learning_rate_ends
+        return (self.learning_rate(step, start, end),
+                weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end))
+
+
+class PretrainingProgress(Progress):
+    """What is told of a pretraining run."""
+    remedy = 'more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage is slow'
+
+
+class Pretraining(Trainer):
+    """Trains a method's network on images without labels, and exports what it pretrained.
+
+    val_images: the held-out images, or None. method: as `Method` in pretrain/methods.py; that of the options
+    if not given.
+    """
+    log_name = 'pretrain_log.txt'
+    project = 'spark'
+    progress_class = PretrainingProgress
+    more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
+
+    def __init__(self, run, images, val_images=None, method=None):
+        super().__init__(run, images, val_images)
+        self.method = METHODS[run.options.method] if method is None else method
+        self.record = None  # of the network, see Method
+        self.normalise = Normalise(run.options.normalisation, run.ranks.device)
+
+    def build_network(self):
+        """The method's network. What takes time to find out about it, the main rank finds out for all of
+        them, and once.
+        """
+        ranks, failure, network = self.ranks, None, None
+        if self.saved:
+            self.record = self.saved.get('network')
+        if ranks.is_main:
+            try:
+                network = self.method.build(self.options, self.record)
+                self.record = self.method.record(network)
+            except ValueError as error:
+                failure = error
+        self.record, failure = ranks.broadcast_object((self.record, failure))
+        if failure:
+            raise failure
+        return network or self.method.build(self.options, self.record)
+
+    def forward_one_image(self):
+        self.network(torch.zeros(1, self.options.in_chans, *self.options.size))
+
+    def load_given_weights(self):
+        if not self.options.init:
+            return None
+        return f'{self.options.init}: {self.method.load_init(self.network, self.options)}'
+
+    def place_network(self):
+        self.network = self.network.placed(self.ranks.device)
+
+    def example_batch(self, images):
+        shape = images, self.options.in_chans, *self.network.input_size
+        return (torch.randn(*shape, device=self.ranks.device).to(memory_format=torch.channels_last),)
+
+    def build_optimizer(self):
+        options = self.options
+        groups = parameter_groups(self.network, options.weight_decay, self.method.no_decay)
+        return build_optimizer(options.opt, groups, self.method.betas(self.network, options))
+
+    # -- images and masks ------------------------------------------------------------------------------------
+
+    def make_datasets(self):
+        options, size = self.options, self.network.input_size
+        augmented = FastDecode if options.fast_decode else Augmented
+        crop = RandomCrop(size, options.crop_scale, options.flip)
+        return (augmented(self.images, crop, None, options.seed, timeout=options.read_timeout),
+                Augmented(self.images if self.val_images is None else self.val_images, CentreCrop(size), None,
+                          timeout=options.read_timeout))
+
+    def make_batches(self, start):
+        options, ranks, run = self.options, self.ranks, self.run
+        steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size,
+                      self.accum, left_out=run.left_out)
+        loaded = loader(self.augmented, steps, run.workers, ranks.device)
+        read = without_failures(loaded, self.augmented, self.unreadable, self.log)
+        return self.masked_batches(read, run.remaining_steps(start)), steps
+
+    def masked_batches(self, read, steps):
+        """(images, visible) on the device, `accum` times for each of the steps: the arguments of the network.
+
+        read yields (images (B / accum, C, H, W) as they were loaded, None).
+        """
+        for step in steps:
+            for visible in self.draw_visible(step).chunk(self.accum):
+                images, _ = next(read)
+                yield self.normalise(images), to_device(visible, self.ranks.device)
+
+    def draw_visible(self, step):
+        """This rank's share (B, k) of the masks of a step's whole batch, in the order in which Steps has its
+        images.
+        """
+        batch = self.options.batch_size
+        rows = torch.arange(batch).view(self.accum, self.ranks.size, -1)[:, self.ranks.rank].flatten()
+        return self.network.draw_visible(batch, self.run.generator('mask', step), rows)
+
+    # -- what is measured and shown --------------------------------------------------------------------------
+
+    def before_training(self):
+        """Record the held-out loss of the untrained network, where there are held-out images."""
+        val_loss = self.held_out_loss()
+        if self.session.asked_to_stop():
+            return False
+        if val_loss is not None:
+            self.progress.metric = f'held-out {val_loss:.4f}  '
+            self.log.record({'epoch': 0, 'step': 0, 'val_loss': val_loss})
+            self.log.scalars({'val_loss': val_loss}, 0)
+            self.log.say(f'Before training the held-out loss is {val_loss:.4f}.')
+        return True
+
+    def evaluate_epoch(self, epoch, is_last):
+        val_loss = self.held_out_loss() if is_last or epoch % self.options.val_every == 0 else None
+        if self.session.asked_to_stop():
+            return None
+        return {'val_loss': val_loss}, '' if val_loss is None else f'held-out {val_loss:.4f}  '
+
+    @torch.no_grad()
+    def held_out_loss(self):
+        """The mean loss over the held-out images, each counted once; the same on all ranks. None if there are
+        none.
+
+        If the run was asked to stop meanwhile, it means nothing.
+        """
+        if self.val_images is None:
+            return None
+        ranks, network, part = self.ranks, self.network, self.run.share // self.accum
+        mine = range(ranks.rank, len(self.val_images), ranks.size)
+        places = [list(mine[i:i + part]) for i in range(0, len(mine), part)]
+        visible = network.draw_visible(len(self.val_images), self.run.generator('held-out'))
+        loaded = loader(self.watched, [[(0, place) for place in each] for each in places], self.run.workers, ranks.device)
+        # without sync_bn the running statistics of the ranks differ: rank 0's are saved
+        ranks.broadcast(network.buffers())
+        network.eval()
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        for (images, _), each in zip(without_failures(loaded, self.watched, self.unreadable, self.log), places):
+            with self.run.autocast():  # not compiled: the last batch is smaller
+                loss = network.forward(self.normalise(images), to_device(visible[each], ranks.device))
+            total += loss.double() * len(images)
+            if not self.session.go_on():
+                break
+        network.train()
+        return ranks.all_reduce(total).item() / len(self.val_images)
+
+    def after_epoch(self, epoch, is_last):
+        every = self.options.picture_every
+        if every and (is_last or epoch % every == 0):
+            self.show_pictures(epoch)
+        if is_last:
+            state = plain_state(self.method.exported(self.network))
+            self.session.put(self.run.exported, lambda: save(self.run.exported, state))
+
+    def show_pictures(self, epoch):
+        """Write what the network makes of a few images, the same with the same masks every time, as PNG and
+        to TensorBoard.
+        """
+        places = torch.linspace(0, len(self.watched) - 1, min(PICTURES, len(self.watched))).long().tolist()
+        images = self.normalise(collate([self.watched[(0, place)] for place in places])[0])
+        visible = self.network.draw_visible(len(images), self.run.generator('picture')).to(images.device)
+        self.network.eval()
+        with self.run.autocast():
+            picture, caption = self.method.picture(self.network, images, visible, self.options.normalisation)
+        self.network.train()
+        path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_picture(path, to_pil_image(picture))
+        except (OSError, CannotWrite) as error:
+            self.log.warn(f'{error}. The run goes on without this picture')
+        self.log.picture(caption, picture, epoch * self.run.per_epoch)
+
+    def checkpoint_content(self):
+        return {'model': plain_state(self.network), 'network': self.record}
+
+    # -- what is said ----------------------------------------------------------------------------------------
+
+    def describe(self):
+        options, run = self.options, self.run
+        held_out = 'none held out' if self.val_images is None else f'{len(self.val_images):,} held out'
+        if isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':
+            held_out += f' ({self.val_images.root})'
+        warmup = counted(options.warmup, 'epoch')
+        if options.warmup_epochs is None:
+            warmup += ' (not given: 40, or a tenth of fewer than 400)'
+        where = getattr(self.images, 'root', type(self.images).__name__)
+        return described([
+            *self.method.describe(self.network, options),
+            ('images', f'{run.images:,} of {where}, {held_out}'),
+            ('', not_looked_at(self.images, self.val_images, 'held-out')),
+            ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
+            ('batch', run.batch(self.accum)),
+            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient '
+                          'clipped to norm '
+             f'{options.clip_grad:g}'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to '
+             f'{options.weight_decay_end}'),
+            ('warm-up', warmup),
+            ('precision', run.precision),
+            ('machine', run.machine),
+            ('folder', f'{run.folder}{run.going_on(self.saved)}'),
+        ])
+
+    def warnings(self):
+        options, saved = self.options, self.saved
+        if options.compile and self.network.uncompiled:
+            yield ('only the decoder is compiled: this network pads in its forward, or is read by hooks '
+                   '(levels), which torch.compile hides from the rules of the encoder')
+        if saved and options.init and options.init != saved['config']['init']:
+            yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
+        yield from super().warnings()
+        if options.lr is None and options.batch_size < 1024:
+            yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate '
+                   f'goes up to {options.peak_lr:.2g} only, at which little is learned. Give --lr (README, '
+                   '"Learning rate")')
+
+    def verdict(self):
+        return f'Finished. The pretrained {self.options.model} is in {self.run.exported}'

@@ -1,0 +1,57 @@
+"""Where the visible cells of a batch lie: the way from images to strips and back (SparK, section 3.1).
+
+Legend: B batch, C channels, (h, w) grid of cells, L = h*w, k visible cells an image, p the side of a cell at
+this stage (cell size / stride). A **strip** is (B, C, k*p, p): the visible cells of each image, p x p
+positions each, one below the other. A **canvas** is the image plane, (B, C, h*p, w*p). Both are channels last
+in memory, so that a row of p positions of a cell is one run of p*C numbers, and is copied as one.
+"""
+import torch
+
+from pretrain.accelerated.tables import Tables
+from pretrain.canvas import ToCanvas, ToStrip
+
+
+class Geometry:
+    """Where the visible cells of one batch lie.
+
+    visible: LongTensor (B, k), row-major indices of the visible cells; their order is that of the strip.
+    grid: (h, w).
+
+    accelerated: whether layers may take the forms of pretrain/accelerated, which compute the same numbers up
+    to rounding in fewer operations, but in many small ones. They are built for CPUs. None: on the CPU, and
+    nowhere else. This is the only place where the device decides.
+    """
+
+    def __init__(self, visible, grid, accelerated=None):
+        self.visible = visible
+        self.grid = grid
+        self.accelerated = visible.device.type == 'cpu' if accelerated is None else accelerated
+        self.tables = Tables(visible, grid) if self.accelerated else None
+        self._cell_rows = {}
+
+    def cell_rows(self, p):
+        """(B*k*p,): where the rows of the visible cells stand on a canvas cut into rows of p positions.
+
+        Computed once for each p, since all layers of a stage need the same.
+        """
+        if p not in self._cell_rows:
+            h, w = self.grid
+            image = torch.arange(len(self.visible), device=self.visible.device)[:, None]
+            top = (image * h + self.visible // w) * p
+            lines = top[..., None] + torch.arange(p, device=top.device)
+            self._cell_rows[p] = (lines * w + (self.visible % w)[..., None]).flatten()
+        return self._cell_rows[p]
+
+    def to_strip(self, canvas):
+        """(B, C, h*p, w*p) -> (B, C, k*p, p): the visible cells of each image, one below the other."""
+        return ToStrip.apply(canvas, self.cell_rows(canvas.shape[3] // self.grid[1]), self.grid)
+
+    def to_canvas(self, strip, fill=0.0):
+        """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or (1, C, 1, 1)."""
+        return ToCanvas.apply(strip, fill, self.cell_rows(strip.shape[3]), self.grid)
+
+    def is_visible(self):
+        """(B, L) boolean map of the grid, True where a cell is visible."""
+        num_cells = self.grid[0] * self.grid[1]
+        hidden = torch.zeros(len(self.visible), num_cells, dtype=torch.bool, device=self.visible.device)
+        return hidden.scatter(1, self.visible, True)

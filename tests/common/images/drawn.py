@@ -1,0 +1,26 @@
+"""Images that are drawn at random, and tars of images."""
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+
+def noise(height, width, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pack(folder, paths, target, form=tarfile.GNU_FORMAT):
+    """Pack files of a folder into a tar, in this order."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target, 'w', format=form) as tar:
+        for path in paths:
+            tar.add(folder / path, path)
+    return target
+
+
+def photo(height, width, seed=0):
+    """Smooth colours with some noise, so that its pixels say where they are."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = np.stack([np.sin(7 * x + 3 * y), np.cos(9 * y - x), np.sin(5 * x * y + seed)], 2)
+    waves = 120 + 90 * waves + np.random.default_rng(seed).normal(0, 4, waves.shape)
+    return Image.fromarray(waves.clip(0, 255).astype(np.uint8))

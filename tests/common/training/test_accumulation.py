@@ -1,0 +1,68 @@
+"""Batches in parts."""
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from common.distributed import Ranks
+from common.training import trainer
+from common.training.accumulation import fit_accumulation
+from common.training.optim import BufferGuard
+from pretrain.main import pretrain
+from pretrain.spark import build_spark
+from tests.conftest import Stop, log_of, same, saved, stop_after
+
+
+def test_accumulation_is_the_same_batch_in_parts(whole, tiny, tmp_path, monkeypatch):
+    folder = pretrain(tiny(run_dir=str(tmp_path / 'parts'), accum=2))
+    one, other = log_of(whole)[0][1]['loss'], log_of(folder)[0][1]['loss']
+    assert one != other and one == pytest.approx(other, rel=0.05)  # BatchNorm sees the parts one by one
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stop):
+            pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
+    auto = pretrain(tiny(run_dir=str(tmp_path / 'auto'), accum='auto'))
+    assert saved(auto)['accum'] == 1 and same(saved(auto)['model'], saved(whole)['model'])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(5))
+
+        def forward(self, images, visible):
+            return (images @ self.weight - visible).square().mean()
+
+    images, visible, results = torch.randn(12, 5), torch.randn(12), []
+    for accum in (1, 2, 4):
+        net = Linear()
+        optimizer = torch.optim.SGD([{'params': net.parameters(), 'decays': False}], lr=0.1, fused=True)
+        result = trainer.train_step(net, zip(images.chunk(accum), visible.chunk(accum)), accum, optimizer, BufferGuard(net),
+                                   Ranks(0, 1, torch.device('cpu')), nullcontext, float('inf'), lambda: torch.zeros(2))
+        results.append(torch.cat([result, net.weight.detach()]))
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
+def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
+    spark = build_spark('your_convnet', input_size=32, decoder_width=16)
+    forward, sizes = spark.forward, []
+
+    def limited(images, visible=None):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError('too much')
+        return forward(images, visible)
+
+    monkeypatch.setattr(spark, 'forward', limited)
+    before = {k: v.clone() for k, v in spark.state_dict().items()}
+    ranks = Ranks(0, 1, torch.device('cpu'))
+
+    def example(n):
+        return (torch.randn(n, 3, 32, 32),)
+
+    assert fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
+    assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
+    with pytest.raises(ValueError, match='5 images at a time do not fit in memory, and the 5 of a rank cannot be halved'):
+        fit_accumulation(spark, example, 5, ranks, nullcontext)

@@ -1,0 +1,64 @@
+"""Options of fine-tuning: official spellings, and the recipes of the paper."""
+import dataclasses
+
+import pytest
+
+from downstream_imagenet.config import RECIPES, recipe_of, recommended
+from tests.downstream_imagenet.runs import parse
+
+
+def test_official_command_lines_parse():
+    options = parse('--data_path=D --exp_dir=E --model=resnet50 --resume_from=F --img_size=224 --bs=2048 --ep=300 --wp_ep=5 '
+                    '--opt=lamb --base_lr=0.002 --lr_scale=0.7 --clip=-1 --wd=0.02 --mixup=0.1 --rep_aug=0 --drop_path=0.05 '
+                    '--ema=0.9999 --sbn=False --dataloader_workers=8')
+    assert (options.folder, options.resume, options.input_size, options.batch_size, options.layer_decay, options.clipping,
+            options.repeats, options.sync_bn, options.workers) == ('E', 'F', 224, 2048, 0.7, float('inf'), 0, False, 8)
+    assert options == dataclasses.replace(parse('--model=resnet50'), data_path='D', run_dir='E', resume='F', workers=8,
+                                          clip_grad=float('inf'))
+    for model in RECIPES:
+        name, *size = model.split(' at ')
+        assert parse(f'--model={name}' + (' --img_size=384' if size else '')).base_lr == RECIPES[model]['base_lr']
+
+
+@pytest.mark.parametrize(('model', 'size', 'expected'), [
+    ('convnext_small', 224, (4096, 400, 20, 'adamw', 2e-4, 0.7, 0.01, 0.8, 3, 0.3, 0.9999, 'ce')),
+    ('convnext_base', 224, (4096, 400, 20, 'adamw', 1e-4, 0.7, 0.01, 0.8, 3, 0.4, 0.9999, 'ce')),
+    ('convnext_large', 224, (4096, 200, 10, 'adamw', 1e-4, 0.7, 0.02, 0.8, 3, 0.5, 0.9999, 'ce')),
+    ('convnext_large', 384, (1024, 200, 20, 'adamw', 6e-5, 0.7, 0.01, 0.8, 3, 0.5, 0.99995, 'ce')),
+    ('resnet50', 224, (2048, 300, 5, 'lamb', 2e-3, 0.7, 0.02, 0.1, 0, 0.05, 0.9999, 'bce')),
+    ('resnet200', 224, (2048, 300, 5, 'lamb', 1e-3, 0.8, 0.02, 0.1, 0, 0.2, 0.9999, 'bce')),
+])
+def test_the_recipes_of_the_paper(model, size, expected):
+    o = recommended(name='n', model=model, input_size=size)
+    assert (o.batch_size, o.epochs, o.warmup, o.opt, o.base_lr, o.layer_decay, o.weight_decay, o.mixup, o.repeats, o.drop_path,
+            o.ema, o.loss_name) == expected
+    assert o.augmentation == ('v0' if size == 384 else 'trivial') and o.smoothing == 0.1 and o.cutmix == 1 and o.erase == 0.25
+    assert recipe_of(model, size)[0].startswith(model)
+
+
+def test_zero_is_a_value_and_short_runs_warm_up_shortly():
+    options = parse('--model=convnext_base --mixup=0 --dp=0 --ema=0 --rep_aug=0 --smoothing=0 --wp_ep=0 --wd=0')
+    assert (options.mixup, options.drop_path, options.ema, options.repeats, options.smoothing, options.warmup,
+            options.weight_decay) == (0, 0, 0, 0, 0, 0, 0)
+    assert parse('--ep=20').warmup == 2 and parse('--ep=200').warmup == 5 and parse('--ep=20 --wp_ep=5').warmup == 5
+    assert parse('--opt=adamw').loss_name == 'ce' and parse('--opt=adamw').clipping == float('inf')
+    assert parse('').clipping == 1 and parse('--official_lamb').clipping == float('inf') and parse('--clip=3').clipping == 3
+
+
+def test_other_networks_take_the_recipe_of_a_relative():
+    assert recipe_of('efficientnet_b0')[0] == 'resnet50' and recipe_of('convnextv2_tiny')[0] == 'convnext_small'
+    assert recipe_of('nfnet_f0')[0] == 'convnext_small' and recipe_of('your_convnet') == (
+        'resnet50', {**RECIPES['resnet50'], 'layer_decay': None, 'drop_path': None})
+    assert parse('--model=densenet121').drop_path is None and parse('--model=resnet18').drop_path == 0.05
+
+
+@pytest.mark.parametrize(('line', 'word'), [
+    ('--model=resnet5O', 'the nearest names are'), ('--mixup=-1', 'mixup must be 0 or more'), ('--clip=0', 'inf or -1'),
+    ('--ema=1', 'ema must be'), ('--label_fraction=0', 'label_fraction'), ('--opt=adamw --official_lamb', 'is for --opt=lamb'),
+    ('--num_classes=1', 'num_classes'), ('--register=not.there', '--register=not.there'), ('--augment=rand', 'invalid choice'),
+])
+def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(line)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and word in message and message.count('\n') == 1

@@ -1,0 +1,39 @@
+"""Runs that never trained, to be read, shown and exported."""
+import re
+
+import pytest
+import timm
+import torch
+
+from common.reliability.checkpoint import plain_state, save
+from pretrain.saved import read_saved
+from pretrain.spark import build_spark
+from pretrain.spark_method import SparKOptions as Options
+from tests.conftest import randomise
+
+
+def saved_run(folder, model, size=64, width=64, decoder='unet'):
+    """A checkpoint as of a run, with random weights, read back."""
+    torch.manual_seed(0)
+    options = Options(name='r', model=model, input_size=size, decoder_width=width, decoder=decoder)
+    spark = randomise(build_spark(**options.network))
+    save(folder / 'r_still_pretraining.pth', {'version': 1, 'step': 3, 'sums': [0, 0, 0], 'images': 10, 'accum': 1, 'ranks': 1,
+                                              'config': options.as_dict(), 'model': plain_state(spark), 'optimizer': {}})
+    return read_saved(folder / 'r_still_pretraining.pth')
+
+
+def needs_a_hub():
+    if not timm.models._hub.has_hf_hub():
+        pytest.skip('this timm cannot use the huggingface_hub that is installed')
+
+
+def tuned(folder, model='test_resnet', classes=5, wrap=lambda state: state, **made):
+    """(a network with a trained classifier, its file)."""
+    network = randomise(timm.create_model(model, num_classes=classes, **made)).eval()
+    torch.save(wrap(network.state_dict()), folder / 'tuned.pth')
+    return network, folder / 'tuned.pth'
+
+
+def line_of(sentence):
+    """The Python that an export prints to load it with."""
+    return re.search(r'read by (.+?), (?:not )?strictly', sentence)[1]
