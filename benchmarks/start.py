@@ -2,16 +2,17 @@
 
     python -m benchmarks.start [resnet50 convnext_small ...] [--trees main~5 .] [--input_size 224 --rounds 3]
 
-Each measurement is a process of its own with one thread, since a second network in one process is made faster than the first.
-Given are the medians over the rounds of
+Each measurement is a process of its own with one thread, since a second network in one process is made faster
+than the first. Given are the medians over the rounds of
 
 * network: seconds in which timm makes the network alone;
 * build: seconds of `build_spark`, the network included;
 * resume: seconds of `build_spark` with the record of an earlier one, where the code has records;
-* first step: seconds from `bash pretrain/main.sh` to the line that tells the first step, on a few drawn images, two at a time.
+* first step: seconds from `bash pretrain/main.sh` to the line that tells the first step, on a few drawn
+images, two at a time.
 
---trees: commits, folders with a checkout, or `.` for the working tree; they take turns. In brackets stand seconds of the
-processor, which other programs on the machine change little.
+--trees: commits, folders with a checkout, or `.` for the working tree; they take turns. In brackets stand
+seconds of the processor, which other programs on the machine change little.
 """
 import argparse
 import json
@@ -64,7 +65,9 @@ def environment():
 
 
 def build_seconds(code, name, size):
-    """{kind: (seconds, seconds of the processor)} of making a network and a SparK around it, in a new process."""
+    """{kind: (seconds, seconds of the processor)} of making a network and a SparK around it, in a new
+    process.
+    """
     done = subprocess.run([sys.executable, '-c', DRIVER, name, str(size)], cwd=code, env=environment(), text=True,
                           stdout=subprocess.PIPE)
     if done.returncode:
@@ -73,7 +76,9 @@ def build_seconds(code, name, size):
 
 
 def first_step_seconds(code, name, size, world, folder):
-    """(seconds, seconds of the processor) from the command to the end of the first step of a run, which then is ended."""
+    """(seconds, seconds of the processor) from the command to the end of the first step of a run, which then
+    is ended.
+    """
     command = ['bash', str(code / 'pretrain/main.sh'), 'start', f'--model={name}', f'--input_size={size}',
                f'--data_path={world}', '--ep=2', '--bs=2', '--workers=0', '--ngpu_per_node=1', '--log_every=1']
     began = time.perf_counter()
@@ -110,7 +115,9 @@ def tree(name, folder):
 
 
 def medians(rounds):
-    """'kind seconds (seconds of the processor)' of each kind that was measured, the medians over the rounds."""
+    """'kind seconds (seconds of the processor)' of each kind that was measured, the medians over the
+    rounds.
+    """
     for kind in KINDS:
         if kind in rounds[0]:
             wall, processor = (median(found[kind][i] for found in rounds) for i in (0, 1))
@@ -120,12 +127,14 @@ def medians(rounds):
 def main(argv=None):
     parser = argparse.ArgumentParser('benchmarks.start', description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('models', nargs='*', default=['resnet50', 'convnext_small'], help='timm names')
-    parser.add_argument('--trees', nargs='+', default=['.'], help='commits or folders, which take turns; . is the working tree')
+    parser.add_argument('--trees', nargs='+', default=['.'], help='commits or folders, which take turns; . '
+                                                                  'is the working tree')
     parser.add_argument('--input_size', type=int, default=224)
     parser.add_argument('--rounds', type=int, default=3)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(f'{machine(torch.device("cpu"))}, {os.cpu_count()} cores; {args.input_size} px; median seconds of {args.rounds}')
+    print(f'{machine(torch.device("cpu"))}, {os.cpu_count()} cores; {args.input_size} px; median seconds of '
+          f'{args.rounds}')
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         write_world(scratch / 'world', 8, 2, 64, seed=1)

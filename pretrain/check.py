@@ -1,11 +1,13 @@
 """Is this network right for pretraining on strips? Proves it, in seconds, on a CPU.
 
     python -m pretrain.check MODEL [--input_size=128 --cell_size=32 --in_chans=3 --levels=layer1,layer2]
-    python -m pretrain.check --all [--jobs=2]          # every convolutional network of timm, into docs/coverage.md
+    python -m pretrain.check --all [--jobs=2]          # every convolutional network of timm, into
+    docs/coverage.md
 
-or, for a network of your own: `from pretrain.check import check; print(check(module))`. Everything is computed in float64 with
-BatchNorm in training mode, all scales random (zero-initialised ones hide errors) and dropout off; "equal" is a relative error
-of 1e-8 at most. A network that was checked equals its own dense self wherever the two can be compared.
+or, for a network of your own: `from pretrain.check import check; print(check(module))`. Everything is
+computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones hide errors) and
+dropout off; "equal" is a relative error of 1e-8 at most. A network that was checked equals its own dense self
+wherever the two can be compared.
 """
 import argparse
 import copy
@@ -66,9 +68,11 @@ class Report:
 
 
 def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
-    """Check a network: a timm name or an nn.Module (a copy of it is used). Returns a Report; raises nothing for what it finds.
+    """Check a network: a timm name or an nn.Module (a copy of it is used). Returns a Report; raises nothing
+    for what it finds.
 
-    input_size: pixels, an int or (height, width); four cells each way if not given. The rest as in `build_spark`.
+    input_size: pixels, an int or (height, width); four cells each way if not given. The rest as in
+    `build_spark`.
     """
     name = network if isinstance(network, str) else type(network).__name__
 
@@ -85,7 +89,8 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
         other = other_precision(fresh(), input_size, cell_size, in_chans, levels) if isinstance(error, Refused) else ''
         return Report(name, refused=f'{error}{other}')
     for part in (all_visible, rectangle, hidden_pixels, gradients):
-        for images in (2, 8):  # BatchNorm over few values magnifies rounding, which more images settle; an error stays
+        for images in (2, 8):
+            # BatchNorm over few values magnifies rounding, which more images settle; an error stays
             torch.manual_seed(0)
             try:
                 holds, asked, found, worst = part(encoder, images)
@@ -103,7 +108,9 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
 
 
 def prepared(cnn, seed=0):
-    """In training mode and float64, with random scales and no dropout: what these hide shows. Raises ValueError."""
+    """In training mode and float64, with random scales and no dropout: what these hide shows. Raises
+    ValueError.
+    """
     if any(parameter.is_meta for parameter in cnn.parameters()):
         raise ValueError(f'{type(cnn).__name__} is on the meta device, without values: make it on a real one')
     with torch.no_grad():
@@ -124,8 +131,8 @@ def other_precision(cnn, *arguments):
         build(cnn.cpu(), *arguments)
     except ValueError:
         return ''
-    return ('\n  It can be built in its own precision, but the check computes in float64: make the constants of its forward '
-            'buffers (register_buffer), or in the precision of what they meet (dtype=x.dtype)')
+    return ('\n  It can be built in its own precision, but the check computes in float64: make the constants '
+            'of its forward buffers (register_buffer), or in the precision of what they meet (dtype=x.dtype)')
 
 
 def draw_nothing(encoder):
@@ -145,8 +152,8 @@ def draw_nothing(encoder):
     for handle in handles:
         handle.remove()
     if drawn:
-        raise ValueError(f'{type(encoder.cnn).__name__} draws random numbers in training, in its module {drawn[0]}, so that '
-                         'nothing can be compared: set its rate to 0 for the check')
+        raise ValueError(f'{type(encoder.cnn).__name__} draws random numbers in training, in its module '
+                         f'{drawn[0]}, so that nothing can be compared: set its rate to 0 for the check')
 
 
 def build(cnn, input_size, cell_size, in_chans, levels):
@@ -177,13 +184,14 @@ def describe(encoder):
     inside = sum(p.numel() for p in encoder.cnn.parameters()) - outside
     dense, strips = (multiply_adds(encoder, geometry) for geometry in (None, random_cells(encoder, 2)))
     return [
-        ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels {", ".join(map(str, encoder.channels))}'),
+        ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
+                    f'{", ".join(map(str, encoder.channels))}'),
         ('cells', f'{encoder.cell_size} px: {h} x {w} in an image of {height} x {width}'),
         ('norm', {'bn': 'BatchNorm', 'ln': 'LayerNorm'}[encoder.norm] + ' for densify'),
         ('parameters', f'{inside / 1e6:.2f} M in the feature path'
          + f', {outside / 1e6:.2f} M outside of it, not pretrained ({", ".join(left_out)})' * bool(left_out)),
-        ('multiply-adds', f'{dense / 1e9:.3f} G dense, {strips / 1e9:.3f} G on strips with {MASK_RATIO:.0%} hidden '
-                          f'({strips / dense:.2f})'),
+        ('multiply-adds', f'{dense / 1e9:.3f} G dense, {strips / 1e9:.3f} G on strips with {MASK_RATIO:.0%} '
+                          f'hidden ({strips / dense:.2f})'),
     ]
 
 
@@ -206,7 +214,8 @@ def random_cells(encoder, batch):
     return Geometry(torch.rand(batch, cells).argsort(1)[:, :visible].sort(1).values, encoder.grid)
 
 
-# -- the parts --------------------------------------------------------------------------------------------------------
+# -- the parts
+# --------------------------------------------------------------------------------------------------------
 
 def all_visible(encoder, images):
     """(a): strips of all cells against the dense network."""
@@ -238,7 +247,9 @@ class ZeroPadding(TorchFunctionMode):
 
 
 def compare(asked, encoder, rectangles, context=None):
-    """Features, gradients of a random projection of them, and running statistics, of the sparse and of the dense network."""
+    """Features, gradients of a random projection of them, and running statistics, of the sparse and of the
+    dense network.
+    """
     cnn, images = encoder.cnn, inputs(encoder, len(rectangles.corners))
     before = {key: value.clone() for key, value in cnn.named_buffers()}
     parameters = [p for key, p in cnn.named_parameters() if key not in encoder.unused]
@@ -258,7 +269,8 @@ def compare(asked, encoder, rectangles, context=None):
     ours, theirs = results
     errors = [relative_error(a, b) for a, b in zip(ours, theirs)]
     holds = max(errors) <= tolerance(encoder)
-    found = f'features {errors[0]:.0e}, gradients {errors[1]:.0e}' + (f', statistics {errors[2]:.0e}' if ours[2] else '')
+    found = f'features {errors[0]:.0e}, gradients {errors[1]:.0e}' + (', statistics '
+                                                                      f'{errors[2]:.0e}' if ours[2] else '')
     if not holds:
         found += f'; {first_wrong_module(cnn, encoder.pyramid, images, rectangles, ROUGH, context)}'
     return holds, asked, found, max(errors)
@@ -279,7 +291,9 @@ def restore(cnn, buffers):
 
 
 def hidden_pixels(encoder, batch):
-    """(c): other hidden pixels, the same features to the last bit; the visible cells in another order, the same features."""
+    """(c): other hidden pixels, the same features to the last bit; the visible cells in another order, the
+    same features.
+    """
     images, geometry = inputs(encoder, batch), random_cells(encoder, batch)
     seen = geometry.to_canvas(torch.ones_like(geometry.to_strip(images)))
     other = torch.where(seen > 0, images, 1e3 * torch.randn_like(images))
@@ -310,7 +324,9 @@ def gradients(encoder, images):
 
 @torch.no_grad()
 def exported(encoder, other):
-    """(e): the state_dict loads strictly into another copy of the network, which then gives the same features."""
+    """(e): the state_dict loads strictly into another copy of the network, which then gives the same
+    features.
+    """
     asked = '(e) its weights load strictly into a plain network'
     try:
         other.load_state_dict(encoder.cnn.state_dict(), strict=True)
@@ -331,11 +347,14 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m pretrain.check', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', nargs='?', help="a timm name, or one registered in pretrain/models")
-    parser.add_argument('--input_size', type=size, help='pixels, one number or height,width; four cells each way if not given')
+    parser.add_argument('--input_size', type=size, help='pixels, one number or height,width; four cells each '
+                                                        'way if not given')
     parser.add_argument('--cell_size', type=int, help="side of a cell in pixels; chosen if not given")
     parser.add_argument('--in_chans', type=int, default=3)
-    parser.add_argument('--levels', type=lambda text: text.split(','), help='submodules whose outputs are the pyramid')
-    parser.add_argument('--all', action='store_true', help='every convolutional network of timm, into docs/coverage.md')
+    parser.add_argument('--levels', type=lambda text: text.split(','), help='submodules whose outputs are '
+                                                                            'the pyramid')
+    parser.add_argument('--all', action='store_true', help='every convolutional network of timm, into '
+                                                           'docs/coverage.md')
     parser.add_argument('--jobs', type=int, default=1, help='processes of --all')
     args = parser.parse_args(arguments)
     if args.all == (args.model is not None):

@@ -9,11 +9,12 @@ from pretrain.sparse.geometry import Geometry
 
 
 class VisibleRectangles:
-    """A rectangle of visible cells in each image: what the dense network sees, and where it lies in sparse maps.
+    """A rectangle of visible cells in each image: what the dense network sees, and where it lies in sparse
+    maps.
 
-    grid: (h, w) cells of the images. corners: (row, column) of each image's rectangle. size: (rows, columns) of the
-    rectangles. The cells stand in the strips in another random order in each image: what depends on their order is
-    wrong.
+    grid: (h, w) cells of the images. corners: (row, column) of each image's rectangle. size: (rows, columns)
+    of the rectangles. The cells stand in the strips in another random order in each image: what depends on
+    their order is wrong.
     """
 
     def __init__(self, grid, corners, size, device=None):
@@ -33,7 +34,9 @@ class VisibleRectangles:
                             for x, (top, left) in zip(maps, self.corners)])
 
     def as_dense(self, x):
-        """What a module gave on strips, as the dense network gives it; tensors that are no strips as they are."""
+        """What a module gave on strips, as the dense network gives it; tensors that are no strips as they
+        are.
+        """
         images, visible = self.geometry.visible.shape
         if x.ndim == 4 and len(x) == images and x.shape[2] == visible * x.shape[3]:
             return self.cut(self.geometry.to_canvas(x))
@@ -45,8 +48,8 @@ class VisibleRectangles:
 def relative_error(ours, theirs):
     """The largest relative error of some tensors.
 
-    The error of each is relative to its own largest value, but at least to a thousandth of the largest of all. It is
-    infinite where shapes differ or `theirs` is not finite.
+    The error of each is relative to its own largest value, but at least to a thousandth of the largest of
+    all. It is infinite where shapes differ or `theirs` is not finite.
     """
     if any(a.shape != b.shape or not b.isfinite().all() for a, b in zip(ours, theirs)):
         return math.inf
@@ -58,10 +61,11 @@ def relative_error(ours, theirs):
 
 @torch.no_grad()
 def first_wrong_module(cnn, pyramid, images, rectangles, tolerance, context=None):
-    """Which module's output is the first that is wrong on strips: inner modules finish before those that hold them.
+    """Which module's output is the first that is wrong on strips: inner modules finish before those that hold
+    them.
 
-    pyramid(images, geometry) runs the network, densely where geometry is None. context: in which the dense one runs.
-    Returns a part of a sentence.
+    pyramid(images, geometry) runs the network, densely where geometry is None. context: in which the dense
+    one runs. Returns a part of a sentence.
     """
     sparse = outputs_of(cnn, lambda: pyramid(images, rectangles.geometry))
     with context or nullcontext():

@@ -2,9 +2,12 @@
 
     python -m pretrain.check --all [--jobs=2]        (or: make coverage)
 
-Each network is checked in a process of its own, with limits of time and memory. What is found is kept in docs/coverage.jsonl,
-one line a network: run it again, and it goes on where it stopped. Networks above LARGE parameters are checked at 96 px, three
-cells each way, and those above TOO_LARGE are not: they are listed with the largest checked network of their family.
+Each network is checked in a process of its own, with limits of time and memory. What is found is kept in
+docs/coverage.jsonl,
+one line a network: run it again, and it goes on where it stopped. Networks above LARGE parameters are checked
+at 96 px, three
+cells each way, and those above TOO_LARGE are not: they are listed with the largest checked network of their
+family.
 """
 import json
 import multiprocessing
@@ -23,12 +26,15 @@ from pretrain.sparse.watch import OperatorWatch
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 LARGE, TOO_LARGE = 60e6, 250e6
 SECONDS, GIGABYTES = 1200, 14  # limits for one network
-# Families that mix positions by linear layers, LSTMs or attention without a product of matrices, which no operator betrays.
+# Families that mix positions by linear layers, LSTMs or attention without a product of matrices, which no
+# operator betrays.
 NOT_CONVOLUTIONAL = ('mlp_mixer', 'sequencer', 'mobilevit', 'swiftformer')
 
 
 def survey():
-    """[(parameters, name, family)] of all convolutional networks of timm, smallest first; run on torch's meta device."""
+    """[(parameters, name, family)] of all convolutional networks of timm, smallest first; run on torch's meta
+    device.
+    """
     found = []
     for name in timm.list_models():
         family = timm.models.model_entrypoint(name).__module__.rpartition('.')[2]
@@ -102,14 +108,16 @@ def cover(check, jobs):
             if not queue.empty():
                 record |= queue.get()
             else:
-                record |= {'verdict': 'not checked', 'why': f'took more than {SECONDS} s' if late else 'its process was ended'}
+                record |= {'verdict': 'not checked', 'why': f'took more than {SECONDS} '
+                                                            's' if late else 'its process was ended'}
             process.kill()
             process.join()
             del running[name]
             done[name] = record
             with path.open('a') as file:
                 file.write(json.dumps(record) + '\n')
-            print(f'{len(done):4} of {len(networks)}  {name:36} {record["verdict"]:20} {record.get("seconds", "")}', flush=True)
+            print(f'{len(done):4} of {len(networks)}  {name:36} {record["verdict"]:20} '
+                  f'{record.get("seconds", "")}', flush=True)
     (DOCS / 'coverage.md').write_text(page(networks, done))
 
 
@@ -129,7 +137,8 @@ def page(networks, done):
                           'why': f'more than {TOO_LARGE / 1e6:.0f} M parameters'}
             count['larger' if record['verdict'].startswith('as ') else record['verdict']] += 1
             largest = f'{record["error"]:.0e}' if record.get('error') else ''
-            rows.append(f'| {name} | {family} | {parameters / 1e6:.1f} | {record["verdict"]} | {largest} | {record["why"]} |')
+            rows.append(f'| {name} | {family} | {parameters / 1e6:.1f} | {record["verdict"]} | {largest} | '
+                        f'{record["why"]} |')
         total += count
         totals.append((family, count))
     kinds = ('exact', 'exact, with a note', 'larger', 'refused', 'wrong', 'not checked')

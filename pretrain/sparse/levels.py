@@ -1,4 +1,6 @@
-"""The levels of the pyramid, chosen from the sizes of all feature maps, and which sizes of images and cells fit them."""
+"""The levels of the pyramid, chosen from the sizes of all feature maps, and which sizes of images and cells
+fit them.
+"""
 from dataclasses import dataclass
 
 from pretrain.sparse.notes import Note, NoteKind
@@ -12,7 +14,8 @@ LEVELS = 4  # of the pyramid, at most
 class Levels:
     """The pyramid of a network.
 
-    stride: the total stride. stop: number of feature maps after which the forward ends, None if it runs them all.
+    stride: the total stride. stop: number of feature maps after which the forward ends, None if it runs them
+    all.
     reductions: strides of the levels, small to large. indices: their places in the list of all feature maps.
     """
     stride: int
@@ -23,7 +26,8 @@ class Levels:
 
 
 def choose_levels(name, image, maps, cell_size=None):
-    """The levels of a network by the sizes of its feature maps: the last map of each of the last four strides.
+    """The levels of a network by the sizes of its feature maps: the last map of each of the last four
+    strides.
 
     Args:
         name: of the network, for messages.
@@ -38,8 +42,9 @@ def choose_levels(name, image, maps, cell_size=None):
     if stride > LARGEST_STRIDE and cell_size is None and any(side % stride for side in image):
         stop = next(i for i, size in enumerate(maps) if total_stride(name, image, size) > LARGEST_STRIDE)
         notes.append(Note(NoteKind.LEVEL_LEFT_OUT,
-                          f'the level of stride {stride} is left out, since {image[0]}x{image[1]} is no multiple of '
-                          f'{stride}: the layers behind stride {LARGEST_STRIDE} are not pretrained'))
+                          f'the level of stride {stride} is left out, since {image[0]}x{image[1]} is no '
+                          f'multiple of {stride}: the layers behind stride {LARGEST_STRIDE} are not '
+                          'pretrained'))
         stride = LARGEST_STRIDE
     check_sizes(name, image, stride, cell_size or stride)
     strides = [stride_of(image, size) for size in maps][:stop]
@@ -47,36 +52,44 @@ def choose_levels(name, image, maps, cell_size=None):
     wanted = [stride // 2 ** i for i in reversed(range(number))]
     reductions = tuple(one for one in wanted if one in strides)
     if stride not in reductions:
-        raise Refused(f'{name} has no feature map of stride {stride} at {image[0]}x{image[1]}: its maps are {maps}')
+        raise Refused(f'{name} has no feature map of stride {stride} at {image[0]}x{image[1]}: its maps are '
+                      f'{maps}')
     if len(reductions) < len(wanted):
         missing = ', '.join(str(one) for one in wanted if one not in reductions)
         notes.append(Note(NoteKind.STRIDE_WITHOUT_MAP,
-                          f'no feature map of stride {missing}: the decoder gets nothing from the encoder there'))
+                          f'no feature map of stride {missing}: the decoder gets nothing from the encoder '
+                          'there'))
     indices = tuple(max(i for i, one in enumerate(strides) if one == reduction) for reduction in reductions)
     return Levels(stride, stop, reductions, indices, tuple(notes))
 
 
 def stride_of(image, size):
-    """The stride of a feature map; None unless the image is a whole number of it, the same in height and width."""
+    """The stride of a feature map; None unless the image is a whole number of it, the same in height and
+    width.
+    """
     (height, width), (h, w) = image, size
     return height // h if height * w == width * h and not height % h else None
 
 
 def total_stride(name, image, smallest):
-    """The power of two that turns the image into its smallest map, rounded down or up where it does not divide."""
+    """The power of two that turns the image into its smallest map, rounded down or up where it does not
+    divide.
+    """
     for stride in (2 ** i for i in range(1, 12)):
         down = tuple(side // stride for side in image)
         up = tuple(-(-side // stride) for side in image)
         if tuple(smallest) in (down, up):
             return stride
-    raise Refused(f'{name} turns an image of {image[0]}x{image[1]} into a map of {smallest[0]}x{smallest[1]}: its total '
-                  'stride is no power of two, which the decoder needs (it doubles)')
+    raise Refused(f'{name} turns an image of {image[0]}x{image[1]} into a map of '
+                  f'{smallest[0]}x{smallest[1]}: its total stride is no power of two, which the decoder '
+                  'needs (it doubles)')
 
 
 def check_sizes(name, image, stride, cell, notes=()):
     """Raise a ValueError if a cell does not fit a network's total stride, or an image a cell.
 
-    notes: what is said of the network so far. One that tells why the cells are larger than the stride is repeated.
+    notes: what is said of the network so far. One that tells why the cells are larger than the stride is
+    repeated.
     """
     why = ''.join(f' ({note})' for note in notes if note.kind is NoteKind.LARGER_CELLS)
     if cell < 1 or cell % stride or not is_power_of_two(cell // stride):
@@ -88,8 +101,8 @@ def check_sizes(name, image, stride, cell, notes=()):
             raise ValueError(f'input_size: the {what} {side} is no multiple of the cell, {cell} px{why}: '
                              f'give {" or ".join(map(str, nearest))}')
     if image[0] * image[1] < 2 * cell * cell:
-        raise ValueError(f'an image of {image[0]}x{image[1]} is a single cell of {cell} px{why}, and one must be visible '
-                         f'and one hidden: give input_size={2 * cell} or more')
+        raise ValueError(f'an image of {image[0]}x{image[1]} is a single cell of {cell} px{why}, and one '
+                         f'must be visible and one hidden: give input_size={2 * cell} or more')
 
 
 def is_power_of_two(number):

@@ -1,11 +1,11 @@
 """Which operators of torch are safe on a strip, and what is wrong with the others.
 
-A strip (B, C, k*p, p) holds the visible cells of an image one below the other (plane.py). An operator is safe if it
-treats each position alone, only changes the view, or runs over all positions of the strip at once. One that runs along
-one side of the strip, cuts it or joins it mixes cells that are no neighbours.
+A strip (B, C, k*p, p) holds the visible cells of an image one below the other (plane.py). An operator is safe
+if it treats each position alone, only changes the view, or runs over all positions of the strip at once. One
+that runs along one side of the strip, cuts it or joins it mixes cells that are no neighbours.
 
-`name` is an operator's name without its namespace and overload, as in `torch.ops.aten.<name>`. A `plane` is a pair of
-neighbouring axes of a tensor that may be the strip.
+`name` is an operator's name without its namespace and overload, as in `torch.ops.aten.<name>`. A `plane` is a
+pair of neighbouring axes of a tensor that may be the strip.
 """
 import torch
 
@@ -14,8 +14,8 @@ NORMS = frozenset('''
     native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
     cudnn_batch_norm miopen_batch_norm native_group_norm
 '''.split())
-# Safe besides all that torch tags as pointwise. bmm and baddbmm are here since they are refused as attention before,
-# unless they are a weighted mean over the image or a linear layer.
+# Safe besides all that torch tags as pointwise. bmm and baddbmm are here since they are refused as attention
+# before, unless they are a weighted mean over the image or a linear layer.
 SAFE = NORMS | frozenset('''
     native_layer_norm native_dropout bernoulli bernoulli_ rand_like randn_like addmm mm view _unsafe_view permute
     transpose t expand squeeze unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_
@@ -24,10 +24,12 @@ SAFE = NORMS | frozenset('''
     native_channel_shuffle channel_shuffle
 '''.split())
 
-# {name: place of the argument that holds the axes}. Reductions are safe over the whole strip, or not over it at all.
+# {name: place of the argument that holds the axes}. Reductions are safe over the whole strip, or not over it
+# at all.
 REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'amin': 1, 'var': 1, 'var_mean': 1, 'std': 1, 'std_mean': 1,
               'logsumexp': 1, 'linalg_vector_norm': 2}
-# {name: (place of the argument that holds the axes, its default)}. These are safe along any other axis than the strip's.
+# {name: (place of the argument that holds the axes, its default)}. These are safe along any other axis than
+# the strip's.
 ALONG = {
     'cat': (1, 0), 'split': (2, 0), 'split_with_sizes': (2, 0), 'slice': (1, 0), 'select': (1, 0), 'unbind': (1, 0),
     '_softmax': (1, None), '_log_softmax': (1, None), 'max': (1, None), 'min': (1, None), 'argmax': (1, None),
@@ -59,14 +61,17 @@ def is_attention(name, tensors):
 
 
 def is_linear(left, right):
-    """Whether a product of batches of matrices is no attention: a weighted mean (one column), or one matrix for all."""
+    """Whether a product of batches of matrices is no attention: a weighted mean (one column), or one matrix
+    for all.
+    """
     return right.shape[-1] == 1 or any(t.shape[0] == 1 or t.stride(0) == 0 for t in (left, right))
 
 
 def fault_on_strip(name, args, out, planes):
     """What is wrong with an operator on a strip, as the end of a sentence; None if it is safe.
 
-    args and out are its arguments and its result, planes the pairs of axes of its tensors that may be the strip.
+    args and out are its arguments and its result, planes the pairs of axes of its tensors that may be the
+    strip.
     """
     x = tensors_of(args)[0]
     fault = None
@@ -116,7 +121,9 @@ def axes_of(name, args, ndim):
 
 
 def stays_in_cells(x, out, step, planes, axis):
-    """Whether a slice takes all of the image plane, or every n-th position of it where n divides the side of a cell."""
+    """Whether a slice takes all of the image plane, or every n-th position of it where n divides the side of
+    a cell.
+    """
     takes_all = out.shape[axis] * step == x.shape[axis]
     return takes_all and all(x.shape[b] % step == 0 for a, b in planes if axis in (a, b))
 

@@ -1,7 +1,8 @@
 """What a network is, found out by running it: its pyramid, its norms, and whether strips suit it.
 
-Nothing is taken from declared numbers (timm's `feature_info` is wrong for some networks) or from names. What the probe
-does not understand it refuses, by the module's path: a leak between cells would be silent otherwise.
+Nothing is taken from declared numbers (timm's `feature_info` is wrong for some networks) or from names. What
+the probe does not understand it refuses, by the module's path: a leak between cells would be silent
+otherwise.
 """
 import copy
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from pretrain.sparse.refused import Refused
 from pretrain.sparse.watch import OperatorWatch
 
 ALIGNED = Note(NoteKind.ALIGNED_PADDING,
-               'aligned padding: the network pads nothing ("valid"), here its odd windows are padded by half their size; the '
-               'weights stay the same, but the fine-tuned network will have other borders')
+               'aligned padding: the network pads nothing ("valid"), here its odd windows are padded by half '
+               'their size; the weights stay the same, but the fine-tuned network will have other borders')
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Found:
 class Measured:
     """What one dense forward at the real size shows.
 
-    sizes: (height, width) of each feature map. aligned: whether they are had with aligned padding. operators: what the
-    forward called, in its order.
+    sizes: (height, width) of each feature map. aligned: whether they are had with aligned padding. operators:
+    what the forward called, in its order.
     """
     taps: tuple | None
     sizes: list
@@ -80,8 +81,8 @@ class Trial:
 def probe(cnn, input_size, in_chans, cell_size, levels):
     """Measure a network and refuse what strips would get wrong.
 
-    cnn: the network, which is left as it is. input_size: (height, width) in pixels. cell_size, levels: None, or as
-    given to SparseEncoder. Returns Found; raises ValueError.
+    cnn: the network, which is left as it is. input_size: (height, width) in pixels. cell_size, levels: None,
+    or as given to SparseEncoder. Returns Found; raises ValueError.
     """
     name = type(cnn).__name__
     check_layers(cnn)
@@ -102,7 +103,8 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
             break
         except CellTooSmall as error:
             if cell_size is not None or cell == 4 * chosen.stride:
-                raise Refused(f'{name} cannot run with cells of {cell} px: {error}; give a larger cell_size') from error
+                raise Refused(f'{name} cannot run with cells of {cell} px: {error}; give a larger '
+                              'cell_size') from error
             notes.append(Note(NoteKind.LARGER_CELLS, f'cells of {2 * cell} px, not {cell}, since {error}'))
     return Found(stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
                  levels=chosen.indices, reductions=chosen.reductions,
@@ -114,8 +116,9 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
 def try_cells(cnn, twin, images, cell, measured, chosen):
     """Run a network on strips of cells of a size, and prove that it gives its own features there.
 
-    It is tried on smaller images of the same cells, if on those the network runs the same operators: what a layer does
-    on a strip goes by the side of a cell. A refusal is never taken from these; then the images themselves decide.
+    It is tried on smaller images of the same cells, if on those the network runs the same operators: what a
+    layer does on a strip goes by the side of a cell. A refusal is never taken from these; then the images
+    themselves decide.
 
     twin: a copy of the network, which is changed. Returns Trial; raises Refused, CellTooSmall.
     """
@@ -132,8 +135,8 @@ def try_cells(cnn, twin, images, cell, measured, chosen):
 def stand_in(images, cell):
     """Smaller images of at most 3 x 4 cells; None if there are no smaller ones.
 
-    They are not square where that can be had: a layer that shortens both sides by the same number of pixels may keep a
-    whole number of pixels in each cell of a square by chance.
+    They are not square where that can be had: a layer that shortens both sides by the same number of pixels
+    may keep a whole number of pixels in each cell of a square by chance.
     """
     h, w = images.shape[2] // cell, images.shape[3] // cell
     rows, columns = (3, 4) if w >= 4 else (4, 3)
@@ -143,7 +146,9 @@ def stand_in(images, cell):
 
 
 def runs_alike(twin, smaller, measured, chosen):
-    """Whether a network calls the same operators on smaller images, and its levels have the same strides there."""
+    """Whether a network calls the same operators on smaller images, and its levels have the same strides
+    there.
+    """
     watch = OperatorWatch(twin)
     maps = watch.run(smaller, partial(feature_maps, taps=measured.taps), measured.aligned)
     size = tuple(smaller.shape[2:])
@@ -172,7 +177,8 @@ def check_layers(cnn):
     has_3d, has_2d = (any(isinstance(module, cls) for module in cnn.modules()) for cls in (nn.Conv3d, nn.Conv2d))
     if has_3d or not has_2d:
         raise Refused(f'{type(cnn).__name__} is no two-dimensional convolutional network: it has '
-                      f'{"Conv3d layers" if has_3d else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) fit')
+                      f'{"Conv3d layers" if has_3d else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) '
+                      'fit')
 
 
 def check_parameters(cnn):
@@ -183,15 +189,17 @@ def check_parameters(cnn):
     if like.is_meta:
         raise Refused(f'{name} is on the meta device, without values: make it on a real one')
     if any(isinstance(module, torch.jit.ScriptModule) for module in cnn.modules()):
-        raise Refused(f'{name} holds a module that torch.jit compiled, which cannot be looked into: use its source')
+        raise Refused(f'{name} holds a module that torch.jit compiled, which cannot be looked into: use its '
+                      'source')
 
 
 def copy_of(cnn):
     try:
         return copy.deepcopy(cnn)
     except Exception as error:
-        raise Refused(f'{type(cnn).__name__} cannot be copied ({error}): leave no results of a forward in its attributes, and '
-                      'use torch.nn.utils.parametrizations instead of the old weight_norm and spectral_norm') from error
+        raise Refused(f'{type(cnn).__name__} cannot be copied ({error}): leave no results of a forward in '
+                      'its attributes, and use torch.nn.utils.parametrizations instead of the old '
+                      'weight_norm and spectral_norm') from error
 
 
 def random_images(cnn, in_chans, size):
@@ -201,7 +209,9 @@ def random_images(cnn, in_chans, size):
 
 
 def measure(cnn, images, taps):
-    """Run the network densely; with aligned padding where its maps are no pyramid without. Returns Measured."""
+    """Run the network densely; with aligned padding where its maps are no pyramid without. Returns
+    Measured.
+    """
     def divide_the_image(sizes):
         return all(not (images.shape[2] % height or images.shape[3] % width) for height, width in sizes)
 
@@ -233,8 +243,8 @@ def idle_notes(cnn, unused, called):
     if not idle:
         return []
     return [Note(NoteKind.NOT_PRETRAINED,
-                 f'not pretrained, since no feature map comes after it: {", ".join(idle)}; to include it, name the modules '
-                 'whose outputs are the pyramid yourself (levels)')]
+                 f'not pretrained, since no feature map comes after it: {", ".join(idle)}; to include it, '
+                 'name the modules whose outputs are the pyramid yourself (levels)')]
 
 
 def most_frequent_norm(called):

@@ -6,52 +6,49 @@ from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relat
 from pretrain.sparse.refused import REMEDY, Refused
 
 TOLERANCE = 0.01  # a fault is of the size of the features, and rounding is far below this
-NO_DOUBT = 0.001  # an error in float32 below which float64, which takes several times longer, has nothing to add
+NO_DOUBT = 0.001  # with so small an error in float32, float64 is not asked, which takes several times longer
 
 
 @torch.no_grad()
 def prove(twin, pyramid, images, grid):
     """Raise Refused unless strips give what the dense network gives, with every cell visible.
 
-    This catches what the operators of a forward do not betray: a dependence on the shape of the image plane or on the
-    order of positions. It is tried in float32 first. What that does not clear of all doubt is decided in float64,
-    unless constants of the network's own forbid that.
+    This catches what the operators of a forward do not betray: a dependence on the shape of the image plane
+    or on the order of positions. It is tried in float32 first. What that does not clear of all doubt is
+    decided in float64, unless constants of the network's own forbid that.
 
     Args:
-        twin: a copy of the network, which is changed: it gets random scales, since zero-initialised branches and small
-            layer scales would hide their errors. BatchNorm takes the statistics of these very images, since a deep
-            network of random scales would explode without.
+        twin: a copy of the network, which is changed. It gets random scales, since zero-initialised branches
+            and small layer scales would hide their errors. BatchNorm takes the statistics of these very
+            images, since a deep network of random scales would explode without; both then use them as running
+            statistics, since statistics of their own would hide a factor between the two.
         pyramid: pyramid(cnn, images, geometry) runs it, densely where geometry is None.
         images: (B, C, H, W), in the precision of the network.
         grid: (h, w) cells of the images.
     """
     randomise_scales(twin)
+    for module in twin.modules():
+        if is_batch_norm(module):
+            module.momentum = 1.0
     rectangles = VisibleRectangles(grid, [(0, 0)] * len(images), grid, images.device)
     with torch.random.fork_rng(devices=[]):
-        if not is_clear_in_float32(twin, pyramid, images, rectangles):
+        if not is_clear_in_float32(twin, pyramid, images.float(), rectangles):
             decide(twin, pyramid, images, rectangles)
 
 
 def is_clear_in_float32(twin, pyramid, images, rectangles):
     """Whether the two agree in float32 so well that there is no doubt."""
     try:
-        twin.float().eval()  # without dropout
-        for module in twin.modules():
-            module.training = is_batch_norm(module)
-        return error_of_strips(twin, pyramid, images.float(), rectangles) <= NO_DOUBT
+        twin.float()
+        if any(is_batch_norm(module) for module in twin.modules()):
+            pyramid(twin.train(), images, None)
+        return error_of_strips(twin.eval(), pyramid, images, rectangles) <= NO_DOUBT
     except Exception:  # whatever a network can raise: float64 decides what it means
         return False
 
 
 def decide(twin, pyramid, images, rectangles):
-    """Raise Refused unless the two agree in float64, or in the network's own precision if it cannot run in that.
-
-    All is in evaluation mode, since the module at fault is looked for, and an inner module may behave in another way in
-    training. BatchNorm first takes the statistics of the images as its running statistics.
-    """
-    for module in twin.modules():
-        if is_batch_norm(module):
-            module.momentum = 1.0
+    """Raise Refused unless the two agree in float64, or in the network's own precision where that fails."""
     try:
         pyramid(twin.double().train(), images.double(), None)
         images = images.double()
@@ -67,7 +64,7 @@ def decide(twin, pyramid, images, rectangles):
 
 
 class StripFailed(Exception):
-    """A network that runs densely raised something on strips of all cells: a shape that a strip does not have."""
+    """A network that runs densely raised an error on strips, such as for a shape that a strip does not have."""
 
 
 def error_of_strips(twin, pyramid, images, rectangles):
@@ -85,7 +82,9 @@ def is_batch_norm(module):
 
 
 def randomise_scales(cnn, seed=0):
-    """Draw all scales and biases of a network from 0.5 to 1.5, and weights that are zero; call it without gradients."""
+    """Draw all scales and biases of a network from 0.5 to 1.5, and weights that are zero; call it without
+    gradients.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in cnn.parameters():
         if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
@@ -94,6 +93,6 @@ def randomise_scales(cnn, seed=0):
 
 def refused(cnn, fault=''):
     fault = f' ({fault})' if fault else ''
-    return Refused(f'{type(cnn).__name__} does not give its own features when it runs on strips of all cells{fault}: '
-                   'something in it depends on the shape of the image plane or on the order of positions (windows, tokens, '
-                   f'coordinates). {REMEDY}')
+    return Refused(f'{type(cnn).__name__} does not give its own features when it runs on strips of all '
+                   f'cells{fault}: something in it depends on the shape of the image plane or on the order '
+                   f'of positions (windows, tokens, coordinates). {REMEDY}')

@@ -1,9 +1,10 @@
 """A record of what a probe found, so that the same network need not be probed and proven again.
 
-It is plain data, for a checkpoint that is read with `weights_only=True`. Whoever reads it trusts it only if its digest
-is that of the network at hand: of the module tree, of what was asked of the probe, of what it found, and of the
-versions of torch, timm and the probe itself. A record of another network, by other versions, or with a damaged value
-has another digest, and counts as none.
+It is plain data, for a checkpoint that is read with `weights_only=True`. Whoever reads it trusts it only if
+its digest
+is that of the network at hand: of the module tree, of what was asked of the probe, of what it found, and of
+the versions of torch, timm and the probe itself. A record of another network, by other versions, or with a
+damaged value has another digest, and counts as none.
 """
 import hashlib
 import inspect
@@ -21,8 +22,8 @@ from torchvision.ops import StochasticDepth
 from pretrain.sparse.probe import Found
 
 VERSION = 1  # of the probe: raise it when what it refuses or finds changes
-# These modules decide nothing: they drop values at random, or do nothing. With a rate of 0, timm has an Identity or None
-# in place of a DropPath.
+# These modules decide nothing: they drop values at random, or do nothing. With a rate of 0, timm has an
+# Identity or None in place of a DropPath.
 WITHOUT_EFFECT = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath, StochasticDepth)
 IN_VERSIONS = ('builtins', 'torch', 'timm')  # packages whose sources the versions stand for
 
@@ -34,8 +35,8 @@ class NoSource(Exception):
 def make_record(found, cnn, asked):
     """The record of what a probe found of a network, a dict of plain data.
 
-    asked: the arguments of the probe, a dict. Returns None for a network whose code lies in no file, and where an
-    argument is no plain data.
+    asked: the arguments of the probe, a dict. Returns None for a network whose code lies in no file, and
+    where an argument is no plain data.
     """
     facts = found.as_plain()
     try:
@@ -52,7 +53,8 @@ def read_record(record, cnn, asked):
     try:
         if record['digest'] != digest_of(cnn, asked, record['facts']):
             return None
-    except (NoSource, TypeError, ValueError, RecursionError):  # the latter three of json, for what is no plain data
+    except (NoSource, TypeError, ValueError, RecursionError):
+        # the latter three of json, for what is no plain data
         return None
     return Found.of_plain(record['facts'])
 
@@ -65,7 +67,8 @@ def digest_of(cnn, asked, facts):
 
 
 def describe(cnn):
-    """The module tree as plain data: names, classes, parameters, plain attributes, and hashes of the users' sources.
+    """The module tree as plain data: names, classes, parameters, plain attributes, and hashes of the users'
+    sources.
 
     Raises NoSource.
     """
@@ -81,7 +84,9 @@ def describe(cnn):
 
 
 def tensors_of(module):
-    """[name, shape, dtype, whether it is trained, whether it has no values] of a module's own parameters and buffers."""
+    """[name, shape, dtype, whether it is trained, whether it has no values] of a module's own parameters and
+    buffers.
+    """
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return [[name, list(one.shape), str(one.dtype), one.requires_grad, one.is_meta] for name, one in own]
 

@@ -19,18 +19,20 @@ from pretrain.sparse.refused import REMEDY, AttentionRefused, ForwardFailed, Ref
 from pretrain.sparse.rules import rule_of
 
 WITHOUT_ATTENTION = (
-    'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a convolutional '
+    'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a '
+    'convolutional '
     "network, such as the hybrid's relatives without attention")
 
 
 class OperatorWatch(TorchDispatchMode):
     """Runs a network once, refuses operators that strips would get wrong, and keeps what is worth a note.
 
-    cnn: the network. grid: (h, w) cells of an image; the network then runs on strips of some of them. Without a grid it
-    runs on whole images, and only attention is refused.
+    cnn: the network. grid: (h, w) cells of an image; the network then runs on strips of some of them. Without
+    a grid it runs on whole images, and only attention is refused.
 
-    After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the name of the
-    module that called it; `notes` a set of Note; `pads` whether the network pads strips by itself, with F.pad.
+    After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the
+    name of the module that called it; `notes` a set of Note; `pads` whether the network pads strips by
+    itself, with F.pad.
     """
 
     def __init__(self, cnn, grid=None):
@@ -46,8 +48,9 @@ class OperatorWatch(TorchDispatchMode):
     def run(self, images, maps_of, aligned=False, training=False):
         """The feature maps of a forward, with its graph.
 
-        images: (B, C, H, W). maps_of(cnn, x) gives the maps. aligned: whether windows without padding are padded, see
-        AlignedPadding. training: in training mode, with a backward pass. The modes of the modules are put back.
+        images: (B, C, H, W). maps_of(cnn, x) gives the maps. aligned: whether windows without padding are
+        padded, see AlignedPadding. training: in training mode, with a backward pass. The modes of the modules
+        are put back.
 
         Raises Refused, CellTooSmall, and FeatureMapsError of `maps_of`.
         """
@@ -87,7 +90,9 @@ class OperatorWatch(TorchDispatchMode):
         return maps
 
     def run_backward(self, maps):
-        """Refuse a network that runs modules again in the backward pass, where no plane is on: its gradients would be wrong."""
+        """Refuse a network that runs modules again in the backward pass, where no plane is on: its gradients
+        would be wrong.
+        """
         number_called = len(self.called)
         outputs = [out for out in maps if out.requires_grad]
         failure = None
@@ -98,8 +103,9 @@ class OperatorWatch(TorchDispatchMode):
         called_again = self.called[number_called:]
         again = [f'its module "{name}"' for name, module in self.cnn.named_modules() if module in called_again]
         if again or isinstance(failure, CheckpointError):
-            raise Refused(f'{type(self.cnn).__name__} runs {again[0] if again else "something"} again in the backward pass '
-                          '(activation checkpointing), where there is no mask: switch that off for pretraining') from failure
+            raise Refused(f'{type(self.cnn).__name__} runs {again[0] if again else "something"} again in the '
+                          'backward pass (activation checkpointing), where there is no mask: switch that off '
+                          'for pretraining') from failure
         if failure:
             raise failure
 
@@ -113,15 +119,18 @@ class OperatorWatch(TorchDispatchMode):
             return CellTooSmall(f'{self.where()} {error}')
         if self.plane is None:
             return ForwardFailed(f'{type(self.cnn).__name__} cannot run on an image {tuple(shape)}: '
-                                 f'{type(error).__name__} {error}. If it is too small, give a larger --input_size')
+                                 f'{type(error).__name__} {error}. If it is too small, give a larger '
+                                 '--input_size')
         if type(error) is ValueError:  # of a rule of the plane, whose message ends the sentence
             return Refused(self.refusal(str(error)))
-        return Refused(self.refusal(f'cannot run on a strip of visible cells ({type(error).__name__}: {error})'))
+        return Refused(self.refusal(f'cannot run on a strip of visible cells ({type(error).__name__}: '
+                                    f'{error})'))
 
     def enter(self, name, module, inputs):
         self.stack.append((name, module))
         if isinstance(module, _InstanceNorm) and inputs and values_of_channel(module, inputs[0]) == 1:
-            raise Refused(f'{type(self.cnn).__name__} cannot be pretrained at this size: {self.where()} {NO_DEVIATION}')
+            raise Refused(f'{type(self.cnn).__name__} cannot be pretrained at this size: {self.where()} '
+                          f'{NO_DEVIATION}')
         self.called.append(module)
 
     def leave(self, module, inputs, output):
@@ -145,7 +154,8 @@ class OperatorWatch(TorchDispatchMode):
         """Refuse an operator that mixes the positions of a strip in a way that no rule covers."""
         if self.plane.is_ruling:
             if name in NORMS:
-                raise Refused(self.refusal(f'calls {name} on the canvas, where hidden positions would enter its statistics'))
+                raise Refused(self.refusal(f'calls {name} on the canvas, where hidden positions would enter '
+                                           'its statistics'))
             return
         if name in SAFE or is_pointwise(func, name):
             return
@@ -155,7 +165,9 @@ class OperatorWatch(TorchDispatchMode):
             raise Refused(self.refusal(fault))
 
     def planes(self, x):
-        """The pairs of axes of x that may be the strip, told by their sizes: none, one, or more by coincidence."""
+        """The pairs of axes of x that may be the strip, told by their sizes: none, one, or more by
+        coincidence.
+        """
         return [(a, a + 1) for a in range(1, x.ndim - 1)
                 if x.shape[a] == self.plane.visible * x.shape[a + 1] and x.shape[a] > 1]
 
@@ -165,8 +177,8 @@ class OperatorWatch(TorchDispatchMode):
         return f'its module "{name or "(top)"}" ({type(module).__name__})'
 
     def refusal(self, fault, remedy=REMEDY):
-        return (f'{type(self.cnn).__name__} cannot be pretrained sparsely as it is: {self.where()} {fault}; visible cells '
-                f'would mix with others in a way that is not understood. {remedy}')
+        return (f'{type(self.cnn).__name__} cannot be pretrained sparsely as it is: {self.where()} {fault}; '
+                f'visible cells would mix with others in a way that is not understood. {remedy}')
 
 
 class _WatchedPlane(Plane):
@@ -190,7 +202,9 @@ class _WatchedPlane(Plane):
 
 
 def some_visible(images, grid):
-    """The first k cells of each image, k prime: no other axis of a tensor is likely to be so many times the next."""
+    """The first k cells of each image, k prime: no other axis of a tensor is likely to be so many times the
+    next.
+    """
     cells = grid[0] * grid[1]
     k = next(k for k in range(cells - 1, 0, -1) if all(k % d for d in range(2, k)))
     return torch.arange(k).expand(images, k)

@@ -95,7 +95,8 @@ def test_who_cannot_take_smaller_images_is_tried_on_the_real_ones(tried):
 
 def test_a_refusal_is_that_at_the_real_size(tried):
     """Its message may hold sizes."""
-    with pytest.raises(Refused, match=r'makes a map of 12x12 positions, which is no whole number for each of 7x7 cells'):
+    with pytest.raises(Refused, match=r'makes a map of 12x12 positions, which is no whole number for each of '
+                                      r'7x7 cells'):
         SparseEncoder(Small(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3))), (224, 224))
     assert tried == [(96, 128), (224, 224)]
 
@@ -111,7 +112,8 @@ def test_the_network_and_the_random_numbers_are_left_as_they_are():
     assert all(p.grad is None and p.dtype == torch.float32 for p in network.parameters())
 
 
-# -- the proof --------------------------------------------------------------------------------------------------------
+# -- the proof
+# --------------------------------------------------------------------------------------------------------
 
 def test_what_float32_leaves_in_doubt_float64_decides(monkeypatch):
     decided, original = [], proof.decide
@@ -124,6 +126,13 @@ def test_what_float32_leaves_in_doubt_float64_decides(monkeypatch):
         SparseEncoder(Small(Call(lambda x: x + 0.02 * x.flatten(2).cumsum(2).view_as(x))), (224, 224))
 
 
+def test_a_fault_that_batch_norm_would_hide_is_found():
+    """Of a factor that differs, a BatchNorm shows nothing but in its running statistics, which are used in the end."""
+    odd = nn.Sequential(Call(lambda x: x * x.shape[3]), nn.BatchNorm2d(8))
+    with pytest.raises(Refused, match=r'does not give its own features .* "layer3.1.0" .Call.'):
+        SparseEncoder(Small(odd), (160, 160))
+
+
 def test_networks_with_constants_of_their_own_precision_are_proven():
     for dtype in (torch.float32, torch.float64):
         weight = torch.randn(8, 8, 3, 3, dtype=dtype)
@@ -131,9 +140,11 @@ def test_networks_with_constants_of_their_own_precision_are_proven():
         assert SparseEncoder(network, (160, 160)).grid == (5, 5)
 
 
-# -- told apart by type -----------------------------------------------------------------------------------------------
+# -- told apart by type
+# -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('words', ['levels: none', 'gives no feature pyramid', 'is attention', 'cannot run on an image'])
+@pytest.mark.parametrize('words', ['levels: none', 'gives no feature pyramid', 'is attention', 'cannot run '
+                                                                                               'on an image'])
 def test_words_of_a_networks_own_errors_decide_nothing(words):
     class Raising(Small):
         def forward_intermediates(self, x, **kwargs):
