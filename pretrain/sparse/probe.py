@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from common.feature_maps import feature_maps, find_taps
-from pretrain.sparse.levels import check_sizes, choose_levels
+from common.feature_maps import FeatureMapsError, feature_maps, find_taps
+from pretrain.sparse.levels import check_sizes, choose_levels, stride_of
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.parameters import modules_run_for_nothing, used_parameters
 from pretrain.sparse.plane import CellTooSmall
@@ -42,6 +42,40 @@ class Found:
     notes: tuple
     uncompiled: bool  # whether torch.compile leaves the network alone
 
+    def as_plain(self):
+        """A dict of numbers, strings, and tuples of these."""
+        return vars(self) | {'notes': tuple((note.kind.value, note.text) for note in self.notes)}
+
+    @classmethod
+    def of_plain(cls, facts):
+        """The inverse of `as_plain`; lists are as good as tuples."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+        notes = tuple(Note(NoteKind(kind), text) for kind, text in facts['notes'])
+        return cls(**values | {'notes': notes})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one dense forward at the real size shows.
+
+    sizes: (height, width) of each feature map. aligned: whether they are had with aligned padding. operators: what the
+    forward called, in its order.
+    """
+    taps: tuple | None
+    sizes: list
+    aligned: bool
+    operators: list
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a network did on strips. strips: the levels of its pyramid, with their graph."""
+    strips: list
+    unused: tuple
+    norm: str
+    pads: bool
+    notes: list
+
 
 def probe(cnn, input_size, in_chans, cell_size, levels):
     """Measure a network and refuse what strips would get wrong.
@@ -53,38 +87,84 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
     check_layers(cnn)
     taps = find_taps(cnn, levels)
     check_parameters(cnn)
-    twin = copy_of(cnn)  # whose scales, running statistics and gradients may change
+    twin = copy_of(cnn)
     images = random_images(cnn, in_chans, input_size)
-    maps, aligned = measure(cnn, images, taps)
-    sizes = [tuple(out.shape[2:]) for out in maps]
-    if taps and sizes != sorted(sizes, reverse=True):
-        raise ValueError(f'levels: their maps must go from large to small, those of {", ".join(taps)} are {sizes}')
-    chosen = choose_levels(name, input_size, sizes, cell_size)
-    notes = [ALIGNED] * aligned + [*chosen.notes]
-    maps_of = partial(feature_maps, taps=taps, stop=chosen.stop)
-
+    measured = measure(cnn, images, taps)
+    if taps and measured.sizes != sorted(measured.sizes, reverse=True):
+        raise ValueError('levels: their maps must go from large to small, those of '
+                         f'{", ".join(taps)} are {measured.sizes}')
+    chosen = choose_levels(name, input_size, measured.sizes, cell_size)
+    notes = [ALIGNED] * measured.aligned + [*chosen.notes]
     for cell in (chosen.stride, 2 * chosen.stride, 4 * chosen.stride) if cell_size is None else (cell_size,):
         check_sizes(name, input_size, chosen.stride, cell, notes)
-        grid = (input_size[0] // cell, input_size[1] // cell)
         try:
-            watch, trained = OperatorWatch(cnn, grid), OperatorWatch(twin, grid)
-            strips = watch.run(images, maps_of, aligned)
-            trained.run(images, maps_of, aligned, training=True)
+            trial = try_cells(cnn, twin, images, cell, measured, chosen)
             break
         except CellTooSmall as error:
             if cell_size is not None or cell == 4 * chosen.stride:
                 raise Refused(f'{name} cannot run with cells of {cell} px: {error}; give a larger cell_size') from error
             notes.append(Note(NoteKind.LARGER_CELLS, f'cells of {2 * cell} px, not {cell}, since {error}'))
+    return Found(stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
+                 levels=chosen.indices, reductions=chosen.reductions,
+                 channels=tuple(strip.shape[1] for strip in trial.strips), norm=trial.norm, unused=trial.unused,
+                 taps=taps, stop=chosen.stop, aligned=measured.aligned, notes=(*notes, *trial.notes),
+                 uncompiled=taps is not None or trial.pads)
 
-    prove(twin, partial(pyramid, levels=chosen.indices, taps=taps, stop=chosen.stop, aligned=aligned), images, grid)
-    strips = [strips[level] for level in chosen.indices]
-    unused = unused_parameters(cnn, strips)
-    notes += idle_notes(cnn, unused, watch.called)
-    notes += sorted(watch.notes | trained.notes, key=str)
-    return Found(stride=chosen.stride, cell_size=cell, grid=grid, levels=chosen.indices, reductions=chosen.reductions,
-                 channels=tuple(strip.shape[1] for strip in strips), norm=most_frequent_norm(watch.called), unused=unused,
-                 taps=taps, stop=chosen.stop, aligned=aligned, notes=tuple(notes),
-                 uncompiled=taps is not None or watch.pads or trained.pads)
+
+def try_cells(cnn, twin, images, cell, measured, chosen):
+    """Run a network on strips of cells of a size, and prove that it gives its own features there.
+
+    It is tried on smaller images of the same cells, if on those the network runs the same operators: what a layer does
+    on a strip goes by the side of a cell. A refusal is never taken from these; then the images themselves decide.
+
+    twin: a copy of the network, which is changed. Returns Trial; raises Refused, CellTooSmall.
+    """
+    smaller = stand_in(images, cell)
+    if smaller is not None:
+        try:
+            if runs_alike(twin, smaller, measured, chosen):
+                return try_on_strips(twin, smaller, cell, measured, chosen)
+        except (Refused, FeatureMapsError):
+            twin = copy_of(cnn)
+    return try_on_strips(twin, images, cell, measured, chosen)
+
+
+def stand_in(images, cell):
+    """Smaller images of at most 3 x 4 cells; None if there are no smaller ones.
+
+    They are not square where that can be had: a layer that shortens both sides by the same number of pixels may keep a
+    whole number of pixels in each cell of a square by chance.
+    """
+    h, w = images.shape[2] // cell, images.shape[3] // cell
+    rows, columns = (3, 4) if w >= 4 else (4, 3)
+    if h <= rows and w <= columns:
+        return None
+    return images[:, :, :cell * min(h, rows), :cell * min(w, columns)].contiguous()
+
+
+def runs_alike(twin, smaller, measured, chosen):
+    """Whether a network calls the same operators on smaller images, and its levels have the same strides there."""
+    watch = OperatorWatch(twin)
+    maps = watch.run(smaller, partial(feature_maps, taps=measured.taps), measured.aligned)
+    size = tuple(smaller.shape[2:])
+    strides = tuple(stride_of(size, maps[level].shape[2:]) for level in chosen.indices)
+    return watch.operators == measured.operators and strides == chosen.reductions
+
+
+def try_on_strips(twin, images, cell, measured, chosen):
+    """`try_cells` on these very images."""
+    grid = (images.shape[2] // cell, images.shape[3] // cell)
+    maps_of = partial(feature_maps, taps=measured.taps, stop=chosen.stop)
+    watch, trained = OperatorWatch(twin, grid), OperatorWatch(twin, grid)
+    maps = watch.run(images, maps_of, measured.aligned)
+    trained.run(images, maps_of, measured.aligned, training=True)
+    strips = [maps[level] for level in chosen.indices]
+    unused = unused_parameters(twin, strips)
+    notes = [*idle_notes(twin, unused, watch.called), *sorted(watch.notes | trained.notes, key=str)]
+    trial = Trial(strips, unused, most_frequent_norm(watch.called), watch.pads or trained.pads, notes)
+    prove(twin, partial(pyramid, levels=chosen.indices, taps=measured.taps, stop=chosen.stop, aligned=measured.aligned),
+          images, grid)
+    return trial
 
 
 def check_layers(cnn):
@@ -121,19 +201,24 @@ def random_images(cnn, in_chans, size):
 
 
 def measure(cnn, images, taps):
-    """The maps of a dense forward, and whether they came with aligned padding, used where they are no pyramid without."""
-    def divide_the_image(maps):
-        return all(not (images.shape[2] % out.shape[2] or images.shape[3] % out.shape[3]) for out in maps)
+    """Run the network densely; with aligned padding where its maps are no pyramid without. Returns Measured."""
+    def divide_the_image(sizes):
+        return all(not (images.shape[2] % height or images.shape[3] % width) for height, width in sizes)
 
-    maps = OperatorWatch(cnn).run(images, partial(feature_maps, taps=taps))
-    if not divide_the_image(maps):
-        try:
-            aligned = OperatorWatch(cnn).run(images, partial(feature_maps, taps=taps), aligned=True)
-        except Refused:  # windows that grow with their padding need not fit what follows
-            return maps, False
-        if [out.shape for out in aligned] != [out.shape for out in maps] and divide_the_image(aligned):
-            return aligned, True
-    return maps, False
+    plain = run_densely(cnn, images, taps, aligned=False)
+    if divide_the_image(plain.sizes):
+        return plain
+    try:
+        aligned = run_densely(cnn, images, taps, aligned=True)
+    except Refused:  # windows that grow with their padding need not fit what follows
+        return plain
+    return aligned if aligned.sizes != plain.sizes and divide_the_image(aligned.sizes) else plain
+
+
+def run_densely(cnn, images, taps, aligned):
+    watch = OperatorWatch(cnn)
+    maps = watch.run(images, partial(feature_maps, taps=taps), aligned)
+    return Measured(taps, [tuple(out.shape[2:]) for out in maps], aligned, watch.operators)
 
 
 def unused_parameters(cnn, outputs):

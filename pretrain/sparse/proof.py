@@ -6,6 +6,7 @@ from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relat
 from pretrain.sparse.refused import REMEDY, Refused
 
 TOLERANCE = 0.01  # a fault is of the size of the features, and rounding is far below this
+NO_DOUBT = 0.001  # an error in float32 below which float64, which takes several times longer, has nothing to add
 
 
 @torch.no_grad()
@@ -13,37 +14,74 @@ def prove(twin, pyramid, images, grid):
     """Raise Refused unless strips give what the dense network gives, with every cell visible.
 
     This catches what the operators of a forward do not betray: a dependence on the shape of the image plane or on the
-    order of positions.
+    order of positions. It is tried in float32 first. What that does not clear of all doubt is decided in float64,
+    unless constants of the network's own forbid that.
 
     Args:
         twin: a copy of the network, which is changed: it gets random scales, since zero-initialised branches and small
             layer scales would hide their errors. BatchNorm takes the statistics of these very images, since a deep
             network of random scales would explode without.
         pyramid: pyramid(cnn, images, geometry) runs it, densely where geometry is None.
-        images: (B, C, H, W). It is tried in float64, unless constants of the network's own forbid that.
+        images: (B, C, H, W), in the precision of the network.
         grid: (h, w) cells of the images.
     """
     randomise_scales(twin)
-    for module in twin.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.random.fork_rng(devices=[]):
-        try:
-            pyramid(twin.double().train(), images.double(), None)
-            images = images.double()
-        except RuntimeError:
-            pyramid(twin.to(images.dtype).train(), images, None)
-    twin.eval()
     rectangles = VisibleRectangles(grid, [(0, 0)] * len(images), grid, images.device)
+    with torch.random.fork_rng(devices=[]):
+        if not is_clear_in_float32(twin, pyramid, images, rectangles):
+            decide(twin, pyramid, images, rectangles)
+
+
+def is_clear_in_float32(twin, pyramid, images, rectangles):
+    """Whether the two agree in float32 so well that there is no doubt."""
+    try:
+        twin.float().eval()  # without dropout
+        for module in twin.modules():
+            module.training = is_batch_norm(module)
+        return error_of_strips(twin, pyramid, images.float(), rectangles) <= NO_DOUBT
+    except Exception:  # whatever a network can raise: float64 decides what it means
+        return False
+
+
+def decide(twin, pyramid, images, rectangles):
+    """Raise Refused unless the two agree in float64, or in the network's own precision if it cannot run in that.
+
+    All is in evaluation mode, since the module at fault is looked for, and an inner module may behave in another way in
+    training. BatchNorm first takes the statistics of the images as its running statistics.
+    """
+    for module in twin.modules():
+        if is_batch_norm(module):
+            module.momentum = 1.0
+    try:
+        pyramid(twin.double().train(), images.double(), None)
+        images = images.double()
+    except RuntimeError:
+        pyramid(twin.to(images.dtype).train(), images, None)
+    try:
+        error = error_of_strips(twin.eval(), pyramid, images, rectangles)
+    except StripFailed as failure:
+        raise refused(twin) from failure.__cause__
+    if not error <= TOLERANCE:
+        raise refused(twin, first_wrong_module(
+            twin, lambda x, geometry: pyramid(twin, x, geometry), images, rectangles, TOLERANCE))
+
+
+class StripFailed(Exception):
+    """A network that runs densely raised something on strips of all cells: a shape that a strip does not have."""
+
+
+def error_of_strips(twin, pyramid, images, rectangles):
+    """The relative error of the pyramid on strips of all cells. Raises StripFailed."""
     dense = pyramid(twin, images, None)
     try:
         strips = pyramid(twin, images, rectangles.geometry)
-        is_same = relative_error([rectangles.as_dense(strip) for strip in strips], dense) <= TOLERANCE
-    except Exception as failure:  # a shape that a strip does not have
-        raise refused(twin) from failure
-    if not is_same:
-        raise refused(twin, first_wrong_module(
-            twin, lambda x, geometry: pyramid(twin, x, geometry), images, rectangles, TOLERANCE))
+        return relative_error([rectangles.as_dense(strip) for strip in strips], dense)
+    except Exception as failure:
+        raise StripFailed from failure
+
+
+def is_batch_norm(module):
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def randomise_scales(cnn, seed=0):

@@ -29,8 +29,8 @@ class OperatorWatch(TorchDispatchMode):
     cnn: the network. grid: (h, w) cells of an image; the network then runs on strips of some of them. Without a grid it
     runs on whole images, and only attention is refused.
 
-    After `run`: `called` are the modules that ran, in their order; `notes` a set of Note; `pads` whether the network pads
-    strips by itself, with F.pad.
+    After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the name of the
+    module that called it; `notes` a set of Note; `pads` whether the network pads strips by itself, with F.pad.
     """
 
     def __init__(self, cnn, grid=None):
@@ -40,6 +40,7 @@ class OperatorWatch(TorchDispatchMode):
         self.plane = None
         self.stack = [('', cnn)]  # (name, module) that are running, the innermost last
         self.called = []
+        self.operators = []
         self.notes = set()
 
     def run(self, images, maps_of, aligned=False, training=False):
@@ -128,6 +129,7 @@ class OperatorWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
+        self.operators.append((self.stack[-1][0], name))
         tensors = tensors_of(args)
         if is_attention(name, tensors):
             raise AttentionRefused(self.refusal(f'is attention ({name})', WITHOUT_ATTENTION))
