@@ -60,7 +60,9 @@ def autocast(device):
 
 def optimise(spark, device):
     """What train_step does besides forward and backward."""
-    optimizer, guard = build_optimizer('lamb', parameter_groups(spark, 0.05, SparKMethod.no_decay), (0.9, 0.95)), BufferGuard(spark)
+    groups = parameter_groups(spark, 0.05, SparKMethod.no_decay)
+    optimizer = build_optimizer('lamb', groups, (0.9, 0.95))
+    guard = BufferGuard(spark)
     set_schedule(optimizer, 1e-4, 0.05)
     for parameter in spark.parameters():
         parameter.grad = torch.randn_like(parameter) / 100

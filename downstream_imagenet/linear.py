@@ -1,8 +1,7 @@
 """Linear probe: the accuracy of a linear classifier on frozen features.
 
-    python -m downstream_imagenet.linear --data_path=DIR --model=resnet50 --weights=FILE     (or --random, or
-    --timm) python -m downstream_imagenet.linear --mae --name=my_probe --data_path=DIR ...           the
-    recipe of MAE, for ImageNet
+    python -m downstream_imagenet.linear --data_path=DIR --model=resnet50 --weights=FILE   # --random, --timm
+    python -m downstream_imagenet.linear --mae --name=my_probe --data_path=DIR ...         # the recipe of MAE
 
 By default features are computed once (of centre crops) and standardised, and a logistic regression is fitted
 to them. Its regularisation is chosen by cross-validation on the training images, so that the validation

@@ -1,4 +1,7 @@
-"""The arguments of a command line that say which pretrained network a command is to read."""
+"""The arguments by which the commands that read a network (reconstruct, export, ...) are told which one.
+
+The options of a run are in pretrain/config.py and pretrain/spark_method.py.
+"""
 from common.cli import numbers
 from common.config import size
 from pretrain.saved import read_saved

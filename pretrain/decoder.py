@@ -26,7 +26,7 @@ class UNetBlock(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Blocks that double the side and halve the width, then a 1x1 convolution to the image.
+    """SparK's light UNet: blocks that double the side and halve the width, then a 1x1 convolution.
 
     stride: the encoder's total stride, a power of two. width: channels of the smallest map. out_chans: of the
     image. finest: the stride at which the blocks end, a power of two; above 1, each position becomes as many

@@ -1,7 +1,7 @@
 """The sparse encoder: any CNN, run on the visible cells of an image (SparK, section 3.1).
 
-Nothing hidden enters the network: it runs on strips of visible cells (sparse/plane.py), as it is. What it must be for that,
-and which of its feature maps make the pyramid, is measured when the encoder is built (sparse/probe.py).
+Nothing hidden enters the network: it runs on strips of visible cells (sparse/plane.py), as it is. What it
+must be for that, and which feature maps make the pyramid, is measured when it is built (sparse/probe.py).
 """
 import torch
 from torch import nn
@@ -15,18 +15,17 @@ from pretrain.sparse.record import make_record, read_record
 class SparseEncoder(nn.Module):
     """A CNN that can run on the visible cells of an image. `cnn` is the network itself, nothing in it is changed.
 
-    cnn: a network with timm's `forward_intermediates`, or whose forward returns its feature maps, or any nn.Module with
-    levels. input_size: (height, width) in pixels. cell_size: the side of a cell in pixels, chosen unless given: the
-    network's total stride, or twice that where a layer needs it. levels: names of the submodules whose outputs are the
-    pyramid, large to small. record: the `record` of an earlier encoder of this network. If it is that, by the same versions
-    of torch and timm, what it says is taken as measured, which saves most of the time; any other counts as none.
+    cnn: a network with timm's `forward_intermediates`, or whose forward returns its feature maps, or any
+    nn.Module with levels. input_size: (height, width) in pixels. cell_size: the side of a cell in pixels; None
+    is the network's total stride, or twice that where a layer needs it. levels: names of the submodules whose
+    outputs are the pyramid, large to small. record: the `record` of an earlier encoder of this network, which
+    saves most of the time; one of another network, or by other versions of torch or timm, counts as none.
 
-    Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid from
-    small stride to large, `norm` ('bn' or 'ln', what most norms of the feature path are), `unused` (names of the
-    parameters that the features do not depend on: the classifier and the like), `notes` (sentences on what was chosen
-    or differs), `uncompiled` (whether torch.compile leaves it alone). `record` holds them as plain data, to be kept in
-    a checkpoint; None for a network whose code lies in no file. Raises ValueError for a network, layer or size that cannot
-    be run sparsely, naming the remedy.
+    Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid
+    from small stride to large, `norm` ('bn' or 'ln', what most norms are), `unused` (names of the parameters
+    that no feature depends on: the classifier and the like), `notes` (what was chosen, or differs), `uncompiled`
+    (whether torch.compile leaves it alone), `record` (all that as plain data, for a checkpoint; None where the
+    network's code lies in no file). Raises ValueError for what cannot run sparsely, naming the remedy.
     """
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None, record=None):
@@ -66,7 +65,7 @@ class SparseEncoder(nn.Module):
         return self.pyramid(images, geometry)
 
     def pyramid(self, images, geometry=None, cnn=None):
-        """`forward` without its questions, of another network with the same maps if given: densely, images of any size fit."""
+        """`forward` without its questions. cnn: another network with the same maps. Densely any size fits."""
         run = self._pyramid_uncompiled if self.uncompiled else self._pyramid
         return run(self.cnn if cnn is None else cnn, images, geometry)
 

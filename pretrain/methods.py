@@ -1,6 +1,6 @@
 """The methods of pretraining, by the name that --method gives, and what the trainer asks of one.
 
-A new method is a file beside pretrain/spark_method.py that answers all of `Method`, and a line in METHODS.
+CONTRIBUTING.md, "To add a method", says how.
 """
 import sys
 from typing import Protocol
@@ -10,7 +10,10 @@ from pretrain.spark_method import SparKMethod
 
 
 class Method(Protocol):
-    """What the trainer (pretrain/pretraining.py) and the commands ask of a method.
+    """What the trainer (pretrain/pretraining.py) asks of a method.
+
+    The commands that read a run (reconstruct, features, export, playground, report, plan) know SparK alone; what ties them
+    to it is in pretrain/saved.py, pretrain/results/read_log.py and pretrain/plan.py.
 
     name: the value of --method; it stands in every checkpoint, and must be the same when a run goes on.
     title: one line for --help. options: the class of its options, a frozen dataclass derived from
@@ -28,16 +31,19 @@ class Method(Protocol):
         """What the method's authors use for the options that are given, as a dictionary of options."""
 
     def build(self, options, record=None):
-        """The network, an nn.Module whose forward(images, visible) returns a loss, with drawn weights.
+        """The network, with drawn weights.
 
-        record: what an earlier `record` gave for a network of the same options, from a checkpoint or another
-        rank; it saves time, and is not trusted where it does not fit. The network has besides
-        `draw_visible(batch, generator, rows)`, `input_size` (height, width), `placed(device)` and
-        `uncompiled`. Raises ValueError.
+        It is an nn.Module whose forward(images, visible=None) returns a loss; it draws `visible` itself where none is
+        given, as for a look at its norms or at memory. It has besides `draw_visible(batch, generator, rows)`: LongTensor
+        (B, k), ascending, drawn for the whole batch before rows of it are taken; `input_size`: (height, width);
+        `placed(device)`: itself, as it trains; `uncompiled`: whether torch.compile leaves a part of it alone.
+
+        record: what an earlier `record` gave for a network of the same options, from a checkpoint or another rank; it saves
+        time, and is not trusted where it does not fit. Raises ValueError.
         """
 
     def record(self, network):
-        """{name: plain data} of what took time to find out about the network, for `build`."""
+        """Plain data on what took time to find out about the network, for `build`; None if there is nothing."""
 
     def load_init(self, network, options):
         """Start from the weights of --init, of a file in any known format. Returns a sentence. Raises

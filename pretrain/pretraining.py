@@ -18,7 +18,6 @@ from common.training.schedule import weight_decay
 from common.training.trainer import Trainer
 from common.words import counted, described
 from pretrain.config import PretrainingOptions
-from pretrain.methods import METHODS
 from pretrain.results.pictures import write_picture
 
 PICTURES = 8  # images of which a reconstruction is shown
@@ -30,6 +29,7 @@ class Run(run.Run):
     fit.
     """
     options: PretrainingOptions
+    learning_rate_ends: tuple = (0.0, 0.0)  # of the method
 
     @property
     def checkpoint(self):
@@ -42,30 +42,30 @@ class Run(run.Run):
     def schedule(self, step):
         """(learning rate, weight decay) of a step."""
         options = self.options
-        start, end = METHODS[options.method].learning_rate_ends
+        start, end = self.learning_rate_ends
         return (self.learning_rate(step, start, end),
                 weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end))
 
 
 class PretrainingProgress(Progress):
     """What is told of a pretraining run."""
-    remedy = 'more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage is slow'
+    remedy = ('more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage '
+              'is slow')
 
 
 class Pretraining(Trainer):
     """Trains a method's network on images without labels, and exports what it pretrained.
 
-    val_images: the held-out images, or None. method: as `Method` in pretrain/methods.py; that of the options
-    if not given.
+    val_images: the held-out images, or None. method: as `Method` in pretrain/methods.py says.
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
     progress_class = PretrainingProgress
     more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
 
-    def __init__(self, run, images, val_images=None, method=None):
+    def __init__(self, run, images, val_images, method):
         super().__init__(run, images, val_images)
-        self.method = METHODS[run.options.method] if method is None else method
+        self.method = method
         self.record = None  # of the network, see Method
         self.normalise = Normalise(run.options.normalisation, run.ranks.device)
 

@@ -161,7 +161,7 @@ def read_run(content, path, which, given):
         raise ValueError(f'{path} is damaged: its decoder has not the {options.decoder_width} channels that '
                          'it says')
     check_size(path, options, given)
-    spark = untrained_spark(options)
+    spark = untrained_spark(options, record=content.get('network'))
     module, network, may_miss = find_init(spark, state, path, which)
     loaded = load_found(module, network, may_miss)
     log = log_of(path)
@@ -254,11 +254,11 @@ def check_size(path, options, given):
                          'it too, with --input_size')
 
 
-def untrained_spark(options, num_classes=None):
+def untrained_spark(options, num_classes=None, record=None):
     """Build a SparK with random weights, always the same; the caller's random numbers stay as they were.
 
     num_classes: function of the CNN that returns how many classes its classifier is to have, or None for its
-    own number.
+    own number. record: of the network, from a checkpoint; it saves most of the time.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -266,7 +266,7 @@ def untrained_spark(options, num_classes=None):
         model = options.model
         if number is not None:
             model = create_cnn(options.model, options.in_chans, num_classes=number)
-        return build_spark(**{**options.network, 'drop_path': None, 'model': model})
+        return build_spark(**{**options.network, 'drop_path': None, 'model': model}, record=record)
 
 
 def log_of(path):

@@ -14,8 +14,9 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.distributed import synchronise_batchnorm
 from common.networks.create import create_cnn
-from common.networks.norms import refused, single_valued
+from common.networks.norms import check_batch
 from common.recompute import checkpointed
 from pretrain import masking
 from pretrain.accelerated.decoder import decode as decode_accelerated
@@ -24,6 +25,7 @@ from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
 from pretrain.spark_weights import load_official as load_official_spark
 from pretrain.sparse.geometry import Geometry
+from pretrain.sparse.pyramid import norms_of_one_value
 
 
 class SparK(nn.Module):
@@ -38,7 +40,7 @@ class SparK(nn.Module):
     accelerated: whether the forms of pretrain/accelerated compute, instead of those in this file and in
     decoder.py. The numbers are the same up to rounding. None: on the CPU alone (see Geometry).
 
-    The names of its submodules and parameters are a file format.
+    The names of submodules and parameters are a file format.
     """
 
     def __init__(self, encoder, mask_ratio=0.6, decoder_width=768, decoder='unet', target='normalised'):
@@ -72,7 +74,10 @@ class SparK(nn.Module):
             else:
                 kernel = 1 if is_smallest else 3
                 self.densify_projs.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
-        self.single_valued = self.measure_norms()
+        # Norms that see one value of each channel of an image; of densify, that of the smallest map.
+        self.single_valued = [f'encoder.{name}' for name in norms_of_one_value(encoder, self.visible_cells)]
+        if self.visible_cells * (encoder.cell_size // encoder.stride) ** 2 == 1 and encoder.norm == 'bn':
+            self.single_valued.append('densify_norms.0')
 
     @property
     def input_size(self):
@@ -84,34 +89,11 @@ class SparK(nn.Module):
         """Whether torch.compile leaves the encoder alone."""
         return self.encoder.uncompiled
 
-    @torch.no_grad()
-    def measure_norms(self):
-        """Names of the norms that see one value of each channel of an image: see common/networks/norms.py."""
-        encoder, like = self.encoder, next(self.encoder.cnn.parameters())
-        image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
-        few = min(self.visible_cells, 2)  # one cell or two: with more, a norm that sees one value sees one with two
-        geometry = Geometry(torch.arange(few, device=like.device)[None], encoder.grid)
-        names = single_valued(encoder, lambda: encoder.pyramid(image, geometry))
-        names = [f'encoder.{name}' for name in names]
-        positions = self.visible_cells * (encoder.cell_size // encoder.stride) ** 2  # of the smallest map
-        if positions == 1 and encoder.norm == 'bn':
-            names.append('densify_norms.0')
-        return tuple(names)
-
-    def check_batch(self, images):
-        """Refuse a single image where a norm would see a single value of each channel."""
-        name = refused(self, self.single_valued) if len(images) == 1 and self.single_valued else None
-        if name is not None:
-            kind = type(self.get_submodule(name)).__name__
-            raise ValueError(f'{name} ({kind}) sees a single value of each channel in a batch of one image, and '
-                             'that has no deviation: give two images or more at a time, or call eval() where '
-                             'nothing is trained')
-
     def forward(self, images, visible=None):
-        """images (B, C, H, W), normalised; visible (B, k), drawn if not given -> the loss, a 0-dim tensor."""
+        """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
-        self.check_batch(images)
+        check_batch(self, images, self.single_valued)
         geometry = self.geometry(images, visible)
         strips = checkpointed(self.encoder, images, geometry, enabled=self.recomputes)
         levels = self.densify(strips, geometry)
@@ -123,8 +105,7 @@ class SparK(nn.Module):
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
         self.to(device)
-        # Not the mask tokens: whose layout is whose would only confuse DDP.
-        for part in (self.encoder, self.densify_projs, self.dense_decoder):
+        for part in (self.encoder, self.densify_projs, self.dense_decoder):  # mask tokens would confuse DDP
             part.to(memory_format=torch.channels_last)
         return self
 
@@ -159,7 +140,7 @@ class SparK(nn.Module):
         return levels
 
     def decode(self, levels, geometry):
-        """Densified maps by stride -> the image that they say, (B, C, H, W)."""
+        """Densified maps by stride -> the image, (B, C, H, W)."""
         if geometry.accelerated:
             return decode_accelerated(self.dense_decoder, levels)
         return self.dense_decoder(levels)
@@ -177,18 +158,22 @@ class SparK(nn.Module):
 
     def loss(self, images, reconstruction, geometry):
         """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
+        hidden = ~geometry.is_visible()
+        error = self.cell_errors(images, reconstruction) * hidden
+        return error.sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
+
+    def cell_errors(self, images, reconstruction):
+        """(B, L): the error of each cell, visible ones too. Losses and pictures are made of this."""
         target, _, _ = self.targets(images)
         predicted = masking.cut(reconstruction.to(images.dtype), self.encoder.cell_size)
-        error = (predicted - target).square().mean(dim=2)
-        hidden = ~geometry.is_visible()
-        return (error * hidden).sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
+        return (predicted - target).square().mean(dim=2)
 
     def encode(self, images, visible):
         """images, visible -> the pyramid, small stride to large: (B, C_i, H_i, W_i), hidden positions 0.
 
-        Runs in the mode that the caller set: in train mode BatchNorm's running statistics are updated.
+        It runs in the mode that the caller set: in train mode running statistics are updated.
         """
-        self.check_batch(images)
+        check_batch(self, images, self.single_valued)
         geometry = self.geometry(images, visible)
         masking.check_indices(visible, self.cells)
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
@@ -208,17 +193,13 @@ class SparK(nn.Module):
 
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""
-        self.check_batch(images)
+        check_batch(self, images, self.single_valued)
         geometry = self.geometry(images, visible)
         masking.check_indices(visible, self.cells)
         return self.decode(self.densify(self.encoder(images, geometry), geometry), geometry)
 
     def load_official(self, state_dict):
-        """Load a whole official SparK, `*_withdecoder_1kpretrained_spark_style.pth`, of a ResNet or a ConvNeXt.
-
-        Strict: a ValueError lists what is missing, left over or of another shape. Only parameters that the
-        features do not depend on may be missing.
-        """
+        """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`), strictly. Raises ValueError."""
         load_official_spark(state_dict, self)
 
 
@@ -232,14 +213,11 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     drop_path: None leaves the network's own default. cell_size: None is the network's total stride R (2R
     where a layer needs it), else R times a power of two. sync_bn: share all BatchNorm statistics between the
     ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the paper's, or 'pixels'; see
-    SparK. record: `spark.encoder.record` of an earlier one of the same network, see SparseEncoder. Raises
-    ValueError, which names what would work.
+    SparK. record: `spark.encoder.record` of an earlier one, see SparseEncoder. Raises ValueError, which names
+    what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
-    spark = SparK(SparseEncoder(cnn, size, in_chans, cell_size, levels, record), mask_ratio, decoder_width, decoder,
-                  target)
-    if sync_bn:
-        from common.distributed import synchronise_batchnorm
-        spark = synchronise_batchnorm(spark)
-    return spark
+    encoder = SparseEncoder(cnn, size, in_chans, cell_size, levels, record)
+    spark = SparK(encoder, mask_ratio, decoder_width, decoder, target)
+    return synchronise_batchnorm(spark) if sync_bn else spark

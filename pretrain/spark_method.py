@@ -78,12 +78,12 @@ class SparKMethod:
         return {'drop_path': DROP_PATH[model]} if model in DROP_PATH else {}
 
     def build(self, options, record=None):
-        spark = build_spark(**options.network)
+        spark = build_spark(**options.network, record=record)
         spark.recompute(options.recompute)
         return spark
 
     def record(self, network):
-        return {}
+        return network.encoder.record
 
     def load_init(self, network, options):
         return load_init(network, options.init, options.model, options.adapt_input_conv)

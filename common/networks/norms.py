@@ -88,6 +88,18 @@ def refused(module, names):
     return None
 
 
+def check_batch(module, images, names):
+    """Raise a ValueError if a batch is a single image, and a norm of the module needs more.
+
+    names: of the norms that see a single value of each channel of an image, as `single_valued` gives them.
+    """
+    name = refused(module, names) if len(images) == 1 and names else None
+    if name is not None:
+        kind = type(module.get_submodule(name)).__name__
+        raise ValueError(f'{name} ({kind}) sees a single value of each channel in a batch of one image, and that has '
+                         'no deviation: give two images or more at a time, or call eval() where nothing is trained')
+
+
 def shares_statistics(norm):
     """Whether a norm takes its statistics over several ranks."""
     is_synchronised = isinstance(norm, (nn.SyncBatchNorm, CPUSyncBatchNorm))

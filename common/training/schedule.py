@@ -1,4 +1,7 @@
-"""Learning rate and weight decay as functions of the step."""
+"""Learning rate and weight decay as functions of the step: the curves that all programs share.
+
+Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, and of the downstream folders' training.py.
+"""
 import math
 
 

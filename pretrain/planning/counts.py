@@ -102,7 +102,8 @@ class Counts:
             reached[seen.made_at(parameter.grad):] += size(parameter.grad)
         state = [value for entry in step.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
         return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
-                   weights_size(spark) + optimizer_size(step.optimizer), Line.through(BATCHES, kept), Line.through(BATCHES, live), reached,
+                   weights_size(spark) + optimizer_size(step.optimizer), Line.through(BATCHES, kept),
+                   Line.through(BATCHES, live), reached,
                    counter.get_total_flops() / BATCHES[0],
                    tuple(module.num_features for module in spark.modules() if isinstance(
                        module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)))

@@ -68,9 +68,10 @@ def views(spark, images, visible, normalisation):
     """
     grid = spark.encoder.grid
     cell_size = spark.encoder.cell_size
-    predicted = cut(spark.predict(images, visible).to(images.dtype), cell_size)
+    prediction = spark.predict(images, visible)
+    predicted = cut(prediction.to(images.dtype), cell_size)
     cells = cut(images, cell_size)
-    target, mean, deviation = spark.targets(images)
+    _, mean, deviation = spark.targets(images)
     is_visible = spark.geometry(images, visible).is_visible()[..., None]
     num_visible = visible.shape[1]
     visible_mean = (mean * is_visible).sum(1, keepdim=True) / num_visible
@@ -82,8 +83,8 @@ def views(spark, images, visible, normalisation):
 
     image = to_rgb(images, normalisation)
     reconstruction = picture(predicted * deviation + mean)
-    squared_error = (predicted - target).square().mean(2, keepdim=True)
-    loss = (squared_error * ~is_visible).sum((1, 2)) / (~is_visible).sum((1, 2))
+    hidden = ~is_visible[..., 0]
+    loss = (spark.cell_errors(images, prediction) * hidden).sum(1) / hidden.sum(1)
     return Views(image=image, masked=picture(torch.zeros_like(cells)), reconstruction=reconstruction,
                  own=picture(predicted * visible_deviation + visible_mean),
                  error=heat((2 * (reconstruction - image).abs()).mean(1)), loss=loss)

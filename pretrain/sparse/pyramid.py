@@ -1,9 +1,13 @@
 """The pyramid of a network, densely or on strips."""
 from contextlib import nullcontext
 
+import torch
+
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
+from common.networks.norms import single_valued
 from pretrain.sparse.aligned import AlignedPadding
+from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.plane import Plane
 
 
@@ -27,3 +31,16 @@ def pyramid(cnn, images, geometry, levels, taps=None, stop=None, aligned=False):
     with safe_convolutions(images.device), plane, padding:
         maps = feature_maps(cnn, x, taps, stop)
     return [maps[level] for level in levels]
+
+
+@torch.no_grad()
+def norms_of_one_value(encoder, visible_cells):
+    """Names of the norms of a SparseEncoder that see one value of each channel of an image (common/networks/norms.py).
+
+    visible_cells: of an image. It is tried with two of them at most: a channel has one value in one cell only, or in any
+    number of them.
+    """
+    like = next(encoder.cnn.parameters())
+    image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)
+    visible = torch.arange(min(visible_cells, 2), device=like.device)[None]
+    return single_valued(encoder, lambda: encoder.pyramid(image, Geometry(visible, encoder.grid)))

@@ -80,7 +80,8 @@ def test_lamb_steps(golden):
     steps = want['train_steps']
     for name, p in spark.encoder.cnn.named_parameters():
         p.requires_grad_(name not in spark.encoder.unused)
-    optimizer = build_optimizer('lamb', parameter_groups(spark.train(), steps['wd'], SparKMethod.no_decay), tuple(steps['betas']))
+    groups = parameter_groups(spark.train(), steps['wd'], SparKMethod.no_decay)
+    optimizer = build_optimizer('lamb', groups, tuple(steps['betas']))
     assert steps['betas'][1] == (0.95 if spark.encoder.norm == 'bn' else 0.999)
     for t, (loss_want, norm_want, expected) in enumerate(zip(steps['loss'], steps['grad_norm'], steps['schedule'])):
         lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'], *SparKMethod.learning_rate_ends)

@@ -98,7 +98,7 @@ def test_a_checkpoint_without_a_method_is_sparks(whole, tiny, capsys):
     path = whole / 'your_convnet_still_pretraining.pth'
     content = saved(whole)
     del content['config']['method']
-    content.pop('network', None)
+    content.pop('network')
     torch.save(content, path)
     assert method_of(content['config']) is METHODS['spark']
     pretrain(tiny(run_dir=str(whole)))

@@ -18,8 +18,8 @@ SMALL = ['--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=
 
 
 def small(**changes):
-    return PlanOptions(**{'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 64, 'epochs': 2, 'gpus': 2,
-                      'images': 640, **changes})
+    return PlanOptions(**{'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 64, 'epochs': 2,
+                          'gpus': 2, 'images': 640, **changes})
 
 
 @pytest.fixture(scope='module')

@@ -45,7 +45,8 @@ def through_a_file(record):
 
 
 @pytest.mark.parametrize(('name', 'arguments'), [
-    ('test_resnet', {}), ('test_convnext', {'cell_size': 32}), ('resnetblur18', {}), ('ghostnet_050', {'input_size': (64, 128)}),
+    ('test_resnet', {}), ('test_convnext', {'cell_size': 32}), ('resnetblur18', {}),
+    ('ghostnet_050', {'input_size': (64, 128)}),
     ('test_resnet', {'levels': ['layer2', 'layer3', 'layer4']}), ('test_resnet', {'levels': 'layer4'})])
 def test_a_record_says_what_the_probe_found(probed, name, arguments):
     arguments = {'input_size': SIZE} | arguments

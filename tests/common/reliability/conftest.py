@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def without_nohup():
-    """Signals as in a shell's foreground. nohup ignores SIGHUP, and a script's `&` ignores SIGINT; our runs then ignore them too."""
+    """Signals as in a shell's foreground: nohup ignores SIGHUP, a script's `&` ignores SIGINT, and then runs do too."""
     hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -68,7 +68,7 @@ class Pauses:
 
 
 def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_stopped_itself(tmp_path, clock, monkeypatch):
-    """Patience 30 minutes, with pauses of 30 s. Whatever takes longer than ten of them was no pause: the process was stopped."""
+    """Patience 30 minutes, pauses of 30 s. What takes longer than ten of them was no pause: the process was stopped."""
     said = []
     ended = []
     monkeypatch.setattr(Heartbeat, 'end', lambda self, still: ended.append(still))

@@ -14,7 +14,9 @@ from tests.conftest import ROOT
 def writer(tiny, tmp_path):
     """A process that writes into the run folder, as long as the test wants."""
     (tmp_path / 'run').mkdir()
-    code = f"""import sys, time; from common.training.log import RunLog; from pretrain.spark_method import SparKOptions as Options
+    code = f"""import sys, time
+from common.training.log import RunLog
+from pretrain.spark_method import SparKOptions as Options
 log = RunLog({str(tmp_path / 'run')!r}, 0, 'pretrain_log.txt', Options(name='x'))
 import os
 if os.fork():

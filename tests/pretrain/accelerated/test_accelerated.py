@@ -1,4 +1,4 @@
-"""The accelerated forms one by one: convolutions on strips, densify and the steps of the decoder, against the layers themselves."""
+"""The accelerated forms one by one: convolutions on strips, densify, steps of the decoder, against the layers themselves."""
 import copy
 
 import pytest
@@ -72,7 +72,8 @@ def test_gradients_of_a_wide_depthwise_convolution(kernel, padding, batch):
     x = torch.randn(batch, 3, 6, 11, **DOUBLE).to(memory_format=torch.channels_last).requires_grad_()
     out = layer(x)
     grad = torch.randn_like(out)
-    got = convolution_gradients(grad, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.groups, (True, True, True))
+    got = convolution_gradients(grad, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.groups,
+                                (True, True, True))
     close(got, torch.autograd.grad(out, [x, layer.weight, layer.bias], grad))
 
 
