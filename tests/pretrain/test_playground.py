@@ -1,5 +1,6 @@
 """The playground: what the page does, and the page itself in a browser."""
 import io
+import os
 import socket
 import struct
 import subprocess
@@ -218,10 +219,13 @@ def test_a_port_in_use(finished):
 def address(finished, tmp_path_factory):
     """A playground that is served as a user would."""
     pytest.importorskip('gradio', reason='pip install -r pretrain/requirements.txt')
-    port, log = free_port(), tmp_path_factory.mktemp('log') / 'log.txt'
+    folder = tmp_path_factory.mktemp('served')
+    port = free_port()
+    log = folder / 'log.txt'
+    command = [sys.executable, '-m', 'pretrain.playground', str(finished), str(finished), f'--port={port}']
+    environment = {**os.environ, 'TMPDIR': str(folder)}  # what a server that is ended by a signal leaves behind
     with open(log, 'w') as file:
-        server = subprocess.Popen([sys.executable, '-m', 'pretrain.playground', str(finished), str(finished), f'--port={port}'],
-                                  cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         until_served(port, server, log)
         yield f'http://127.0.0.1:{port}'
