@@ -148,7 +148,7 @@ class SparK(nn.Module):
     def targets(self, images):
         """What the decoder is to predict of each cell, and the means and deviations that make pixels of it.
 
-        Each is (B, L, .). With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
+        Each is (B, L, .). With target 'pixels' cells are predicted as they are: means are 0, deviations 1.
         """
         cells = masking.cut(images, self.encoder.cell_size)
         if self.target == 'normalised':
@@ -199,12 +199,13 @@ class SparK(nn.Module):
         return self.decode(self.densify(self.encoder(images, geometry), geometry), geometry)
 
     def load_official(self, state_dict):
-        """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`), strictly. Raises ValueError."""
+        """Load a whole official SparK (`*_withdecoder_*_spark_style.pth`), strictly. Raises ValueError."""
         load_official_spark(state_dict, self)
 
 
 def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
-                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised', record=None):
+                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised',
+                record=None):
     """SparK around a CNN.
 
     model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose
