@@ -75,9 +75,10 @@ class SparK(nn.Module):
                 kernel = 1 if is_smallest else 3
                 self.densify_projs.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
         # Norms that see one value of each channel of an image; of densify, that of the smallest map.
-        self.single_valued = [f'encoder.{name}' for name in norms_of_one_value(encoder, self.visible_cells)]
+        names = [f'encoder.{name}' for name in norms_of_one_value(encoder, self.visible_cells)]
         if self.visible_cells * (encoder.cell_size // encoder.stride) ** 2 == 1 and encoder.norm == 'bn':
-            self.single_valued.append('densify_norms.0')
+            names.append('densify_norms.0')
+        self.single_valued = tuple(names)
 
     @property
     def input_size(self):
@@ -146,10 +147,7 @@ class SparK(nn.Module):
         return self.dense_decoder(levels)
 
     def targets(self, images):
-        """What the decoder is to predict of each cell, and the means and deviations that make pixels of it.
-
-        Each is (B, L, .). With target 'pixels' cells are predicted as they are: means are 0, deviations 1.
-        """
+        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it."""
         cells = masking.cut(images, self.encoder.cell_size)
         if self.target == 'normalised':
             return masking.normalise(cells)
