@@ -178,8 +178,8 @@ def page(networks, done):
     exact = total['exact'] + total['exact, with a note']
     return f"""# Which networks of timm can be pretrained
 
-Written by `make coverage`, with timm {timm.__version__} and torch {torch.__version__}. {exact} of the
-{total.total()} convolutional networks were checked one by one and equal their own dense selves
+Written by `make coverage`, with timm {timm.__version__} and torch {torch.__version__}.
+{exact} of the {total.total()} convolutional networks were checked one by one and equal their own dense selves
 (`python -m pretrain.check NAME` shows how): with all cells visible, and on a visible rectangle, in features,
 gradients and running statistics, to a relative error of 1e-8 in float64 (1e-5 for a few that compute in
 float32 by themselves). {total['larger']} more have over {TOO_LARGE / 1e6:.0f} M parameters and were not run:
