@@ -9,7 +9,7 @@ than the first. Given are the medians over the rounds of
 * build: seconds of `build_spark`, the network included;
 * resume: seconds of `build_spark` with the record of an earlier one, where the code has records;
 * first step: seconds from `bash pretrain/main.sh` to the line that tells the first step, on a few drawn
-images, two at a time.
+  images, two at a time.
 
 --trees: commits, folders with a checkout, or `.` for the working tree; they take turns. In brackets stand
 seconds of the processor, which other programs on the machine change little.
@@ -36,8 +36,7 @@ FIRST_STEP = 'The first step took'  # begins the line that a run prints after it
 DRIVER = """
 import inspect, json, sys, time
 import torch
-import pretrain.models
-from common.networks.weights import create_cnn
+import timm
 from pretrain.spark import build_spark
 name, size = sys.argv[1], int(sys.argv[2])
 
@@ -47,8 +46,8 @@ def seconds(make):
     return made, (time.perf_counter() - began[0], time.process_time() - began[1])
 
 # The first network pays for what torch and timm load when they are first used.
-_, first = seconds(lambda: create_cnn(name))
-_, network = seconds(lambda: create_cnn(name))
+_, first = seconds(lambda: timm.create_model(name))
+_, network = seconds(lambda: timm.create_model(name))
 spark, build = seconds(lambda: build_spark(name, size))
 found = {'network': network, 'build': build}
 if 'record' in inspect.signature(build_spark).parameters:
@@ -68,8 +67,8 @@ def build_seconds(code, name, size):
     """{kind: (seconds, seconds of the processor)} of making a network and a SparK around it, in a new
     process.
     """
-    done = subprocess.run([sys.executable, '-c', DRIVER, name, str(size)], cwd=code, env=environment(), text=True,
-                          stdout=subprocess.PIPE)
+    done = subprocess.run([sys.executable, '-c', DRIVER, name, str(size)], cwd=code, env=environment(),
+                          text=True, stdout=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(f'{name} cannot be built by {code}, see above')
     return json.loads(done.stdout.splitlines()[-1])
@@ -80,7 +79,8 @@ def first_step_seconds(code, name, size, world, folder):
     is ended.
     """
     command = ['bash', str(code / 'pretrain/main.sh'), 'start', f'--model={name}', f'--input_size={size}',
-               f'--data_path={world}', '--ep=2', '--bs=2', '--workers=0', '--ngpu_per_node=1', '--log_every=1']
+               f'--data_path={world}', '--ep=2', '--bs=2', '--workers=0', '--ngpu_per_node=1',
+               '--log_every=1']
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True)
@@ -125,7 +125,8 @@ def medians(rounds):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser('benchmarks.start', description=__doc__.split('\n')[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser('benchmarks.start', description=__doc__.split('\n')[0],
+                                     allow_abbrev=False)
     parser.add_argument('models', nargs='*', default=['resnet50', 'convnext_small'], help='timm names')
     parser.add_argument('--trees', nargs='+', default=['.'], help='commits or folders, which take turns; . '
                                                                   'is the working tree')

@@ -1,8 +1,7 @@
 """Is this network right for pretraining on strips? Proves it, in seconds, on a CPU.
 
     python -m pretrain.check MODEL [--input_size=128 --cell_size=32 --in_chans=3 --levels=layer1,layer2]
-    python -m pretrain.check --all [--jobs=2]          # every convolutional network of timm, into
-    docs/coverage.md
+    python -m pretrain.check --all [--jobs=2]     # every convolutional network of timm, into docs/coverage.md
 
 or, for a network of your own: `from pretrain.check import check; print(check(module))`. Everything is
 computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones hide errors) and
@@ -43,6 +42,15 @@ ROUGH = 1e-5  # for networks that compute in float32 by themselves
 MASK_RATIO = 0.6
 
 
+@dataclass(frozen=True)
+class Part:
+    """One thing that was asked. found: what came out. error: the largest relative error, if it has one."""
+    holds: bool
+    asked: str
+    found: str
+    error: float = 0.0
+
+
 @dataclass
 class Report:
     """What a check found; `str(report)` is the page that is printed, `ok` whether all parts hold."""
@@ -50,12 +58,16 @@ class Report:
     refused: str = ''
     facts: list = field(default_factory=list)
     notes: tuple = ()
-    parts: list = field(default_factory=list)  # (whether it holds, what was asked, what came out)
-    worst: float = 0.0  # the largest relative error
+    parts: list = field(default_factory=list)  # of Part
 
     @property
     def ok(self):
-        return not self.refused and bool(self.parts) and all(holds for holds, _, _ in self.parts)
+        return not self.refused and bool(self.parts) and all(part.holds for part in self.parts)
+
+    @property
+    def worst(self):
+        """The largest relative error."""
+        return max((part.error for part in self.parts), default=0.0)
 
     def __str__(self):
         if self.refused:
@@ -63,16 +75,17 @@ class Report:
         verdict = ('exact' + (', with a note' if self.notes else '')) if self.ok else 'WRONG'
         lines = [f'{self.name}: {verdict}', '', *(f'  {what:<15}{value}' for what, value in self.facts)]
         lines += [f'  {"note":<15}{note}' for note in self.notes]
-        lines += ['', *(f'  {"ok   " if holds else "WRONG"}  {asked:<62}{found}' for holds, asked, found in self.parts)]
+        lines.append('')
+        for part in self.parts:
+            lines.append(f'  {"ok   " if part.holds else "WRONG"}  {part.asked:<62}{part.found}')
         return '\n'.join(lines) + '\n'
 
 
 def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
-    """Check a network: a timm name or an nn.Module (a copy of it is used). Returns a Report; raises nothing
-    for what it finds.
+    """Check a network: a timm name or an nn.Module, of which a copy is used. Returns a Report.
 
-    input_size: pixels, an int or (height, width); four cells each way if not given. The rest as in
-    `build_spark`.
+    Nothing is raised for what it finds. input_size: pixels, an int or (height, width); four cells each way if
+    not given. The rest as in `build_spark`.
     """
     name = network if isinstance(network, str) else type(network).__name__
 
@@ -86,39 +99,47 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
         draw_nothing(encoder)
         report = Report(name, facts=describe(encoder), notes=encoder.notes)
     except ValueError as error:
-        other = other_precision(fresh(), input_size, cell_size, in_chans, levels) if isinstance(error, Refused) else ''
+        other = ''
+        if isinstance(error, Refused):
+            other = other_precision(fresh(), input_size, cell_size, in_chans, levels)
         return Report(name, refused=f'{error}{other}')
-    for part in (all_visible, rectangle, hidden_pixels, gradients):
-        for images in (2, 8):
-            # BatchNorm over few values magnifies rounding, which more images settle; an error stays
-            torch.manual_seed(0)
-            try:
-                holds, asked, found, worst = part(encoder, images)
-            except Exception as failure:  # whatever a network of the user's can raise
-                holds, asked, found, worst = False, part.__doc__.split('.')[0], f'{type(failure).__name__}: {failure}', 0.0
-            if holds:
-                break
-        report.parts.append((holds, asked, found))
-        report.worst = max(report.worst, worst)
+    report.parts = [tried(ask, asked, encoder) for ask, asked in QUESTIONS.items()]
     other = fresh()
     same = list(encoder.cnn.state_dict()) == keys == list(other.state_dict())
     report.parts.append(exported(encoder, prepared(other, seed=1)))
-    report.parts.append((same, '(f) the keys are the network\'s own', f'{len(keys)} entries'))
+    report.parts.append(Part(same, "(f) the keys are the network's own", f'{len(keys)} entries'))
     return report
 
 
+def tried(ask, asked, encoder):
+    """The Part of a question, on two images, or on eight if it does not hold on two.
+
+    BatchNorm over few values magnifies rounding, which more images settle; an error stays.
+    """
+    for images in (2, 8):
+        torch.manual_seed(0)
+        try:
+            part = ask(encoder, images)
+        except Exception as failure:  # whatever a network of the user's can raise
+            part = Part(False, asked, f'{type(failure).__name__}: {failure}')
+        if part.holds:
+            break
+    return part
+
+
 def prepared(cnn, seed=0):
-    """In training mode and float64, with random scales and no dropout: what these hide shows. Raises
-    ValueError.
+    """The network in training mode and float64, with random scales and no dropout. Raises ValueError.
+
+    Zero-initialised branches, small layer scales and dropout would hide errors.
     """
     if any(parameter.is_meta for parameter in cnn.parameters()):
         raise ValueError(f'{type(cnn).__name__} is on the meta device, without values: make it on a real one')
     with torch.no_grad():
         randomise_scales(cnn.cpu(), seed)
+    dropout = (nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, StochasticDepth)
     for module in cnn.modules():
         for rate in ('p', 'drop_prob'):
-            if isinstance(getattr(module, rate, None), float) and isinstance(module, (
-                    nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, StochasticDepth)):
+            if isinstance(module, dropout) and isinstance(getattr(module, rate, None), float):
                 setattr(module, rate, 0.0)
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(parameter.is_floating_point())
@@ -137,14 +158,16 @@ def other_precision(cnn, *arguments):
 
 def draw_nothing(encoder):
     """Raise a ValueError that names the module if the network draws random numbers in training."""
-    drawn, images = [], inputs(encoder, 2)
+    drawn = []
+    images = inputs(encoder, 2)
     before = torch.get_rng_state()
 
     def look(name, module, inputs, output):
         if not drawn and not torch.equal(torch.get_rng_state(), before):
             drawn.append(f'"{name or "(top)"}" ({type(module).__name__})')
 
-    handles = [module.register_forward_hook(partial(look, name)) for name, module in encoder.cnn.named_modules()]
+    handles = [module.register_forward_hook(partial(look, name))
+               for name, module in encoder.cnn.named_modules()]
     buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
     with torch.no_grad():
         encoder.pyramid(images)
@@ -178,18 +201,22 @@ def build(cnn, input_size, cell_size, in_chans, levels):
 
 
 def describe(encoder):
+    """[(what, value)] of the facts that the page begins with."""
     (height, width), (h, w) = encoder.input_size, encoder.grid
     left_out = encoder.left_out()
     outside = sum(left_out.values())
     inside = sum(p.numel() for p in encoder.cnn.parameters()) - outside
-    dense, strips = (multiply_adds(encoder, geometry) for geometry in (None, random_cells(encoder, 2)))
+    parameters = f'{inside / 1e6:.2f} M in the feature path'
+    if left_out:
+        parameters += f', {outside / 1e6:.2f} M outside of it, not pretrained ({", ".join(left_out)})'
+    dense = multiply_adds(encoder, None)
+    strips = multiply_adds(encoder, random_cells(encoder, 2))
     return [
         ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
                     f'{", ".join(map(str, encoder.channels))}'),
         ('cells', f'{encoder.cell_size} px: {h} x {w} in an image of {height} x {width}'),
         ('norm', {'bn': 'BatchNorm', 'ln': 'LayerNorm'}[encoder.norm] + ' for densify'),
-        ('parameters', f'{inside / 1e6:.2f} M in the feature path'
-         + f', {outside / 1e6:.2f} M outside of it, not pretrained ({", ".join(left_out)})' * bool(left_out)),
+        ('parameters', parameters),
         ('multiply-adds', f'{dense / 1e9:.3f} G dense, {strips / 1e9:.3f} G on strips with {MASK_RATIO:.0%} '
                           f'hidden ({strips / dense:.2f})'),
     ]
@@ -214,8 +241,7 @@ def random_cells(encoder, batch):
     return Geometry(torch.rand(batch, cells).argsort(1)[:, :visible].sort(1).values, encoder.grid)
 
 
-# -- the parts
-# --------------------------------------------------------------------------------------------------------
+# -- the questions ----------------------------------------------------------------------------------------
 
 def all_visible(encoder, images):
     """(a): strips of all cells against the dense network."""
@@ -225,12 +251,17 @@ def all_visible(encoder, images):
 
 def rectangle(encoder, images):
     """(b): a visible rectangle in each image, the dense network on what is cut out there."""
-    (h, w), reflects = encoder.grid, has_note(encoder, NoteKind.PADDING_MODE)
+    h, w = encoder.grid
+    reflects = has_note(encoder, NoteKind.PADDING_MODE)
     if reflects and min(h, w) < 3:
         asked = '(b) on a visible rectangle it is the dense network on that'
-        return False, asked, 'not seen: give an image of three cells each way or more', 0.0
-    size = (max(1, h - 2), max(1, w - 2)) if reflects else (max(1, h // 2), max(1, w - 1))
-    corners = [(1, 1), (1, 1)] if reflects else [(h - size[0], w - size[1]), (0, 0)]
+        return Part(False, asked, 'not seen: give an image of three cells each way or more')
+    if reflects:  # away from the border, where the dense network pads in another way
+        size = (h - 2, w - 2)
+        corners = [(1, 1), (1, 1)]
+    else:
+        size = (max(1, h // 2), max(1, w - 1))
+        corners = [(h - size[0], w - size[1]), (0, 0)]
     rectangles = VisibleRectangles(encoder.grid, corners * (images // 2), size)
     asked = f'(b) on {size[0]} x {size[1]} visible cells it is the dense network on these'
     return compare(asked, encoder, rectangles, ZeroPadding() if reflects else None)
@@ -247,33 +278,49 @@ class ZeroPadding(TorchFunctionMode):
 
 
 def compare(asked, encoder, rectangles, context=None):
-    """Features, gradients of a random projection of them, and running statistics, of the sparse and of the
-    dense network.
+    """Compare what the sparse network computes of visible rectangles with what the dense network does.
+
+    Compared are the features, the gradients of a random projection of them, and the running statistics.
+    context: in which the dense network runs. Returns a Part.
     """
-    cnn, images = encoder.cnn, inputs(encoder, len(rectangles.corners))
+    cnn = encoder.cnn
+    images = inputs(encoder, len(rectangles.corners))
     before = {key: value.clone() for key, value in cnn.named_buffers()}
     parameters = [p for key, p in cnn.named_parameters() if key not in encoder.unused]
-    weights, results = [], []
-    for sparse in (True, False):
-        restore(cnn, before)
-        x = (images if sparse else rectangles.cut(images)).clone().requires_grad_()
-        with nullcontext() if sparse or context is None else context:
-            maps = [rectangles.as_dense(strip) for strip in encoder(x, rectangles.geometry)] if sparse else encoder.pyramid(x)
-        weights = weights or [torch.randn_like(out) for out in maps]
-        found = torch.autograd.grad(sum((out * weight).sum() for out, weight in zip(maps, weights)), [x, *parameters],
-                                    allow_unused=True)
-        found = [torch.zeros(1, dtype=x.dtype) if g is None else g for g in found]
-        found[0] = rectangles.cut(found[0]) if sparse else found[0]
-        results.append(([out.detach() for out in maps], found, [b.clone() for b in cnn.buffers() if b.is_floating_point()]))
+
+    x = images.clone().requires_grad_()
+    maps = [rectangles.as_dense(strip) for strip in encoder(x, rectangles.geometry)]
+    weights = [torch.randn_like(out) for out in maps]
+    of_images, *of_parameters = projected_gradients(maps, weights, [x, *parameters])
+    ours = [maps, [rectangles.cut(of_images), *of_parameters], statistics_of(cnn)]
+
     restore(cnn, before)
-    ours, theirs = results
+    x = rectangles.cut(images).clone().requires_grad_()
+    with context or nullcontext():
+        maps = encoder.pyramid(x)
+    theirs = [maps, projected_gradients(maps, weights, [x, *parameters]), statistics_of(cnn)]
+    restore(cnn, before)
+
     errors = [relative_error(a, b) for a, b in zip(ours, theirs)]
+    found = f'features {errors[0]:.0e}, gradients {errors[1]:.0e}'
+    if statistics_of(cnn):
+        found += f', statistics {errors[2]:.0e}'
     holds = max(errors) <= tolerance(encoder)
-    found = f'features {errors[0]:.0e}, gradients {errors[1]:.0e}' + (', statistics '
-                                                                      f'{errors[2]:.0e}' if ours[2] else '')
     if not holds:
         found += f'; {first_wrong_module(cnn, encoder.pyramid, images, rectangles, ROUGH, context)}'
-    return holds, asked, found, max(errors)
+    return Part(holds, asked, found, max(errors))
+
+
+def projected_gradients(maps, weights, inputs):
+    """The gradients of a weighted sum of all values of some maps, 0 for inputs that they do not depend on."""
+    projection = sum((out * weight).sum() for out, weight in zip(maps, weights))
+    gradients = torch.autograd.grad(projection, inputs, allow_unused=True)
+    return [torch.zeros(1, dtype=maps[0].dtype) if one is None else one for one in gradients]
+
+
+def statistics_of(cnn):
+    """Copies of the running statistics."""
+    return [buffer.clone() for buffer in cnn.buffers() if buffer.is_floating_point()]
 
 
 def tolerance(encoder):
@@ -291,55 +338,66 @@ def restore(cnn, buffers):
 
 
 def hidden_pixels(encoder, batch):
-    """(c): other hidden pixels, the same features to the last bit; the visible cells in another order, the
-    same features.
-    """
+    """(c): other hidden pixels, and the visible cells in another order."""
     images, geometry = inputs(encoder, batch), random_cells(encoder, batch)
     seen = geometry.to_canvas(torch.ones_like(geometry.to_strip(images)))
     other = torch.where(seen > 0, images, 1e3 * torch.randn_like(images))
     shuffled = Geometry(geometry.visible[:, torch.randperm(geometry.visible.shape[1])], geometry.grid)
-    buffers, runs = {key: value.clone() for key, value in encoder.cnn.named_buffers()}, []
+    buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
+    runs = []
     with torch.no_grad():
         for x, cells in ((images, geometry), (other, geometry), (images, shuffled)):
             restore(encoder.cnn, buffers)
             runs.append([cells.to_canvas(strip) for strip in encoder(x, cells)])
-    asked = '(c) hidden pixels, and the order of cells, change nothing'
     same = relative_error(runs[1], runs[0])
     order = relative_error(runs[2], runs[0])
     bits = all(torch.equal(a, b) for a, b in zip(runs[0], runs[1]))
     found = f'pixels {"not a bit" if bits else f"{same:.0e}"}, order {order:.0e}'
-    return bits and order <= tolerance(encoder), asked, found, max(same, order)
+    holds = bits and order <= tolerance(encoder)
+    return Part(holds, '(c) hidden pixels, and the order of cells, change nothing', found, max(same, order))
 
 
 def gradients(encoder, images):
-    """(d): on a random mask every parameter of the feature path gets a gradient."""
+    """(d): gradients on a random mask."""
     named = [(key, p) for key, p in encoder.cnn.named_parameters() if key not in encoder.unused]
     maps = encoder(inputs(encoder, images), random_cells(encoder, images))
     projection = sum((out * torch.randn_like(out)).sum() for out in maps)
     found = torch.autograd.grad(projection, [p for _, p in named], allow_unused=True)
     without = [key for (key, _), g in zip(named, found) if g is None or not g.isfinite().all()]
-    return not without, '(d) every parameter of the feature path gets a gradient', \
-        f'{len(named)} of {len(named)}' if not without else f'not {", ".join(without[:4])}{", ..." * (len(without) > 4)}', 0.0
+    asked = '(d) every parameter of the feature path gets a gradient'
+    if not without:
+        return Part(True, asked, f'{len(named)} of {len(named)}')
+    shown = ', '.join(without[:4]) + (', ...' if len(without) > 4 else '')
+    return Part(False, asked, f'not {shown}')
+
+
+# What is asked, and the question where a network fails to give an answer.
+QUESTIONS = {
+    all_visible: '(a): strips of all cells against the dense network',
+    rectangle: '(b): a visible rectangle in each image, the dense network on what is cut out there',
+    hidden_pixels: '(c): other hidden pixels, the same features to the last bit; the visible cells in '
+                   'another order, the same features',
+    gradients: '(d): on a random mask every parameter of the feature path gets a gradient',
+}
 
 
 @torch.no_grad()
 def exported(encoder, other):
-    """(e): the state_dict loads strictly into another copy of the network, which then gives the same
-    features.
-    """
+    """(e): the state_dict in another copy of the network, which then gives the same features. A Part."""
     asked = '(e) its weights load strictly into a plain network'
     try:
         other.load_state_dict(encoder.cnn.state_dict(), strict=True)
     except RuntimeError as failure:
-        return False, asked, str(failure).splitlines()[0]
+        return Part(False, asked, str(failure).splitlines()[0])
     images = inputs(encoder, 2)
-    encoder.cnn.eval(), other.eval()
+    encoder.cnn.eval()
+    other.eval()
     maps = encoder.pyramid(images)
     with safe_convolutions(images.device):
         plain = feature_maps(other, images, encoder.taps, encoder.stop)
     encoder.cnn.train()
     same = encoder.aligned or all(torch.equal(a, plain[level]) for a, level in zip(maps, encoder.levels))
-    return same, asked, 'which gives the same features' if same else 'whose features differ'
+    return Part(same, asked, 'which gives the same features' if same else 'whose features differ')
 
 
 @reader_may_leave()

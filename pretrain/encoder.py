@@ -13,19 +13,21 @@ from pretrain.sparse.record import make_record, read_record
 
 
 class SparseEncoder(nn.Module):
-    """A CNN that can run on the visible cells of an image. `cnn` is the network itself, nothing in it is changed.
+    """A CNN that can run on the visible cells of an image.
 
-    cnn: a network with timm's `forward_intermediates`, or whose forward returns its feature maps, or any
-    nn.Module with levels. input_size: (height, width) in pixels. cell_size: the side of a cell in pixels; None
-    is the network's total stride, or twice that where a layer needs it. levels: names of the submodules whose
-    outputs are the pyramid, large to small. record: the `record` of an earlier encoder of this network, which
-    saves most of the time; one of another network, or by other versions of torch or timm, counts as none.
+    `cnn` is the network itself, and nothing in it is changed: one with timm's `forward_intermediates`, one
+    whose forward returns its feature maps, or any nn.Module with levels. input_size: (height, width) in
+    pixels. cell_size: the side of a cell in pixels; None is the network's total stride, or twice that where a
+    layer needs it. levels: names of the submodules whose outputs are the pyramid, large to small. record: the
+    `record` of an earlier encoder of this network, which saves most of the time; one of another network, or
+    by other versions of torch or timm, counts as none.
 
     Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid
     from small stride to large, `norm` ('bn' or 'ln', what most norms are), `unused` (names of the parameters
-    that no feature depends on: the classifier and the like), `notes` (what was chosen, or differs), `uncompiled`
-    (whether torch.compile leaves it alone), `record` (all that as plain data, for a checkpoint; None where the
-    network's code lies in no file). Raises ValueError for what cannot run sparsely, naming the remedy.
+    that no feature depends on: the classifier and the like), `notes` (what was chosen, or differs),
+    `uncompiled` (whether torch.compile leaves it alone), `record` (all that as plain data, for a checkpoint;
+    None where the network's code lies in no file). Raises ValueError for what cannot run sparsely, naming the
+    remedy.
     """
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None, record=None):
@@ -55,7 +57,7 @@ class SparseEncoder(nn.Module):
         self._recomputing = [module for module in cnn.modules() if hasattr(module, 'grad_checkpointing')]
 
     def forward(self, images, geometry=None):
-        """images (B, C, H, W) -> the pyramid, small stride to large: strips, or dense maps without a geometry."""
+        """images (B, C, H, W) -> the pyramid, small stride to large: strips; without a geometry dense maps."""
         if images.shape[1:] != (self.in_chans, *self.input_size):
             raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
                              f'{(self.in_chans, *self.input_size)}: resize them, or build it for their size')
@@ -78,5 +80,5 @@ class SparseEncoder(nn.Module):
         return self._pyramid(cnn, images, geometry)
 
     def left_out(self):
-        """{module: number of parameters} of what the features do not depend on: it stays as it is in pretraining."""
+        """{module: number of parameters} of what no feature depends on, and pretraining leaves as it is."""
         return outermost_modules(self.cnn, self.unused)

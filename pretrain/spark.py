@@ -75,9 +75,10 @@ class SparK(nn.Module):
                 kernel = 1 if is_smallest else 3
                 self.densify_projs.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
         # Norms that see one value of each channel of an image; of densify, that of the smallest map.
-        self.single_valued = [f'encoder.{name}' for name in norms_of_one_value(encoder, self.visible_cells)]
+        names = [f'encoder.{name}' for name in norms_of_one_value(encoder, self.visible_cells)]
         if self.visible_cells * (encoder.cell_size // encoder.stride) ** 2 == 1 and encoder.norm == 'bn':
-            self.single_valued.append('densify_norms.0')
+            names.append('densify_norms.0')
+        self.single_valued = tuple(names)
 
     @property
     def input_size(self):
@@ -146,10 +147,7 @@ class SparK(nn.Module):
         return self.dense_decoder(levels)
 
     def targets(self, images):
-        """What the decoder is to predict of each cell, and the means and deviations that make pixels of it.
-
-        Each is (B, L, .). With target 'pixels' the cells are predicted as they are: means are 0, and deviations 1.
-        """
+        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it."""
         cells = masking.cut(images, self.encoder.cell_size)
         if self.target == 'normalised':
             return masking.normalise(cells)
@@ -199,12 +197,13 @@ class SparK(nn.Module):
         return self.decode(self.densify(self.encoder(images, geometry), geometry), geometry)
 
     def load_official(self, state_dict):
-        """Load a whole official SparK (`*_withdecoder_1kpretrained_spark_style.pth`), strictly. Raises ValueError."""
+        """Load a whole official SparK (`*_withdecoder_*_spark_style.pth`), strictly. Raises ValueError."""
         load_official_spark(state_dict, self)
 
 
 def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3,
-                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised', record=None):
+                decoder_width=768, sync_bn=False, levels=None, decoder='unet', target='normalised',
+                record=None):
     """SparK around a CNN.
 
     model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose

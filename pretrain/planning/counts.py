@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from common.distributed import Ranks
 from common.training.optim import (
@@ -23,6 +23,18 @@ from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
 from pretrain.spark_method import SparKMethod
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
+
+
+def backward_operations(grad, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups,
+                        needed, out_shape=None):
+    """Floating-point operations of a convolution's backward pass, from shapes: as many as forward for each gradient.
+
+    torch's own count (2.14) takes the gradient of a grouped weight for that of a dense one.
+    """
+    return conv_flop_count(x, weight, grad, transposed) * sum(needed[:2])
+
+
+OPERATIONS = {torch.ops.aten.convolution_backward: backward_operations}  # counted otherwise than torch does
 
 
 class Step:
@@ -82,7 +94,7 @@ class Counts:
         """
         step = Step(spark, options, torch.device('cpu'))
         own, trained = [*spark.parameters(), *spark.buffers()], [p for p in spark.parameters() if p.requires_grad]
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
             step(*step.inputs(BATCHES[0]))  # makes the optimiser's state besides
         kept, live = [], []
         for batch in BATCHES:

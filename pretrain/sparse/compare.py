@@ -1,6 +1,7 @@
 """Compares what a network gives on strips with what it gives densely, module by module."""
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch.nn.modules import padding
@@ -9,8 +10,7 @@ from pretrain.sparse.geometry import Geometry
 
 
 class VisibleRectangles:
-    """A rectangle of visible cells in each image: what the dense network sees, and where it lies in sparse
-    maps.
+    """A rectangle of visible cells in each image, which the dense network sees as an image of its own.
 
     grid: (h, w) cells of the images. corners: (row, column) of each image's rectangle. size: (rows, columns)
     of the rectangles. The cells stand in the strips in another random order in each image: what depends on
@@ -34,9 +34,7 @@ class VisibleRectangles:
                             for x, (top, left) in zip(maps, self.corners)])
 
     def as_dense(self, x):
-        """What a module gave on strips, as the dense network gives it; tensors that are no strips as they
-        are.
-        """
+        """What a module gave on strips, as the dense network gives it; what is no strip is left as it is."""
         images, visible = self.geometry.visible.shape
         if x.ndim == 4 and len(x) == images and x.shape[2] == visible * x.shape[3]:
             return self.cut(self.geometry.to_canvas(x))
@@ -61,11 +59,10 @@ def relative_error(ours, theirs):
 
 @torch.no_grad()
 def first_wrong_module(cnn, pyramid, images, rectangles, tolerance, context=None):
-    """Which module's output is the first that is wrong on strips: inner modules finish before those that hold
-    them.
+    """Which module's output is the first that is wrong on strips.
 
-    pyramid(images, geometry) runs the network, densely where geometry is None. context: in which the dense
-    one runs. Returns a part of a sentence.
+    Inner modules finish before those that hold them. pyramid(images, geometry) runs the network, densely
+    where geometry is None. context: in which the dense one runs. Returns a part of a sentence.
     """
     sparse = outputs_of(cnn, lambda: pyramid(images, rectangles.geometry))
     with context or nullcontext():
@@ -84,11 +81,10 @@ def outputs_of(cnn, run):
     """[(name, module, output)] of all modules that run() runs, in the order in which they end."""
     found = []
 
-    def keep(name, module, output):
+    def keep(name, module, inputs, output):
         found.append((name, module, output))
 
-    handles = [module.register_forward_hook(lambda module, inputs, output, name=name: keep(name, module, output))
-               for name, module in cnn.named_modules()]
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in cnn.named_modules()]
     try:
         run()
     finally:

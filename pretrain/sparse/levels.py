@@ -1,6 +1,4 @@
-"""The levels of the pyramid, chosen from the sizes of all feature maps, and which sizes of images and cells
-fit them.
-"""
+"""The levels of the pyramid, chosen from the sizes of all feature maps; which images and cells fit them."""
 from dataclasses import dataclass
 
 from pretrain.sparse.notes import Note, NoteKind
@@ -15,8 +13,8 @@ class Levels:
     """The pyramid of a network.
 
     stride: the total stride. stop: number of feature maps after which the forward ends, None if it runs them
-    all.
-    reductions: strides of the levels, small to large. indices: their places in the list of all feature maps.
+    all. reductions: strides of the levels, small to large. indices: their places in the list of all feature
+    maps.
     """
     stride: int
     stop: int | None
@@ -26,8 +24,7 @@ class Levels:
 
 
 def choose_levels(name, image, maps, cell_size=None):
-    """The levels of a network by the sizes of its feature maps: the last map of each of the last four
-    strides.
+    """The levels of a network: the last feature map of each of the last four strides.
 
     Args:
         name: of the network, for messages.
@@ -64,17 +61,13 @@ def choose_levels(name, image, maps, cell_size=None):
 
 
 def stride_of(image, size):
-    """The stride of a feature map; None unless the image is a whole number of it, the same in height and
-    width.
-    """
+    """The stride of a feature map; None unless it divides the image, by the same number in both axes."""
     (height, width), (h, w) = image, size
     return height // h if height * w == width * h and not height % h else None
 
 
 def total_stride(name, image, smallest):
-    """The power of two that turns the image into its smallest map, rounded down or up where it does not
-    divide.
-    """
+    """The power of two that divides the image into its smallest map, rounded down or up. Raises Refused."""
     for stride in (2 ** i for i in range(1, 12)):
         down = tuple(side // stride for side in image)
         up = tuple(-(-side // stride) for side in image)

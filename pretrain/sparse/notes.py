@@ -1,6 +1,4 @@
-"""What is worth knowing about a network that can be pretrained: what was chosen for it, or differs from its
-dense self.
-"""
+"""Notes on a network that can be pretrained: what was chosen for it, or differs from its dense self."""
 from dataclasses import dataclass
 from enum import Enum
 

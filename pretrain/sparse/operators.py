@@ -17,11 +17,11 @@ NORMS = frozenset('''
 # Safe besides all that torch tags as pointwise. bmm and baddbmm are here since they are refused as attention
 # before, unless they are a weighted mean over the image or a linear layer.
 SAFE = NORMS | frozenset('''
-    native_layer_norm native_dropout bernoulli bernoulli_ rand_like randn_like addmm mm view _unsafe_view permute
-    transpose t expand squeeze unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_ mish mish_
-    _prelu_kernel log_sigmoid_forward leaky_relu leaky_relu_ rsub masked_fill copy_ fill_ zeros_like ones_like
-    empty_like new_empty new_zeros new_ones new_full stack bmm baddbmm pixel_shuffle pixel_unshuffle
-    native_channel_shuffle channel_shuffle
+    native_layer_norm native_dropout bernoulli bernoulli_ rand_like randn_like addmm mm view _unsafe_view
+    permute transpose t expand squeeze unsqueeze detach alias clone _to_copy lift_fresh hardswish hardswish_
+    mish mish_ _prelu_kernel log_sigmoid_forward leaky_relu leaky_relu_ rsub masked_fill copy_ fill_
+    zeros_like ones_like empty_like new_empty new_zeros new_ones new_full stack bmm baddbmm
+    pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle
 '''.split())
 
 # {name: place of the argument that holds the axes}. Reductions are safe over the whole strip, or not over it
@@ -31,10 +31,11 @@ REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'amin': 1, 'var': 1, 'var_mean': 1
 # {name: (place of the argument that holds the axes, its default)}. These are safe along any other axis than
 # the strip's.
 ALONG = {
-    'cat': (1, 0), 'split': (2, 0), 'split_with_sizes': (2, 0), 'slice': (1, 0), 'select': (1, 0), 'unbind': (1, 0),
-    '_softmax': (1, None), '_log_softmax': (1, None), 'max': (1, None), 'min': (1, None), 'argmax': (1, None),
-    'argmin': (1, None), 'glu': (1, -1), 'flip': (1, None), 'roll': (2, None), 'topk': (2, -1), 'sort': (1, -1),
-    'cumsum': (1, None), 'prod': (1, None), 'index_select': (1, None), 'gather': (1, None),
+    'cat': (1, 0), 'split': (2, 0), 'split_with_sizes': (2, 0), 'slice': (1, 0), 'select': (1, 0),
+    'unbind': (1, 0), '_softmax': (1, None), '_log_softmax': (1, None), 'max': (1, None), 'min': (1, None),
+    'argmax': (1, None), 'argmin': (1, None), 'glu': (1, -1), 'flip': (1, None), 'roll': (2, None),
+    'topk': (2, -1), 'sort': (1, -1), 'cumsum': (1, None), 'prod': (1, None), 'index_select': (1, None),
+    'gather': (1, None),
 }
 NEAREST = ('upsample_nearest2d', '_upsample_nearest_exact2d')  # safe by whole factors
 
@@ -52,7 +53,9 @@ def is_pointwise(func, name):
     if not name.endswith('_') or name.startswith('_'):
         return False
     base = getattr(torch.ops.aten, name[:-1], None)
-    return base is not None and any(torch.Tag.pointwise in getattr(base, overload).tags for overload in base.overloads())
+    if base is None:
+        return False
+    return any(torch.Tag.pointwise in getattr(base, overload).tags for overload in base.overloads())
 
 
 def is_attention(name, tensors):

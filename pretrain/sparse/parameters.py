@@ -22,7 +22,8 @@ def outermost_modules(cnn, keys):
     others = [name for name, _ in cnn.named_parameters() if name not in set(keys)]
     sizes = {}
     for key in keys:
-        module = next(prefix for prefix in prefixes(key) if not any(is_within(name, prefix) for name in others))
+        module = next(prefix for prefix in prefixes(key)
+                      if not any(is_within(name, prefix) for name in others))
         sizes[module] = sizes.get(module, 0) + cnn.get_parameter(key).numel()
     return sizes
 
@@ -34,7 +35,8 @@ def modules_run_for_nothing(cnn, unused, called):
     """
     run = {id(p) for module in called for p in module.parameters(recurse=False) if p.ndim > 1}
     idle = [key for key in unused if id(cnn.get_parameter(key)) in run]
-    return [module for module in outermost_modules(cnn, unused) if any(is_within(key, module) for key in idle)]
+    return [module for module in outermost_modules(cnn, unused)
+            if any(is_within(key, module) for key in idle)]
 
 
 def prefixes(name):

@@ -70,12 +70,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a network did on strips. strips: the levels of its pyramid, with their graph."""
-    strips: list
+    """What running a network on strips shows, as in Found. pads: whether it pads them with F.pad."""
+    channels: tuple
     unused: tuple
     norm: str
+    notes: tuple
     pads: bool
-    notes: list
 
 
 def probe(cnn, input_size, in_chans, cell_size, levels):
@@ -96,29 +96,31 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
                          f'{", ".join(taps)} are {measured.sizes}')
     chosen = choose_levels(name, input_size, measured.sizes, cell_size)
     notes = [ALIGNED] * measured.aligned + [*chosen.notes]
-    for cell in (chosen.stride, 2 * chosen.stride, 4 * chosen.stride) if cell_size is None else (cell_size,):
+    cells = (chosen.stride, 2 * chosen.stride, 4 * chosen.stride) if cell_size is None else (cell_size,)
+    for cell in cells:
         check_sizes(name, input_size, chosen.stride, cell, notes)
         try:
             trial = try_cells(cnn, twin, images, cell, measured, chosen)
             break
         except CellTooSmall as error:
-            if cell_size is not None or cell == 4 * chosen.stride:
+            if cell == cells[-1]:
                 raise Refused(f'{name} cannot run with cells of {cell} px: {error}; give a larger '
                               'cell_size') from error
+            twin = copy_of(cnn)
             notes.append(Note(NoteKind.LARGER_CELLS, f'cells of {2 * cell} px, not {cell}, since {error}'))
-    return Found(stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
-                 levels=chosen.indices, reductions=chosen.reductions,
-                 channels=tuple(strip.shape[1] for strip in trial.strips), norm=trial.norm, unused=trial.unused,
-                 taps=taps, stop=chosen.stop, aligned=measured.aligned, notes=(*notes, *trial.notes),
-                 uncompiled=taps is not None or trial.pads)
+    return Found(
+        stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
+        levels=chosen.indices, reductions=chosen.reductions, channels=trial.channels, norm=trial.norm,
+        unused=trial.unused, taps=taps, aligned=measured.aligned, stop=chosen.stop,
+        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.pads)
 
 
 def try_cells(cnn, twin, images, cell, measured, chosen):
     """Run a network on strips of cells of a size, and prove that it gives its own features there.
 
     It is tried on smaller images of the same cells, if on those the network runs the same operators: what a
-    layer does on a strip goes by the side of a cell. A refusal is never taken from these; then the images
-    themselves decide.
+    layer does on a strip goes by the side of a cell. Where it is refused on these, the images themselves
+    decide, since a shape of a few cells may be one that it cannot take.
 
     twin: a copy of the network, which is changed. Returns Trial; raises Refused, CellTooSmall.
     """
@@ -146,9 +148,7 @@ def stand_in(images, cell):
 
 
 def runs_alike(twin, smaller, measured, chosen):
-    """Whether a network calls the same operators on smaller images, and its levels have the same strides
-    there.
-    """
+    """Whether a network calls the same operators on smaller images, and has levels of the same strides."""
     watch = OperatorWatch(twin)
     maps = watch.run(smaller, partial(feature_maps, taps=measured.taps), measured.aligned)
     size = tuple(smaller.shape[2:])
@@ -160,25 +160,29 @@ def try_on_strips(twin, images, cell, measured, chosen):
     """`try_cells` on these very images."""
     grid = (images.shape[2] // cell, images.shape[3] // cell)
     maps_of = partial(feature_maps, taps=measured.taps, stop=chosen.stop)
-    watch, trained = OperatorWatch(twin, grid), OperatorWatch(twin, grid)
+    watch = OperatorWatch(twin, grid)
     maps = watch.run(images, maps_of, measured.aligned)
+    trained = OperatorWatch(twin, grid)
     trained.run(images, maps_of, measured.aligned, training=True)
+
     strips = [maps[level] for level in chosen.indices]
     unused = unused_parameters(twin, strips)
     notes = [*idle_notes(twin, unused, watch.called), *sorted(watch.notes | trained.notes, key=str)]
-    trial = Trial(strips, unused, most_frequent_norm(watch.called), watch.pads or trained.pads, notes)
-    prove(twin, partial(pyramid, levels=chosen.indices, taps=measured.taps, stop=chosen.stop, aligned=measured.aligned),
-          images, grid)
-    return trial
+    run_pyramid = partial(pyramid, levels=chosen.indices, taps=measured.taps, stop=chosen.stop,
+                          aligned=measured.aligned)
+    prove(twin, run_pyramid, images, grid)
+    return Trial(channels=tuple(strip.shape[1] for strip in strips), unused=unused,
+                 norm=most_frequent_norm(watch.called), notes=tuple(notes), pads=watch.pads or trained.pads)
 
 
 def check_layers(cnn):
     """Raise Refused for a network that is no two-dimensional convolutional network."""
-    has_3d, has_2d = (any(isinstance(module, cls) for module in cnn.modules()) for cls in (nn.Conv3d, nn.Conv2d))
+    has_3d = any(isinstance(module, nn.Conv3d) for module in cnn.modules())
+    has_2d = any(isinstance(module, nn.Conv2d) for module in cnn.modules())
     if has_3d or not has_2d:
-        raise Refused(f'{type(cnn).__name__} is no two-dimensional convolutional network: it has '
-                      f'{"Conv3d layers" if has_3d else "no Conv2d layer"}. Only CNNs on images (B, C, H, W) '
-                      'fit')
+        layers = 'Conv3d layers' if has_3d else 'no Conv2d layer'
+        raise Refused(f'{type(cnn).__name__} is no two-dimensional convolutional network: it has {layers}. '
+                      'Only CNNs on images (B, C, H, W) fit')
 
 
 def check_parameters(cnn):
@@ -209,7 +213,7 @@ def random_images(cnn, in_chans, size):
 
 
 def measure(cnn, images, taps):
-    """Run the network densely; with aligned padding where its maps are no pyramid without. Returns
+    """Run the network densely, with aligned padding where its maps make no pyramid without. Returns
     Measured.
     """
     def divide_the_image(sizes):
@@ -249,6 +253,7 @@ def idle_notes(cnn, unused, called):
 
 def most_frequent_norm(called):
     """'bn' if more than half of the norms among these modules are BatchNorms, else 'ln'."""
-    norms = [one for one in called if isinstance(one, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))]
-    batch_norms = sum(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in norms)
-    return 'bn' if batch_norms > len(norms) / 2 else 'ln'
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    num_norms = sum(isinstance(module, kinds) for module in called)
+    num_batch_norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in called)
+    return 'bn' if num_batch_norms > num_norms / 2 else 'ln'

@@ -64,7 +64,7 @@ def decide(twin, pyramid, images, rectangles):
 
 
 class StripFailed(Exception):
-    """A network that runs densely raised an error on strips, such as for a shape that a strip does not have."""
+    """A network that runs densely raised an error on strips, which have other shapes."""
 
 
 def error_of_strips(twin, pyramid, images, rectangles):

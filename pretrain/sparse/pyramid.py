@@ -35,10 +35,10 @@ def pyramid(cnn, images, geometry, levels, taps=None, stop=None, aligned=False):
 
 @torch.no_grad()
 def norms_of_one_value(encoder, visible_cells):
-    """Names of the norms of a SparseEncoder that see one value of each channel of an image (common/networks/norms.py).
+    """Names of the norms of a SparseEncoder that see one value of each channel of an image.
 
-    visible_cells: of an image. It is tried with two of them at most: a channel has one value in one cell only, or in any
-    number of them.
+    visible_cells: their number in an image. It is tried with two of them at most: a channel that has one
+    value with two has one with any number. See `single_valued` in common/networks/norms.py.
     """
     like = next(encoder.cnn.parameters())
     image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)

@@ -1,10 +1,10 @@
 """A record of what a probe found, so that the same network need not be probed and proven again.
 
 It is plain data, for a checkpoint that is read with `weights_only=True`. Whoever reads it trusts it only if
-its digest
-is that of the network at hand: of the module tree, of what was asked of the probe, of what it found, and of
-the versions of torch, timm and the probe itself. A record of another network, by other versions, or with a
-damaged value has another digest, and counts as none.
+its digest is that of the network at hand: of the module tree, of the files in which its classes are written,
+of what was asked of the probe, of what it found, and of the versions of torch, timm and the probe itself. A
+record of another network, by other versions, or with a damaged value has another digest, and counts as none.
+(A function that a forward calls from yet another file is not seen.)
 """
 import hashlib
 import inspect
@@ -53,8 +53,7 @@ def read_record(record, cnn, asked):
     try:
         if record['digest'] != digest_of(cnn, asked, record['facts']):
             return None
-    except (NoSource, TypeError, ValueError, RecursionError):
-        # the latter three of json, for what is no plain data
+    except (NoSource, TypeError, ValueError, RecursionError):  # the last three by json, for no plain data
         return None
     return Found.of_plain(record['facts'])
 
@@ -67,8 +66,7 @@ def digest_of(cnn, asked, facts):
 
 
 def describe(cnn):
-    """The module tree as plain data: names, classes, parameters, plain attributes, and hashes of the users'
-    sources.
+    """The module tree as plain data: names, classes, parameters, attributes, and hashes of the sources.
 
     Raises NoSource.
     """
@@ -79,14 +77,13 @@ def describe(cnn):
         for cls in type(module).__mro__:
             add_source(cls, sources)
         code = module.code if isinstance(module, torch.fx.GraphModule) else ''
-        modules.append([name, name_of(type(module)), tensors_of(module), attributes_of(module, sources), code])
+        kind = name_of(type(module))
+        modules.append([name, kind, tensors_of(module), attributes_of(module, sources), code])
     return [modules, sorted(sources.items())]
 
 
 def tensors_of(module):
-    """[name, shape, dtype, whether it is trained, whether it has no values] of a module's own parameters and
-    buffers.
-    """
+    """[name, shape, dtype, requires_grad, is_meta] of a module's own parameters and buffers."""
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return [[name, list(one.shape), str(one.dtype), one.requires_grad, one.is_meta] for name, one in own]
 

@@ -20,8 +20,7 @@ from pretrain.sparse.rules import rule_of
 
 WITHOUT_ATTENTION = (
     'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a '
-    'convolutional '
-    "network, such as the hybrid's relatives without attention")
+    "convolutional network, such as the hybrid's relatives without attention")
 
 
 class OperatorWatch(TorchDispatchMode):
@@ -55,8 +54,10 @@ class OperatorWatch(TorchDispatchMode):
         Raises Refused, CellTooSmall, and FeatureMapsError of `maps_of`.
         """
         modes = {module: module.training for module in self.cnn.modules()}
-        handles = [handle for name, module in self.cnn.named_modules() for handle in (
-            module.register_forward_pre_hook(partial(self.enter, name)), module.register_forward_hook(self.leave))]
+        handles = []
+        for name, module in self.cnn.named_modules():
+            handles.append(module.register_forward_pre_hook(partial(self.enter, name)))
+            handles.append(module.register_forward_hook(self.leave))
         x = images if self.grid is None else self.to_strips(images)
         try:
             self.cnn.train(training)
@@ -90,8 +91,9 @@ class OperatorWatch(TorchDispatchMode):
         return maps
 
     def run_backward(self, maps):
-        """Refuse a network that runs modules again in the backward pass, where no plane is on: its gradients
-        would be wrong.
+        """Refuse a network that runs modules again in the backward pass.
+
+        No plane is on there, so that its gradients would be wrong.
         """
         number_called = len(self.called)
         outputs = [out for out in maps if out.requires_grad]
@@ -101,11 +103,12 @@ class OperatorWatch(TorchDispatchMode):
         except RuntimeError as error:  # torch may find by itself that a second run differs from the first
             failure = error
         called_again = self.called[number_called:]
-        again = [f'its module "{name}"' for name, module in self.cnn.named_modules() if module in called_again]
-        if again or isinstance(failure, CheckpointError):
-            raise Refused(f'{type(self.cnn).__name__} runs {again[0] if again else "something"} again in the '
-                          'backward pass (activation checkpointing), where there is no mask: switch that off '
-                          'for pretraining') from failure
+        names = [name for name, module in self.cnn.named_modules() if module in called_again]
+        if names or isinstance(failure, CheckpointError):
+            what = f'its module "{names[0]}"' if names else 'something'
+            raise Refused(
+                f'{type(self.cnn).__name__} runs {what} again in the backward pass (activation '
+                'checkpointing), where there is no mask: switch that off for pretraining') from failure
         if failure:
             raise failure
 
@@ -118,13 +121,13 @@ class OperatorWatch(TorchDispatchMode):
         if isinstance(error, CellTooSmall):
             return CellTooSmall(f'{self.where()} {error}')
         if self.plane is None:
-            return ForwardFailed(f'{type(self.cnn).__name__} cannot run on an image {tuple(shape)}: '
-                                 f'{type(error).__name__} {error}. If it is too small, give a larger '
-                                 '--input_size')
+            return ForwardFailed(
+                f'{type(self.cnn).__name__} cannot run on an image {tuple(shape)}: {type(error).__name__} '
+                f'{error}. If it is too small, give a larger --input_size')
         if type(error) is ValueError:  # of a rule of the plane, whose message ends the sentence
             return Refused(self.refusal(str(error)))
-        return Refused(self.refusal(f'cannot run on a strip of visible cells ({type(error).__name__}: '
-                                    f'{error})'))
+        kind = type(error).__name__
+        return Refused(self.refusal(f'cannot run on a strip of visible cells ({kind}: {error})'))
 
     def enter(self, name, module, inputs):
         self.stack.append((name, module))
@@ -165,9 +168,7 @@ class OperatorWatch(TorchDispatchMode):
             raise Refused(self.refusal(fault))
 
     def planes(self, x):
-        """The pairs of axes of x that may be the strip, told by their sizes: none, one, or more by
-        coincidence.
-        """
+        """The pairs of axes of x that may be the strip by their sizes: none, one, or more by coincidence."""
         return [(a, a + 1) for a in range(1, x.ndim - 1)
                 if x.shape[a] == self.plane.visible * x.shape[a + 1] and x.shape[a] > 1]
 
@@ -197,13 +198,15 @@ class _WatchedPlane(Plane):
             self.is_ruling = False
             for _, padding in self.paddings:
                 if padding['mode'] != 'constant':
-                    text = f'pads by "{padding["mode"]}", which a hidden neighbour cannot imitate: zeros are there'
+                    text = (f'pads by "{padding["mode"]}", which a hidden neighbour cannot imitate: zeros '
+                            'are there')
                     self.notes.add(Note(NoteKind.PADDING_MODE, text))
 
 
 def some_visible(images, grid):
-    """The first k cells of each image, k prime: no other axis of a tensor is likely to be so many times the
-    next.
+    """The first k cells of each image, LongTensor (images, k), k the largest prime below their number.
+
+    With a prime, hardly any other axis of a tensor happens to be k times the next.
     """
     cells = grid[0] * grid[1]
     k = next(k for k in range(cells - 1, 0, -1) if all(k % d for d in range(2, k)))

@@ -25,7 +25,8 @@ class Two(nn.Module):
         return self.pack(first, second)
 
 
-@pytest.mark.parametrize('pack', [lambda a, b: [a, b], lambda a, b: (a, b), lambda a, b: {'fine': a, 'coarse': b}])
+@pytest.mark.parametrize('pack', [
+    lambda a, b: [a, b], lambda a, b: (a, b), lambda a, b: {'fine': a, 'coarse': b}])
 def test_what_a_forward_returns_and_taps_are_the_same_maps(pack):
     network = Two(pack)
     own, tapped = feature_maps(network, IMAGES), feature_maps(network, IMAGES, taps=('first', 'second'))
@@ -42,7 +43,8 @@ def test_timms_contract_is_used_and_stops():
     assert len(feature_maps(network, IMAGES, stop=2)) == 2 < len(maps)
 
 
-@pytest.mark.parametrize('pack', [lambda a, b: b.mean((2, 3)), lambda a, b: [a, b.mean((2, 3))], lambda a, b: (a, None)])
+@pytest.mark.parametrize('pack', [
+    lambda a, b: b.mean((2, 3)), lambda a, b: [a, b.mean((2, 3))], lambda a, b: (a, None)])
 def test_what_gives_no_maps_is_told_what_to_do(pack):
     with pytest.raises(FeatureMapsError, match=r'Two gives no feature pyramid.*at its top are first, second'):
         feature_maps(Two(pack), IMAGES)
@@ -75,7 +77,8 @@ def test_taps_that_give_no_map_are_named():
 def test_taps_are_found():
     resnet = torchvision.models.resnet18()
     assert find_taps(timm.create_model('test_resnet')) is None and find_taps(resnet) is None
-    assert find_taps(resnet, 'layer1') == ('layer1',) and find_taps(resnet, ['layer1', 'layer4']) == ('layer1', 'layer4')
+    assert find_taps(resnet, 'layer1') == ('layer1',)
+    assert find_taps(resnet, ['layer1', 'layer4']) == ('layer1', 'layer4')
     resnet.feature_info = [{'module': 'layer2'}, {'module': 'layer3.1'}]
     assert find_taps(resnet) == ('layer2', 'layer3.1')
     resnet.feature_info = [{'module': 'layer2'}, {'module': 'elsewhere'}]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import SIZES, fit
 from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, Speed, build, main, plan, speed_of
-from pretrain.planning.counts import Counts, Step
+from pretrain.planning.counts import OPERATIONS, Counts, Step
 from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
 from pretrain.planning.scaling import BUCKET, all_reduce_seconds, step_seconds
 
@@ -188,6 +189,19 @@ def test_speed_and_cost(counts):
     assert waits.seconds == pytest.approx(0.16 + 2 * len(counts.norms) * 4e-3)
     same = Plan(small(gpus=4, bandwidth=1e-3), counts, Speed(Line(0, 0.01), 'measured', ranks=4))
     assert same.seconds == pytest.approx(0.16)
+
+
+@pytest.mark.parametrize('groups', [1, 8])
+def test_a_backward_pass_is_twice_the_forward_pass(groups):
+    layer, x = nn.Conv2d(8, 8, 3, padding=1, groups=groups), torch.randn(2, 8, 5, 5, requires_grad=True)
+    counts = []
+    for both in (False, True):
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
+            out = layer(x)
+            if both:
+                out.sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == 2 * 2 * 5 * 5 * 9 * 8 * 8 // groups and counts[1] == 3 * counts[0]
 
 
 def test_operations(counts):

@@ -13,8 +13,8 @@ from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.refused import AttentionRefused, ForwardFailed, Refused
 from tests.conftest import randomise
 
-FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop', 'aligned',
-         'uncompiled', 'notes')
+FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
+         'aligned', 'uncompiled', 'notes')
 KNOWN = set(timm.list_models())  # the lowest version lacks some
 
 
@@ -49,15 +49,16 @@ def tried(monkeypatch):
 
 
 @pytest.mark.parametrize(('size', 'smaller'), [
-    ((224, 224), (96, 128)), ((256, 96), (128, 96)), ((64, 256), (64, 128)), ((96, 128), None), ((64, 64), None)])
+    ((224, 224), (96, 128)), ((256, 96), (128, 96)), ((64, 256), (64, 128)), ((96, 128), None),
+    ((64, 64), None)])
 def test_networks_are_tried_on_fewer_cells_that_are_no_square(tried, size, smaller):
     SparseEncoder(Small(), size)
     assert tried == [smaller or size]
 
 
 @pytest.mark.parametrize(('name', 'size'), [
-    ('test_resnet', 224), ('ghostnet_050', 256), ('selecsls42', 224), ('inception_v3', 160), ('resnetblur18', 160),
-    ('hgnetv2_b0', 160), ('test_efficientnet_ln', 224)])
+    ('test_resnet', 224), ('ghostnet_050', 256), ('selecsls42', 224), ('inception_v3', 160),
+    ('resnetblur18', 160), ('hgnetv2_b0', 160), ('test_efficientnet_ln', 224)])
 def test_facts_are_those_at_the_real_size(monkeypatch, tried, name, size):
     if name not in KNOWN or not hasattr(timm.create_model(name), 'forward_intermediates'):
         pytest.skip(f'timm {timm.__version__} has no {name}, or no way to its feature maps')
@@ -127,7 +128,7 @@ def test_what_float32_leaves_in_doubt_float64_decides(monkeypatch):
 
 
 def test_a_fault_that_batch_norm_would_hide_is_found():
-    """Of a factor that differs, a BatchNorm shows nothing but in its running statistics, which are used in the end."""
+    """A factor that differs shows in running statistics only, which are what is used in the end."""
     odd = nn.Sequential(Call(lambda x: x * x.shape[3]), nn.BatchNorm2d(8))
     with pytest.raises(Refused, match=r'does not give its own features .* "layer3.1.0" .Call.'):
         SparseEncoder(Small(odd), (160, 160))
@@ -171,7 +172,8 @@ def test_notes_have_kinds_and_read_as_sentences():
 
 
 @pytest.mark.parametrize(('image', 'maps', 'want'), [
-    ((224, 224), [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7)], (32, None, (4, 8, 16, 32), (1, 2, 3, 4))),
+    ((224, 224), [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7)],
+     (32, None, (4, 8, 16, 32), (1, 2, 3, 4))),
     ((64, 32), [(32, 16), (32, 16), (8, 4)], (8, None, (2, 8), (1, 2))),  # the last of a stride; no stride 4
     ((224, 224), [(28, 28), (7, 7), (4, 4)], (32, 2, (8, 32), (0, 1))),  # the last level does not fit
 ])
