@@ -1,4 +1,5 @@
 """The numbers of the official implementation (tests/golden, computed with it in float64) are reproduced."""
+import copy
 import json
 import math
 
@@ -15,16 +16,18 @@ from tests.pretrain.official import GOLDEN, fill, official_name, official_value
 
 @pytest.fixture(scope='module', params=['resnet26', 'convnext_tiny'])
 def golden(request):
+    """The official numbers, a network of the official weights that tests copy, images, and what of them is visible."""
     want = json.loads((GOLDEN / f'spark_{request.param}_96.json').read_text())
     state = {name: official_value(name, shape) for name, shape in want['keys'].items()}
     images = fill('input', (want['batch'], 3, want['input_size'], want['input_size']))
-    return want, state, images, torch.tensor(want['visible'])
+    spark = build_spark(want['model'], input_size=want['input_size'], mask_ratio=want['mask_ratio']).double()
+    spark.load_official({'module': state, 'config': {}})
+    return want, spark, images, torch.tensor(want['visible'])
 
 
 def loaded(golden, accelerated=None):
-    want, state, images, visible = golden
-    spark = build_spark(want['model'], input_size=want['input_size'], mask_ratio=want['mask_ratio']).double()
-    spark.load_official({'module': state, 'config': {}})
+    want, spark, images, visible = golden
+    spark = copy.deepcopy(spark)
     spark.accelerated = accelerated
     return spark, want, images, visible
 

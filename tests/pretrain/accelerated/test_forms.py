@@ -110,7 +110,8 @@ def test_what_is_computed_again_is_the_same_to_the_last_bit(what, accelerated):
 
 @pytest.mark.parametrize('accelerated', [True, False])
 @pytest.mark.parametrize(('model', 'backend'), [
-    ('your_convnet', 'aot_eager'),  # without inductor, whose compiler takes minutes
+    ('your_convnet', 'eager'),  # the graph is made, and run as it is
+    pytest.param('your_convnet', 'aot_eager', marks=pytest.mark.slow),  # the graph of the backward pass as well
     *(pytest.param(model, 'inductor', marks=pytest.mark.slow)
       for model in ('your_convnet', 'test_resnet', 'convnextv2_atto'))])
 def test_compiles_to_one_graph_whatever_the_mask(model, backend, accelerated):
