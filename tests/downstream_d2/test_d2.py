@@ -96,8 +96,9 @@ def d2_resnet(blocks):
     return network
 
 
-@pytest.mark.parametrize(('name', 'blocks', 'entries'), [('resnet50', (3, 4, 6, 3), 318), ('resnet101', (3, 4, 23, 3), 624),
-                                                         ('resnet152', (3, 8, 36, 3), 930)])
+@pytest.mark.parametrize(('name', 'blocks', 'entries'), [
+    ('resnet50', (3, 4, 6, 3), 318), ('resnet101', (3, 4, 23, 3), 624),
+    pytest.param('resnet152', (3, 8, 36, 3), 930, marks=pytest.mark.slow)])
 def test_a_converted_resnet_computes_the_same(name, blocks, entries, tmp_path, capsys):
     cnn = randomise(timm.create_model(name)).eval()
     converted = convert(cnn.state_dict(), tmp_path)
@@ -137,7 +138,8 @@ class Code:
 @pytest.mark.parametrize(('name', 'words'), [
     ('resnet18', 'with [2, 2, 2, 2] blocks'), ('convnext_atto', 'not the weights of a ResNet-50'),
     ('resnet50d', 'not the weights of a ResNet-50'), ('seresnet50', 'variant of ResNet'),
-    ('resnext50_32x4d', 'wide or grouped'), ('resnet200', 'with [3, 24, 36, 3] blocks')])
+    ('resnext50_32x4d', 'wide or grouped'),
+    pytest.param('resnet200', 'with [3, 24, 36, 3] blocks', marks=pytest.mark.slow)])
 def test_other_networks_are_refused(name, words, tmp_path):
     with pytest.raises(SystemExit) as stop:
         convert(timm.create_model(name).state_dict(), tmp_path)

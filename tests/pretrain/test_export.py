@@ -113,7 +113,7 @@ def test_the_card_of_a_run(finished, tmp_path):
     assert (tmp_path / 'curve.png').read_bytes()[:4] == b'\x89PNG' and (tmp_path / 'reconstructions.png').exists()
 
 
-@pytest.mark.parametrize('model', ['test_resnet', 'test_convnext'])
+@pytest.mark.parametrize('model', ['test_resnet', pytest.param('test_convnext', marks=pytest.mark.slow)])
 def test_onnx(tmp_path, model):
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name)

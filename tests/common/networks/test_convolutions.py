@@ -128,8 +128,8 @@ print('equal')
 """
 
 
-@pytest.mark.parametrize('name', ['stem', pytest.param('repvgg_a0', marks=pytest.mark.slow),
-                                  pytest.param('mobileone_s0', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['stem', 'repvgg_a0', 'mobileone_s0'])
 def test_training_with_the_heap_watched(name):
     """A write outside of its memory ends a process under the C library's checks, where these can be loaded."""
     environment = {**os.environ, 'PYTHONPATH': os.getcwd()}

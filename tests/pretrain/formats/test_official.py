@@ -72,7 +72,7 @@ def test_relatives_of_official_networks_are_refused(tmp_path, model):
         export.export(saved_run(tmp_path, model), 'official', tmp_path)
 
 
-@pytest.mark.parametrize('model', ['resnet18', 'convnext_tiny'])
+@pytest.mark.parametrize('model', ['resnet18', pytest.param('convnext_tiny', marks=pytest.mark.slow)])
 def test_an_official_encoder_for_torchvision_and_timm(tmp_path, monkeypatch, model):
     import torchvision
     state = official_encoder(timm.create_model(model).state_dict())
