@@ -25,7 +25,7 @@ endif
 demo:
 	$(VENV_PYTHON) -m pretrain.demo
 
-# Lint and all tests but the slow ones: ten to fifteen minutes on two cores.
+# Lint and all tests but the slow ones: five to twelve minutes on two cores, by how busy they are.
 test: lint
 	$(VENV_PYTHON) $(PYTEST) -m "not slow" --durations=10
 
