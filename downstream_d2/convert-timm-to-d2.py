@@ -72,7 +72,8 @@ def read(path):
     except OSError as error:
         raise ValueError(f'cannot read {path}: {error.strerror}') from error
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f'{path} is damaged, or no file of weights: {str(error).splitlines()[0]}') from error
+        raise ValueError(f'{path} is damaged, or no file of weights: '
+                         f'{f"{type(error).__name__} {error}".splitlines()[0]}') from error
     return network_in(tensors_of(content, path), path)
 
 
