@@ -44,7 +44,8 @@ def same(one, other):
 
 def epochs_of(folder):
     """The lines of the epochs in a run's log, without what the clock says."""
-    lines = [json.loads(line) for line in Path(folder, 'pretrain_log.txt').read_text().splitlines()]
+    log, = Path(folder).glob('*_log.txt')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in VARYING} for line in lines if 'epoch' in line]
 
 

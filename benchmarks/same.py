@@ -10,7 +10,6 @@ Exits with 1 if anything differs. With --folder, what a commit computed stays th
 process; the commits run side by side. A few minutes on two cores.
 """
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.chaos import VARYING, same
+from benchmarks.chaos import epochs_of, same
 from benchmarks.compare import ROOT, copy_of
 from common.demo_world import write_coco, write_world
 
@@ -81,13 +80,6 @@ def losses_of(folder):
     return [(event.step, event.value) for event in events.Scalars('loss')]
 
 
-def lines_of(folder):
-    """The lines of the epochs in a run's log, without what varies from one run to the next."""
-    log, = folder.glob('*_log.txt')
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in VARYING} for line in lines if 'epoch' in line]
-
-
 def differences(one, other, resumed=False):
     """What is not the same in two run folders. resumed: the second run began in the middle of the first."""
     found = []
@@ -98,7 +90,7 @@ def differences(one, other, resumed=False):
         keys = [key for key in ('model', 'ema', 'optimizer', 'best', 'sums') if key in a] if 'config' in a else None
         parts = {f'{path.name}: {key}': (a[key], b[key]) for key in keys} if keys else {path.name: (a, b)}
         found += [name for name, (mine, theirs) in parts.items() if not same(mine, theirs)]
-    steps, lines = ([of(folder) for folder in (one, other)] for of in (losses_of, lines_of))
+    steps, lines = ([of(folder) for folder in (one, other)] for of in (losses_of, epochs_of))
     if resumed:
         steps[0] = [pair for pair in steps[0] if pair[0] > 10]
         lines[0] = [line for line in lines[0] if line['step'] > 10]

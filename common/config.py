@@ -77,10 +77,10 @@ class ImageOptions:
         require(self.pixel_range is None or len(self.pixel_range) == 2 and
                 -float('inf') < self.pixel_range[0] < self.pixel_range[1] < float('inf'),
                 f'pixel_range is from,to with from < to, not {self.pixel_range}')
-        require(self.max_pixels is None or self.max_pixels >= 1, 'max_pixels must be 1 or more, not '
-                                                                 f'{self.max_pixels}')
-        require(self.dataset is None or self.reading == Reading(), '--pixel_range and --max_pixels are for '
-                                                                   'image files: '
+        require(self.max_pixels is None or self.max_pixels >= 1,
+                f'max_pixels must be 1 or more, not {self.max_pixels}')
+        require(self.dataset is None or self.reading == Reading(),
+                '--pixel_range and --max_pixels are for image files: '
                 'those of --dataset are read by timm, with 8 bits')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
         for field in ('mean', 'std'):

@@ -45,8 +45,7 @@ def feature_maps(cnn, images, taps=None, stop=None):
         top = ', '.join(name for name, _ in cnn.named_children())
         raise FeatureMapsError(
             f'{type(cnn).__name__} gives no feature pyramid: name the submodules whose outputs are its '
-            'levels, '
-            f"large to small, levels=[...] (at its top are {top}), or give it timm's "
+            f"levels, large to small, levels=[...] (at its top are {top}), or give it timm's "
             'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py (a newer '
             'timm may have it)')
     return list(maps)

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from common.images.loading import loader, without_failures
-from common.training import run
-from common.training.finetuning import FineTuning
-from common.training.layer_decay import default_decay, layers_of, table
+from common.training.finetuning import FineTuning, FineTuningRun
 from common.training.layer_decay import parameter_groups as layer_groups
+from common.training.layer_decay import table
 from common.training.optim import build_optimizer, parameter_groups
 from common.words import counted, described
 from downstream_coco.checkpoints import build_detector
@@ -17,29 +16,19 @@ from downstream_coco.evaluation import evaluate, figures, whole_scenes
 from downstream_coco.scenes import Collate, Scenes, SimilarShapes, TrainingView, moved
 
 WARMUP = 500  # steps
-LEARNING_RATE_ENDS = 0.005, 0.001  # at the first and the last step, as shares of the peak
 
 
 @dataclass(frozen=True)
-class Run(run.Run):
+class Run(FineTuningRun):
     """Options, ranks and number of training images, and what follows from them."""
     options: Options
-
-    def file(self, which):
-        return self.folder / f'{self.options.model}_coco_{which}.pth'
-
-    @property
-    def checkpoint(self):
-        return self.file('last')
+    word = 'coco'
+    learning_rate_ends = 0.005, 0.001
 
     @property
     def warmup_steps(self):
         given = self.options.warmup_epochs
         return min(WARMUP, self.steps // 10) if given is None else round(given * self.per_epoch)
-
-    def schedule(self, step):
-        """(learning rate, weight decay) of a step."""
-        return self.learning_rate(step, *LEARNING_RATE_ENDS), self.options.weight_decay
 
 
 class DetectorTraining(FineTuning):
@@ -51,6 +40,10 @@ class DetectorTraining(FineTuning):
     @property
     def best_by(self):
         return 'mask_AP' if self.images.has_masks else 'box_AP'
+
+    @property
+    def best_called(self):
+        return self.best_by.replace('_', ' ')
 
     def build_network(self):
         network, self.loaded = build_detector(self.options, len(self.images.categories), self.images.has_masks,
@@ -88,14 +81,12 @@ class DetectorTraining(FineTuning):
         return next(moved([batch], self.ranks.device))
 
     @property
-    def layer_decay(self):
-        """A layer's learning rate as a share of the next one's."""
-        given = self.options.layer_decay
-        return default_decay(layers_of(self.network.backbone.cnn)[1]) if given is None else given
+    def cnn(self):
+        return self.network.backbone.cnn
 
     def build_optimizer(self):
         options, network = self.options, self.network
-        groups = layer_groups(network.backbone.cnn, options.weight_decay, self.layer_decay)
+        groups = layer_groups(self.cnn, options.weight_decay, self.layer_decay)
         rest = nn.ModuleList([network.backbone.fpn, network.rpn, network.roi_heads])
         return build_optimizer(options.opt, groups + parameter_groups(rest, options.weight_decay))
 
@@ -105,9 +96,9 @@ class DetectorTraining(FineTuning):
         return (Scenes(self.images, view, options.normalisation, options.seed, timeout=options.read_timeout),
                 whole_scenes(options, self.val_images))
 
-    def make_batches(self, start):
+    def make_batches(self):
         options, ranks, run = self.options, self.ranks, self.run
-        steps = SimilarShapes(self.images.upright, options.batch_size, options.epochs, options.seed, start, ranks.rank,
+        steps = SimilarShapes(self.images.upright, options.batch_size, options.epochs, options.seed, self.start, ranks.rank,
                               ranks.size, self.accum, left_out=run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device, Collate(self.network.stride))
         return moved(without_failures(loaded, self.augmented, self.unreadable, self.log), ranks.device), steps
@@ -153,7 +144,7 @@ class DetectorTraining(FineTuning):
             ('precision', run.precision),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),
-            ('', '' if options.freeze else table(pyramid.cnn, self.layer_decay)),
+            ('', '' if options.freeze else table(self.cnn, self.layer_decay)),
         ])
 
     def batchnorm(self):
@@ -166,30 +157,21 @@ class DetectorTraining(FineTuning):
         return 'shared by the ranks' if options.sync_bn and self.ranks.size > 1 else 'of the images of a rank'
 
     def warnings(self):
-        options, saved = self.options, self.saved
+        options = self.options
         yield from super().warnings()
         together = self.run.share // self.accum * (self.ranks.size if options.sync_bn else 1)
         if has_batchnorm(self.network) and not options.freeze and together < 8:
             yield (f'the BatchNorms of {options.model} see {together} images at a time, which is few for '
                    'good statistics: give a larger --bs, fewer parts (--accum), or --frozen_bn')
-        if not saved and not options.finetune_from:
+        if not self.saved and not options.finetune_from:
             yield 'no weights given (--finetune_from): the CNN ' + (
                 'stays as random as it is' if options.freeze else 'is trained from random ones')
-        if saved and options.finetune_from and options.finetune_from != saved['config']['finetune_from']:
-            yield f'--finetune_from={options.finetune_from} is not used: the run goes on from {saved["path"]}'
 
-    def verdict(self):
-        """The average precisions of the last and of the best epochs."""
-        chosen = self.best_by.replace('_', ' ')
-        lines = [f'Finished. On {self.last["images"]:,} validation images, {chosen} picks the best epoch:']
-        for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
-            if which in self.best:
-                best = self.best[which]
-                lines.append(f'  {what}: {figures(self.last, suffix)} after the last epoch; best {chosen} '
-                             f'{best[self.best_by]:.2f} % after epoch {best["epoch"]}')
-        lines.append('The best epoch was chosen on these same images, so it is no test result: report the '
-                     'last.')
-        return '\n'.join(lines)
+    def headline(self):
+        return f'Finished. On {self.last["images"]:,} validation images, {self.best_called} picks the best epoch:'
+
+    def result(self, suffix):
+        return f'{figures(self.last, suffix)} after the last epoch'
 
 
 def has_batchnorm(model):

@@ -4,17 +4,16 @@ subclasses.
 from dataclasses import dataclass
 
 import torch
-from timm.layers import DropPath
 
 from common.images.augmented import Augmented, Steps
 from common.images.datasets import not_looked_at
 from common.images.files import ImageFiles
 from common.images.loading import loader, without_failures
+from common.networks.create import drop_path_of
 from common.networks.load import load_classifier
-from common.training import run
-from common.training.finetuning import FineTuning
-from common.training.layer_decay import default_decay, layers_of, table
+from common.training.finetuning import FineTuning, FineTuningRun
 from common.training.layer_decay import parameter_groups as layer_groups
+from common.training.layer_decay import table
 from common.training.optim import build_optimizer, parameter_groups
 from common.words import counted, described, first_of
 from downstream_imagenet.classifier import Classifier, build_classifier
@@ -29,25 +28,13 @@ from downstream_imagenet.data import (
 )
 from downstream_imagenet.evaluation import AT_A_TIME, evaluate
 
-# at the first and the last step, as shares of the peak (official SparK's fine-tuning)
-LEARNING_RATE_ENDS = 0.005, 0.001
-
 
 @dataclass(frozen=True)
-class Run(run.Run):
+class Run(FineTuningRun):
     """Options, ranks and number of training images, and what follows from them."""
     options: Options
-
-    def file(self, which):
-        return self.folder / f'{self.options.model}_1kfinetuned_{which}.pth'
-
-    @property
-    def checkpoint(self):
-        return self.file('last')
-
-    def schedule(self, step):
-        """(learning rate, weight decay) of a step."""
-        return self.learning_rate(step, *LEARNING_RATE_ENDS), self.options.weight_decay
+    word = '1kfinetuned'
+    learning_rate_ends = 0.005, 0.001  # official SparK's fine-tuning
 
 
 class ClassifierTraining(FineTuning):
@@ -58,6 +45,7 @@ class ClassifierTraining(FineTuning):
     log_name = 'finetune_log.txt'
     project = 'spark'
     best_by = 'top1'
+    best_called = 'top-1'
 
     def __init__(self, run, images, val_images, classes):
         super().__init__(run, images, val_images)
@@ -74,7 +62,7 @@ class ClassifierTraining(FineTuning):
         options = self.options
         if not options.finetune_from:
             return 'No weights given (--finetune_from): training from random ones.'
-        loaded = load_classifier(self.network.cnn, options.finetune_from, options.model, options.size, options.in_chans,
+        loaded = load_classifier(self.cnn, options.finetune_from, options.model, options.size, options.in_chans,
                                  options.adapt_input_conv)
         return f'{options.finetune_from}: {loaded}'
 
@@ -82,7 +70,7 @@ class ClassifierTraining(FineTuning):
         return {'classes': self.classes}
 
     def trained_part(self):
-        return self.network if self.options.freeze else self.network.cnn
+        return self.network if self.options.freeze else self.cnn
 
     def example_batch(self, images):
         options, device = self.options, self.ranks.device
@@ -91,15 +79,13 @@ class ClassifierTraining(FineTuning):
         return example.to(memory_format=torch.channels_last), targets
 
     @property
-    def layer_decay(self):
-        """A layer's learning rate as a share of the next one's."""
-        given = self.options.layer_decay
-        return default_decay(layers_of(self.network.cnn)[1]) if given is None else given
+    def cnn(self):
+        return self.network.cnn
 
     def build_optimizer(self):
         options = self.options
         groups = parameter_groups(self.network, options.weight_decay) if options.freeze else \
-            layer_groups(self.network.cnn, options.weight_decay, self.layer_decay)
+            layer_groups(self.cnn, options.weight_decay, self.layer_decay)
         return build_optimizer(options.opt, groups, official=options.official_lamb)
 
     def clip_grad(self):
@@ -112,13 +98,13 @@ class ClassifierTraining(FineTuning):
                 Augmented(self.val_images, evaluation_transform(options), options.normalisation, labelled=True,
                           stand_ins=False, timeout=options.read_timeout))
 
-    def make_batches(self, start):
+    def make_batches(self):
         options, ranks, run = self.options, self.ranks, self.run
-        steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size,
+        steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, max(options.repeats, 1), run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return mixed(read, self.mixing, options.seed, run.remaining_steps(start), self.accum, ranks), steps
+        return mixed(read, self.mixing, options.seed, run.remaining_steps(self.start), self.accum, ranks), steps
 
     def measure(self, average):
         model = self.network
@@ -134,15 +120,13 @@ class ClassifierTraining(FineTuning):
     def describe(self):
         options, run, val = self.options, self.run, self.val_images
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        rates = [module.drop_prob or 0 for module in self.network.modules() if isinstance(module, DropPath)]
-        drop_path = max(rates, default=0)
         ways = (('mixup', options.mixup), ('CutMix', options.cutmix))
         mixing = ' or '.join(f'{name} {alpha:g}' for name, alpha in ways if alpha) or 'nothing mixed'
         clipping = 'not clipped' if options.clipping == float('inf') else f'clipped to norm {options.clipping:g}'
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
         where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
-        layers = '' if options.freeze else table(self.network.cnn, self.layer_decay)
+        layers = '' if options.freeze else table(self.cnn, self.layer_decay)
         return described([
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
                       f'trained{" (frozen features)" * options.freeze}'),
@@ -158,7 +142,7 @@ class ClassifierTraining(FineTuning):
                       'warm-up'),
             ('loss', f'{options.loss_name}, label smoothing {options.smoothing:g}, {mixing}'),
             ('augmented', f'{crops}, augmentation {options.augmentation}, erasing {options.erase:g}'),
-            ('drop path', f'up to {drop_path:g}' if drop_path else 'none'),
+            ('drop path', drop_path_of(self.network)),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
             ('precision', run.precision),
             ('machine', run.machine),
@@ -171,7 +155,7 @@ class ClassifierTraining(FineTuning):
         if self.options.freeze:
             return 'linear probe'
         own = papers_recipe(self.options.model, self.options.input_size)
-        whose = f"the paper's for {own}" if own else f'none of its own; that of {relatives_recipe(self.network.cnn)}'
+        whose = f"the paper's for {own}" if own else f'none of its own; that of {relatives_recipe(self.cnn)}'
         return f'{whose}, under what was given'
 
     def missing_classes(self):
@@ -182,7 +166,7 @@ class ClassifierTraining(FineTuning):
                          f'{first_of(missing)}')] if missing else []
 
     def warnings(self):
-        options, steps, saved = self.options, self.run.steps, self.saved
+        options, steps = self.options, self.run.steps
         yield from super().warnings()
         if options.ema and steps * (1 - options.ema) < 3:
             yield (f'the EMA averages over {1 / (1 - options.ema):,.0f} steps, and the run has {steps:,}: it '
@@ -191,18 +175,10 @@ class ClassifierTraining(FineTuning):
         if options.lr is None and options.batch_size < 512 and not options.freeze:
             yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate '
                    f'goes up to {options.peak_lr:.2g}. If little is learned, give --lr')
-        if saved and options.finetune_from and options.finetune_from != saved['config']['finetune_from']:
-            yield f'--finetune_from={options.finetune_from} is not used: the run goes on from {saved["path"]}'
 
-    def verdict(self):
-        """The accuracies of the last and of the best epochs."""
-        lines = [f'Finished. On {len(self.val_images):,} validation images:']
-        for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
-            if which in self.best:
-                top1, top5, best = self.last[f'top1{suffix}'], self.last[f'top5{suffix}'], self.best[which]
-                lines.append(f'  {what}: top-1 {top1:.2f} %, top-5 {top5:.2f} % after the last epoch '
-                             f'({self.options.epochs}); best top-1 {best["top1"]:.2f} % after epoch '
-                             f'{best["epoch"]}')
-        lines.append('The best epoch was chosen on these same images, so it is no test result: report the '
-                     'last.')
-        return '\n'.join(lines)
+    def headline(self):
+        return f'Finished. On {len(self.val_images):,} validation images:'
+
+    def result(self, suffix):
+        top1, top5 = self.last[f'top1{suffix}'], self.last[f'top5{suffix}']
+        return f'top-1 {top1:.2f} %, top-5 {top5:.2f} % after the last epoch ({self.options.epochs})'

@@ -11,10 +11,9 @@ def add_network(parser, several=False):
     """Add the arguments that `network_of` reads. several: whether the command takes several networks."""
     parser.add_argument('source', metavar='RUN_OR_FILE', nargs='+' if several else None,
                         help='run folder, a file of it, of the official release, or of weights; FILE:KEY '
-                             'says which of '
-                        'several networks in a file, such as ema')
-    add = parser.add_argument_group('network', 'for files that do not say it themselves; a run '
-                                               'does').add_argument
+                             'says which of several networks in a file, such as ema')
+    add = parser.add_argument_group(
+        'network', 'for files that do not say it themselves; a run does').add_argument
     add('--model', help="timm's name of the network")
     add('--input_size', type=size, help='side of an image in pixels, or height,width')
     add('--in_chans', type=int, help='channels of an image')

@@ -37,7 +37,8 @@ class SparseEncoder(nn.Module):
         found = read_record(record, cnn, asked)
         if found is None:
             found = probe(cnn, **asked)
-        self.record = make_record(found, cnn, asked)
+            record = make_record(found, cnn, asked)
+        self.record = record
         self.cnn = cnn
         self.input_size = tuple(input_size)
         self.in_chans = in_chans

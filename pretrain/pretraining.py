@@ -13,7 +13,6 @@ from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
 from common.training.device import Normalise, to_device
 from common.training.optim import build_optimizer, parameter_groups
-from common.training.progress import Progress
 from common.training.schedule import weight_decay
 from common.training.trainer import Trainer
 from common.words import counted, described
@@ -29,7 +28,7 @@ class Run(run.Run):
     fit.
     """
     options: PretrainingOptions
-    learning_rate_ends: tuple = (0.0, 0.0)  # of the method
+    learning_rate_ends: tuple | None = None  # of the method; only a run that trains needs them
 
     @property
     def checkpoint(self):
@@ -47,12 +46,6 @@ class Run(run.Run):
                 weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end))
 
 
-class PretrainingProgress(Progress):
-    """What is told of a pretraining run."""
-    remedy = ('more --workers, as far as there are cores for them, --fast_decode, or tar shards where the storage '
-              'is slow')
-
-
 class Pretraining(Trainer):
     """Trains a method's network on images without labels, and exports what it pretrained.
 
@@ -60,7 +53,8 @@ class Pretraining(Trainer):
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
-    progress_class = PretrainingProgress
+    against_waiting = ('more --workers, as far as there are cores for them, --fast_decode, or tar shards where '
+                       'the storage is slow')
     more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
 
     def __init__(self, run, images, val_images, method):
@@ -117,13 +111,13 @@ class Pretraining(Trainer):
                 Augmented(self.images if self.val_images is None else self.val_images, CentreCrop(size), None,
                           timeout=options.read_timeout))
 
-    def make_batches(self, start):
+    def make_batches(self):
         options, ranks, run = self.options, self.ranks, self.run
-        steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, start, ranks.rank, ranks.size,
+        steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, left_out=run.left_out)
         loaded = loader(self.augmented, steps, run.workers, ranks.device)
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
-        return self.masked_batches(read, run.remaining_steps(start)), steps
+        return self.masked_batches(read, run.remaining_steps(self.start)), steps
 
     def masked_batches(self, read, steps):
         """(images, visible) on the device, `accum` times for each of the steps: the arguments of the network.

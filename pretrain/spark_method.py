@@ -3,10 +3,9 @@
 """
 from dataclasses import dataclass
 
-from timm.layers import DropPath
-
 from common.cli import option
 from common.config import require
+from common.networks.create import drop_path_of
 from common.training.optim import NO_DECAY
 from pretrain.config import PretrainingOptions
 from pretrain.results.pictures import TARGETS, rows_of, views
@@ -100,20 +99,16 @@ class SparKMethod:
         encoder = network.encoder
         trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in (encoder, network)]
         (h, w), (height, width) = encoder.grid, encoder.input_size
-        rates = [module.drop_prob or 0 for module in network.modules() if isinstance(module, DropPath)]
-        drop_path = max(rates, default=0)
         return [
-            ('model', f'{options.model}: {trained[0] / 1e6:.1f} M parameters, and '
-                      f'{(trained[1] - trained[0]) / 1e6:.1f} M in '
-             f'densify and {options.decoder} decoder'),
+            ('model', f'{options.model}: {trained[0] / 1e6:.1f} M parameters, '
+                      f'and {(trained[1] - trained[0]) / 1e6:.1f} M in densify and {options.decoder} decoder'),
             ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
                         f'{", ".join(map(str, encoder.channels))}'),
-            ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of {height} x '
-                      f'{width}, '
-             f'{network.visible_cells} visible'),
+            ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of '
+                      f'{height} x {width}, {network.visible_cells} visible'),
             ('target', TARGETS[options.target]),
             *(('note', note) for note in encoder.notes),
-            ('drop path', f'up to {drop_path:g}' if drop_path else 'none'),
+            ('drop path', drop_path_of(network)),
         ]
 
     def picture(self, network, images, visible, normalisation):

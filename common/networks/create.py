@@ -4,6 +4,7 @@ import importlib
 
 import timm
 import torch
+from timm.layers import DropPath
 
 # The module in which users register networks of their own. It is imported by its name: this is the one place
 # where `common` reaches into a program's folder, and the folder may be left away.
@@ -95,3 +96,10 @@ def try_size(cnn, name, size, in_chans=3):
         raise ValueError(f'{name} cannot take images of {size[0]}x{size[1]} ({error}): give another '
                          '--img_size') from error
     cnn.train(mode)
+
+
+def drop_path_of(network):
+    """The largest rate of stochastic depth in a network, in words."""
+    rates = [module.drop_prob or 0 for module in network.modules() if isinstance(module, DropPath)]
+    largest = max(rates, default=0)
+    return f'up to {largest:g}' if largest else 'none'

@@ -61,8 +61,7 @@ class Watchdog:
                 self.start()
             except OSError as error:  # The limit on processes may be reached, for one.
                 warnings.warn(f'no process could be started that watches this one ({error}): should a call '
-                              'into C '
-                              "hold Python's lock for ever, nothing ends the run", stacklevel=2)
+                              "into C hold Python's lock for ever, nothing ends the run", stacklevel=2)
         return self
 
     def start(self):

@@ -1,6 +1,7 @@
 """A fine-tuning run of any kind: train, average the weights, measure, keep the last state and the best
 weights.
 """
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -8,7 +9,9 @@ from timm.utils import ModelEmaV3
 
 from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
+from common.training.layer_decay import default_decay, layers_of
 from common.training.optim import weights_size
+from common.training.run import Run
 from common.training.trainer import Trainer
 
 
@@ -30,17 +33,43 @@ class Average(ModelEmaV3):
                 average.copy_(value)  # a count of BatchNorm's, which such a step does not change either
 
 
+@dataclass(frozen=True)
+class FineTuningRun(Run):
+    """A Run with a constant weight decay, whose files are <model>_<word>_last.pth, _best.pth and _best_ema.pth.
+
+    A subclass sets `word`, and `learning_rate_ends`: the learning rate at the first and at the last step, as shares of
+    the peak.
+    """
+
+    @property
+    def checkpoint(self):
+        return self.file('last')
+
+    def file(self, which):
+        return self.folder / f'{self.options.model}_{self.word}_{which}.pth'
+
+    def schedule(self, step):
+        """(learning rate, weight decay) of a step."""
+        return self.learning_rate(step, *self.learning_rate_ends), self.options.weight_decay
+
+
 class FineTuning(Trainer):
     """Trains a network from given weights, and keeps the weights of the epoch that measures best.
 
-    options besides those of every run: `finetune_from`, `ema` (decay of the average; 0 for none),
-    `val_every`. The run has file(which) for the names of its files.
+    run: FineTuningRun. options besides those of every run: `finetune_from`, `ema` (decay of the average; 0 for
+    none), `layer_decay`, `val_every`.
 
-    A subclass defines besides `measure` and `best_by`, the metric by which the best epoch is chosen; the
-    larger, the better. `best` and `last` are the metrics of the best epochs, {'model': {...}, 'ema': {...}},
-    and of the last one.
+    A subclass defines besides `cnn`, `measure`, `headline`, `result`, and `best_by`, the metric by which the best
+    epoch is chosen; the larger, the better. `best` and `last` are the metrics of the best epochs,
+    {'model': {...}, 'ema': {...}}, and of the last one.
     """
     best_by = None
+    best_called = None  # what `best_by` is called in a sentence
+
+    @property
+    def cnn(self):
+        """The network that weights are given for; a part of the whole one."""
+        raise NotImplementedError
 
     def measure(self, average):
         """{name: number or None} on the validation images, of the network, or of the average of
@@ -48,9 +77,24 @@ class FineTuning(Trainer):
         """
         raise NotImplementedError
 
+    def headline(self):
+        """The first line of what a finished run says."""
+        raise NotImplementedError
+
+    def result(self, suffix):
+        """The metrics of the last epoch, for a person. suffix: '', or '_ema' for those of the average."""
+        raise NotImplementedError
+
+    @property
+    def layer_decay(self):
+        """A layer's learning rate as a share of the next one's."""
+        given = self.options.layer_decay
+        return default_decay(layers_of(self.cnn)[1]) if given is None else given
+
     def place_network(self):
         super().place_network()
-        self.best, self.last = (self.saved['best'] if self.saved else {}), {}
+        self.best = self.saved['best'] if self.saved else {}
+        self.last = {}
         self.average = Average(self.trained_part(), decay=self.options.ema) if self.options.ema else None
         if self.average and self.saved:
             load_strictly(self.average.module, self.saved.pop('ema') or {})
@@ -59,8 +103,12 @@ class FineTuning(Trainer):
         return super().checkpoint_size() + (weights_size(self.network) if self.average else 0)
 
     def checkpoint_content(self):
-        return {'model': plain_state(self.trained_part()), 'ema': plain_state(self.average.module) if self.average else None,
-                'best': dict(self.best)}
+        average = plain_state(self.average.module) if self.average else None
+        return {'model': plain_state(self.trained_part()), 'ema': average, 'best': dict(self.best)}
+
+    def release(self):
+        super().release()
+        self.average = None
 
     def after_step(self, finite):
         if self.average:
@@ -94,3 +142,20 @@ class FineTuning(Trainer):
                      **self.best[which], **self.facts()}
             path = self.run.file('best' if which == 'model' else 'best_ema')
             self.session.put(path, partial(save, path, state))
+
+    def warnings(self):
+        yield from super().warnings()
+        given, saved = self.options.finetune_from, self.saved
+        if saved and given and given != saved['config']['finetune_from']:
+            yield f'--finetune_from={given} is not used: the run goes on from {saved["path"]}'
+
+    def verdict(self):
+        """The metrics of the last and of the best epochs."""
+        lines = [self.headline()]
+        for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
+            if which in self.best:
+                best = self.best[which]
+                lines.append(f'  {what}: {self.result(suffix)}; best {self.best_called} {best[self.best_by]:.2f} % '
+                             f'after epoch {best["epoch"]}')
+        lines.append('The best epoch was chosen on these same images, so it is no test result: report the last.')
+        return '\n'.join(lines)

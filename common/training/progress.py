@@ -15,19 +15,18 @@ class Progress:
     """Follows the losses of a run, and tells them.
 
     run: Run. log: RunLog. saved: the checkpoint that the run goes on from, or None. batch_of(step): names of
-    the images of a step, on all ranks together.
+    the images of a step, on all ranks together. against_waiting: what makes a run wait less for its images, for a
+    sentence.
 
     The part to save is `sums` (of losses, of gradient norms, number of steps) and `skipped` (steps that were
     not finite), both of this epoch so far. `metric` is what the progress line says besides, from the last
-    evaluation. `bad` are the
-    steps in a row, up to the last one, that were not finite: [(step, loss, gradient norm)].
+    evaluation. `bad` are the steps in a row, up to the last one, that were not finite: [(step, loss, gradient norm)].
     """
-    remedy = 'more --workers'  # against waiting for images
-
-    def __init__(self, run, log, saved, batch_of):
+    def __init__(self, run, log, saved, batch_of, against_waiting):
         self.run = run
         self.log = log
         self.batch_of = batch_of
+        self.against_waiting = against_waiting
         self.sums = list(saved['sums']) if saved else [0.0, 0.0, 0]
         self.skipped = saved.get('skipped', 0) if saved else 0
         self.seconds = 0.0  # spent in training steps; evaluation and saving do not count
@@ -170,4 +169,4 @@ class Progress:
         if is_long and not self.has_warned and self.run.ranks.is_main:
             self.has_warned = True
             self.log.warn(f'{100 * share:.0f} % of the time of epoch {epoch} were spent waiting for images '
-                          f'(--workers={self.run.workers}): training is faster with {self.remedy}')
+                          f'(--workers={self.run.workers}): training is faster with {self.against_waiting}')

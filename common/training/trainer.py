@@ -72,7 +72,7 @@ class Trainer:
     log_name = None  # of the file of JSON lines in the run folder
     project = None  # the name under which a tracker files the run
     fixed_shapes = True  # whether all batches have the same shape
-    progress_class = Progress
+    against_waiting = 'more --workers'  # what makes a run wait less for its images
     more_epochs = '--fresh starts it over.'  # what to do if a run is finished
 
     def __init__(self, run, images, val_images=None):
@@ -81,7 +81,6 @@ class Trainer:
         self.ranks = run.ranks
         self.images = images
         self.val_images = val_images
-        self.stop_requested = self.save_requested = False
 
     # -- what a program defines ------------------------------------------------------------------------------
 
@@ -120,11 +119,11 @@ class Trainer:
         raise NotImplementedError
 
     def make_datasets(self):
-        """(training images, validation images or None) as the network takes them: Augmented data sets."""
+        """(training images, images to measure on) as the network takes them: Augmented data sets."""
         raise NotImplementedError
 
-    def make_batches(self, start):
-        """(batches, steps): the arguments of the network from step `start` on, and the Steps that order them.
+    def make_batches(self):
+        """(batches, steps): the network's arguments from the step `start` on, and the Steps that order them.
 
         There are `accum` batches a step.
         """
@@ -191,6 +190,11 @@ class Trainer:
                 if not self.options.rewind or len(left_out) == REWINDS:
                     raise
                 left_out.append((error.steps.start, error.steps.stop))
+                self.release()
+
+    def release(self):
+        """Let go of what an attempt has made: the next one needs the device's memory."""
+        self.network = self.optimizer = self.parallel = self.guard = self.batches = self.progress = None
 
     def attempt(self, fresh, left_out):
         """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
@@ -253,13 +257,13 @@ class Trainer:
         self.guard = BufferGuard(self.network)
         self.unreadable = set(saved.get('unreadable', ())) if saved else set()  # names of images
         self.augmented, self.watched = self.make_datasets()
-        batches, steps = self.make_batches(self.start)
+        batches, steps = self.make_batches()
         self.batches = self.session.batches(batches)
 
         def names_of_batch(step):
             return [self.augmented.name(index) for _, index in steps.batch_of(step)]
 
-        self.progress = self.progress_class(self.run, self.log, saved, names_of_batch)
+        self.progress = Progress(self.run, self.log, saved, names_of_batch, self.against_waiting)
 
     def train(self):
         """Train from the first step that is left to the end of the last epoch."""
@@ -270,7 +274,7 @@ class Trainer:
         is_pending = is_end_of_epoch and self.saved['images'] == run.images and epoch_is_open(self.saved)
         self.log.forget_after(self.start, again=is_pending or self.start == 0)
         self.announce()
-        with naming_the_file(*(data for data in (self.augmented, self.watched) if data is not None)):
+        with naming_the_file(self.augmented, self.watched):
             if self.start == 0 and not self.before_training():
                 self.stop(0)
             for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
@@ -278,8 +282,7 @@ class Trainer:
                 self.end_epoch(epoch + 1)
         self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
-                                       'into '
-                         f'{run.folder}: make room there, and the same command goes on from the last '
+                         f'into {run.folder}: make room there, and the same command goes on from the last '
                          'checkpoint')
         self.log.say(self.verdict())
 

@@ -12,6 +12,7 @@ from pretrain.sparse.levels import choose_levels
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.refused import AttentionRefused, ForwardFailed, Refused
 from tests.conftest import randomise
+from tests.pretrain.sparse.networks import Call
 
 FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
          'aligned', 'uncompiled', 'notes')
@@ -24,15 +25,6 @@ class Small(ResNet):
     def __init__(self, odd=None):
         super().__init__(BasicBlock, (1, 1, 1, 1), channels=(8, 8, 8, 16), num_classes=0)
         self.layer3.append(odd or nn.Identity())
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.fixture

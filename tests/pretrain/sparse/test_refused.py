@@ -9,6 +9,7 @@ from torch import nn
 import pretrain.models  # noqa: F401  (your_convnet)
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse import on_plane
+from tests.pretrain.sparse.networks import Call
 
 
 class Pyramid(nn.Module):
@@ -25,15 +26,6 @@ class Pyramid(nn.Module):
             x = conv(x)
             maps.append(self.odd(x) if i == self.at else x)
         return maps
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def attend(x):
