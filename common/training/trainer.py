@@ -4,8 +4,8 @@
 and ends the run. Pretraining, fine-tuning and detection are its subclasses. They say what is trained, on
 which batches, and what is measured; all else is here.
 
-The host does not wait for the device's step, but reads its result two steps later. (torch's SyncBatchNorm
-does wait, once a layer, when several GPUs share their statistics.)
+The host does not wait for the device's step, but reads its result two steps later. (torch's SyncBatchNorm,
+which several GPUs have where shapes vary, does wait, once a layer.)
 """
 import os
 import sys
@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 import torch
 
-from common.distributed import data_parallel, synchronise_batchnorm
+from common.distributed import data_parallel
 from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
@@ -32,6 +32,7 @@ from common.reliability.checkpoint import (
 )
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
+from common.sync_batchnorm import synchronise_batchnorm
 from common.training.accumulation import fit_accumulation
 from common.training.device import to_host
 from common.training.log import RunLog
@@ -245,7 +246,7 @@ class Trainer:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
                                           self.run.autocast, self.run.smallest_part)
         if ranks.size > 1 and options.sync_bn:
-            self.network = synchronise_batchnorm(self.network)
+            self.network = synchronise_batchnorm(self.network, equal_counts=self.fixed_shapes)
         self.optimizer = self.build_optimizer()
         if saved:
             load_state(self.optimizer, saved.pop('optimizer'))
