@@ -19,7 +19,13 @@ from common.reliability.stopping import Ended, leave
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
-    """A dataclass field that is an option. harmless: it may change when a run is resumed."""
+    """A dataclass field that is an option. harmless: it may change when a run is resumed.
+
+    parse makes a value of its text; if not given, the type of the default does. `boolean` for an option whose
+    default is None: --flag, --flag=True, --flag=False, --no_flag, or not given.
+    """
+    if isinstance(default, bool):
+        parse = boolean
     metadata = {'help': help, 'group': group, 'aliases': aliases, 'parse': parse or type(default), 'choices': choices,
                 'harmless': harmless}
     return dataclasses.field(default=default, metadata=metadata)
@@ -110,7 +116,7 @@ def parser_of(cls, program, description):
         shown = ','.join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         common = {'dest': field.name, 'default': argparse.SUPPRESS,
                   'help': about['help'] + (f' (default: {shown})' if shown is not None else '')}
-        if isinstance(field.default, bool):
+        if about['parse'] is boolean:
             group.add_argument(*flags, nargs='?', const=True, type=boolean, metavar='True|False', **common)
             group.add_argument(f'--no_{field.name}', dest=field.name, action='store_const', const=False,
                                default=argparse.SUPPRESS, help=argparse.SUPPRESS)

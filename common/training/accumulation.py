@@ -5,13 +5,14 @@ from torch import distributed as dist
 from common.words import counted
 
 
-def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1):
+def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1, keeps_inputs=False):
     """The smallest power of two that a rank's batch must be cut into to fit in memory; the same on all ranks.
 
     network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave
     the others waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch.
     smallest_part: images that a part must have; a rank that has fewer in all, whose norms share their
-    statistics, cuts nothing.
+    statistics, cuts nothing. keeps_inputs: whether the inputs of all parts stay in memory during a step, as
+    those of a CUDA graph do.
 
     It is tried with a forward and backward pass, beside as much memory as the gradients in flight and the
     optimiser will take. Raises ValueError if nothing fits.
@@ -20,7 +21,7 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
         return 1
     accum = 1
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    while not fits(network, example_batch, share // accum, ranks, autocast):
+    while not fits(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0):
         if share % (accum * 2) or share // (accum * 2) < smallest_part:
             raise does_not_fit(share, accum, smallest_part)
         accum *= 2
@@ -29,9 +30,12 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
     return accum
 
 
-def fits(network, example_batch, images, ranks, autocast):
-    """Whether a training step of so many images fits in the memory of every rank."""
+def fits(network, example_batch, images, ranks, autocast, kept=0):
+    """Whether a training step of so many images fits in the memory of every rank, beside the inputs of `kept`
+    images.
+    """
     try:
+        inputs = example_batch(kept) if kept else None
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
         batch = example_batch(images)
         with autocast():
@@ -40,7 +44,7 @@ def fits(network, example_batch, images, ranks, autocast):
         failed = 0.0
     except torch.OutOfMemoryError:
         failed = 1.0
-    batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
+    batch = loss = reserve = inputs = None  # noqa: F841  (give the memory back before the next try)
     network.zero_grad(set_to_none=True)
     if ranks.device.type == 'cuda':
         torch.cuda.empty_cache()

@@ -116,7 +116,8 @@ class Progress:
     def tell_bad(self):
         """Warn of the steps since the last look that were not finite."""
         if self.untold_bad and self.run.ranks.is_main:
-            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing; '
+            lowers = ' but the scale of the loss, which fp16 needs lower now and then' * self.run.is_scaled
+            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing{lowers}; '
                           f'{self.skipped} in this epoch so far')
             last = self.untold_bad[-1][0]
             self.log.record({'skipped': [step for step, *_ in self.untold_bad], 'step': last + 1,
