@@ -104,6 +104,11 @@ class GraphedStep:
         self.result = None
         self.captured = None
 
+    @property
+    def steps_to_capture(self):
+        """Steps until the graph is captured, that one counted; 0 without a recorder."""
+        return self.eager_steps + 1 if self.recorder else 0
+
     def on_stream(self):
         """The context of the stream on which the step is captured. What DDP hooks to the parameters must be made
         on it too.
