@@ -31,24 +31,40 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
 
 
 def fits(network, example_batch, images, ranks, autocast, kept=0):
-    """Whether a training step of so many images fits in the memory of every rank, beside the inputs of `kept`
-    images.
+    """Whether a training step of so many images fits in the memory of every rank.
+
+    kept: images whose inputs a CUDA graph keeps. Its memory is its own, so that there must be room besides for
+    a forward pass of what is measured between the steps.
     """
     try:
-        inputs = example_batch(kept) if kept else None
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
         batch = example_batch(images)
+        if kept:
+            reserve += [*example_batch(kept), forward_memory(network, batch, autocast, ranks.device)]
         with autocast():
             loss = network(*batch)
         loss.backward()
         failed = 0.0
     except torch.OutOfMemoryError:
         failed = 1.0
-    batch = loss = reserve = inputs = None  # noqa: F841  (give the memory back before the next try)
+    batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
     network.zero_grad(set_to_none=True)
     if ranks.device.type == 'cuda':
         torch.cuda.empty_cache()
     return not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item()
+
+
+@torch.no_grad()
+def forward_memory(network, batch, autocast, device):
+    """A tensor as large as what a forward pass without gradients takes of a GPU's memory; empty elsewhere."""
+    if device.type != 'cuda':
+        return torch.empty(0)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with autocast():
+        network(*batch)
+    taken = torch.cuda.max_memory_allocated(device) - before
+    return torch.empty(taken, dtype=torch.uint8, device=device)
 
 
 def does_not_fit(share, accum, smallest_part):

@@ -31,21 +31,21 @@ class StaticInputs:
 
     def __init__(self, accum):
         self.accum = accum
-        self.batches = None  # a tuple of tensors for each part of the step
+        self.batches = []  # a tuple of tensors for each part of the step
         self.requests = None
 
     def copy_from(self, batches, requests):
         """Take the next `accum` of the batches. requests() is a tensor on the device."""
-        parts = [next(batches) for _ in range(self.accum)]
-        asked = requests()
-        if self.batches is None:
-            self.batches = [tuple(torch.empty_like(tensor) for tensor in part) for part in parts]
-            self.requests = torch.empty_like(asked)
-        for static, part in zip(self.batches, parts):
-            for place, tensor in zip(static, part, strict=True):
+        for index in range(self.accum):
+            batch = next(batches)
+            if len(self.batches) == index:
+                self.batches.append(tuple(torch.empty_like(tensor) for tensor in batch))
+            for place, tensor in zip(self.batches[index], batch, strict=True):
                 assert place.shape == tensor.shape, f'{tuple(tensor.shape)} where {tuple(place.shape)} was'
-                place.copy_(tensor, non_blocking=True)
-        self.requests.copy_(asked)
+                place.copy_(tensor)
+        if self.requests is None:
+            self.requests = torch.empty_like(requests())
+        self.requests.copy_(requests())
 
 
 class CUDARecorder:
@@ -103,6 +103,11 @@ class GraphedStep:
         self.eager_steps = EAGER_STEPS if ranks.size == 1 else EAGER_STEPS_DDP
         self.result = None
         self.captured = None
+
+    @property
+    def steps_to_capture(self):
+        """Steps until the graph is captured, that one counted; 0 without a recorder."""
+        return self.eager_steps + 1 if self.recorder else 0
 
     def on_stream(self):
         """The context of the stream on which the step is captured. What DDP hooks to the parameters must be made

@@ -285,6 +285,9 @@ class Run:
     def warnings(self, saved, accum):
         """What is allowed and seldom meant."""
         options = self.options
+        if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
+            yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
+                   "rates are kept here, and nothing was tried on it")
         if options.accum not in ('auto', accum):
             yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
                    f'into {accum}, and BatchNorm sees those')

@@ -382,6 +382,7 @@ class Trainer:
         """
         self.parallel.train()
         began = time.perf_counter()
+        warmup = self.warmup_steps
         waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet
         interrupted = False
         step = steps.start - 1
@@ -398,11 +399,15 @@ class Trainer:
             set_schedule(self.optimizer, *self.run.schedule(step))
             result = self.step(self.batches, self.session.requests)
             waiting.append((step, *to_host(result)))
-            while len(waiting) > (LAG if result.is_cuda else 0):
+            done = step + 1 - steps.start
+            lag = LAG if result.is_cuda and done != warmup else 0
+            while len(waiting) > lag:
                 interrupted |= read_result()
             if interrupted:  # on all ranks at the same step, for all read the same result
                 break
-            if (step + 1) % self.options.log_every == 0 or step + 1 == steps.start + 5:
+            if done == warmup:
+                began = self.end_warmup(began)
+            elif done > warmup and (step + 1) % self.options.log_every == 0 or done == warmup + 5:
                 now = time.perf_counter()
                 self.look(now - began)
                 began = now
@@ -410,6 +415,23 @@ class Trainer:
             read_result()
         self.look(time.perf_counter() - began)
         return step + 1
+
+    @property
+    def warmup_steps(self):
+        """Steps at the beginning that take longer than others."""
+        if self.progress.has_warmed_up or self.ranks.device.type != 'cuda':
+            return 0
+        return self.step.steps_to_capture if self.is_graphed else 1
+
+    def end_warmup(self, began):
+        """Tell of the first steps, which began at that time of the clock; the time now."""
+        now = time.perf_counter()
+        what = 'the GPU loads and chooses its kernels'
+        if self.is_graphed and self.step.captured:
+            what += ', and the step is captured as a CUDA graph'
+        self.progress.warmed_up(now - began, what)
+        self.session.waits.taken()
+        return now
 
     def clip_grad(self):
         """The largest norm of the whole gradient."""

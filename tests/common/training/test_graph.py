@@ -1,5 +1,6 @@
 """The step as one CUDA graph: it waits for nothing, all state stays where it is, and replays are the eager steps."""
 import random
+import re
 from contextlib import nullcontext
 from functools import partial
 
@@ -14,10 +15,11 @@ from common.training.finetuning import Average
 from common.training.graph import EAGER_STEPS, GraphedStep
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from common.training.scaling import LossScaler
-from common.training.trainer import train_step
+from common.training.trainer import Trainer, train_step
 from downstream_imagenet.classifier import Classifier
 from pretrain.main import pretrain
 from pretrain.spark import build_spark
+from tests.common.runs import losses_of
 from tests.conftest import Stop, log_of, same, saved, stop_after
 from tests.emulated_graph import EmulatedRecorder
 from tests.host_reads import NoHostReads
@@ -226,6 +228,17 @@ def test_a_run_on_static_inputs_is_the_run_without_and_goes_on_in_the_middle(who
     losses = [[line['loss'] for line in log_of(run)[0] if 'loss' in line] for run in (folder, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
     assert 'on static inputs; a CUDA graph needs a GPU' in (folder / 'stdout_backup.txt').read_text()
+
+
+def test_first_steps_that_take_longer_do_not_count_in_the_speed(tiny, monkeypatch):
+    """They do so on a GPU alone."""
+    monkeypatch.setattr(Trainer, 'warmup_steps', property(lambda trainer: 0 if trainer.progress.has_warmed_up else 4))
+    folder = pretrain(tiny(log_every=1, epochs=3))
+    said = (folder / 'stdout_backup.txt').read_text()
+    assert re.search(r'The first 4 steps took [\d.]+ s in all, in which the GPU loads and chooses its kernels\.', said)
+    assert said.count('The first') == 1 and said.count('The next step took') == 1
+    events = losses_of(folder)
+    assert sorted(events) == list(range(5, 16))  # steps are told of from the fifth on
 
 
 def test_fp16_scales_the_loss_and_goes_on_with_the_scale(tiny, tmp_path, monkeypatch):
