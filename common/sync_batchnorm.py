@@ -183,7 +183,8 @@ def gradients_by_kernels(grad, x, weight, mean, invstd):
     They take the sums over all ranks of grad and of grad * (x - mean), and the number of positions behind
     these sums.
     """
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     sum_grad, sum_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
         grad, x, mean, invstd, weight, True, True, True)
@@ -214,7 +215,9 @@ def synchronise_batchnorm(module, equal_counts=False):
 
     The keys of its state_dict stay the same.
     """
-    return synchronise_on_gpus(module, equal_counts) if torch.cuda.is_available() else synchronise_on_cpus(module)
+    if torch.cuda.is_available():
+        return synchronise_on_gpus(module, equal_counts)
+    return synchronise_on_cpus(module)
 
 
 def synchronise_on_cpus(module):
@@ -227,9 +230,9 @@ def synchronise_on_cpus(module):
 
 def synchronise_on_gpus(module, equal_counts):
     """The same for a module that trains on GPUs."""
-    kinds = {nn.BatchNorm2d: EqualSyncBatchNorm, BatchNormAct2d: EqualSyncBatchNormAct} if equal_counts else {}
-    if type(module) in kinds:
-        module.__class__ = kinds[type(module)]
+    equal = {nn.BatchNorm2d: EqualSyncBatchNorm, BatchNormAct2d: EqualSyncBatchNormAct}
+    if equal_counts and type(module) in equal:
+        module.__class__ = equal[type(module)]
     elif isinstance(module, _BatchNorm) and not is_synchronised(module):
         # timm's function; torch's would drop the activation of BatchNormAct2d.
         return convert_sync_batchnorm(module)
