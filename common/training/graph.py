@@ -73,8 +73,10 @@ class CUDARecorder:
 
         Raises RuntimeError, as all of CUDA's errors are, lack of memory too.
         """
-        # "thread_local": the threads that pin memory, write files or watch NCCL may go on as they do.
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode='thread_local'):
+        # A capture that fails may leave its stream the current one. "thread_local": the threads that pin memory,
+        # write files or watch NCCL may go on as they do.
+        with torch.cuda.stream(torch.cuda.current_stream()), \
+                torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode='thread_local'):
             return function()
 
     def replay(self):
