@@ -21,6 +21,8 @@ from common.sync_batchnorm import (
     synchronise_on_cpus,
     synchronise_on_gpus,
 )
+from pretrain.masking import draw_visible
+from pretrain.spark import build_spark
 from tests.host_reads import NoHostReads
 
 CHANNELS = 4
@@ -104,6 +106,37 @@ def compiled(half):
     return {('plain', 'compiled'): trained(norm, *half(*batches()), run)}
 
 
+def pretrained(spark, images, visible, accelerated):
+    """{name: what a training step of pretraining comes to}."""
+    spark.accelerated = accelerated
+    loss = spark.train()(images, visible)
+    loss.backward()
+    gradients = {f'gradient of {name}': p.grad for name, p in spark.named_parameters() if p.grad is not None}
+    return {'loss': loss.detach(), **gradients} | {name: buffer.clone() for name, buffer in spark.named_buffers()}
+
+
+def small_spark():
+    torch.manual_seed(0)
+    return build_spark('test_resnet', 64, decoder_width=32).double()
+
+
+def spark_batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 64, 64, dtype=torch.float64, generator=generator)
+    return images, draw_visible(6, 4, 2, generator)
+
+
+def pretraining(half):
+    images, visible = spark_batch()
+    (images,), visible = half(images[None], visible)
+    found = {}
+    for accelerated in (False, True):
+        equal, cpu = synchronise_on_gpus(small_spark(), equal_counts=True), synchronise_on_cpus(small_spark())
+        found['equal', accelerated] = pretrained(equal, images, visible, accelerated)
+        found['cpu', accelerated] = pretrained(cpu, images, visible, accelerated)
+    return found
+
+
 def with_kernels(found, x, grad):
     """The gradients by the GPU's kernels, for which what torch documents of them stands in."""
     def reduced(grad, x, mean, invstd, weight, *_):
@@ -147,6 +180,11 @@ def joined(name, values):
     return torch.cat(values) if name[-1].isdigit() else values[0]
 
 
+@pytest.fixture(scope='module')
+def of_sparks(tmp_path_factory):
+    return on_two_ranks(tmp_path_factory.mktemp('sparks'), pretraining)
+
+
 CASES = [(kind, way) for kind in NORMS for way in ('equal', 'cpu')] + [('plain', 'recomputed')]
 
 
@@ -159,6 +197,16 @@ def test_compilation_leaves_it_alone(tmp_path):
     norm = built('plain')
     whole = trained(norm, *batches(), lambda x: norm(x * 2) / 2)
     compare([found['plain', 'compiled'] for found in on_two_ranks(tmp_path, compiled)], whole)
+
+
+@pytest.mark.parametrize('way', ['equal', 'cpu'])
+@pytest.mark.parametrize('accelerated', [False, True])
+def test_pretraining_on_two_ranks_equals_the_whole_batch(of_sparks, way, accelerated):
+    whole = pretrained(small_spark(), *spark_batch(), accelerated)
+    for name, expected in whole.items():
+        one, other = (found[way, accelerated][name] for found in of_sparks)
+        own = (one + other) / 2 if name == 'loss' or name.startswith('gradient') else one
+        torch.testing.assert_close(own, expected, rtol=1e-8, atol=1e-10, msg=name)
 
 
 def compare(halves, whole):
