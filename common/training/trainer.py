@@ -263,7 +263,8 @@ class Trainer:
         def names_of_batch(step):
             return [self.augmented.name(index) for _, index in steps.batch_of(step)]
 
-        self.progress = Progress(self.run, self.log, saved, names_of_batch, self.against_waiting)
+        self.progress = Progress(self.run, self.log, saved, names_of_batch, self.against_waiting,
+                                 self.augmented.seconds_an_item)
 
     def train(self):
         """Train from the first step that is left to the end of the last epoch."""
