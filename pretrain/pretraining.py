@@ -115,7 +115,7 @@ class Pretraining(Trainer):
         options, ranks, run = self.options, self.ranks, self.run
         steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, left_out=run.left_out)
-        loaded = loader(self.augmented, steps, run.workers, ranks.device)
+        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device))
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
         return self.masked_batches(read, run.remaining_steps(self.start)), steps
 
