@@ -4,7 +4,7 @@ log.
 import dataclasses
 from dataclasses import dataclass
 
-from common.cli import numbers, option, plain_fields
+from common.cli import boolean, numbers, option, plain_fields
 from common.images.pixels import Reading
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,8 +60,8 @@ class ImageOptions:
 
     batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
     seed: int = option(0, 'of all that is drawn', 'run')
-    precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given',
-                            'machine', parse=str, choices=('fp32', 'bf16'), harmless=True)
+    precision: str = option(None, 'bf16 or fp16 (autocast), or fp32. If not given: bf16 on a GPU that has it, '
+                            'else fp32', 'machine', parse=str, choices=('fp32', 'bf16', 'fp16'), harmless=True)
 
     def __post_init__(self):
         for field, value in plain_fields(self).items():
@@ -150,6 +150,8 @@ class RunOptions(ImageOptions):
     stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is '
                                   'gone, after which the run ends; 0 for never', 'machine', harmless=True)
     compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
+    graph: bool = option(None, 'run the whole step as one CUDA graph; on CUDA if not given, where all batches '
+                         'have the same shape', 'machine', parse=boolean, harmless=True)
     bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but '
                                   'rounded', 'machine', harmless=True)
 

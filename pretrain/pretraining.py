@@ -247,6 +247,7 @@ class Pretraining(Trainer):
              f'{options.weight_decay_end}'),
             ('warm-up', warmup),
             ('precision', run.precision),
+            ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),
         ])

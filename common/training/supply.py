@@ -1,6 +1,6 @@
 """How many images a second the loading processes give, and how many the steps could take."""
 
-SETTLED = 20  # steps of a process that are not looked at: the first ones take longer than the others
+SETTLED = 10  # first steps that are not looked at: they take longer than the others
 MEASURED = 10  # steps, at least, over which it is measured
 
 
@@ -16,6 +16,8 @@ class Supply:
     def __init__(self, run, seconds_an_item):
         self.run = run
         self.seconds_an_item = seconds_an_item
+        # What a process has loaded ahead, two batches, is there without a wait.
+        self.settled = SETTLED + 2 * run.workers
         self.steps_before = 0  # that were not looked at
         self.steps = 0
         self.seconds = 0.0
@@ -23,7 +25,7 @@ class Supply:
 
     def add(self, steps, seconds, waited):
         """Note some steps in a row, which took so many seconds; of these, images were waited for so many."""
-        if self.steps_before < SETTLED:
+        if self.steps_before < self.settled:
             self.steps_before += steps
             return
         self.steps += steps

@@ -40,19 +40,18 @@ def told(run, seconds_an_item, looks):
     log = Log()
     progress = Progress(run, log, None, lambda step: [], 'more --workers', lambda: seconds_an_item)
     progress.start_epoch()
-    step = 0
-    for number, seconds, waited in looks:
-        for step in range(step + 1, step + 1 + number):
+    for steps, seconds, waited in looks:
+        for step in range(steps):
             progress.add(step, 1.0, 1.0, True)
         progress.look(seconds, waited)
     return progress, [line for line in log.said if 'to go' not in line], log.warned
 
 
-SLOW_START = [(5, 20.0, 10.0), (15, 3.0, 1.0)]  # SETTLED steps, which say nothing
+SLOW_START = [(5, 20.0, 10.0), (21, 3.0, 1.0)]  # the first steps, and two batches of each of 8 processes
 
 
 def test_the_first_steps_are_left_out():
-    assert sum(steps for steps, *_ in SLOW_START) == SETTLED
+    assert sum(steps for steps, *_ in SLOW_START) == SETTLED + 2 * 8
     _, said, warned = told(a_run(), 8 / 1200, SLOW_START)
     assert said == warned == []
 
@@ -78,7 +77,7 @@ def test_after_the_warning_of_an_epoch_the_rates_alone_are_said():
     progress = Progress(run, log, None, lambda step: [], 'more --workers', lambda: 8 / 1200)
     progress.start_epoch()
     progress.warn_of_waiting(1, 0.5, 100.0)
-    for steps in (SETTLED, MEASURED):
+    for steps in (SETTLED + 2 * run.workers, MEASURED):
         for step in range(steps):
             progress.add(step, 1.0, 1.0, True)
         progress.look(steps * 64 / 1200, steps * 64 / 2400)
@@ -102,7 +101,7 @@ def test_an_epoch_that_waits_a_moment_is_not_warned_of():
 def test_rates_are_those_of_a_rank(run, seconds, text):
     """The steps take 0.05 s each, and wait as long again."""
     supply = Supply(run, lambda: seconds)
-    supply.add(SETTLED, 1.0, 0.0)
+    supply.add(SETTLED + 2 * run.workers, 1.0, 0.0)
     supply.add(MEASURED, 1.0, 0.5)
     assert supply.is_measured and supply.share_waited == 0.5
     assert supply.describe() == text
