@@ -141,7 +141,7 @@ class Progress:
         elif self.run.ranks.is_main:
             self.has_warned = True
             share = f'{100 * supply.share_waited:.0f} %'
-            self.log.warn(f'{supply.describe()}: {share} of the time are spent waiting for images. Training '
+            self.log.warn(f'{supply.describe()}: {share} of the time were spent waiting for images. Training '
                           f'is faster with {self.against_waiting}. This machine has '
                           f'{counted(usable_cores(), "core")}')
 

@@ -67,7 +67,7 @@ def test_steps_that_wait_get_a_warning_with_the_remedy():
     progress, said, warned = told(a_run(), 8 / 1200, [*SLOW_START, (10, whole, whole - computing)])
     assert said == [] and len(warned) == 1
     assert warned[0].startswith('8 loading processes give about 1,200 images/s, and the steps could take 2,400: 50 % of the '
-                                'time are spent waiting for images. Training is faster with more --workers. This machine has ')
+                                'time were spent waiting for images. Training is faster with more --workers. This machine has ')
     progress.warn_of_waiting(1, 0.5, 100.0)  # the end of the epoch says it no more
     assert len(warned) == 1
 
