@@ -1,6 +1,7 @@
 """JPEGs that are decoded, cropped and resized on a device; torchvision's decoder for the CPU stands in for nvJPEG."""
 import io
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,47 @@ def test_pinned_memory_is_asked_for(photos, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor: pinned.append(tensor) or tensor)
     assert batch.pin_memory() == batch and [len(tensor) for tensor in pinned] == [len(batch.content), 0]
+
+
+def test_on_a_gpu_nothing_is_overwritten_that_is_still_in_use(photos, monkeypatch):
+    """With streams that stand in for a GPU's: torchvision writes to memory of our stream once that has nothing left to do,
+    and the training stream goes on once the images are there.
+    """
+    done = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def synchronize(self):
+            done.append(f'{self.name} ends')
+
+        def wait_stream(self, other):
+            done.append(f'{self.name} waits for {other.name}')
+
+    @contextmanager
+    def within(stream):
+        done.append(f'{stream.name} is current')
+        yield
+        done.append(f'{stream.name} is left')
+
+    def decode(contents, mode):
+        done.append('decode')
+        return on_cpu(contents, mode)
+
+    encoded = EncodedImages(ImageFiles(photos), CROP, None)
+    batch, _, _ = collate_encoded([encoded[0, 0], encoded[0, 3]])
+    decoder = DeviceDecoder(encoded, CPU, decode, None, None)
+    expected = decoder(batch)
+    done.clear()
+    decoder.stream = Stream('own')
+    monkeypatch.setattr(gpu_decode, 'AT_ONCE', 1)  # each JPEG by itself
+    monkeypatch.setattr(torch.cuda, 'stream', within)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: Stream('training'))
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda tensor, stream: done.append(f'kept for {stream.name}'))
+    assert torch.equal(decoder(batch), expected)
+    assert done == ['own is current', 'own ends', 'decode', 'own ends', 'decode', 'own is left', 'training waits for own',
+                    'kept for training']
 
 
 def test_without_a_gpu_it_is_refused(tiny):
