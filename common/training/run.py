@@ -11,9 +11,10 @@ import torch
 
 from common.cli import changes
 from common.config import RunOptions
-from common.distributed import Ranks, can_share
+from common.distributed import Ranks
 from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
+from common.sync_batchnorm import can_share
 from common.training.log import clock
 from common.training.schedule import learning_rate
 from common.words import counted

@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 import torch
 
-from common.distributed import data_parallel, synchronise_batchnorm
+from common.distributed import data_parallel
 from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
@@ -32,6 +32,7 @@ from common.reliability.checkpoint import (
 )
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
+from common.sync_batchnorm import synchronise_batchnorm
 from common.training.accumulation import fit_accumulation
 from common.training.device import to_host
 from common.training.graph import CUDARecorder, GraphedStep
@@ -257,7 +258,7 @@ class Trainer:
                                           self.run.smallest_part, keeps_inputs=self.is_graphed)
             self.start_loading()
         if ranks.size > 1 and options.sync_bn:
-            self.network = synchronise_batchnorm(self.network)
+            self.network = synchronise_batchnorm(self.network, equal_counts=self.fixed_shapes)
         self.optimizer = self.build_optimizer()
         self.scaler = LossScaler(ranks.device) if self.run.is_scaled else None
         if saved:
