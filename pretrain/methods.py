@@ -5,7 +5,7 @@ CONTRIBUTING.md, "To add a method", says how.
 import sys
 from typing import Protocol
 
-from common.cli import parse
+from common.cli import parse, renewed
 from pretrain.spark_method import SparKMethod
 
 
@@ -86,6 +86,7 @@ def recommended(**given):
     In rising order: the method's defaults, its recipe for the model, what is given. Raises ValueError.
     """
     method = method_of(given)
+    given = renewed(method.options, given)
     return method.options(**{**method.recipe(given), **given})
 
 
