@@ -86,8 +86,8 @@ def parts_for(device, is_quick, folder):
         return [part(25, 'golden'), part(30, 'steps', one), part(35, 'steps', other), part(35, 'agreement'),
                 real_run(40, 'pillow'), part(30, 'one_rank', one)]
     return [part(40, 'golden'), part(60, 'steps', one), part(70, 'steps', other), part(50, 'agreement'),
-            real_run(45, 'pillow'), part(40, 'one_rank', one), part(30, 'fp16'), part(30, 'optimisers'),
-            real_run(45, 'fast')]
+            real_run(45, 'pillow'), part(40, 'one_rank', one), part(30, 'fp16'),
+            *([real_run(45, 'gpu')] if device == 'cuda' else []), part(30, 'optimisers'), real_run(45, 'fast')]
 
 
 def run_parts(parts, total, folder, ended):

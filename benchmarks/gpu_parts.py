@@ -51,7 +51,7 @@ def real_run(report, sizes, device, decode, folder):
         batch, network = 4, ['--model=test_resnet', '--workers=1', f'--decoder_width={sizes.decoder_width}']
     command = ['bash', str(ROOT / 'pretrain/main.sh'), 'bench', f'--data_path={folder}/jpegs', *network,
                f'--bs={batch}', f'--input_size={sizes.input_size}', '--ep=1', '--log_every=1', '--ngpu_per_node=1',
-               '--picture_every=0', f'--fast_decode={decode == "fast"}']
+               '--picture_every=0', f'--decode={decode}']
     environment = {**os.environ, 'PYTHON': sys.executable}
     done = subprocess.run(command, cwd=run, env=environment, capture_output=True, text=True)
     if done.returncode:
