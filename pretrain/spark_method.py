@@ -46,9 +46,6 @@ class SparKOptions(PretrainingOptions):
         super().__post_init__()
         require(self.method == SparKMethod.name, f'these are options of {SparKMethod.name}, not of '
                                                  f'{self.method}')
-        require(self.recompute == 'none' or not self.compile, '--compile decides by itself what is computed '
-                                                              'again: leave out '
-                '--recompute, or --compile')
         require(self.decoder_width >= 1, f'decoder_width must be 1 or more, not {self.decoder_width}')
         require(0 < self.mask_ratio < 1, f'mask_ratio must lie between 0 and 1, not {self.mask_ratio}')
         require(self.beta2 is None or 0 <= self.beta2 < 1, 'beta2 must be 0 or more and less than 1, not '

@@ -33,6 +33,7 @@ from common.reliability.checkpoint import (
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
 from common.training.accumulation import fit_accumulation
+from common.training.compilation import compile_network, repeated_blocks
 from common.training.device import to_host
 from common.training.log import RunLog
 from common.training.optim import BufferGuard, load_state, optimizer_size, set_schedule, weights_size
@@ -66,8 +67,8 @@ class Trainer:
 
     `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
     None), `network` (forward(*batch) returns the loss), `log`, `session`; then `prepare` sets `accum` (the
-    parts into which a rank cuts its batch), `optimizer`, `parallel` (the network with the exchange of
-    gradients), `batches` and `progress`.
+    parts into which a rank cuts its batch), `compiled` (what became of --compile), `optimizer`, `parallel`
+    (the network with the exchange of gradients), `batches` and `progress`.
     """
     log_name = None  # of the file of JSON lines in the run folder
     project = None  # the name under which a tracker files the run
@@ -115,6 +116,10 @@ class Trainer:
         """The arguments of the network for so many random images, on the device."""
         raise NotImplementedError
 
+    def parts_to_compile(self):
+        """The modules that --compile compiles, each by itself, none inside another."""
+        return repeated_blocks(self.network) or [self.network]
+
     def build_optimizer(self):
         raise NotImplementedError
 
@@ -140,7 +145,7 @@ class Trainer:
 
     def warnings(self):
         """Sentences on what is allowed and seldom meant."""
-        return self.run.warnings(self.saved, self.accum)
+        return chain(self.compiled.warnings(), self.run.warnings(self.saved, self.accum))
 
     def before_training(self):
         """Called once before the first step. Returns False if the run was asked to stop meanwhile."""
@@ -244,13 +249,13 @@ class Trainer:
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
                                           self.run.autocast, self.run.smallest_part)
+        self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
+                                        self.accum, self.fixed_shapes)
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network)
         self.optimizer = self.build_optimizer()
         if saved:
             load_state(self.optimizer, saved.pop('optimizer'))
-        if options.compile:
-            self.network.compile()
         if self.fixed_shapes:
             torch.backends.cudnn.benchmark = True
         self.parallel = data_parallel(self.network, ranks, options.sync_bn, options.bf16_gradients)
@@ -304,7 +309,8 @@ class Trainer:
         if self.ranks.is_main:
             for warning in chain(self.warnings(), warn_of(self.images, self.options)):
                 self.log.warn(warning)
-            self.log.record(self.run.record(self.start, self.accum, git_commit(), sys.argv))
+            self.log.record({**self.run.record(self.start, self.accum, git_commit(), sys.argv),
+                             'compiled': self.compiled.is_on})
 
     def train_epoch(self, epoch):
         """Take the steps that are left of an epoch (counted from 0), and save at those that ask for it."""
@@ -402,7 +408,7 @@ class Trainer:
         run, progress = self.run, self.progress
         return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
                 'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
-                'ranks': self.ranks.size, 'config': self.options.as_dict(),
+                'ranks': self.ranks.size, 'compiled': self.compiled.is_on, 'config': self.options.as_dict(),
                 'optimizer': copied(self.optimizer.state_dict()), **self.checkpoint_content(), **self.facts()}
 
     def stop(self, step):

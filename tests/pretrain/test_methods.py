@@ -45,6 +45,9 @@ class Blank(nn.Module):
     def placed(self, device):
         return self.to(device)
 
+    def parts_to_compile(self):
+        return [self]
+
     def draw_visible(self, batch, generator=None, rows=slice(None)):
         return torch.rand(batch, 16, generator=generator)[rows].argsort(1)[:, :6].sort(1).values
 
