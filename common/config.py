@@ -60,8 +60,8 @@ class ImageOptions:
 
     batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
     seed: int = option(0, 'of all that is drawn', 'run')
-    precision: str = option(None, 'bf16 (autocast) or fp32; bf16 on CUDA, fp32 on the CPU if not given',
-                            'machine', parse=str, choices=('fp32', 'bf16'), harmless=True)
+    precision: str = option(None, 'bf16 or fp16 (autocast), or fp32. If not given: bf16 on a GPU that has it, '
+                            'else fp32', 'machine', parse=str, choices=('fp32', 'bf16', 'fp16'), harmless=True)
 
     def __post_init__(self):
         for field, value in plain_fields(self).items():
@@ -152,6 +152,8 @@ class RunOptions(ImageOptions):
     compile: bool = option(None, "torch.compile the network's blocks; if not given, on CUDA for runs that are "
                            'much longer than that takes, and as before in a run that is resumed', 'machine',
                            parse=boolean, harmless=True)
+    graph: bool = option(None, 'run the whole step as one CUDA graph; on CUDA if not given, where all batches '
+                         'have the same shape', 'machine', parse=boolean, harmless=True)
     bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but '
                                   'rounded', 'machine', harmless=True)
 

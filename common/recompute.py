@@ -1,8 +1,10 @@
 """Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): computed again rather than kept."""
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 
@@ -12,12 +14,78 @@ def checkpointed(module, *arguments, enabled, forward=None):
     Everything in between is then computed once more in the backward pass. The result is the same to the last
     bit, with drop path and running statistics. forward: called as forward(module, *arguments) instead of the
     module itself.
+
+    In eager steps the state of the generator is kept, and random numbers are drawn again. That state cannot be
+    read while a CUDA graph is captured. There the random numbers themselves are kept, which are the same.
     """
     run = module if forward is None else partial(forward, module)
     if not (enabled and torch.is_grad_enabled()):
         return run(*arguments)
-    return checkpoint(run, *arguments, use_reentrant=False,
-                      context_fn=lambda: (nullcontext(), frozen_statistics(module)))
+    keeps_random = is_capturing()
+    first, again = nullcontext(), frozen_statistics(module)
+    if keeps_random:
+        kept = deque()
+        first, again = KeepRandom(kept), both(again, RepeatRandom(kept))
+    return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=not keeps_random,
+                      context_fn=lambda: (first, again))
+
+
+def is_capturing():
+    """Whether a CUDA graph is being captured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class KeepRandom(TorchDispatchMode):
+    """Context in which the results of all random operations are put into a deque, as copies."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    @classmethod
+    def is_infra_mode(cls):
+        return True  # else torch would not run compiled functions inside it
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            self.kept.append(copy_of(out))
+        return out
+
+
+class RepeatRandom(TorchDispatchMode):
+    """Context in which random operations give what the deque of a KeepRandom holds, in its order."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    @classmethod
+    def is_infra_mode(cls):
+        return True
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded not in function.tags:
+            return function(*args, **(kwargs or {}))
+        kept = self.kept.popleft()
+        if not function._schema.is_mutable:
+            return kept
+        # bernoulli_ and its like fill the tensor that they are called on, others the one they are given.
+        filled = (kwargs or {}).get('out', args[0])
+        return filled.copy_(kept)
+
+
+def copy_of(out):
+    """A copy of what an operation returned: one tensor, or a tuple of them."""
+    return out.clone() if isinstance(out, torch.Tensor) else tuple(tensor.clone() for tensor in out)
+
+
+@contextmanager
+def both(*contexts):
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 @contextmanager

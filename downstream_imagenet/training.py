@@ -146,6 +146,7 @@ class ClassifierTraining(FineTuning):
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
             ('precision', run.precision),
             *self.compiled.described(),
+            ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),
             ('', layers),

@@ -37,8 +37,7 @@ class SparseEncoder(nn.Module):
         found = read_record(record, cnn, asked)
         if found is None:
             found = probe(cnn, **asked)
-            record = make_record(found, cnn, asked)
-        self.record = record
+        self.record = make_record(found, cnn, asked)
         self.cnn = cnn
         self.input_size = tuple(input_size)
         self.in_chans = in_chans

@@ -150,7 +150,7 @@ class Plan:
         fitting = [parts for parts in range(least, share + 1) if share % parts == 0
                    and self.smallest <= share // parts <= (alone if parts == 1 else self.room(False))]
         if not fitting:
-            need = self.counts.held(self.smallest, False) * (1 + MEMORY_ERROR) / GIB + options.reserve
+            need = self.counts.held(self.smallest, False, self.inputs) * (1 + MEMORY_ERROR) / GIB + options.reserve
             few = 'one image at a time takes' if self.smallest == 1 else \
                 f'{self.smallest} images at a time, which the norms of this network need, take'
             raise ValueError(f'{few} {need:.1f} GiB of a GPU, and --memory says {options.memory:g}: give a smaller '
@@ -164,7 +164,13 @@ class Plan:
 
     def room(self, alone):
         """Images at a time for which there is room, should the prediction be as far too low as such ones were."""
-        return self.counts.largest((self.options.memory - self.options.reserve) * GIB / (1 + MEMORY_ERROR), alone)
+        room = (self.options.memory - self.options.reserve) * GIB / (1 + MEMORY_ERROR)
+        return self.counts.largest(room, alone, self.inputs)
+
+    @property
+    def inputs(self):
+        """Images whose inputs a CUDA graph keeps; 0 for eager steps, which --graph=False asks for."""
+        return 0 if self.options.graph is False else self.run.share
 
     @property
     def alone(self):
@@ -223,7 +229,9 @@ class Plan:
             ('kept for its backward pass', mib(counts.kept.an_image), 'measured, of each image'),
             ('kept whatever the batch', gib(counts.kept.constant), 'measured'),
             ('largest temporary', gib(self.largest_temporary()), f'predicted, at {counted(part, "image")}'),
-            ('all of it', gib(counts.held(part, self.alone)),
+            ("beside a step's CUDA graph", gib(counts.beside_graph(self.inputs).at(part)),
+             'predicted: its inputs, and what is measured between the steps'),
+            ('all of it', gib(counts.held(part, self.alone, self.inputs)),
              f'predicted, at {counted(part, "image")}; up to {MEMORY_ERROR:.0%} more where that was checked (CPU)'),
             ('kept free', f'{options.reserve:.2f} GiB', 'assumed: CUDA, workspaces of kernels, NCCL, fragmentation')]
 

@@ -244,6 +244,7 @@ class Pretraining(Trainer):
             ('warm-up', warmup),
             ('precision', run.precision),
             *self.compiled.described(),
+            ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),
         ])

@@ -5,13 +5,14 @@ from torch import distributed as dist
 from common.words import counted
 
 
-def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1):
+def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1, keeps_inputs=False):
     """The smallest power of two that a rank's batch must be cut into to fit in memory; the same on all ranks.
 
     network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave
     the others waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch.
     smallest_part: images that a part must have; a rank that has fewer in all, whose norms share their
-    statistics, cuts nothing.
+    statistics, cuts nothing. keeps_inputs: whether the inputs of all parts stay in memory during a step, as
+    those of a CUDA graph do.
 
     It is tried with a forward and backward pass, beside as much memory as the gradients in flight and the
     optimiser will take. Raises ValueError if nothing fits.
@@ -20,7 +21,7 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
         return 1
     accum = 1
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    while not fits(network, example_batch, share // accum, ranks, autocast):
+    while not fits(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0):
         if share % (accum * 2) or share // (accum * 2) < smallest_part:
             raise does_not_fit(share, accum, smallest_part)
         accum *= 2
@@ -29,11 +30,17 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
     return accum
 
 
-def fits(network, example_batch, images, ranks, autocast):
-    """Whether a training step of so many images fits in the memory of every rank."""
+def fits(network, example_batch, images, ranks, autocast, kept=0):
+    """Whether a training step of so many images fits in the memory of every rank.
+
+    kept: images whose inputs a CUDA graph keeps. Its memory is its own, so that there must be room besides for
+    a forward pass of what is measured between the steps.
+    """
     try:
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
         batch = example_batch(images)
+        if kept:
+            reserve += [*example_batch(kept), forward_memory(network, batch, autocast, ranks.device)]
         with autocast():
             loss = network(*batch)
         loss.backward()
@@ -45,6 +52,19 @@ def fits(network, example_batch, images, ranks, autocast):
     if ranks.device.type == 'cuda':
         torch.cuda.empty_cache()
     return not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item()
+
+
+@torch.no_grad()
+def forward_memory(network, batch, autocast, device):
+    """A tensor as large as what a forward pass without gradients takes of a GPU's memory; empty elsewhere."""
+    if device.type != 'cuda':
+        return torch.empty(0)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with autocast():
+        network(*batch)
+    taken = torch.cuda.max_memory_allocated(device) - before
+    return torch.empty(taken, dtype=torch.uint8, device=device)
 
 
 def does_not_fit(share, accum, smallest_part):

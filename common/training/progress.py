@@ -31,6 +31,7 @@ class Progress:
         self.skipped = saved.get('skipped', 0) if saved else 0
         self.seconds = 0.0  # spent in training steps; evaluation and saving do not count
         self.timed_steps = 0
+        self.has_warmed_up = False
         self.has_announced = False
         self.has_warned = False
         self.metric = ''
@@ -80,6 +81,15 @@ class Progress:
                 f'learning rate of {self.run.schedule(step)[0]:.3g}, on '
                 f'{", ".join(names[:NAMES_SHOWN])}{more}')
 
+    def warmed_up(self, seconds, what):
+        """Tell of the first steps, which took so many seconds in all. They do not count in what is said of the
+        speed. what: why they take longer than others, for a person.
+        """
+        steps = self.steps_since_look
+        self.steps_since_look = 0
+        self.has_warmed_up = True
+        self.log.say(f'The first {counted(steps, "step")} took {seconds:.1f} s in all, in which {what}.')
+
     def look(self, seconds, waited=0.0):
         """Tell of the steps since the last look, which took so many seconds; of these, images were waited for
         so many.
@@ -109,14 +119,16 @@ class Progress:
                           f'{waits}{duration(left)} left')
         if not self.has_announced:
             self.has_announced = True
-            took = f'The first step took {self.step_time:.2f} s' if self.timed_steps == 1 else \
-                f'The first {self.timed_steps} steps took {self.step_time:.2f} s each'
+            what = 'next' if self.has_warmed_up else 'first'
+            took = f'The {what} step took {self.step_time:.2f} s' if self.timed_steps == 1 else \
+                f'The {what} {self.timed_steps} steps took {self.step_time:.2f} s each'
             self.log.say(f'{took}: about {duration(left)} to go, until {clock(left)}.')
 
     def tell_bad(self):
         """Warn of the steps since the last look that were not finite."""
         if self.untold_bad and self.run.ranks.is_main:
-            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing; '
+            lowers = ' but the scale of the loss, which fp16 needs lower now and then' * self.run.is_scaled
+            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing{lowers}; '
                           f'{self.skipped} in this epoch so far')
             last = self.untold_bad[-1][0]
             self.log.record({'skipped': [step for step, *_ in self.untold_bad], 'step': last + 1,

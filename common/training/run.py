@@ -33,15 +33,18 @@ def nearest_batches(batch, unit):
     return ' or '.join(f'--bs={multiple}' for multiple in multiples if multiple)
 
 
-def in_bf16(options, ranks):
-    if options.precision is None:
-        return ranks.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-    return options.precision == 'bf16'
+def precision_of(options, ranks):
+    """'bf16', 'fp16' or 'fp32'."""
+    if options.precision:
+        return options.precision
+    has_bf16 = ranks.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    return 'bf16' if has_bf16 else 'fp32'
 
 
 def autocast(options, ranks):
     """The context of a forward pass. Weights, optimiser, statistics and the loss stay in fp32."""
-    return torch.autocast(ranks.device.type, torch.bfloat16) if in_bf16(options, ranks) else nullcontext()
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': None}[precision_of(options, ranks)]
+    return nullcontext() if dtype is None else torch.autocast(ranks.device.type, dtype)
 
 
 def loading_processes(options, ranks):
@@ -171,11 +174,32 @@ class Run:
         device = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == 'cuda' else 'CPU'
         return f'{device}, {counted(self.workers, "loading process", "loading processes")} a rank'
 
+    def launching(self, is_graphed):
+        """How the kernels of a step are launched, for a person."""
+        if not is_graphed:
+            return 'eagerly, one by one'
+        if self.ranks.device.type == 'cuda':
+            return 'as one CUDA graph, captured after the first steps'
+        return 'eagerly, on static inputs; a CUDA graph needs a GPU'
+
     @property
     def precision(self):
-        if not in_bf16(self.options, self.ranks):
+        precision = precision_of(self.options, self.ranks)
+        if precision == 'fp32':
             return 'fp32'
-        return 'bf16 autocast; weights, optimiser, statistics and loss in fp32'
+        scaled = ', the loss scaled' if self.is_scaled else ''
+        return f'{precision} autocast{scaled}; weights, optimiser, statistics and loss in fp32'
+
+    @property
+    def is_scaled(self):
+        """Whether the loss is scaled, so that its gradients are not too small for fp16."""
+        return precision_of(self.options, self.ranks) == 'fp16'
+
+    @property
+    def is_graphed(self):
+        """Whether a step of fixed shapes runs as one CUDA graph."""
+        given = self.options.graph
+        return self.ranks.device.type == 'cuda' if given is None else given
 
     def batch(self, accum):
         """How the batch is divided, for a person."""
@@ -260,6 +284,9 @@ class Run:
     def warnings(self, saved, accum):
         """What is allowed and seldom meant."""
         options = self.options
+        if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
+            yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
+                   "rates are kept here, and nothing was tried on it")
         if options.accum not in ('auto', accum):
             yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
                    f'into {accum}, and BatchNorm sees those')

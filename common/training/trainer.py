@@ -4,8 +4,8 @@
 and ends the run. Pretraining, fine-tuning and detection are its subclasses. They say what is trained, on
 which batches, and what is measured; all else is here.
 
-The host does not wait for the device's step, but reads its result two steps later. (torch's SyncBatchNorm
-does wait, once a layer, when several GPUs share their statistics.)
+The host does not wait for the device's step, but reads its result two steps later. So the step, `train_step`,
+can be captured as one CUDA graph (common/training/graph.py).
 """
 import os
 import sys
@@ -35,9 +35,11 @@ from common.seeds import seed_for
 from common.training.accumulation import fit_accumulation
 from common.training.compilation import compile_network, repeated_blocks
 from common.training.device import to_host
+from common.training.graph import CUDARecorder, GraphedStep
 from common.training.log import RunLog
 from common.training.optim import BufferGuard, load_state, optimizer_size, set_schedule, weights_size
 from common.training.progress import Progress
+from common.training.scaling import LossScaler
 from common.training.session import Session
 from common.words import counted
 
@@ -67,8 +69,9 @@ class Trainer:
 
     `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
     None), `network` (forward(*batch) returns the loss), `log`, `session`; then `prepare` sets `accum` (the
-    parts into which a rank cuts its batch), `compiled` (what became of --compile), `optimizer`, `parallel`
-    (the network with the exchange of gradients), `batches` and `progress`.
+    parts into which a rank cuts its batch), `compiled` (what became of --compile), `optimizer`, `step` (called
+    with batches and requests, as `eager_step`), `parallel` (the network with the exchange of gradients),
+    `batches` and `progress`.
     """
     log_name = None  # of the file of JSON lines in the run folder
     project = None  # the name under which a tracker files the run
@@ -145,7 +148,10 @@ class Trainer:
 
     def warnings(self):
         """Sentences on what is allowed and seldom meant."""
-        return chain(self.compiled.warnings(), self.run.warnings(self.saved, self.accum))
+        if self.options.graph and self.not_graphed_because:
+            yield f'--graph is not used: {self.not_graphed_because}'
+        yield from self.compiled.warnings()
+        yield from self.run.warnings(self.saved, self.accum)
 
     def before_training(self):
         """Called once before the first step. Returns False if the run was asked to stop meanwhile."""
@@ -199,7 +205,8 @@ class Trainer:
 
     def release(self):
         """Let go of what an attempt has made: the next one needs the device's memory."""
-        self.network = self.optimizer = self.parallel = self.guard = self.batches = self.progress = None
+        self.network = self.optimizer = self.parallel = self.guard = self.scaler = None
+        self.step = self.batches = self.progress = None
 
     def attempt(self, fresh, left_out):
         """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
@@ -247,19 +254,26 @@ class Trainer:
         self.place_network()
         self.accum = self.run.parts(saved)
         if self.accum is None:
-            self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks,
-                                          self.run.autocast, self.run.smallest_part)
+            self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
+                                          self.run.smallest_part, keeps_inputs=self.is_graphed)
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network)
         self.optimizer = self.build_optimizer()
+        self.scaler = LossScaler(ranks.device) if self.run.is_scaled else None
         if saved:
             load_state(self.optimizer, saved.pop('optimizer'))
+            if self.scaler and saved.get('scaler'):
+                self.scaler.load_state_dict(saved.pop('scaler'))
         if self.fixed_shapes:
             torch.backends.cudnn.benchmark = True
-        self.parallel = data_parallel(self.network, ranks, options.sync_bn, options.bf16_gradients)
         self.guard = BufferGuard(self.network)
+        self.step = self.eager_step
+        if self.is_graphed:
+            recorder = CUDARecorder(ranks.device) if ranks.device.type == 'cuda' else None
+            self.step = GraphedStep(self.eager_step, self.accum, ranks, self.log.warn, self.make_parallel, recorder)
+        self.make_parallel()
         self.unreadable = set(saved.get('unreadable', ())) if saved else set()  # names of images
         self.augmented, self.watched = self.make_datasets()
         batches, steps = self.make_batches()
@@ -269,6 +283,33 @@ class Trainer:
             return [self.augmented.name(index) for _, index in steps.batch_of(step)]
 
         self.progress = Progress(self.run, self.log, saved, names_of_batch, self.against_waiting)
+
+    @property
+    def is_graphed(self):
+        """Whether the step runs as a CUDA graph; elsewhere than on CUDA, on the same static inputs."""
+        return self.run.is_graphed and self.not_graphed_because is None
+
+    @property
+    def not_graphed_because(self):
+        """Why the step cannot be a CUDA graph, for a person; None if it can."""
+        if not self.fixed_shapes:
+            return 'the batches differ in their shapes'
+        if self.options.opt == 'lars':
+            return 'LARS has its steps called off by the host'
+        return None
+
+    def make_parallel(self):
+        """The network with the exchange of gradients between the ranks."""
+        options = self.options
+        with self.step.on_stream() if self.is_graphed else nullcontext():
+            self.parallel = data_parallel(self.network, self.ranks, options.sync_bn, options.bf16_gradients)
+
+    def eager_step(self, batches, requests):
+        """`train_step`, and what follows each step."""
+        result = train_step(self.parallel, batches, self.accum, self.optimizer, self.guard, self.ranks, self.run.autocast,
+                            self.clip_grad(), requests, self.scaler)
+        self.after_step(result[2])
+        return result
 
     def train(self):
         """Train from the first step that is left to the end of the last epoch."""
@@ -286,6 +327,7 @@ class Trainer:
                 self.train_epoch(epoch)
                 self.end_epoch(epoch + 1)
         self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
+        self.step = None  # gives back the memory of a CUDA graph
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
                          f'into {run.folder}: make room there, and the same command goes on from the last '
                          'checkpoint')
@@ -347,6 +389,7 @@ class Trainer:
         """
         self.parallel.train()
         began = time.perf_counter()
+        warmup = self.warmup_steps
         waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet
         interrupted = False
         step = steps.start - 1
@@ -361,15 +404,17 @@ class Trainer:
             # Drop path and dropout: a function of where we are, so that there is no random state to save.
             torch.manual_seed(seed_for('noise', self.options.seed, step, self.ranks.rank))
             set_schedule(self.optimizer, *self.run.schedule(step))
-            result = train_step(self.parallel, self.batches, self.accum, self.optimizer, self.guard, self.ranks,
-                                self.run.autocast, self.clip_grad(), self.session.requests)
-            self.after_step(result[2])
+            result = self.step(self.batches, self.session.requests)
             waiting.append((step, *to_host(result)))
-            while len(waiting) > (LAG if result.is_cuda else 0):
+            done = step + 1 - steps.start
+            lag = LAG if result.is_cuda and done != warmup else 0
+            while len(waiting) > lag:
                 interrupted |= read_result()
             if interrupted:  # on all ranks at the same step, for all read the same result
                 break
-            if (step + 1) % self.options.log_every == 0 or step + 1 == steps.start + 5:
+            if done == warmup:
+                began = self.end_warmup(began)
+            elif done > warmup and (step + 1) % self.options.log_every == 0 or done == warmup + 5:
                 now = time.perf_counter()
                 self.look(now - began)
                 began = now
@@ -377,6 +422,23 @@ class Trainer:
             read_result()
         self.look(time.perf_counter() - began)
         return step + 1
+
+    @property
+    def warmup_steps(self):
+        """Steps at the beginning that take longer than others."""
+        if self.progress.has_warmed_up or self.ranks.device.type != 'cuda':
+            return 0
+        return self.step.steps_to_capture if self.is_graphed else 1
+
+    def end_warmup(self, began):
+        """Tell of the first steps, which began at that time of the clock; the time now."""
+        now = time.perf_counter()
+        what = 'the GPU loads and chooses its kernels'
+        if self.is_graphed and self.step.captured:
+            what += ', and the step is captured as a CUDA graph'
+        self.progress.warmed_up(now - began, what)
+        self.session.waits.taken()
+        return now
 
     def clip_grad(self):
         """The largest norm of the whole gradient."""
@@ -409,7 +471,9 @@ class Trainer:
         return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
                 'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
                 'ranks': self.ranks.size, 'compiled': self.compiled.is_on, 'config': self.options.as_dict(),
-                'optimizer': copied(self.optimizer.state_dict()), **self.checkpoint_content(), **self.facts()}
+                'optimizer': copied(self.optimizer.state_dict()),
+                **({'scaler': self.scaler.state_dict()} if self.scaler else {}),
+                **self.checkpoint_content(), **self.facts()}
 
     def stop(self, step):
         """Save after a request to stop, and raise Stopped."""
@@ -447,12 +511,14 @@ class Trainer:
         raise NotFinite(message, steps)
 
 
-def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, requests):
+def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_grad, requests, scaler=None):
     """One optimiser step on the next `accum` of the batches, of equal size.
 
     model(*batch) returns the loss; batches yields its arguments, on the device: this rank's images (B /
     accum, C, H, W) and what belongs to them. autocast() is the context of the forward pass. requests() is
-    (2,) on the device, not 0 where this rank wants to stop, or to save.
+    (2,) on the device, not 0 where this rank wants to stop, or to save. scaler: a LossScaler in fp16.
+
+    Nothing is read on the host, and what lasts longer than the step is changed in place.
 
     Returns (loss, gradient norm before clipping, 1 if finite, ranks that want to stop, ranks that want to
     save), (5,) on the device. Whether the step is finite is decided on the device, the same on all ranks; if
@@ -466,9 +532,12 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
         with model.no_sync() if alone else nullcontext():
             with autocast():
                 loss = model(*batch) / accum
-            loss.backward()
+            (scaler.scaled(loss) if scaler else loss).backward()
         total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip_grad)
+    trained = [p for p in model.parameters() if p.grad is not None]
+    if scaler:
+        scaler.unscale([p.grad for p in trained])
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip_grad)
     is_bad = (~torch.isfinite(total + norm)).float()
     verdict = ranks.all_reduce(torch.cat([torch.stack([total, is_bad]), requests()]))
     off = verdict[1] > 0
@@ -476,6 +545,8 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
     optimizer.grad_scale = None
     optimizer.step()
     guard.restore(before, off)
+    if scaler:
+        scaler.update(off.float())
     return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])
 
 

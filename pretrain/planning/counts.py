@@ -73,8 +73,9 @@ class Counts:
 
     weights: with BatchNorm's statistics. state: the optimiser's. image: one input. kept: for the backward
     pass, a Line. live: what a step has made and still holds after each of its operations, a Line of arrays;
-    reached: the gradients in that, (operations,). operations: floating-point ones, of one image. norms:
-    channels of each BatchNorm that is trained.
+    reached: the gradients in that, (operations,). forward: what a forward pass without gradients holds at its
+    fullest moment, a Line. operations: floating-point ones, of one image. norms: channels of each BatchNorm
+    that is trained.
     """
     weights: int
     gradients: int
@@ -84,6 +85,7 @@ class Counts:
     kept: Line
     live: Line
     reached: np.ndarray
+    forward: Line
     operations: float
     norms: tuple
 
@@ -96,12 +98,15 @@ class Counts:
         own, trained = [*spark.parameters(), *spark.buffers()], [p for p in spark.parameters() if p.requires_grad]
         with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
             step(*step.inputs(BATCHES[0]))  # makes the optimiser's state besides
-        kept, live = [], []
+        kept, live, forward = [], [], []
         for batch in BATCHES:
             images, visible = step.inputs(batch)
             step.optimizer.zero_grad(set_to_none=True)
             with nullcontext() if options.precision == 'fp32' else AsCUDA():
                 kept.append(kept_for_backward(lambda i=images, v=visible: step.loss(i, v), [*own, images, visible]))
+                with torch.no_grad(), Live() as seen:
+                    step.loss(images, visible)
+                forward.append(int(seen.bytes.max()))
                 with Live() as seen:
                     step(images, visible)
             live.append(seen.bytes)
@@ -115,7 +120,7 @@ class Counts:
         state = [value for entry in step.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
         return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
                    weights_size(spark) + optimizer_size(step.optimizer), Line.through(BATCHES, kept),
-                   Line.through(BATCHES, live), reached,
+                   Line.through(BATCHES, live), reached, Line.through(BATCHES, forward),
                    counter.get_total_flops() / BATCHES[0],
                    tuple(module.num_features for module in spark.modules() if isinstance(
                        module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)))
@@ -126,15 +131,25 @@ class Counts:
         """
         return self.live if alone else Line(self.live.constant - self.reached + self.gradients, self.live.an_image)
 
-    def held(self, batch, alone):
-        """Bytes of tensors at a step's fullest moment, on so many images at a time."""
-        return self.weights + self.state + self.image * batch + int(self.temporary(alone).at(batch).max())
+    def beside_graph(self, inputs):
+        """Bytes that a CUDA graph of a step on so many images in all asks for, a Line of the images at a time.
 
-    def largest(self, room, alone):
+        Its inputs stay, and its memory is its own: what is measured between the steps takes other memory.
+        """
+        return Line(self.image * inputs + self.forward.constant, self.forward.an_image) if inputs else Line(0, 0)
+
+    def held(self, batch, alone, inputs=0):
+        """Bytes of tensors at a step's fullest moment, on so many images at a time. inputs: see `beside_graph`;
+        0 for eager steps.
+        """
+        return self.weights + self.state + self.image * batch + int(self.temporary(alone).at(batch).max()) \
+            + self.beside_graph(inputs).at(batch)
+
+    def largest(self, room, alone, inputs=0):
         """The most images at a time for which `held` fits into so many bytes; 0 if not even one does."""
-        line = self.temporary(alone)
-        left, grows = room - self.weights - self.state - line.constant, self.image + line.an_image
-        return max(int((left // grows).min()), 0)
+        line, beside = self.temporary(alone), self.beside_graph(inputs)
+        left = room - self.weights - self.state - line.constant - beside.constant
+        return max(int((left // (self.image + line.an_image + beside.an_image)).min()), 0)
 
 
 def size(tensor):

@@ -136,18 +136,33 @@ def test_state_of_the_optimisers(counts):
     assert counts.gradients * 2 <= Counts.of(options, build(options)).state < counts.gradients * 2.1  # and counts of steps
 
 
+@pytest.mark.parametrize('inputs', [0, 64])
 @pytest.mark.parametrize('alone', [False, True])
-def test_the_largest_batch_fits_and_the_next_does_not(counts, alone):
-    for room in (counts.held(1, alone), 30 * 2 ** 20, 10 ** 9, 10 ** 9 + 12345):
-        largest = counts.largest(room, alone)
-        assert counts.held(largest, alone) <= room < counts.held(largest + 1, alone)
-    assert counts.largest(counts.held(1, alone) - 1, alone) == 0 == counts.largest(1000, alone)
+def test_the_largest_batch_fits_and_the_next_does_not(counts, alone, inputs):
+    given = alone, inputs
+    for room in (counts.held(1, *given), 30 * 2 ** 20, 10 ** 9, 10 ** 9 + 12345):
+        largest = counts.largest(room, *given)
+        assert counts.held(largest, *given) <= room < counts.held(largest + 1, *given)
+    assert counts.largest(counts.held(1, *given) - 1, *given) == 0 == counts.largest(1000, *given)
 
 
-def test_parts_are_as_few_as_fit(counts):
-    def planned(batch, **changes):
-        memory = (counts.held(batch, alone=False) * (1 + MEMORY_ERROR) + 1) / GIB
-        return Plan(small(memory=memory, reserve=0.0, **changes), counts, None)
+def test_a_graph_keeps_its_inputs_and_leaves_room_for_a_forward_pass(counts):
+    step = Step(build(small()), small(), torch.device('cpu'))
+    images, visible = step.inputs(5)
+    with AsCUDA(), torch.no_grad(), Live() as live:
+        step.loss(images, visible)
+    beside = counts.held(5, alone=False, inputs=64) - counts.held(5, alone=False)
+    assert beside == 64 * counts.image + live.bytes.max()
+    assert live.bytes.max() < counts.kept.at(5)
+
+
+@pytest.mark.parametrize('graph', [None, False])
+def test_parts_are_as_few_as_fit(counts, graph):
+    def planned(batch, gpus=2, **changes):
+        share = 64 // gpus
+        needed = counts.held(batch, alone=False, inputs=0 if graph is False else share)
+        memory = (needed * (1 + MEMORY_ERROR) + 1) / GIB
+        return Plan(small(memory=memory, reserve=0.0, gpus=gpus, graph=graph, **changes), counts, None)
 
     assert planned(32).parts == 1 and planned(31).parts == 2 and planned(15).parts == 4
     assert planned(32, accum=4).parts == 4

@@ -25,6 +25,13 @@ def test_four_ranks_become_three(tiny):
         run(12, 3, 3)
 
 
+@pytest.mark.parametrize('available', [False, True])
+def test_a_gpu_of_apple_is_refused_by_name(tiny, monkeypatch, available):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: available)
+    warned = Run(tiny(), Ranks(0, 1, torch.device('cpu')), 40).warnings(None, 1)
+    assert any("Apple's MPS has no float64" in warning for warning in warned) == available
+
+
 # Data that changed
 
 def test_data_that_changed_are_refused_or_allowed(tiny, world, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,177 @@
+"""The whole training step as one CUDA graph: captured once, and replayed for the rest of a run.
+
+A step launches thousands of kernels, and the host takes longer to launch them than a GPU to run them. A graph
+is launched as a whole. It repeats the kernels that were captured, with the same addresses in memory and the
+same Python numbers. So the inputs are copied into tensors that stay where they are, and whatever changes from
+step to step is a tensor on the device: rates (common/training/optim.py), counters, running statistics,
+averages. Random numbers come out as in eager steps: a replay takes the generator's seed and offset anew.
+
+See "CUDA semantics", "CUDA graphs" in PyTorch's documentation, with its rules for DistributedDataParallel.
+"""
+import random
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+EAGER_STEPS = 3  # before the capture: kernels are chosen, and the optimiser's state is made
+EAGER_STEPS_DDP = 11  # as torch's notes on CUDA graphs ask for; DDP rebuilds its buckets meanwhile
+
+
+class CannotCapture(Exception):
+    """A step does on the host what a graph would not repeat."""
+
+
+class StaticInputs:
+    """The batches of a step and the requests of a rank, in tensors that stay at the same place in memory.
+
+    They are made by the first `copy_from`, shaped as what it is given.
+    """
+
+    def __init__(self, accum):
+        self.accum = accum
+        self.batches = []  # a tuple of tensors for each part of the step
+        self.requests = None
+
+    def copy_from(self, batches, requests):
+        """Take the next `accum` of the batches. requests() is a tensor on the device."""
+        for index in range(self.accum):
+            batch = next(batches)
+            if len(self.batches) == index:
+                self.batches.append(tuple(torch.empty_like(tensor) for tensor in batch))
+            for place, tensor in zip(self.batches[index], batch, strict=True):
+                assert place.shape == tensor.shape, f'{tuple(tensor.shape)} where {tuple(place.shape)} was'
+                place.copy_(tensor)
+        if self.requests is None:
+            self.requests = torch.empty_like(requests())
+        self.requests.copy_(requests())
+
+
+class CUDARecorder:
+    """Captures what a function launches on a GPU, on a stream of its own."""
+
+    def __init__(self, device):
+        self.stream = torch.cuda.Stream(device)
+        self.graph = torch.cuda.CUDAGraph()
+
+    def on_stream(self):
+        return torch.cuda.stream(self.stream)
+
+    def run(self, function):
+        """function(), a tensor, on the stream, as PyTorch asks for before a capture."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with self.on_stream():
+            result = function()
+        current.wait_stream(self.stream)
+        result.record_stream(current)
+        return result
+
+    def capture(self, function):
+        """Capture function(), which does not run meanwhile. Returns its result, which each replay fills.
+
+        Raises RuntimeError, as all of CUDA's errors are, lack of memory too.
+        """
+        # A capture that fails may leave its stream the current one. "thread_local": the threads that pin memory,
+        # write files or watch NCCL may go on as they do.
+        with torch.cuda.stream(torch.cuda.current_stream()), \
+                torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode='thread_local'):
+            return function()
+
+    def replay(self):
+        self.graph.replay()
+
+
+class GraphedStep:
+    """A training step that runs as one CUDA graph, after some eager steps.
+
+    step(batches, requests) is a step that reads nothing on the host, and returns a tensor on the device; see
+    `train_step` (common/training/trainer.py). accum: the batches that it takes. warn(sentence) is called once
+    if the step cannot be captured; it is run eagerly from then on. before_eager() is called before that, on
+    all ranks: DDP cannot go on from a step that broke off in the middle. recorder: a CUDARecorder, or None.
+    Without one nothing is captured, and the step runs on the same static inputs.
+
+    `captured` is None before the capture, then True, or False where it failed.
+    """
+
+    def __init__(self, step, accum, ranks, warn, before_eager, recorder=None):
+        self.step = step
+        self.ranks = ranks
+        self.warn = warn
+        self.before_eager = before_eager
+        self.recorder = recorder
+        self.inputs = StaticInputs(accum)
+        self.eager_steps = EAGER_STEPS if ranks.size == 1 else EAGER_STEPS_DDP
+        self.result = None
+        self.captured = None
+
+    @property
+    def steps_to_capture(self):
+        """Steps until the graph is captured, that one counted; 0 without a recorder."""
+        return self.eager_steps + 1 if self.recorder else 0
+
+    def on_stream(self):
+        """The context of the stream on which the step is captured. What DDP hooks to the parameters must be made
+        on it too.
+        """
+        return self.recorder.on_stream() if self.recorder else nullcontext()
+
+    def __call__(self, batches, requests):
+        if self.captured is False:
+            return self.step(batches, requests)
+        self.inputs.copy_from(batches, requests)
+        if self.recorder is None:
+            return self.run_on_inputs()
+        if self.captured is None and self.eager_steps > 0:
+            self.eager_steps -= 1
+            return self.recorder.run(self.run_on_inputs)
+        if self.captured is None:
+            self.capture()
+        if not self.captured:
+            return self.run_on_inputs()
+        self.recorder.replay()
+        return self.result
+
+    def run_on_inputs(self):
+        return self.step(iter(self.inputs.batches), lambda: self.inputs.requests)
+
+    def capture(self):
+        """Capture the step. All ranks do, or none does."""
+        failure = None
+        before = host_generators(self.ranks.device)
+        try:
+            self.result = self.recorder.capture(self.run_on_inputs)
+            if before != host_generators(self.ranks.device):
+                raise CannotCapture('it draws random numbers on the host, which a graph would repeat')
+        except (RuntimeError, CannotCapture) as error:
+            failure = first_cause(error)
+        failed = torch.tensor(float(failure is not None), device=self.ranks.device)
+        self.captured = not self.ranks.all_reduce(failed, dist.ReduceOp.MAX).item()
+        if not self.captured:
+            self.give_up(failure or 'another rank could not')
+
+    def give_up(self, failure):
+        """Go on eagerly, with nothing left of the capture."""
+        self.recorder = self.result = None
+        torch.clear_autocast_cache()
+        if self.ranks.device.type == 'cuda':
+            torch.cuda.empty_cache()
+        self.before_eager()
+        self.warn(f'the training step could not be captured as a CUDA graph ({failure}): it runs eagerly, which is '
+                  'slower. --graph=False leaves the attempt out')
+
+
+def host_generators(device):
+    """The states of all generators of random numbers on the host that are not the device's own."""
+    name, keys, *rest = np.random.get_state()
+    torchs = torch.get_rng_state().tolist() if device.type != 'cpu' else None
+    return torchs, random.getstate(), (name, keys.tolist(), *rest)
+
+
+def first_cause(error):
+    """The first line of the first error in a chain: the end of a capture that failed raises one more."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
