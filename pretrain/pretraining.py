@@ -252,8 +252,8 @@ class Pretraining(Trainer):
     def warnings(self):
         options, saved = self.options, self.saved
         if self.compiled.is_on and self.network.uncompiled:
-            yield ('only the decoder is compiled: this network pads in its forward, or is read by hooks '
-                   '(levels), which torch.compile hides from the rules of the encoder')
+            yield ('only the decoder is compiled: this network pads in its forward, has a rule of its own (on_plane), '
+                   'or is read by hooks (levels), which torch.compile hides from the rules of the encoder')
         if saved and options.init and options.init != saved['config']['init']:
             yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
         yield from super().warnings()
