@@ -149,7 +149,9 @@ class RunOptions(ImageOptions):
 
     stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is '
                                   'gone, after which the run ends; 0 for never', 'machine', harmless=True)
-    compile: bool = option(False, 'torch.compile the network', 'machine', harmless=True)
+    compile: bool = option(None, "torch.compile the network's blocks; if not given, on CUDA for runs that are "
+                           'much longer than that takes, and as before in a run that is resumed', 'machine',
+                           parse=boolean, harmless=True)
     graph: bool = option(None, 'run the whole step as one CUDA graph; on CUDA if not given, where all batches '
                          'have the same shape', 'machine', parse=boolean, harmless=True)
     bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but '

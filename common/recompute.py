@@ -90,15 +90,14 @@ def both(*contexts):
 
 @contextmanager
 def frozen_statistics(module):
-    """Context in which BatchNorms leave their running statistics alone: they have seen this batch."""
-    norms = [norm for norm in module.modules() if getattr(norm, 'running_mean', None) is not None]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None
+    """Context after which a module's buffers are as before: BatchNorms have seen this batch.
+
+    Nothing of a norm changes inside, so that what torch.compile made of the module serves there as well.
+    """
+    buffers = list(module.buffers())
+    before = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
-        for norm, (momentum, num_batches_tracked) in zip(norms, before):
-            norm.momentum = momentum
-            norm.num_batches_tracked = num_batches_tracked
+        for buffer, value in zip(buffers, before):
+            buffer.copy_(value)

@@ -171,10 +171,6 @@ class Detector(nn.Module):
             self.backbone.cnn.eval()
         return self
 
-    def compile(self, **options):
-        """Compile the CNN and the pyramid; the shapes of what follows depend on what is found."""
-        self.backbone.compile(dynamic=True, **options)
-
     def forward(self, images, targets):
         return sum(self.losses(images, targets).values())
 

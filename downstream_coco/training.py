@@ -80,6 +80,10 @@ class DetectorTraining(FineTuning):
         batch = torch.randn(images, options.in_chans, height, width), [target] * images
         return next(moved([batch], self.ranks.device))
 
+    def parts_to_compile(self):
+        """The CNN with the pyramid; the shapes of what follows depend on what is found."""
+        return [self.network.backbone]
+
     @property
     def cnn(self):
         return self.network.backbone.cnn
@@ -142,6 +146,7 @@ class DetectorTraining(FineTuning):
             ('BatchNorm', self.batchnorm()),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
             ('precision', run.precision),
+            *self.compiled.described(),
             ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),

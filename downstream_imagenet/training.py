@@ -145,6 +145,7 @@ class ClassifierTraining(FineTuning):
             ('drop path', drop_path_of(self.network)),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
             ('precision', run.precision),
+            *self.compiled.described(),
             ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),

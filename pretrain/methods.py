@@ -53,6 +53,9 @@ class Method(Protocol):
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
 
+    def parts_to_compile(self, network):
+        """The modules that torch.compile is given, each by itself, none inside another."""
+
     def exported(self, network):
         """The module that is the result: its state_dict is written at the end of the run."""
 

@@ -13,6 +13,7 @@ from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encod
 from common.images.loading import loader, tell_failures, without_failures
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
+from common.training.compilation import uncompiled
 from common.training.device import Normalise, to_device
 from common.training.optim import build_optimizer, parameter_groups
 from common.training.schedule import weight_decay
@@ -98,7 +99,11 @@ class Pretraining(Trainer):
 
     def example_batch(self, images):
         shape = images, self.options.in_chans, *self.network.input_size
-        return (torch.randn(*shape, device=self.ranks.device).to(memory_format=torch.channels_last),)
+        example = torch.randn(*shape, device=self.ranks.device).to(memory_format=torch.channels_last)
+        return example, self.network.draw_visible(images).to(self.ranks.device)
+
+    def parts_to_compile(self):
+        return self.method.parts_to_compile(self.network)
 
     def build_optimizer(self):
         options = self.options
@@ -185,8 +190,8 @@ class Pretraining(Trainer):
         network.eval()
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         for (images, _), each in zip(without_failures(loaded, self.watched, self.unreadable, self.log), places):
-            with self.run.autocast():  # not compiled: the last batch is smaller
-                loss = network.forward(self.normalise(images), to_device(visible[each], ranks.device))
+            with self.run.autocast(), uncompiled():
+                loss = network(self.normalise(images), to_device(visible[each], ranks.device))
             total += loss.double() * len(images)
             if not self.session.go_on():
                 break
@@ -209,7 +214,7 @@ class Pretraining(Trainer):
         images = self.normalise(collate([self.watched[(0, place)] for place in places])[0])
         visible = self.network.draw_visible(len(images), self.run.generator('picture')).to(images.device)
         self.network.eval()
-        with self.run.autocast():
+        with self.run.autocast(), uncompiled():
             picture, caption = self.method.picture(self.network, images, visible, self.options.normalisation)
         self.network.train()
         path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
@@ -247,6 +252,7 @@ class Pretraining(Trainer):
              f'{options.weight_decay_end}'),
             ('warm-up', warmup),
             ('precision', run.precision),
+            *self.compiled.described(),
             ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),
@@ -254,9 +260,9 @@ class Pretraining(Trainer):
 
     def warnings(self):
         options, saved = self.options, self.saved
-        if options.compile and self.network.uncompiled:
-            yield ('only the decoder is compiled: this network pads in its forward, or is read by hooks '
-                   '(levels), which torch.compile hides from the rules of the encoder')
+        if self.compiled.is_on and self.network.uncompiled:
+            yield ('only the decoder is compiled: this network pads in its forward, has a rule of its own (on_plane), '
+                   'or is read by hooks (levels), which torch.compile hides from the rules of the encoder')
         if saved and options.init and options.init != saved['config']['init']:
             yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
         yield from super().warnings()

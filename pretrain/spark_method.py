@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from common.cli import option
 from common.config import require
 from common.networks.create import drop_path_of
+from common.training.compilation import repeated_blocks
 from common.training.optim import NO_DECAY
 from pretrain.config import PretrainingOptions
 from pretrain.results.pictures import TARGETS, rows_of, views
 from pretrain.spark import build_spark
 from pretrain.spark_weights import load_init
+from pretrain.sparse.geometry import is_accelerated
 
 # Stochastic depth of the paper's networks (official code).
 DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.08, 'resnet152': 0.10, 'resnet200': 0.15,
@@ -46,9 +48,6 @@ class SparKOptions(PretrainingOptions):
         super().__post_init__()
         require(self.method == SparKMethod.name, f'these are options of {SparKMethod.name}, not of '
                                                  f'{self.method}')
-        require(self.recompute == 'none' or not self.compile, '--compile decides by itself what is computed '
-                                                              'again: leave out '
-                '--recompute, or --compile')
         require(self.decoder_width >= 1, f'decoder_width must be 1 or more, not {self.decoder_width}')
         require(0 < self.mask_ratio < 1, f'mask_ratio must lie between 0 and 1, not {self.mask_ratio}')
         require(self.beta2 is None or 0 <= self.beta2 < 1, 'beta2 must be 0 or more and less than 1, not '
@@ -110,6 +109,18 @@ class SparKMethod:
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
         ]
+
+    def parts_to_compile(self, network):
+        """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.
+
+        The accelerated form, which has no such blocks, is one part; with `recompute` it is not compiled.
+        """
+        decoder = network.dense_decoder
+        if is_accelerated(network.accelerated, network.mask_tokens[0].device):
+            return [] if network.recomputes or decoder.recomputes else [network]
+        encoder = network.encoder
+        blocks = [] if encoder.uncompiled else repeated_blocks(encoder.cnn) or [encoder]
+        return [*blocks, *decoder.dec]
 
     def picture(self, network, images, visible, normalisation):
         return rows_of(views(network, images, visible, normalisation)), 'input, masked, reconstruction'

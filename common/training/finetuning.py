@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 
 from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
+from common.training.compilation import uncompiled
 from common.training.layer_decay import default_decay, layers_of
 from common.training.optim import weights_size
 from common.training.run import Run
@@ -119,7 +120,8 @@ class FineTuning(Trainer):
         if is_last or epoch % self.options.val_every == 0:
             modules = {'model': None} | ({'ema': self.average.module} if self.average else {})
             for which, module in modules.items():
-                found = self.measure(module)
+                with uncompiled():
+                    found = self.measure(module)
                 if self.session.asked_to_stop():
                     return None
                 suffix = '' if which == 'model' else '_ema'

@@ -34,6 +34,7 @@ from common.reliability.stopping import Stopped
 from common.seeds import seed_for
 from common.sync_batchnorm import synchronise_batchnorm
 from common.training.accumulation import fit_accumulation
+from common.training.compilation import compile_network, repeated_blocks
 from common.training.device import to_host
 from common.training.graph import CUDARecorder, GraphedStep
 from common.training.log import RunLog
@@ -70,8 +71,9 @@ class Trainer:
     `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
     None), `network` (forward(*batch) returns the loss), `log`, `session`, `augmented` and `watched` (the
     images to train on and to measure on); then `prepare` sets `accum` (the parts into which a rank cuts its
-    batch), `batches` and `sampler` (the Steps that order them), `optimizer`, `step` (called with batches and
-    requests, as `eager_step`), `parallel` (the network with the exchange of gradients) and `progress`.
+    batch), `batches` and `sampler` (the Steps that order them), `compiled` (what became of --compile),
+    `optimizer`, `step` (called with batches and requests, as `eager_step`), `parallel` (the network with the
+    exchange of gradients) and `progress`.
     """
     log_name = None  # of the file of JSON lines in the run folder
     project = None  # the name under which a tracker files the run
@@ -119,6 +121,10 @@ class Trainer:
         """The arguments of the network for so many random images, on the device."""
         raise NotImplementedError
 
+    def parts_to_compile(self):
+        """The modules that --compile compiles, each by itself, none inside another."""
+        return repeated_blocks(self.network) or [self.network]
+
     def build_optimizer(self):
         raise NotImplementedError
 
@@ -146,6 +152,7 @@ class Trainer:
         """Sentences on what is allowed and seldom meant."""
         if self.options.graph and self.not_graphed_because:
             yield f'--graph is not used: {self.not_graphed_because}'
+        yield from self.compiled.warnings()
         yield from self.run.warnings(self.saved, self.accum)
 
     def before_training(self):
@@ -257,6 +264,8 @@ class Trainer:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
                                           self.run.smallest_part, keeps_inputs=self.is_graphed)
             self.start_loading()
+        self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
+                                        self.accum, self.fixed_shapes)
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network, equal_counts=self.fixed_shapes)
         self.optimizer = self.build_optimizer()
@@ -265,8 +274,6 @@ class Trainer:
             load_state(self.optimizer, saved.pop('optimizer'))
             if self.scaler and saved.get('scaler'):
                 self.scaler.load_state_dict(saved.pop('scaler'))
-        if options.compile:
-            self.network.compile()
         if self.fixed_shapes:
             torch.backends.cudnn.benchmark = True
         self.guard = BufferGuard(self.network)
@@ -364,7 +371,8 @@ class Trainer:
         if self.ranks.is_main:
             for warning in chain(self.warnings(), warn_of(self.images, self.options)):
                 self.log.warn(warning)
-            self.log.record(self.run.record(self.start, self.accum, git_commit(), sys.argv))
+            self.log.record({**self.run.record(self.start, self.accum, git_commit(), sys.argv),
+                             'compiled': self.compiled.is_on})
 
     def train_epoch(self, epoch):
         """Take the steps that are left of an epoch (counted from 0), and save at those that ask for it."""
@@ -482,7 +490,7 @@ class Trainer:
         run, progress = self.run, self.progress
         return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
                 'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
-                'ranks': self.ranks.size, 'config': self.options.as_dict(),
+                'ranks': self.ranks.size, 'compiled': self.compiled.is_on, 'config': self.options.as_dict(),
                 'optimizer': copied(self.optimizer.state_dict()),
                 **({'scaler': self.scaler.state_dict()} if self.scaler else {}),
                 **self.checkpoint_content(), **self.facts()}

@@ -18,16 +18,22 @@ class Geometry:
     grid: (h, w).
 
     accelerated: whether layers may take the forms of pretrain/accelerated, which compute the same numbers up
-    to rounding in fewer operations, but in many small ones. They are built for CPUs. None: on the CPU, and
-    nowhere else. This is the only place where the device decides.
+    to rounding in fewer operations, but in many small ones. They are built for CPUs. None: see
+    `is_accelerated`.
     """
 
     def __init__(self, visible, grid, accelerated=None):
         self.visible = visible
         self.grid = grid
-        self.accelerated = visible.device.type == 'cpu' if accelerated is None else accelerated
+        self.accelerated = is_accelerated(accelerated, visible.device)
         self.tables = Tables(visible, grid) if self.accelerated else None
         self._cell_rows = {}
+
+    def compute_cell_rows(self, p):
+        """Compute `cell_rows` of p and all its halves. Compiled blocks, which share their graphs, find them there."""
+        self.cell_rows(p)
+        if p % 2 == 0:
+            self.compute_cell_rows(p // 2)
 
     def cell_rows(self, p):
         """(B*k*p,): where the rows of the visible cells stand on a canvas cut into rows of p positions.
@@ -55,3 +61,11 @@ class Geometry:
         num_cells = self.grid[0] * self.grid[1]
         hidden = torch.zeros(len(self.visible), num_cells, dtype=torch.bool, device=self.visible.device)
         return hidden.scatter(1, self.visible, True)
+
+
+def is_accelerated(given, device):
+    """What `accelerated` comes to: what is given; if that is None, yes on the CPU, and nowhere else.
+
+    This is the only place where the device decides.
+    """
+    return device.type == 'cpu' if given is None else given

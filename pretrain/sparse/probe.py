@@ -70,12 +70,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """What running a network on strips shows, as in Found. pads: whether it pads them with F.pad."""
+    """What running a network on strips shows, as in Found. is_hidden: see OperatorWatch."""
     channels: tuple
     unused: tuple
     norm: str
     notes: tuple
-    pads: bool
+    is_hidden: bool
 
 
 def probe(cnn, input_size, in_chans, cell_size, levels):
@@ -112,7 +112,7 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
         stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
         levels=chosen.indices, reductions=chosen.reductions, channels=trial.channels, norm=trial.norm,
         unused=trial.unused, taps=taps, aligned=measured.aligned, stop=chosen.stop,
-        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.pads)
+        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.is_hidden)
 
 
 def try_cells(cnn, twin, images, cell, measured, chosen):
@@ -172,7 +172,8 @@ def try_on_strips(twin, images, cell, measured, chosen):
                           aligned=measured.aligned)
     prove(twin, run_pyramid, images, grid)
     return Trial(channels=tuple(strip.shape[1] for strip in strips), unused=unused,
-                 norm=most_frequent_norm(watch.called), notes=tuple(notes), pads=watch.pads or trained.pads)
+                 norm=most_frequent_norm(watch.called), notes=tuple(notes),
+                 is_hidden=watch.is_hidden or trained.is_hidden)
 
 
 def check_layers(cnn):

@@ -119,3 +119,8 @@ def rule_of(function):
         if function is known:
             return rule
     return getattr(function, 'plane_rule', None)
+
+
+def is_of_torch(function):
+    """Whether a function has its rule in TORCH_RULES."""
+    return any(function is known for known, _ in TORCH_RULES)

@@ -16,7 +16,7 @@ from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.operators import NORMS, SAFE, fault_on_strip, is_attention, is_pointwise, tensors_of
 from pretrain.sparse.plane import CellTooSmall, Plane
 from pretrain.sparse.refused import REMEDY, AttentionRefused, ForwardFailed, Refused
-from pretrain.sparse.rules import rule_of
+from pretrain.sparse.rules import is_of_torch, rule_of
 
 WITHOUT_ATTENTION = (
     'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a '
@@ -30,8 +30,8 @@ class OperatorWatch(TorchDispatchMode):
     a grid it runs on whole images, and only attention is refused.
 
     After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the
-    name of the module that called it; `notes` a set of Note; `pads` whether the network pads strips by
-    itself, with F.pad.
+    name of the module that called it; `notes` a set of Note; `is_hidden` whether the network calls
+    what torch.compile hides from a Plane: F.pad, or what has a rule of its own (`on_plane`).
     """
 
     def __init__(self, cnn, grid=None):
@@ -113,8 +113,8 @@ class OperatorWatch(TorchDispatchMode):
             raise failure
 
     @property
-    def pads(self):
-        return self.plane is not None and bool(self.plane.paddings)
+    def is_hidden(self):
+        return self.plane is not None and (self.plane.has_own_rule or bool(self.plane.paddings))
 
     def explained(self, error, shape):
         """The exception to raise for one that a forward on images of this shape raised."""
@@ -183,15 +183,19 @@ class OperatorWatch(TorchDispatchMode):
 
 
 class _WatchedPlane(Plane):
-    """A plane that knows whether a rule is running, and notes which paddings it replaces."""
+    """A plane that knows whether a rule is running, whether one was of the network's own, and which paddings it
+    replaces.
+    """
 
     def __init__(self, geometry):
         super().__init__(geometry)
         self.is_ruling = False
+        self.has_own_rule = False
         self.notes = set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.is_ruling = rule_of(function) is not None
+        self.has_own_rule |= self.is_ruling and not is_of_torch(function)
         try:
             return super().__torch_function__(function, types, args, kwargs)
         finally:

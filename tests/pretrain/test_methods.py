@@ -66,6 +66,9 @@ class BlankMethod(SparKMethod):
     def betas(self, network, options):
         return 0.9, 0.99
 
+    def parts_to_compile(self, network):
+        return [network]
+
     def exported(self, network):
         return network
 
