@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import gpu_checks, gpu_steps
+from benchmarks import gpu_checks, gpu_compilation, gpu_steps
 from benchmarks.gpu_training import sizes_for
 from common.demo_world import CLASSES, draw
 
@@ -98,7 +98,7 @@ def last_line(text):
 
 PARTS = {'golden': gpu_checks.golden, 'agreement': gpu_checks.agreement, 'optimisers': gpu_checks.optimisers,
          'fp16': gpu_checks.half_precision, 'one_rank': gpu_checks.one_rank, 'steps': gpu_steps.steps,
-         'real_run': real_run}
+         'compilation': gpu_compilation.compilation, 'real_run': real_run}
 
 
 def main():
