@@ -36,12 +36,14 @@ class Method(Protocol):
         It is an nn.Module whose forward(images, visible=None) returns a loss; it draws `visible` itself where none is
         given, as for a look at its norms or at memory. It has besides `draw_visible(batch, generator, rows)`: LongTensor
         (B, k), ascending, drawn for the whole batch before rows of it are taken; `input_size`: (height, width);
-        `placed(device)`: itself, as it trains; `parts_to_compile()`: the modules that torch.compile is given, each by
-        itself; `uncompiled`: whether torch.compile leaves a part of it alone.
+        `placed(device)`: itself, as it trains; `uncompiled`: whether torch.compile leaves a part of it alone.
 
         record: what an earlier `record` gave for a network of the same options, from a checkpoint or another rank; it saves
         time, and is not trusted where it does not fit. Raises ValueError.
         """
+
+    def parts_to_compile(self, network):
+        """The modules that torch.compile is given, each by itself, none inside another."""
 
     def record(self, network):
         """Plain data on what took time to find out about the network, for `build`; None if there is nothing."""

@@ -99,7 +99,7 @@ class Pretraining(Trainer):
         return example, self.network.draw_visible(images).to(self.ranks.device)
 
     def parts_to_compile(self):
-        return self.network.parts_to_compile()
+        return self.method.parts_to_compile(self.network)
 
     def build_optimizer(self):
         options = self.options

@@ -18,14 +18,13 @@ from common.distributed import synchronise_batchnorm
 from common.networks.create import create_cnn
 from common.networks.norms import check_batch
 from common.recompute import checkpointed
-from common.training.compilation import repeated_blocks
 from pretrain import masking
 from pretrain.accelerated.decoder import decode as decode_accelerated
 from pretrain.accelerated.densify import FilledMap
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
 from pretrain.spark_weights import load_official as load_official_spark
-from pretrain.sparse.geometry import Geometry, is_accelerated
+from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.pyramid import norms_of_one_value
 
 
@@ -91,17 +90,6 @@ class SparK(nn.Module):
         """Whether torch.compile leaves the encoder alone."""
         return self.encoder.uncompiled
 
-    def parts_to_compile(self):
-        """The modules that torch.compile is given, each by itself.
-
-        They are the blocks of the encoder, or all of it where it repeats none, and those of the decoder. The
-        accelerated form, which has no such blocks, is one part; with `recompute` it is not compiled.
-        """
-        if is_accelerated(self.accelerated, self.mask_tokens[0].device):
-            return [] if self.recomputes or self.dense_decoder.recomputes else [self]
-        encoder = [] if self.uncompiled else repeated_blocks(self.encoder.cnn) or [self.encoder]
-        return [*encoder, *self.dense_decoder.dec]
-
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
         if visible is None:
@@ -134,10 +122,7 @@ class SparK(nn.Module):
     def geometry(self, images, visible):
         """Where the visible cells lie. Raises ValueError if `visible` is no LongTensor (B, k)."""
         masking.check_visible(visible, len(images))
-        geometry = Geometry(visible, self.encoder.grid, self.accelerated)
-        if not geometry.accelerated:
-            geometry.compute_cell_rows(self.encoder.cell_size)
-        return geometry
+        return Geometry(visible, self.encoder.grid, self.accelerated, self.encoder.cell_size)
 
     def densify(self, strips, geometry):
         """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).

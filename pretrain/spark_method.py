@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from common.cli import option
 from common.config import require
 from common.networks.create import drop_path_of
+from common.training.compilation import repeated_blocks
 from common.training.optim import NO_DECAY
 from pretrain.config import PretrainingOptions
 from pretrain.results.pictures import TARGETS, rows_of, views
 from pretrain.spark import build_spark
 from pretrain.spark_weights import load_init
+from pretrain.sparse.geometry import is_accelerated
 
 # Stochastic depth of the paper's networks (official code).
 DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.08, 'resnet152': 0.10, 'resnet200': 0.15,
@@ -77,6 +79,16 @@ class SparKMethod:
         spark = build_spark(**options.network, record=record)
         spark.recompute(options.recompute)
         return spark
+
+    def parts_to_compile(self, network):
+        """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.
+
+        The accelerated form, which has no such blocks, is one part; with --recompute it is not compiled.
+        """
+        if is_accelerated(network.accelerated, network.mask_tokens[0].device):
+            return [] if network.recomputes or network.dense_decoder.recomputes else [network]
+        encoder = [] if network.uncompiled else repeated_blocks(network.encoder.cnn) or [network.encoder]
+        return [*encoder, *network.dense_decoder.dec]
 
     def record(self, network):
         return network.encoder.record

@@ -11,6 +11,7 @@ from common.training.compilation import compiled_at_first_call, try_step, uncomp
 from pretrain.decoder import UNetBlock
 from pretrain.main import pretrain
 from pretrain.spark import build_spark
+from pretrain.spark_method import SparKMethod
 from pretrain.sparse.custom import on_plane
 from tests.conftest import Stop, log_of, randomise, saved, stop_after
 
@@ -31,6 +32,10 @@ def plain(model, recompute='none', drop_path=None):
     return spark
 
 
+def parts_of(spark):
+    return SparKMethod().parts_to_compile(spark)
+
+
 def batch_of(spark):
     return torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last), spark.draw_visible(2)
 
@@ -41,7 +46,7 @@ def graphs_and_twins(spark, backend):
     """
     counter, counts, results = CompileCounterWithBackend(backend), [], []
     with torch.compiler.set_stance(force_backend=counter):
-        with compiled_at_first_call(spark.parts_to_compile()):
+        with compiled_at_first_call(parts_of(spark)):
             twin = copy.deepcopy(spark)
             try_step(spark, batch_of(spark), nullcontext, CPU)
             spark.zero_grad()
@@ -141,7 +146,7 @@ class Own(nn.Module):
     (lambda channels: Pools(), True), (Shrinks, True), (lambda channels: Pads(), False), (lambda channels: Shift(), False)])
 def test_what_torch_compile_hides_from_the_rules_is_not_compiled(middle, is_compiled):
     spark = plain(Own(middle))
-    kinds = {type(part) for part in spark.parts_to_compile()}
+    kinds = {type(part) for part in parts_of(spark)}
     assert kinds == ({Block, UNetBlock} if is_compiled else {UNetBlock}) and spark.uncompiled == (not is_compiled)
     _, (one, other) = graphs_and_twins(spark, 'aot_eager')
     assert_close(one, other, 1e-4)
@@ -149,7 +154,7 @@ def test_what_torch_compile_hides_from_the_rules_is_not_compiled(middle, is_comp
 
 def test_other_batches_are_not_compiled_in_evaluation():
     spark, counter = plain('test_convnext').eval(), CompileCounterWithBackend('aot_eager')
-    with torch.compiler.set_stance(force_backend=counter), compiled_at_first_call(spark.parts_to_compile()), uncompiled():
+    with torch.compiler.set_stance(force_backend=counter), compiled_at_first_call(parts_of(spark)), uncompiled():
         for images in (2, 1):
             spark(torch.randn(images, 3, 64, 64))
             spark.reconstruct(torch.randn(images, 3, 64, 64), spark.draw_visible(images))
@@ -158,9 +163,9 @@ def test_other_batches_are_not_compiled_in_evaluation():
 
 def test_the_accelerated_form_is_one_part():
     spark = build_spark('test_convnext', input_size=64, decoder_width=32)
-    assert spark.parts_to_compile() == [spark]
+    assert parts_of(spark) == [spark]
     spark.recompute('decoder')
-    assert spark.parts_to_compile() == []
+    assert parts_of(spark) == []
 
 
 @pytest.fixture

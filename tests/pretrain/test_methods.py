@@ -45,9 +45,6 @@ class Blank(nn.Module):
     def placed(self, device):
         return self.to(device)
 
-    def parts_to_compile(self):
-        return [self]
-
     def draw_visible(self, batch, generator=None, rows=slice(None)):
         return torch.rand(batch, 16, generator=generator)[rows].argsort(1)[:, :6].sort(1).values
 
@@ -59,6 +56,9 @@ class Blank(nn.Module):
 
 class BlankMethod(SparKMethod):
     """Another method, in the place of a second one in METHODS; it shares SparK's options alone."""
+
+    def parts_to_compile(self, network):
+        return [network]
 
     def build(self, options, record=None):
         return Blank()
