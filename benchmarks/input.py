@@ -3,9 +3,10 @@
     python -m benchmarks.input [--images 48 --input_size 224 --rounds 7 --batch 32 --workers 2]
 
 Two kinds of JPEGs, drawn and with noise, quality 90: as large as ImageNet's on the average, 500 x 375 and 100 kB, and photos of
-1600 x 1200, which --fast_decode takes at a quarter of their sides. An item of ours is found, read, decoded, cropped at random,
+1600 x 1200, which --decode=fast takes at a quarter of their sides. An item of ours is found, read, decoded, cropped at random,
 resized and mirrored; libjpeg-turbo only decodes what lies in memory, by simplejpeg where that is installed (pip install
-simplejpeg), else by Pillow. Ratios are of medians of one run, in which all take turns.
+simplejpeg), else by Pillow. Ratios are of medians of one run, in which all take turns. Of --decode=gpu only what a loading
+process does is measured: it reads, and draws the crop.
 """
 import argparse
 import io
@@ -20,9 +21,10 @@ from PIL import Image
 
 from benchmarks.timing import alternate, machine
 from common.demo_world import CLASSES, draw
-from common.images.augmented import Augmented, RandomCrop, seeded
+from common.images.augmented import Augmented, RandomCrop, collate, seeded
 from common.images.fast_decode import FastDecode, reduction
 from common.images.files import ImageFiles
+from common.images.gpu_decode import EncodedImages, collate_encoded
 from common.images.loading import loader
 from common.images.shards import TarShards
 from common.seeds import seed_for
@@ -60,10 +62,11 @@ def decode(content, factor, width, height):
 def loaded(augmented, batch, workers):
     """Images a second from loading processes, once these have started."""
     batches = [[(epoch, i % len(augmented)) for i in range(batch)] for epoch in range(12)]
-    ready = iter(loader(augmented, batches, workers, CPU))
+    together = collate_encoded if isinstance(augmented, EncodedImages) else collate
+    ready = iter(loader(augmented, batches, workers, CPU, together))
     for _ in range(2 * workers):  # those were on their way while the processes started
         next(ready)
-    began, count = time.perf_counter(), sum(len(images) for images, *_ in ready)
+    began, count = time.perf_counter(), batch * sum(1 for _ in ready)
     return count / (time.perf_counter() - began)
 
 
@@ -77,7 +80,8 @@ def measure(folder, width, height, args):
         with seeded(seed_for('augmentation', 0, 0, index)):  # the crop that item (0, index) has
             factors.append(reduction(crop.draw(height, width)))
     shards = TarShards(folder / 'photos.tar')
-    kinds, places = {'ours': Augmented, '--fast_decode': FastDecode}, {'files': files, 'a tar': shards}
+    kinds = {'ours': Augmented, '--decode=fast': FastDecode, '--decode=gpu': EncodedImages}
+    places = {'files': files, 'a tar': shards}
     ours = {f'{name} from {where}': kind(images, crop, None) for name, kind in kinds.items()
             for where, images in places.items()}
 
@@ -91,10 +95,10 @@ def measure(folder, width, height, args):
         name: items(augmented) for name, augmented in ours.items()}}, args.rounds, CPU)
     rates = {name: number / seconds for name, seconds in medians.items()}
     print(f'{width} x {height}, {sum(map(len, contents)) / number / 1000:.0f} kB each: libjpeg-turbo decodes '
-          f'{rates["whole"]:.0f} images/s, {rates["reduced"]:.0f} as --fast_decode reduces them ('
+          f'{rates["whole"]:.0f} images/s, {rates["reduced"]:.0f} as --decode=fast reduces them ('
           + ', '.join(f'{factors.count(factor)} of them by {factor}' for factor in sorted(set(factors))) + ')')
     for name in ours:
-        alone = rates['reduced' if name.startswith('--') else 'whole']
+        alone = rates['reduced' if name.startswith('--decode=fast') else 'whole']
         print(f'    {name:26} {rates[name]:6.0f} images/s, {rates[name] / alone:.2f} of libjpeg-turbo alone', flush=True)
     for name in (name for name in ours if name.endswith('files')):
         rate = loaded(ours[name], args.batch, args.workers)

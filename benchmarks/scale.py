@@ -23,7 +23,8 @@ from torch import multiprocessing
 
 from benchmarks.timing import machine
 from common.cli import numbers
-from common.distributed import Ranks, data_parallel, synchronise_batchnorm
+from common.distributed import Ranks, data_parallel
+from common.sync_batchnorm import synchronise_batchnorm
 from common.training.trainer import train_step
 from pretrain.plan import PlanOptions
 from pretrain.planning.counts import Step

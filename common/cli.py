@@ -18,16 +18,18 @@ import torch
 from common.reliability.stopping import Ended, leave
 
 
-def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False):
+def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False, replaces=None):
     """A dataclass field that is an option. harmless: it may change when a run is resumed.
 
     parse makes a value of its text; if not given, the type of the default does. `boolean` for an option whose
     default is None: --flag, --flag=True, --flag=False, --no_flag, or not given.
+    replaces: {name of a boolean option that this one has replaced: {True: value, False: value}}. Command
+    lines and saved runs may still have it.
     """
     if isinstance(default, bool):
         parse = boolean
     metadata = {'help': help, 'group': group, 'aliases': aliases, 'parse': parse or type(default), 'choices': choices,
-                'harmless': harmless}
+                'harmless': harmless, 'replaces': replaces or {}}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -123,7 +125,22 @@ def parser_of(cls, program, description):
         else:
             group.add_argument(*flags, type=about['parse'], choices=about['choices'],
                                metavar=None if about['choices'] else field.name.upper(), **common)
+        for name, values in about['replaces'].items():
+            add_replaced(group, name, values, field.name)
     return parser
+
+
+def add_replaced(group, name, values, option):
+    """Add the flags of a boolean option that another one has replaced, which --help does not show.
+
+    values: {True: value, False: value} of the other one, which is called `option`.
+    """
+    def value(text):
+        return values[boolean(text)]
+
+    hidden = {'dest': option, 'default': argparse.SUPPRESS, 'help': argparse.SUPPRESS}
+    group.add_argument(f'--{name}', nargs='?', const='True', type=value, **hidden)
+    group.add_argument(f'--no_{name}', action='store_const', const=values[False], **hidden)
 
 
 def parse(cls, program, description, argv=None, recipe=None):
@@ -140,12 +157,24 @@ def parse(cls, program, description, argv=None, recipe=None):
         parser.error(str(error))
 
 
+def renewed(cls, given):
+    """{name: value} of options, as a caller or a saved run gives them, with today's names and values."""
+    given = dict(given)
+    for field in dataclasses.fields(cls):
+        for name, values in field.metadata['replaces'].items():
+            if name in given:
+                value = given.pop(name)
+                given.setdefault(field.name, values.get(value, value))
+    return given
+
+
 def changes(options, saved, harmless):
     """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless),
     or those not.
 
     An option that a run was saved without is younger than the run, which therefore had its default.
     """
+    saved = renewed(options, saved)
     found = []
     for field in dataclasses.fields(options):
         now, then = getattr(options, field.name), saved.get(field.name, field.default)

@@ -104,7 +104,7 @@ class DetectorTraining(FineTuning):
         options, ranks, run = self.options, self.ranks, self.run
         steps = SimilarShapes(self.images.upright, options.batch_size, options.epochs, options.seed, self.start, ranks.rank,
                               ranks.size, self.accum, left_out=run.left_out)
-        loaded = loader(self.augmented, steps, run.workers, ranks.device, Collate(self.network.stride))
+        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device, Collate(self.network.stride)))
         return moved(without_failures(loaded, self.augmented, self.unreadable, self.log), ranks.device), steps
 
     def measure(self, average):

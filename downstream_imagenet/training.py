@@ -102,7 +102,7 @@ class ClassifierTraining(FineTuning):
         options, ranks, run = self.options, self.ranks, self.run
         steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, max(options.repeats, 1), run.left_out)
-        loaded = loader(self.augmented, steps, run.workers, ranks.device)
+        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device))
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
         return mixed(read, self.mixing, options.seed, run.remaining_steps(self.start), self.accum, ranks), steps
 

@@ -25,8 +25,10 @@ class PretrainingOptions(RunOptions):
                            'and there is one', 'data', parse=str, harmless=True)
     list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie '
                             'in; that of the list if not given', 'data', parse=str, harmless=True)
-    fast_decode: bool = option(False, 'decode JPEGs no larger than their crops need, and resize them faster: '
-                               'pixels differ a little', 'data')
+    decode: str = option('pillow', 'how JPEGs are decoded; fast: no larger than their crops need, and '
+                         'resized faster; gpu (experimental): on the GPU, by nvJPEG. With both of these '
+                         'pixels differ a little', 'data', choices=('pillow', 'fast', 'gpu'),
+                         replaces={'fast_decode': {True: 'fast', False: 'pillow'}})
 
     method: str = option('spark', 'how the network is pretrained; --method=NAME --help shows the options of '
                          'another method', 'method', parse=str)

@@ -76,7 +76,7 @@ class SparseEncoder(nn.Module):
 
     @torch.compiler.disable
     def _pyramid_uncompiled(self, cnn, images, geometry):
-        """torch.compile hides F.pad and @on_plane from a Plane, and cannot register the hooks of taps."""
+        """torch.compile hides F.pad and what stands under @on_plane from a Plane, and cannot register the hooks of taps."""
         return self._pyramid(cnn, images, geometry)
 
     def left_out(self):

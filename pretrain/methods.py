@@ -5,7 +5,7 @@ CONTRIBUTING.md, "To add a method", says how.
 import sys
 from typing import Protocol
 
-from common.cli import parse
+from common.cli import parse, renewed
 from pretrain.spark_method import SparKMethod
 
 
@@ -42,9 +42,6 @@ class Method(Protocol):
         time, and is not trusted where it does not fit. Raises ValueError.
         """
 
-    def parts_to_compile(self, network):
-        """The modules that torch.compile is given, each by itself, none inside another."""
-
     def record(self, network):
         """Plain data on what took time to find out about the network, for `build`; None if there is nothing."""
 
@@ -55,6 +52,9 @@ class Method(Protocol):
 
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
+
+    def parts_to_compile(self, network):
+        """The modules that torch.compile is given, each by itself, none inside another."""
 
     def exported(self, network):
         """The module that is the result: its state_dict is written at the end of the run."""
@@ -89,6 +89,7 @@ def recommended(**given):
     In rising order: the method's defaults, its recipe for the model, what is given. Raises ValueError.
     """
     method = method_of(given)
+    given = renewed(method.options, given)
     return method.options(**{**method.recipe(given), **given})
 
 

@@ -1,5 +1,6 @@
 """A pretraining run with any method: what `Trainer` (common/training/trainer.py) leaves to its subclasses."""
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torchvision.transforms.functional import to_pil_image
@@ -8,7 +9,8 @@ from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, co
 from common.images.datasets import not_looked_at
 from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles
-from common.images.loading import loader, without_failures
+from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encoded, nvjpeg_on
+from common.images.loading import loader, tell_failures, without_failures
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
 from common.training.compilation import uncompiled
@@ -54,8 +56,8 @@ class Pretraining(Trainer):
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
-    against_waiting = ('more --workers, as far as there are cores for them, --fast_decode, or tar shards where '
-                       'the storage is slow')
+    against_waiting = ('more --workers, as far as there are cores for them, --decode=fast, or tar shards '
+                       'where the storage is slow')
     more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
 
     def __init__(self, run, images, val_images, method):
@@ -63,6 +65,8 @@ class Pretraining(Trainer):
         self.method = method
         self.record = None  # of the network, see Method
         self.normalise = Normalise(run.options.normalisation, run.ranks.device)
+        # Asked for at once, so that a machine that cannot do it says so before any work.
+        self.nvjpeg = nvjpeg_on(run.ranks.device) if run.options.decode == 'gpu' else None
 
     def build_network(self):
         """The method's network. What takes time to find out about it, the main rank finds out for all of
@@ -110,7 +114,7 @@ class Pretraining(Trainer):
 
     def make_datasets(self):
         options, size = self.options, self.network.input_size
-        augmented = FastDecode if options.fast_decode else Augmented
+        augmented = {'pillow': Augmented, 'fast': FastDecode, 'gpu': EncodedImages}[options.decode]
         crop = RandomCrop(size, options.crop_scale, options.flip)
         return (augmented(self.images, crop, None, options.seed, timeout=options.read_timeout),
                 Augmented(self.images if self.val_images is None else self.val_images, CentreCrop(size), None,
@@ -120,8 +124,13 @@ class Pretraining(Trainer):
         options, ranks, run = self.options, self.ranks, self.run
         steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, left_out=run.left_out)
-        loaded = loader(self.augmented, steps, run.workers, ranks.device)
+        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device,
+                             collate_encoded if self.nvjpeg else collate))
         read = without_failures(loaded, self.augmented, self.unreadable, self.log)
+        if self.nvjpeg:
+            tell = partial(tell_failures, augmented=self.augmented, named=self.unreadable, log=self.log)
+            decoder = DeviceDecoder(self.augmented, ranks.device, self.nvjpeg, self.log.warn, tell)
+            read = ((decoder(encoded), None) for encoded, _ in read)
         return self.masked_batches(read, run.remaining_steps(self.start)), steps
 
     def masked_batches(self, read, steps):

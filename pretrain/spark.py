@@ -14,10 +14,10 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.distributed import synchronise_batchnorm
 from common.networks.create import create_cnn
 from common.networks.norms import check_batch
 from common.recompute import checkpointed
+from common.sync_batchnorm import synchronise_batchnorm
 from pretrain import masking
 from pretrain.accelerated.decoder import decode as decode_accelerated
 from pretrain.accelerated.densify import FilledMap
@@ -211,12 +211,11 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     the pyramid, large to small. input_size: pixels, an int or (height, width), a multiple of the cell.
     drop_path: None leaves the network's own default. cell_size: None is the network's total stride R (2R
     where a layer needs it), else R times a power of two. sync_bn: share all BatchNorm statistics between the
-    ranks. decoder: 'unet', the paper's, or 'light'. target: 'normalised', the paper's, or 'pixels'; see
-    SparK. record: `spark.encoder.record` of an earlier one, see SparseEncoder. Raises ValueError, which names
-    what would work.
+    ranks, which have as many images each. decoder, target: see SparK. record: `spark.encoder.record` of an
+    earlier one, see SparseEncoder. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
     encoder = SparseEncoder(cnn, size, in_chans, cell_size, levels, record)
     spark = SparK(encoder, mask_ratio, decoder_width, decoder, target)
-    return synchronise_batchnorm(spark) if sync_bn else spark
+    return synchronise_batchnorm(spark, equal_counts=True) if sync_bn else spark

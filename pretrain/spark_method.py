@@ -80,16 +80,6 @@ class SparKMethod:
         spark.recompute(options.recompute)
         return spark
 
-    def parts_to_compile(self, network):
-        """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.
-
-        The accelerated form, which has no such blocks, is one part; with --recompute it is not compiled.
-        """
-        if is_accelerated(network.accelerated, network.mask_tokens[0].device):
-            return [] if network.recomputes or network.dense_decoder.recomputes else [network]
-        encoder = [] if network.uncompiled else repeated_blocks(network.encoder.cnn) or [network.encoder]
-        return [*encoder, *network.dense_decoder.dec]
-
     def record(self, network):
         return network.encoder.record
 
@@ -119,6 +109,18 @@ class SparKMethod:
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
         ]
+
+    def parts_to_compile(self, network):
+        """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.
+
+        The accelerated form, which has no such blocks, is one part; with `recompute` it is not compiled.
+        """
+        decoder = network.dense_decoder
+        if is_accelerated(network.accelerated, network.mask_tokens[0].device):
+            return [] if network.recomputes or decoder.recomputes else [network]
+        encoder = network.encoder
+        blocks = [] if encoder.uncompiled else repeated_blocks(encoder.cnn) or [encoder]
+        return [*blocks, *decoder.dec]
 
     def picture(self, network, images, visible, normalisation):
         return rows_of(views(network, images, visible, normalisation)), 'input, masked, reconstruction'

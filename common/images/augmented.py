@@ -6,6 +6,7 @@ an image is one of (seed, epoch, index). So neither workers, nor ranks, nor a re
 import math
 import os
 import random
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -121,6 +122,8 @@ class Augmented(Dataset):
         # processes share. They say what a process that died was at. A process has the row of its id modulo
         # ROWS, so that several loaders of the same images need not agree on anything.
         self.at_work = torch.full((ROWS, 2), -1).share_memory_()
+        # Rows of (seconds spent on items, number of items), shared and found in the same way.
+        self.time_spent = torch.zeros(ROWS, 2, dtype=torch.float64).share_memory_()
 
     def __len__(self):
         return len(self.images)
@@ -174,12 +177,23 @@ class Augmented(Dataset):
 
     @contextmanager
     def own_row(self):
-        """This process's row of `at_work`, which afterwards says that it is at no image."""
-        row = self.at_work[os.getpid() % len(self.at_work)]
+        """This process's row of `at_work`, around an item.
+
+        Afterwards it says that the process is at no image, and the time that the item took is added up.
+        """
+        place = os.getpid() % ROWS
+        row = self.at_work[place]
+        began = time.perf_counter()
         try:
             yield row
         finally:
             row[1] = -1
+            self.time_spent[place] += torch.tensor([time.perf_counter() - began, 1.0], dtype=torch.float64)
+
+    def seconds_an_item(self):
+        """Mean seconds that a process took for an item so far. There must have been one."""
+        seconds, items = self.time_spent.sum(0).tolist()
+        return seconds / items
 
     def read(self, index):
         """What the data set holds at an index, before anything is done to it."""

@@ -24,7 +24,7 @@ class FastDecode(Augmented):
     def __init__(self, images, crop, *arguments, **options):
         super().__init__(images, crop, *arguments, **options)
         if not isinstance(images, ImageFiles):
-            raise ValueError('--fast_decode is for folders, lists and tars of images, not for a data set of '
+            raise ValueError('--decode=fast is for folders, lists and tars of images, not for a data set of '
                              f'the kind {type(images).__name__}: leave it out')
 
     def read(self, index):

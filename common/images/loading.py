@@ -18,7 +18,8 @@ def loader(augmented, batches, workers, device, collate=collate):
     processes.
     device: that the batches will be moved to.
 
-    Use it inside naming_the_file(augmented), so that errors of these processes say which file was at fault.
+    The processes start at the first iter() of it. Use it inside naming_the_file(augmented), so that errors of
+    these processes say which file was at fault.
     """
     # No signal interrupts a read from a file system that hangs. So a batch may take 30 times what one image
     # may.
@@ -52,8 +53,10 @@ def naming_the_file(*augmented):
 
     It belongs around all that happens while loaders of `augmented` are in use. torch reports a death by a
     RuntimeError anywhere in the main thread, since a signal brings the news, and a batch that does not come
-    in time by a RuntimeError in the loop over the batches. Other errors are raised as they are.
+    in time by a RuntimeError in the loop over the batches. Other errors are raised as they are. Any error
+    ends the loading processes that were started within it.
     """
+    others = multiprocessing.active_children()
     try:
         try:
             yield
@@ -70,7 +73,7 @@ def naming_the_file(*augmented):
                              f'{", ".join(files) or "no file"}: is the storage still there? If it is only '
                              'slow, allow an image more time: --read_timeout') from error
     except BaseException:
-        end_processes(augmented)
+        end_processes(others)
         raise
 
 
@@ -86,15 +89,14 @@ def death_message(how, files):
     return f'a loading process died ({how}) {what} or /dev/shm ran out: give fewer --workers'
 
 
-def end_processes(augmented):
-    """Kill the loading processes of `augmented`.
+def end_processes(others):
+    """Kill all loading processes but those in the list `others`. They are daemons, in Python's terms.
 
     An error keeps their loader alive. At its exit Python would send each of them SIGTERM, which outlive_stops
     lets them ignore once, and wait for them for ever.
     """
-    pids = {pid for one in augmented for pid in one.at_work[:, 0].tolist()}
     for child in multiprocessing.active_children():
-        if child.pid in pids:
+        if child.daemon and child not in others:
             with suppress(RuntimeError):  # torch reports this death.
                 child.kill()
                 child.join(5)
@@ -169,13 +171,21 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
 def without_failures(batches, augmented, named, log):
     """Yield (images, classes) of each batch, and warn once of each image that could not be read.
 
-    named: the set of the names of such images, which is added to. log: a RunLog.
+    The arguments are those of tell_failures.
     """
     for images, classes, failures in batches:
-        for index, error in failures:
-            name = augmented.name(index)
-            if name not in named:
-                named.add(name)
-                log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so '
-                         'far')
+        tell_failures(failures, augmented, named, log)
         yield images, classes
+
+
+def tell_failures(failures, augmented, named, log):
+    """Warn once of each image that could not be read.
+
+    failures: [(index, what is wrong)]. named: the set of the names of such images, which is added to. log: a
+    RunLog.
+    """
+    for index, error in failures:
+        name = augmented.name(index)
+        if name not in named:
+            named.add(name)
+            log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so far')

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from common.distributed import CPUSyncBatchNorm
+from common.sync_batchnorm import is_synchronised
 
 # The end of the message for a norm that no batch of images gives a second value.
 NO_DEVIATION = ('sees a single value of each channel of an image, which has no deviation: give a larger '
@@ -102,5 +102,4 @@ def check_batch(module, images, names):
 
 def shares_statistics(norm):
     """Whether a norm takes its statistics over several ranks."""
-    is_synchronised = isinstance(norm, (nn.SyncBatchNorm, CPUSyncBatchNorm))
-    return is_synchronised and dist.is_initialized() and dist.get_world_size() > 1
+    return is_synchronised(norm) and dist.is_initialized() and dist.get_world_size() > 1

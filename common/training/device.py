@@ -4,10 +4,11 @@ from torchvision.transforms.functional import convert_image_dtype
 
 
 def to_device(tensor, device):
-    """A tensor on the device, without waiting for it; images (B, C, H, W) in the memory layout channels
-    last.
+    """A tensor on the device, where it may be already, without waiting for it.
+
+    Images (B, C, H, W) come in the memory layout channels last.
     """
-    if device.type == 'cuda' and not tensor.is_pinned():
+    if device.type == 'cuda' and not tensor.is_cuda and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
     return tensor.to(device, non_blocking=True).to(memory_format=layout)

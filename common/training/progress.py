@@ -3,6 +3,8 @@ import time
 
 from common.training.energy import Meter
 from common.training.log import clock, duration
+from common.training.run import usable_cores
+from common.training.supply import Supply
 from common.words import counted
 
 NAMES_SHOWN = 5  # names of images in a warning
@@ -16,13 +18,13 @@ class Progress:
 
     run: Run. log: RunLog. saved: the checkpoint that the run goes on from, or None. batch_of(step): names of
     the images of a step, on all ranks together. against_waiting: what makes a run wait less for its images, for a
-    sentence.
+    sentence. seconds_an_item: as of Supply.
 
     The part to save is `sums` (of losses, of gradient norms, number of steps) and `skipped` (steps that were
     not finite), both of this epoch so far. `metric` is what the progress line says besides, from the last
     evaluation. `bad` are the steps in a row, up to the last one, that were not finite: [(step, loss, gradient norm)].
     """
-    def __init__(self, run, log, saved, batch_of, against_waiting):
+    def __init__(self, run, log, saved, batch_of, against_waiting, seconds_an_item):
         self.run = run
         self.log = log
         self.batch_of = batch_of
@@ -33,7 +35,9 @@ class Progress:
         self.timed_steps = 0
         self.has_warmed_up = False
         self.has_announced = False
-        self.has_warned = False
+        self.supply = Supply(run, seconds_an_item)
+        self.has_told_supply = False
+        self.has_warned = False  # of waiting
         self.metric = ''
         self.meter = Meter(run.ranks.device)
         self.bad = []
@@ -102,6 +106,7 @@ class Progress:
         self.epoch_seconds += seconds
         self.epoch_steps += steps
         self.epoch_waited += waited
+        self.supply.add(steps, seconds, waited)
         if self.latest is None:
             return
         step, loss, norm = self.latest
@@ -123,6 +128,22 @@ class Progress:
             took = f'The {what} step took {self.step_time:.2f} s' if self.timed_steps == 1 else \
                 f'The {what} {self.timed_steps} steps took {self.step_time:.2f} s each'
             self.log.say(f'{took}: about {duration(left)} to go, until {clock(left)}.')
+        if self.supply.is_measured and not self.has_told_supply:
+            self.has_told_supply = True
+            self.tell_supply()
+
+    def tell_supply(self):
+        """Say how many images a second are loaded, and could be trained on. Warn if steps wait for them."""
+        supply = self.supply
+        is_short = supply.share_waited > WAIT_WARNED and supply.seconds_waited_an_epoch > SHORTEST_WAIT
+        if self.has_warned or not is_short:
+            self.log.say(f'Images: {supply.describe()}.')
+        elif self.run.ranks.is_main:
+            self.has_warned = True
+            share = f'{100 * supply.share_waited:.0f} %'
+            self.log.warn(f'{supply.describe()}: {share} of the time were spent waiting for images. Training '
+                          f'is faster with {self.against_waiting}. This machine has '
+                          f'{counted(usable_cores(), "core")}')
 
     def tell_bad(self):
         """Warn of the steps since the last look that were not finite."""

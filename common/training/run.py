@@ -11,9 +11,10 @@ import torch
 
 from common.cli import changes
 from common.config import RunOptions
-from common.distributed import Ranks, can_share
+from common.distributed import Ranks
 from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
+from common.sync_batchnorm import can_share
 from common.training.log import clock
 from common.training.schedule import learning_rate
 from common.words import counted
@@ -53,8 +54,12 @@ def loading_processes(options, ranks):
         return options.workers
     if ranks.device.type != 'cuda':
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return min(8, max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+    return min(8, max(1, usable_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+
+
+def usable_cores():
+    """The cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 @dataclass(frozen=True)

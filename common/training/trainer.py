@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 import torch
 
-from common.distributed import data_parallel, synchronise_batchnorm
+from common.distributed import data_parallel
 from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
@@ -32,6 +32,7 @@ from common.reliability.checkpoint import (
 )
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
+from common.sync_batchnorm import synchronise_batchnorm
 from common.training.accumulation import fit_accumulation
 from common.training.compilation import compile_network, repeated_blocks
 from common.training.device import to_host
@@ -68,10 +69,11 @@ class Trainer:
     else is different.
 
     `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
-    None), `network` (forward(*batch) returns the loss), `log`, `session`; then `prepare` sets `accum` (the
-    parts into which a rank cuts its batch), `compiled` (what became of --compile), `optimizer`, `step` (called
-    with batches and requests, as `eager_step`), `parallel` (the network with the exchange of gradients),
-    `batches` and `progress`.
+    None), `network` (forward(*batch) returns the loss), `log`, `session`, `augmented` and `watched` (the
+    images to train on and to measure on); then `prepare` sets `accum` (the parts into which a rank cuts its
+    batch), `batches` and `sampler` (the Steps that order them), `compiled` (what became of --compile),
+    `optimizer`, `step` (called with batches and requests, as `eager_step`), `parallel` (the network with the
+    exchange of gradients) and `progress`.
     """
     log_name = None  # of the file of JSON lines in the run folder
     project = None  # the name under which a tracker files the run
@@ -133,7 +135,7 @@ class Trainer:
     def make_batches(self):
         """(batches, steps): the network's arguments from the step `start` on, and the Steps that order them.
 
-        There are `accum` batches a step.
+        There are `accum` batches a step. Their loading processes start here: iter(loader(...)).
         """
         raise NotImplementedError
 
@@ -232,8 +234,11 @@ class Trainer:
                 self.log.say(f'This run is finished: {epochs}, {self.saved["path"]}. {self.more_epochs}')
             else:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
-                    self.prepare()
-                    self.train()
+                    self.augmented, self.watched = self.make_datasets()
+                    with naming_the_file(self.augmented, self.watched):
+                        self.prepare()
+                        self.train()
+                    self.end()
 
     @property
     def start(self):
@@ -251,15 +256,18 @@ class Trainer:
     def prepare(self):
         """Bring the network to its device, and make what trains it."""
         options, ranks, saved = self.options, self.ranks, self.saved
-        self.place_network()
         self.accum = self.run.parts(saved)
+        if self.accum is not None:
+            self.start_loading()
+        self.place_network()
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
                                           self.run.smallest_part, keeps_inputs=self.is_graphed)
+            self.start_loading()
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)
         if ranks.size > 1 and options.sync_bn:
-            self.network = synchronise_batchnorm(self.network)
+            self.network = synchronise_batchnorm(self.network, equal_counts=self.fixed_shapes)
         self.optimizer = self.build_optimizer()
         self.scaler = LossScaler(ranks.device) if self.run.is_scaled else None
         if saved:
@@ -274,15 +282,25 @@ class Trainer:
             recorder = CUDARecorder(ranks.device) if ranks.device.type == 'cuda' else None
             self.step = GraphedStep(self.eager_step, self.accum, ranks, self.log.warn, self.make_parallel, recorder)
         self.make_parallel()
-        self.unreadable = set(saved.get('unreadable', ())) if saved else set()  # names of images
-        self.augmented, self.watched = self.make_datasets()
-        batches, steps = self.make_batches()
+        self.progress = Progress(self.run, self.log, saved, self.names_of_batch, self.against_waiting,
+                                 self.augmented.seconds_an_item)
+
+    def start_loading(self):
+        """Have the loading processes start on the first batches.
+
+        That is done as soon as it is known into how many parts a batch is cut, so that they work beside all
+        that comes before the first step: the network's way to its device, the optimiser, the held-out loss.
+        While the network is built it is too early. A loading process that dies is told of by a RuntimeError
+        wherever the training process is, and the look at a network (common/networks/norms.py, and a method's
+        own) takes a RuntimeError for a property of the network. The size of the images is the network's, too.
+        """
+        self.unreadable = set(self.saved.get('unreadable', ())) if self.saved else set()  # names of images
+        batches, self.sampler = self.make_batches()
         self.batches = self.session.batches(batches)
 
-        def names_of_batch(step):
-            return [self.augmented.name(index) for _, index in steps.batch_of(step)]
-
-        self.progress = Progress(self.run, self.log, saved, names_of_batch, self.against_waiting)
+    def names_of_batch(self, step):
+        """The names of the images of a step, on all ranks together."""
+        return [self.augmented.name(index) for _, index in self.sampler.batch_of(step)]
 
     @property
     def is_graphed(self):
@@ -320,17 +338,19 @@ class Trainer:
         is_pending = is_end_of_epoch and self.saved['images'] == run.images and epoch_is_open(self.saved)
         self.log.forget_after(self.start, again=is_pending or self.start == 0)
         self.announce()
-        with naming_the_file(self.augmented, self.watched):
-            if self.start == 0 and not self.before_training():
-                self.stop(0)
-            for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
-                self.train_epoch(epoch)
-                self.end_epoch(epoch + 1)
+        if self.start == 0 and not self.before_training():
+            self.stop(0)
+        for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
+            self.train_epoch(epoch)
+            self.end_epoch(epoch + 1)
+
+    def end(self):
+        """Wait until all files are written, and say what has come of the run."""
         self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
         self.step = None  # gives back the memory of a CUDA graph
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
-                         f'into {run.folder}: make room there, and the same command goes on from the last '
-                         'checkpoint')
+                         f'into {self.run.folder}: make room there, and the same command goes on from the '
+                         'last checkpoint')
         self.log.say(self.verdict())
 
     def check_disk(self):

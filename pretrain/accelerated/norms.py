@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from common.distributed import shared_gradients, shared_statistics
+from common.sync_batchnorm import normalise, shared_gradients, shared_statistics
 from pretrain.accelerated.gradients import convolution_gradients, in_autocast_precision
 
 
@@ -64,8 +64,3 @@ class NormConvolution(torch.autograd.Function):
             grad_x, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
                 grad, x, gamma, None, None, mean, invstd, True, ctx.eps, (True, True, True))
         return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None, None
-
-
-def normalise(x, gamma, beta, mean, invstd):
-    """BatchNorm with given statistics (C,)."""
-    return torch.native_batch_norm(x, gamma, beta, mean, invstd.pow(-2), False, 0.0, 0.0)[0]

@@ -1,9 +1,9 @@
-"""Options of a command line: what has three answers."""
+"""Options of a command line: what has three answers, and what has another name than before."""
 from dataclasses import dataclass
 
 import pytest
 
-from common.cli import boolean, option, parse, plain_fields
+from common.cli import boolean, changes, option, parse, plain_fields, renewed
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,36 @@ def test_it_stays_a_boolean():
         plain_fields(Switches(graph=1))
     with pytest.raises(SystemExit):
         parse(Switches, 'switches', 'Two switches.', ['--graph=maybe'])
+
+
+@dataclass(frozen=True)
+class Renamed:
+    speed: str = option('slow', 'how fast', 'data', choices=('slow', 'fast', 'faster'),
+                        replaces={'hurry': {True: 'fast', False: 'slow'}})
+
+
+@pytest.mark.parametrize(('line', 'speed'), [
+    ([], 'slow'), (['--hurry'], 'fast'), (['--hurry=True'], 'fast'), (['--hurry', 'yes'], 'fast'), (['--hurry=0'], 'slow'),
+    (['--no_hurry'], 'slow'), (['--speed=faster'], 'faster'), (['--hurry', '--speed=faster'], 'faster'),
+])
+def test_the_flag_of_an_option_that_was_replaced_still_works(line, speed):
+    assert parse(Renamed, 'renamed', 'An option.', line).speed == speed
+
+
+def test_a_wrong_value_of_a_replaced_flag_is_an_error():
+    with pytest.raises(SystemExit):
+        parse(Renamed, 'renamed', 'An option.', ['--hurry=maybe'])
+
+
+def test_help_does_not_show_what_was_replaced(capsys):
+    with pytest.raises(SystemExit):
+        parse(Renamed, 'renamed', 'An option.', ['--help'])
+    assert 'hurry' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('saved', 'then'), [({}, 'slow'), ({'hurry': True}, 'fast'), ({'hurry': False}, 'slow'),
+                                             ({'speed': 'faster'}, 'faster'), ({'hurry': 'odd'}, 'odd')])
+def test_a_run_that_was_saved_with_the_old_name_is_compared_by_the_new_one(saved, then):
+    expected = [] if then == 'fast' else [('speed', 'fast', then)]
+    assert changes(Renamed('fast'), saved, harmless=False) == expected
+    assert renewed(Renamed, {**saved, 'other': 1}) == {'other': 1, **({'speed': then} if saved else {})}

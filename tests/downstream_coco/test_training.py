@@ -152,10 +152,10 @@ def test_missing_paths_and_other_runs_are_named(small, tmp_path, capsys):
 def test_groups_hold_every_trained_parameter_once(small, monkeypatch):
     held = {}
 
-    def make_datasets(self):
+    def announce(self):
         held.update(groups=self.optimizer.param_groups, model=self.network)
         raise Stop
-    monkeypatch.setattr(DetectorTraining, 'make_datasets', make_datasets)
+    monkeypatch.setattr(DetectorTraining, 'announce', announce)
     with pytest.raises(Stop):
         train_detector(small(layer_decay=0.5))
     found = [id(one) for group in held['groups'] for one in group['params']]

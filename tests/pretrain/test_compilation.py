@@ -16,6 +16,7 @@ from pretrain.sparse.custom import on_plane
 from tests.conftest import Stop, log_of, randomise, saved, stop_after
 
 CPU = torch.device('cpu')
+parts_of = SparKMethod().parts_to_compile
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +31,6 @@ def plain(model, recompute='none', drop_path=None):
     spark.accelerated = False
     spark.recompute(recompute)
     return spark
-
-
-def parts_of(spark):
-    return SparKMethod().parts_to_compile(spark)
 
 
 def batch_of(spark):

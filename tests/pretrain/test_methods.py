@@ -57,9 +57,6 @@ class Blank(nn.Module):
 class BlankMethod(SparKMethod):
     """Another method, in the place of a second one in METHODS; it shares SparK's options alone."""
 
-    def parts_to_compile(self, network):
-        return [network]
-
     def build(self, options, record=None):
         return Blank()
 
@@ -68,6 +65,9 @@ class BlankMethod(SparKMethod):
 
     def betas(self, network, options):
         return 0.9, 0.99
+
+    def parts_to_compile(self, network):
+        return [network]
 
     def exported(self, network):
         return network

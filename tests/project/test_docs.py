@@ -80,7 +80,7 @@ def test_flags_that_are_named_exist():
     from pretrain.plan import PlanOptions as Options  # pretraining's, and its own
     for options in (Options, Classes, Features, Coco):
         for name, field in options.__dataclass_fields__.items():
-            known |= {name, f'no_{name}', *field.metadata.get('aliases', ())}
+            known |= {name, f'no_{name}', *field.metadata.get('aliases', ()), *field.metadata.get('replaces', ())}
     for page in PAGES:
         for flag in re.findall(r'(?<![\w-])--([a-z]\w*)(?![\w-])', page.read_text(encoding='utf-8')):
             assert flag in known, f'{page.name}: --{flag}'

@@ -93,7 +93,7 @@ def test_what_fast_decoding_leaves_alone(tmp_path):
     plain, fast = (kind(images, RandomCrop((20, 20)), None) for kind in (Augmented, FastDecode))
     for index in range(4):
         assert torch.equal(plain[1, index][0], fast[1, index][0]) and plain[1, index][0].dtype == fast[1, index][0].dtype
-    with pytest.raises(ValueError, match='--fast_decode is for folders, lists and tars'):
+    with pytest.raises(ValueError, match='--decode=fast is for folders, lists and tars'):
         FastDecode([noise(9, 9)], RandomCrop((8, 8)), None)
 
 
@@ -110,15 +110,15 @@ def test_a_broken_jpeg_is_replaced_as_without_fast_decoding(photos):
 
 
 def test_a_run_with_fast_decoding(tiny, tmp_path, photos):
-    options = {'data_path': str(photos), 'fast_decode': True, 'run_dir': str(tmp_path / 'fast')}
+    options = {'data_path': str(photos), 'decode': 'fast', 'run_dir': str(tmp_path / 'fast')}
     target = pack(photos, sorted(path.name for path in photos.iterdir()), tmp_path / 'tars/a.tar')
     one = pretrain(tiny(**options))
     other = pretrain(tiny(**{**options, 'data_path': str(target), 'run_dir': str(tmp_path / 'tar'), 'workers': 1}))
     assert_same_run(one, other)
-    with pytest.raises(ValueError, match='fast_decode'):  # it is part of what a run is
-        pretrain(tiny(**{**options, 'fast_decode': False}))
-    with pytest.raises(ValueError, match='--fast_decode is for folders'):
-        pretrain(tiny(fast_decode=True, run_dir=str(tmp_path / 'own')), dataset=[noise(40, 40)] * 8)
+    with pytest.raises(ValueError, match='decode was fast and is pillow now'):  # it is part of what a run is
+        pretrain(tiny(**{**options, 'decode': 'pillow'}))
+    with pytest.raises(ValueError, match='--decode=fast is for folders'):
+        pretrain(tiny(decode='fast', run_dir=str(tmp_path / 'own')), dataset=[noise(40, 40)] * 8)
 
 
 def test_malformed_files_are_named_alike(tmp_path, monkeypatch, capfd):

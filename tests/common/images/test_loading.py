@@ -211,6 +211,19 @@ def test_other_errors_pass(monkeypatch):
         raise FileNotFoundError('mine')
 
 
+def test_a_process_that_has_read_nothing_is_ended_too():
+    """While those stay that were there before."""
+    augmented = Augmented(Doing(int), CentreCrop((8, 8)), NORM)
+    before = iter(loader(augmented, [[(0, 1)]], 1, CPU))
+    others = multiprocessing.active_children()
+    with pytest.raises(ValueError, match='^mine$'), naming_the_file(augmented):
+        batches = iter(loader(augmented, [], 2, CPU))
+        assert len(multiprocessing.active_children()) == 3
+        raise ValueError('mine')
+    assert multiprocessing.active_children() == others and len(others) == 1
+    assert len(list(before)) == 1 and list(batches) == []
+
+
 def test_processes_outlive_what_stops_a_run():
     assert [float(x.mean()) for x in read_all(told_to_stop)] == [(i / 8 - 0.5) / 0.25 for i in range(8)]
 

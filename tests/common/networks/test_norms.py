@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.distributed import CPUSyncBatchNorm, Ranks, synchronise_batchnorm
+from common.distributed import Ranks
 from common.networks import norms
 from common.networks.norms import refused, single_valued
+from common.sync_batchnorm import CPUSyncBatchNorm, synchronise_batchnorm
 from common.training.accumulation import fit_accumulation
 from common.training.run import Run
 from downstream_coco.main import train_detector

@@ -1,0 +1,88 @@
+"""The part of `benchmarks.gpu` that times all forms of the step beside the supervised one."""
+from functools import partial
+
+import torch
+
+from benchmarks.gpu_training import pretraining_of, supervised_of, synchronise
+from benchmarks.timing import alternate
+from common.training.graph import EAGER_STEPS, GraphedStep
+
+MIB = 2 ** 20
+# Groups of cases; those of a group take turns. case: what the training is made with.
+GROUPS = (
+    {'graph': {'is_graphed': True}, 'eager': {}},
+    {'graph, decoder recomputed': {'is_graphed': True, 'recompute': 'decoder'},
+     'graph, all recomputed': {'is_graphed': True, 'recompute': 'all'}},
+    {'accelerated, graph': {'is_graphed': True, 'accelerated': True},
+     'accelerated, eager': {'accelerated': True}},
+)
+SUPERVISED = {'supervised, graph': {'is_graphed': True}, 'supervised, eager': {}}
+
+
+def steps(report, sizes, device, model):
+    """Step times and peak memory of the uncompiled forms, and of the network's own supervised step."""
+    torch.backends.cudnn.benchmark = True
+    for group in GROUPS[:sizes.groups]:
+        makers = {case: partial(pretraining_of, model, sizes, device, **options) for case, options in group.items()}
+        if group is GROUPS[0]:
+            makers |= {case: partial(supervised_of, model, sizes, device, **options)
+                       for case, options in SUPERVISED.items()}
+        time_in_turns(report, makers, sizes, device)
+
+
+def time_in_turns(report, makers, sizes, device):
+    """Report time and memory of each case. makers: {case: function that makes its Training}."""
+    trainings, memory = {}, {}
+    for case, make in makers.items():
+        try:
+            trainings[case] = make()
+            memory[case] = memory_of_first_steps(trainings[case], sizes.batch, device)
+        except (RuntimeError, ValueError) as error:
+            trainings.pop(case, None)
+            report.failed(case, error)
+    turns = {case: partial(take_turn, training, sizes.turn) for case, training in trainings.items()}
+    times = alternate(turns, sizes.rounds, device)
+    for case, training in trainings.items():
+        report_step(report, case, training, times[case] / sizes.turn, sizes.batch, memory[case])
+
+
+def take_turn(training, steps):
+    for number in range(steps):
+        training.train(number)
+
+
+def memory_of_first_steps(training, batch, device):
+    """Take the steps up to the capture and one more. {name: MiB an image} of what they take beside the weights."""
+    eager_steps = training.step.eager_steps if isinstance(training.step, GraphedStep) else EAGER_STEPS
+    if device.type != 'cuda':
+        take_turn(training, eager_steps + 2)
+        return {}
+    synchronise(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before, pools_before = torch.cuda.memory_allocated(device), graph_pools()
+    take_turn(training, eager_steps + 2)
+    synchronise(device)
+    found = {'mib': (torch.cuda.max_memory_allocated(device) - before) / MIB / batch}
+    if training.is_captured:
+        found['pool_mib'] = (graph_pools() - pools_before) / MIB / batch
+    return found
+
+
+def graph_pools():
+    """Bytes of the memory that CUDA graphs have reserved for themselves."""
+    return sum(segment['total_size'] for segment in torch.cuda.memory_snapshot()
+               if tuple(segment.get('segment_pool_id', (0, 0))) != (0, 0))
+
+
+def report_step(report, case, training, seconds, batch, memory):
+    """Report the step time, a rate and the memory of a case."""
+    numbers = {'ms': 1000 * seconds, 'images_per_s': batch / seconds, **memory}
+    text = f'{1000 * seconds:8.1f} ms {batch / seconds:8,.0f} images/s'
+    if 'mib' in memory:
+        text += f' {memory["mib"]:6.0f} MiB an image'
+    if 'pool_mib' in memory:
+        text += f', graph\'s pool {memory["pool_mib"]:.0f}'
+    if training.warnings:
+        text += f'; not captured: {training.warnings[0]}'
+    report(case, text, met=False if training.warnings else None, **numbers)

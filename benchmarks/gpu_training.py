@@ -1,0 +1,175 @@
+"""What the parts of `benchmarks.gpu` train: networks, steps, batches, and how large they are."""
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from common.distributed import Ranks
+from common.networks.convolutions import safe_convolutions
+from common.networks.create import create_cnn
+from common.training.device import to_device
+from common.training.graph import CUDARecorder, GraphedStep
+from common.training.optim import BufferGuard, build_optimizer, load_state, parameter_groups, set_schedule
+from common.training.scaling import LossScaler
+from common.training.trainer import train_step
+from pretrain.spark import build_spark
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is. turn: steps in a turn. small_models, small_batch: where numbers are compared."""
+    batch: int = 64
+    input_size: int = 224
+    decoder_width: int = 768
+    turn: int = 10
+    rounds: int = 3
+    groups: int = 3  # of cases of the step, see benchmarks/gpu_steps.py
+    small_models: tuple = ('resnet50', 'convnext_tiny')
+    small_batch: int = 16
+    pictures: int = 64  # JPEGs that differ
+    copies: int = 40  # of each of them; as many steps has the run that reads them
+
+
+TINY = Sizes(batch=2, input_size=64, decoder_width=32, turn=2, rounds=1, small_batch=2, pictures=4, copies=12,
+             small_models=('test_resnet', 'test_convnext'))
+
+
+def sizes_for(device, is_quick):
+    if device.type == 'cpu':
+        return TINY
+    return Sizes(rounds=2, groups=1) if is_quick else Sizes()
+
+
+def synchronise(device):
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def autocast(device, precision):
+    """The context of a forward pass. On the CPU everything is computed in fp32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=device.type == 'cuda')
+
+
+class Training:
+    """A network with all that trains it; `train` takes a step as the trainer does.
+
+    network: forward(*batch) -> loss, on the device. batch_of(number): the batch of a step, on the device.
+    With `is_graphed` the step is a CUDA graph after the first few; on the CPU it runs on static inputs.
+    """
+
+    def __init__(self, network, batch_of, device, is_graphed=False, optimizer='lamb', precision='bf16'):
+        self.network = network.train()
+        self.batch_of = batch_of
+        self.device = device
+        self.precision = precision
+        self.lr = 0.1 if optimizer == 'sgd' else 1e-3
+        self.optimizer = build_optimizer(optimizer, parameter_groups(network, 0.05), (0.9, 0.95))
+        self.guard = BufferGuard(network)
+        self.scaler = LossScaler(device) if precision == 'fp16' else None
+        self.ranks = Ranks(0, 1, device)
+        self.requests = torch.zeros(2, device=device)
+        self.warnings = []
+        self.step = self.eager_step
+        if is_graphed:
+            recorder = CUDARecorder(device) if device.type == 'cuda' else None
+            self.step = GraphedStep(self.eager_step, 1, self.ranks, self.warnings.append, lambda: None, recorder)
+
+    def eager_step(self, batches, requests):
+        return train_step(self.network, batches, 1, self.optimizer, self.guard, self.ranks,
+                          lambda: autocast(self.device, self.precision), 5.0, requests, self.scaler)
+
+    def train(self, number):
+        """Take the step of that number. Returns its result, (5,), on the device."""
+        torch.manual_seed(number)
+        set_schedule(self.optimizer, self.lr, 0.05)
+        return self.step(iter([self.batch_of(number)]), lambda: self.requests).clone()
+
+    @property
+    def is_captured(self):
+        return isinstance(self.step, GraphedStep) and self.step.captured is True
+
+    def state(self):
+        """What a resume needs, in copies."""
+        return {'network': {key: value.clone() for key, value in self.network.state_dict().items()},
+                'optimizer': copied(self.optimizer.state_dict())}
+
+    def load(self, state):
+        self.network.load_state_dict(state['network'])
+        load_state(self.optimizer, copied(state['optimizer']))
+
+
+def copied(value):
+    """Nested lists and dictionaries with copies of the tensors in them."""
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [copied(each) for each in value]
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+class SupervisedTraining(Training):
+    """The dense network's own training step, with nothing around it: no clipping, no verdict, no guard."""
+
+    def eager_step(self, batches, requests):
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision), safe_convolutions(self.device):
+            loss = self.network(*next(iter(batches)))
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+class Supervised(nn.Module):
+    """A classifier with its loss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.cnn = create_cnn(model, num_classes=1000)
+
+    def forward(self, images, labels):
+        return nn.functional.cross_entropy(self.cnn(images), labels)
+
+
+def pretraining_of(model, sizes, device, accelerated=False, recompute='none', batch=None, drop_path=None,
+                   **options):
+    """Training of a SparK around a network, on random images. The plain form is the one that GPUs run."""
+    batch = batch or sizes.batch
+    torch.manual_seed(0)
+    spark = build_spark(model, sizes.input_size, drop_path=drop_path, decoder_width=sizes.decoder_width)
+    spark.accelerated = accelerated
+    spark.placed(device).recompute(recompute)
+    images = random_images(batch, sizes, device)
+
+    @cache  # drawn and sent once: a run has its masks drawn beside the training
+    def batch_of(number):
+        return images, to_device(spark.draw_visible(batch, torch.Generator().manual_seed(number)), device)
+
+    return Training(spark, batch_of, device, **options)
+
+
+def supervised_of(model, sizes, device, **options):
+    torch.manual_seed(0)
+    network = Supervised(model).to(device, memory_format=torch.channels_last)
+    images = random_images(sizes.batch, sizes, device)
+    labels = torch.randint(1000, (sizes.batch,), device=device)
+    return SupervisedTraining(network, lambda number: (images, labels), device, **options)
+
+
+def random_images(batch, sizes, device):
+    images = torch.randn(batch, 3, sizes.input_size, sizes.input_size, device=device)
+    return images.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def deterministic(device):
+    """Context in which cuDNN chooses the same kernels each time, so that two trainings can be compared."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before

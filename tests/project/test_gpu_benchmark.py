@@ -1,0 +1,85 @@
+"""The benchmark that people with a GPU run: its limits, its table, its aims, and all of it on tiny networks."""
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import Outcome, Part, aims, parts_for, run_parts, table
+from tests.conftest import ROOT
+
+WRITE = 'import json, sys; row = {"case": "a case", "text": "a result", "aim": None, "met": None};' \
+        'print(json.dumps(row), file=open(sys.argv[-1], "a"), flush=True);'
+H200, OTHER = 'NVIDIA H200, torch 2.14', 'NVIDIA A100, torch 2.14'
+
+
+def test_what_fails_or_hangs_costs_its_own_lines(tmp_path):
+    child = 'import subprocess; subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])'
+    parts = [Part('works', ('-c', WRITE), 60), Part('fails', ('-c', f'{WRITE}raise ValueError("no luck")'), 60),
+             Part('hangs', ('-c', WRITE + child), 2), Part('too long', ('-c', WRITE), 1000),
+             Part('works with what it is given', ('-c', f'import os; assert os.environ["GIVEN"] == "1"; {WRITE}'), 60,
+                  {'GIVEN': '1'})]
+    seen = []
+    began = time.monotonic()
+    outcomes = run_parts(parts, 300, tmp_path, lambda outcomes: seen.append(outcomes[-1].part.name))
+    assert time.monotonic() - began < 50
+    assert seen == [part.name for part in parts]
+    problems = [outcome.problem for outcome in outcomes]
+    assert problems[0] is None and problems[4] is None
+    assert problems[1:3] == ['failed: ValueError: no luck', 'ended after its limit of 2 s']
+    assert problems[3].startswith('skipped: it may take 1000 s, and 2')
+    assert [len(outcome.rows) for outcome in outcomes] == [1, 1, 1, 0, 1]  # what was written before is kept
+    lines = table(outcomes, H200).splitlines()
+    assert sum('a case' in line and 'a result' in line for line in lines) == 4
+    assert all(any(problem in line for line in lines) for problem in problems if problem)
+
+
+@pytest.mark.parametrize('device', ['cuda', 'cpu'])
+def test_the_important_parts_fit_into_the_total(device):
+    for is_quick, number, total in ((True, 5, gpu.QUICK_TOTAL), (False, 6, gpu.TOTAL)):
+        parts = parts_for(device, is_quick, 'folder')
+        assert sum(part.limit for part in parts[:number]) <= total * gpu.SLOWER[device]
+        assert len({part.name for part in parts}) == len(parts) > number
+        assert all(('--quick' in part.command) == is_quick for part in parts)
+    assert gpu.TOTAL < 360 and gpu.QUICK_TOTAL < 180
+
+
+def row(case, ms, **more):
+    return {'case': case, 'text': '', 'aim': None, 'met': None, 'ms': ms, 'images_per_s': 64000 / ms, **more}
+
+
+def test_aims():
+    steps = Outcome(Part('steps', ('steps', 'resnet50'), 1), [
+        row('graph', 34.0, mib=83.0), row('eager', 60.0, mib=83.0), row('supervised, graph', 17.0)])
+    compiled = Outcome(Part('compilation', ('compilation', 'resnet50', 'cold'), 1), [
+        {'case': 'compiling, cold', 'text': '30 s', 'aim': None, 'met': None}, row('compiled, graph', 20.4, mib=75.0)])
+
+    def found(outcomes, name=H200):
+        return [(each['text'], each['met']) for each in aims(outcomes, name)]
+
+    assert found([steps, compiled]) == [('1.20 times', True), ('9.2 times', True), ('75 MiB', True)]
+    assert found([steps]) == [('2.00 times', False), ('5.5 times', False), ('83 MiB', True)]
+    assert found([compiled], OTHER) == [('9.2 times', None), ('75 MiB', True)]
+    assert found([]) == []
+    assert ': MISSED]' in table([steps], H200) and ': met]' in table([compiled], H200)
+
+
+def test_a_gpu_must_be_there(capsys, monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main(['--device=cuda'])
+    assert '--device=cpu' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_parts_run_on_tiny_networks(tmp_path):
+    command = [sys.executable, '-m', 'benchmarks.gpu', '--device=cpu', f'--json={tmp_path}/found.json']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert [part['problem'] for part in found['parts']] == [None] * len(parts_for('cpu', False, tmp_path))
+    rows = [row for part in found['parts'] for row in part['rows']]
+    assert all(row['met'] is not False for row in rows), rows
+    assert all(row['case'] in done.stdout and row['text'] in done.stdout for row in rows)
