@@ -122,10 +122,7 @@ class SparK(nn.Module):
     def geometry(self, images, visible):
         """Where the visible cells lie. Raises ValueError if `visible` is no LongTensor (B, k)."""
         masking.check_visible(visible, len(images))
-        geometry = Geometry(visible, self.encoder.grid, self.accelerated)
-        if not geometry.accelerated:
-            geometry.compute_cell_rows(self.encoder.cell_size)
-        return geometry
+        return Geometry(visible, self.encoder.grid, self.accelerated, self.encoder.cell_size)
 
     def densify(self, strips, geometry):
         """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).

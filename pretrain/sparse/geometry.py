@@ -20,20 +20,21 @@ class Geometry:
     accelerated: whether layers may take the forms of pretrain/accelerated, which compute the same numbers up
     to rounding in fewer operations, but in many small ones. They are built for CPUs. None: see
     `is_accelerated`.
+
+    cell_size: if it is given, `cell_rows` for all sides that a cell can have are computed at once, unless
+    accelerated. Blocks that are compiled, and share their graphs, find them there.
     """
 
-    def __init__(self, visible, grid, accelerated=None):
+    def __init__(self, visible, grid, accelerated=None, cell_size=None):
         self.visible = visible
         self.grid = grid
         self.accelerated = is_accelerated(accelerated, visible.device)
         self.tables = Tables(visible, grid) if self.accelerated else None
         self._cell_rows = {}
-
-    def compute_cell_rows(self, p):
-        """Compute `cell_rows` of p and all its halves. Compiled blocks, which share their graphs, find them there."""
-        self.cell_rows(p)
-        if p % 2 == 0:
-            self.compute_cell_rows(p // 2)
+        p = 0 if self.accelerated or cell_size is None else cell_size
+        while p:
+            self.cell_rows(p)
+            p = p // 2 if p % 2 == 0 else 0
 
     def cell_rows(self, p):
         """(B*k*p,): where the rows of the visible cells stand on a canvas cut into rows of p positions.

@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from common.demo_world import write_world
 from common.networks.create import create_cnn
@@ -53,6 +54,20 @@ def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(small, tmp_path, m
     for key in ('step', 'sums', 'model', 'ema', 'optimizer', 'best', 'classes'):
         assert same(one[key], other[key]), key
     assert saved(whole, 'best')['top1'] == saved(tmp_path / 'cut', 'best')['top1'] == one['best']['model']['top1']
+
+
+@pytest.mark.slow
+def test_a_compiled_run_agrees_with_an_eager_one(small, tmp_path, capsys):
+    plain = fine_tune(small(run_dir=str(tmp_path / 'plain'), epochs=1, warmup_epochs=0.0))
+    counter = CompileCounterWithBackend('aot_eager')
+    with torch.compiler.set_stance(force_backend=counter):
+        folder = fine_tune(small(compile=True, epochs=1, warmup_epochs=0.0))
+    assert counter.frame_count == 3  # the blocks, and nothing for the validation images
+    assert 'compiled    3 parts of the network' in capsys.readouterr().out
+    one, other = saved(folder), saved(plain)
+    assert one['compiled'] is True and other['compiled'] is False
+    assert one['sums'] == pytest.approx(other['sums'], rel=1e-3)
+    assert one['model'].keys() == other['model'].keys()
 
 
 def test_weights_given_to_resume_from_are_weights(small, tmp_path, capsys):
