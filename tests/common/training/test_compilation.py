@@ -170,9 +170,10 @@ def test_a_network_that_does_not_compile_runs_as_it_is(when):
     with torch.compiler.set_stance(force_backend=backend):
         found = compiled(net, run_of(compile=True))
         done.append(True)
-        assert not found.is_on and 'no kernel for this' in found.failure and '\n' not in found.failure
-        assert 'yet more' not in found.failure and found.described() == [('compiled', 'no')]
-        assert len(list(found.warnings())) == 1
+        (_, text), = found.described()
+        warning, = found.warnings()
+        assert not found.is_on and text.startswith('no: this network does not compile (') and text[4:] in warning
+        assert 'no kernel for this' in text and '\n' not in text and 'yet more' not in text
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
         assert not any(isinstance(module, SharedDropPath) for module in net.modules())
         assert all(parameter.grad is None for parameter in net.parameters())
@@ -189,10 +190,23 @@ def test_lack_of_memory_is_no_failure_to_compile():
         compiled(net, run_of(compile=True))
 
 
-def test_norms_that_share_their_statistics_are_left_out():
-    found = compiled(Net(), run_of(compile=True, shares=True))
-    assert not found.is_on and found.failure
-    assert compiled(Net(), run_of()) == Compiled() and not Compiled().warnings() and not Compiled().described()
+@pytest.mark.parametrize('given', [True, None])
+def test_parts_whose_norms_share_their_statistics_are_left_out(given):
+    """Which by itself is no reason for a warning."""
+    saved = {'compiled': True, 'step': 0}
+    found = compiled(Net(), run_of(compile=given, shares=True), saved)
+    assert not found.is_on and len(list(found.warnings())) == (given is True)
+    assert found.described() == [('compiled', 'no: its BatchNorms share their statistics between ranks, which is not compiled')]
+    net, (_, stance) = Net(), counting()
+    net.two[1].norm = nn.GroupNorm(1, 16)
+    with stance:
+        found = compiled(net, run_of(compile=given, shares=True), saved)
+    assert found.parts == 1 and found.shared == 3 and 'but not 3 whose BatchNorms' in found.described()[0][1]
+
+
+def test_nothing_is_said_where_nothing_was_wanted():
+    found = compiled(Net(), run_of())
+    assert found == Compiled() and not found.described() and not list(found.warnings())
 
 
 def test_drop_path_with_its_probability_in_a_tensor():
