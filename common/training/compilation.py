@@ -104,15 +104,7 @@ def compile_network(network, parts, example_batch, run, saved, accum, fixed_shap
         return Compiled(shared=shared, reason=SHARED if shared else NOTHING, is_unexpected=asked)
     began = time.perf_counter()
     with compiled_at_first_call(alone, dynamic=not fixed_shapes) as undo:
-        try:
-            try_step(network, example_batch(run.share // accum), run.autocast, ranks.device)
-            reasons = []
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler can raise
-            reasons = [reason_of(error)]
-        network.zero_grad(set_to_none=True)
-        reasons = ranks.gather(reasons)
+        reasons = ranks.gather(failures(network, example_batch(run.share // accum), run.autocast, ranks.device))
         if reasons:
             undo()
             return Compiled(reason=f'this network does not compile ({reasons[0]})', is_unexpected=True)
@@ -137,6 +129,19 @@ def compiled_at_first_call(parts, dynamic=False):
 
     with torch._dynamo.config.patch(recompile_limit=GRAPHS):
         yield undo
+
+
+def failures(network, batch, autocast, device):
+    """What a step fails for, in words; an empty list if it does not. Raises OutOfMemoryError: no compiler is to blame."""
+    try:
+        try_step(network, batch, autocast, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler can raise
+        return [reason_of(error)]
+    finally:
+        network.zero_grad(set_to_none=True)
+    return []
 
 
 def try_step(network, batch, autocast, device):
