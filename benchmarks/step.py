@@ -27,9 +27,11 @@ from torch import nn
 from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
+from common.training.compilation import compiled_at_first_call, repeated_blocks
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from common.training.trainer import train_step
-from pretrain.spark import build_spark
+from pretrain.spark import SparK, build_spark
+from pretrain.spark_method import SparKMethod
 
 CASES = ('pretraining', 'supervised', 'dense', 'dense_plain', 'plain')
 
@@ -58,7 +60,7 @@ class Dense(nn.Module):
 
 
 def prepare(case, name, args, device):
-    """The case's training step, a function, and the bytes that it found in memory."""
+    """The case's network, its training step, a function, and the bytes that it found in memory."""
     torch.manual_seed(0)
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
@@ -73,8 +75,6 @@ def prepare(case, name, args, device):
         net = Dense(spark) if case in ('dense', 'dense_plain') else spark
     optimizer, guard = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)), BufferGuard(net)
     set_schedule(optimizer, 1e-4, 0.05)
-    if args.compile:
-        net.compile()
     ranks, requests = Ranks(0, 1, device), torch.zeros(2, device=device)
 
     def autocast():
@@ -93,12 +93,16 @@ def prepare(case, name, args, device):
         loss.backward()
         optimizer.step()
 
-    return supervise if case == 'supervised' else pretrain, memory(device)
+    return net, supervise if case == 'supervised' else pretrain, memory(device)
 
 
 def take_turns(case, name, args, device, connection):
     """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before."""
-    step, base = prepare(case, name, args, device)
+    net, step, base = prepare(case, name, args, device)
+    if args.compile:
+        parts = SparKMethod().parts_to_compile(net) if isinstance(net, SparK) else repeated_blocks(net) or [net]
+        with compiled_at_first_call(parts):
+            step()
     while connection.recv():
         step()
         if device.type == 'cuda':

@@ -25,6 +25,8 @@ from common.words import counted
 WORTH_IMAGES = 1_000_000
 LEAST_SHARE = 0.05  # of a network's parameters that the blocks of a class hold
 GRAPHS = 128  # of one forward at most; torch's own limit, 8, is less than the shapes of blocks that CNNs have
+SHARED = 'its BatchNorms share their statistics between ranks, which is not compiled'
+NOTHING = 'no part of this network is compiled with these options'
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -32,12 +34,15 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class Compiled:
     """What became of a network's compilation.
 
-    parts: number of modules that are compiled; 0 if it runs uncompiled. seconds: what that took. failure: why
-    it was wanted and is not done, a sentence, or None.
+    parts: number of modules that are compiled; 0 if it runs uncompiled. seconds: what that took. shared: number
+    of modules that are not, since their BatchNorms share their statistics between ranks. reason: why nothing is
+    compiled although it was wanted, or None. is_unexpected: whether that is worth a warning.
     """
     parts: int = 0
     seconds: float = 0.0
-    failure: str | None = None
+    shared: int = 0
+    reason: str | None = None
+    is_unexpected: bool = False
 
     @property
     def is_on(self):
@@ -45,13 +50,16 @@ class Compiled:
 
     def described(self):
         """Lines (word, text) for the start message of a run; none if compilation was not wanted."""
-        if self.is_on:
-            return [('compiled', f'{counted(self.parts, "part")} of the network, in {self.seconds:.0f} s '
-                                 '(--compile=False for none)')]
-        return [('compiled', 'no')] if self.failure else []
+        if self.reason:
+            return [('compiled', f'no: {self.reason}')]
+        if not self.is_on:
+            return []
+        shared = f', but not {self.shared} whose BatchNorms share their statistics between ranks' if self.shared else ''
+        return [('compiled', f'{counted(self.parts, "part")} of the network, in {self.seconds:.0f} s{shared}')]
 
     def warnings(self):
-        return [f'{self.failure}; the run goes on uncompiled, which --compile=False asks for'] if self.failure else []
+        if self.is_unexpected:
+            yield f'{self.reason}: the run goes on uncompiled, which --compile=False asks for'
 
 
 def is_wanted(given, saved, device, images, fixed_shapes):
@@ -88,25 +96,19 @@ def compile_network(network, parts, example_batch, run, saved, accum, fixed_shap
     left = (run.steps - (saved['step'] if saved else 0)) * run.share
     if not ranks.broadcast_object(is_wanted(run.options.compile, saved, ranks.device, left, fixed_shapes)):
         return Compiled()
-    alone = [part for part in parts() if not any(run.shares(module) for module in part.modules())]
+    asked = run.options.compile is True
+    wanted = parts()
+    alone = [part for part in wanted if not any(run.shares(module) for module in part.modules())]
+    shared = len(wanted) - len(alone)
     if not alone:
-        return Compiled(failure='no part of this network is compiled with these options' if ranks.size == 1 else
-                        'the BatchNorms of all parts share their statistics between ranks, which is not compiled')
+        return Compiled(shared=shared, reason=SHARED if shared else NOTHING, is_unexpected=asked)
     began = time.perf_counter()
     with compiled_at_first_call(alone, dynamic=not fixed_shapes) as undo:
-        try:
-            try_step(network, example_batch(run.share // accum), run.autocast, ranks.device)
-            reasons = []
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler can raise
-            reasons = [reason_of(error)]
-        network.zero_grad(set_to_none=True)
-        reasons = ranks.gather(reasons)
+        reasons = ranks.gather(failures(network, example_batch(run.share // accum), run.autocast, ranks.device))
         if reasons:
             undo()
-            return Compiled(failure=f'this network does not compile ({reasons[0]})')
-    return Compiled(len(alone), time.perf_counter() - began)
+            return Compiled(reason=f'this network does not compile ({reasons[0]})', is_unexpected=True)
+    return Compiled(len(alone), time.perf_counter() - began, shared)
 
 
 @contextmanager
@@ -127,6 +129,19 @@ def compiled_at_first_call(parts, dynamic=False):
 
     with torch._dynamo.config.patch(recompile_limit=GRAPHS):
         yield undo
+
+
+def failures(network, batch, autocast, device):
+    """What a step fails for, in words; an empty list if it does not. Raises OutOfMemoryError: no compiler is to blame."""
+    try:
+        try_step(network, batch, autocast, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler can raise
+        return [reason_of(error)]
+    finally:
+        network.zero_grad(set_to_none=True)
+    return []
 
 
 def try_step(network, batch, autocast, device):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from common import recompute
 from common.training.compilation import compiled_at_first_call, try_step, uncompiled
 from pretrain.decoder import UNetBlock
 from pretrain.main import pretrain
@@ -79,6 +80,25 @@ def test_it_agrees_whatever_the_mask(model, recompute, drop_path, graphs):
     assert set(counts) == {graphs}
     assert len(one) > 50
     assert_close(one, other, 1e-4)
+
+
+@pytest.mark.slow
+def test_random_numbers_that_are_kept_are_those_that_are_drawn_again(monkeypatch):
+    """While a CUDA graph is captured, drop path in what is computed again is kept: see common/recompute.py."""
+    spark, results = plain('test_convnext', 'all', 0.3), []
+    with torch.compiler.set_stance(force_backend='aot_eager'):
+        with compiled_at_first_call(parts_of(spark)):
+            try_step(spark, batch_of(spark), nullcontext, CPU)
+        batch = batch_of(spark)
+        for is_capturing in (False, True):
+            monkeypatch.setattr(recompute, 'is_capturing', lambda is_capturing=is_capturing: is_capturing)
+            spark.zero_grad()
+            torch.manual_seed(5)
+            loss = spark(*batch)
+            loss.backward()
+            results.append([loss, *(p.grad for p in spark.parameters() if p.grad is not None)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.slow
@@ -203,4 +223,4 @@ def test_told_otherwise_it_goes_on_uncompiled(tiny, counter, monkeypatch):
 def test_what_is_computed_again_on_the_cpu_is_not_compiled(tiny, counter, capsys):
     folder = pretrain(tiny(compile=True, recompute='decoder', epochs=1))
     assert counter.frame_count == 0 and saved(folder)['compiled'] is False
-    assert 'no part of this network is compiled with these options; the run goes on uncompiled' in capsys.readouterr().err
+    assert 'no part of this network is compiled with these options: the run goes on uncompiled' in capsys.readouterr().err

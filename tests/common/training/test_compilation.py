@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from timm.layers import DropPath
-from torch import nn
+from torch import multiprocessing, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from common.distributed import Ranks
+from common.distributed import Ranks, data_parallel
 from common.training.compilation import (
     WORTH_IMAGES,
     Compiled,
@@ -170,9 +171,10 @@ def test_a_network_that_does_not_compile_runs_as_it_is(when):
     with torch.compiler.set_stance(force_backend=backend):
         found = compiled(net, run_of(compile=True))
         done.append(True)
-        assert not found.is_on and 'no kernel for this' in found.failure and '\n' not in found.failure
-        assert 'yet more' not in found.failure and found.described() == [('compiled', 'no')]
-        assert len(list(found.warnings())) == 1
+        (_, text), = found.described()
+        warning, = found.warnings()
+        assert not found.is_on and text.startswith('no: this network does not compile (') and text[4:] in warning
+        assert 'no kernel for this' in text and '\n' not in text and 'yet more' not in text
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
         assert not any(isinstance(module, SharedDropPath) for module in net.modules())
         assert all(parameter.grad is None for parameter in net.parameters())
@@ -189,10 +191,23 @@ def test_lack_of_memory_is_no_failure_to_compile():
         compiled(net, run_of(compile=True))
 
 
-def test_norms_that_share_their_statistics_are_left_out():
-    found = compiled(Net(), run_of(compile=True, shares=True))
-    assert not found.is_on and found.failure
-    assert compiled(Net(), run_of()) == Compiled() and not Compiled().warnings() and not Compiled().described()
+@pytest.mark.parametrize('given', [True, None])
+def test_parts_whose_norms_share_their_statistics_are_left_out(given):
+    """Which by itself is no reason for a warning."""
+    saved = {'compiled': True, 'step': 0}
+    found = compiled(Net(), run_of(compile=given, shares=True), saved)
+    assert not found.is_on and len(list(found.warnings())) == (given is True)
+    assert found.described() == [('compiled', 'no: its BatchNorms share their statistics between ranks, which is not compiled')]
+    net, (_, stance) = Net(), counting()
+    net.two[1].norm = nn.GroupNorm(1, 16)
+    with stance:
+        found = compiled(net, run_of(compile=given, shares=True), saved)
+    assert found.parts == 1 and found.shared == 3 and 'but not 3 whose BatchNorms' in found.described()[0][1]
+
+
+def test_nothing_is_said_where_nothing_was_wanted():
+    found = compiled(Net(), run_of())
+    assert found == Compiled() and not found.described() and not list(found.warnings())
 
 
 def test_drop_path_with_its_probability_in_a_tensor():
@@ -214,3 +229,38 @@ def test_undone_it_is_as_before():
         undo()
         net(torch.randn(2, 3, 16, 16))
     assert counter.frame_count == 0 and [type(module) for module in net.modules()] == kinds
+
+
+def on_rank(rank, folder, failing):
+    """Compile on one of two ranks, and save what comes of it and of a step. failing: the rank that cannot, or None."""
+    def backend(graph, inputs):
+        if rank == failing:
+            raise RuntimeError('no compiler on this machine')
+        return torch._dynamo.lookup_backend('aot_eager')(graph, inputs)
+
+    torch.manual_seed(0)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    net, run = Net(), run_of(compile=True if rank == 0 else None)  # the main rank decides
+    run.ranks = Ranks(rank, 2, CPU)
+    with torch.compiler.set_stance(force_backend=backend):
+        found = compiled(net, run)
+        torch.manual_seed(rank)
+        parallel = data_parallel(net.eval(), run.ranks, True)  # eval: without drop path
+        parallel(torch.randn(8, 3, 16, 16)).backward()
+    torch.save([found.parts, found.reason, [p.grad for p in net.parameters()]], f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_do_the_same(tmp_path):
+    found = {}
+    for failing in (None, 1):
+        folder = tmp_path / str(failing)
+        folder.mkdir()
+        multiprocessing.start_processes(on_rank, (str(folder), failing), nprocs=2, start_method='spawn')
+        found[failing] = [torch.load(folder / f'{rank}.pth') for rank in range(2)]
+    assert [parts for parts, _, _ in found[None]] == [4, 4] and [parts for parts, _, _ in found[1]] == [0, 0]
+    assert all('no compiler on this machine' in reason for _, reason, _ in found[1])
+    for _, _, gradients in (*found[None], found[1][1]):
+        for one, other in zip(gradients, found[1][0][2], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
