@@ -12,6 +12,7 @@ The parts (benchmarks/gpu_parts.py):
 * golden: the official implementation's numbers in float64, on this device;
 * steps: step times and peak memory, bf16, of the forms of the step beside the network's own supervised step;
 * agreement: losses and weights after 20 steps of a CUDA graph beside eager steps, drop path on, and a resume;
+* compilation: what compiling takes with an empty and with a filled cache, and what it gains;
 * one_rank: SyncBatchNorm and DDP with NCCL in a group of one;
 * real_run: pretrain/main.sh on JPEGs of 500 x 375: first steps, and the time spent waiting for images;
 * fp16, optimisers: --precision=fp16; LAMB, AdamW and SGD in a graph beside eager steps.
@@ -79,15 +80,20 @@ def parts_for(device, is_quick, folder):
         command += ('--quick',) if is_quick else ()
         return Part(' '.join((name, *arguments)), command, limit * SLOWER[device], environment)
 
+    def compilation(limit, model, cache):
+        return part(limit, 'compilation', model, cache, TORCHINDUCTOR_CACHE_DIR=f'{folder}/compiled_{model}')
+
     def real_run(limit, decode):
         return part(limit, 'real_run', decode, more=(str(folder),))
 
     if is_quick:
         return [part(25, 'golden'), part(30, 'steps', one), part(35, 'steps', other), part(35, 'agreement'),
-                real_run(40, 'pillow'), part(30, 'one_rank', one)]
+                compilation(50, one, 'cold'), real_run(40, 'pillow'), part(30, 'one_rank', one)]
     return [part(40, 'golden'), part(60, 'steps', one), part(70, 'steps', other), part(50, 'agreement'),
-            real_run(45, 'pillow'), part(40, 'one_rank', one), part(30, 'fp16'), part(30, 'optimisers'),
-            real_run(45, 'fast')]
+            compilation(80, one, 'cold'), real_run(45, 'pillow'), compilation(90, other, 'cold'),
+            part(40, 'one_rank', one), part(30, 'fp16'), compilation(40, one, 'warm'),
+            *([real_run(45, 'gpu')] if device == 'cuda' else []), part(30, 'optimisers'), real_run(45, 'fast'),
+            compilation(40, other, 'warm')]
 
 
 def run_parts(parts, total, folder, ended):

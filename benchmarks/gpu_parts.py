@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import gpu_checks, gpu_steps
+from benchmarks import gpu_checks, gpu_compilation, gpu_steps
 from benchmarks.gpu_training import sizes_for
 from common.demo_world import CLASSES, draw
 
@@ -51,7 +51,7 @@ def real_run(report, sizes, device, decode, folder):
         batch, network = 4, ['--model=test_resnet', '--workers=1', f'--decoder_width={sizes.decoder_width}']
     command = ['bash', str(ROOT / 'pretrain/main.sh'), 'bench', f'--data_path={folder}/jpegs', *network,
                f'--bs={batch}', f'--input_size={sizes.input_size}', '--ep=1', '--log_every=1', '--ngpu_per_node=1',
-               '--picture_every=0', f'--fast_decode={decode == "fast"}']
+               '--picture_every=0', f'--decode={decode}']
     environment = {**os.environ, 'PYTHON': sys.executable}
     done = subprocess.run(command, cwd=run, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -98,7 +98,7 @@ def last_line(text):
 
 PARTS = {'golden': gpu_checks.golden, 'agreement': gpu_checks.agreement, 'optimisers': gpu_checks.optimisers,
          'fp16': gpu_checks.half_precision, 'one_rank': gpu_checks.one_rank, 'steps': gpu_steps.steps,
-         'real_run': real_run}
+         'compilation': gpu_compilation.compilation, 'real_run': real_run}
 
 
 def main():

@@ -121,10 +121,15 @@ def data_parallel(module, ranks, same_buffers, in_bf16=False):
     """
     if ranks.size == 1:
         return module
+    return in_ddp(module, ranks.device, same_buffers, in_bf16)
+
+
+def in_ddp(module, device, same_buffers, in_bf16=False):
+    """The module in DistributedDataParallel, however many ranks there are; see `data_parallel`."""
     broadcast = 'forward_sync_buffers'
     if broadcast not in signature(DistributedDataParallel).parameters:
         broadcast = 'broadcast_buffers'  # the argument's name before torch 2.15
-    device_ids = [ranks.device] if ranks.device.type == 'cuda' else None
+    device_ids = [device] if device.type == 'cuda' else None
     parallel = DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True,
                                        **{broadcast: not same_buffers})
     if in_bf16:

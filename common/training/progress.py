@@ -92,7 +92,8 @@ class Progress:
         steps = self.steps_since_look
         self.steps_since_look = 0
         self.has_warmed_up = True
-        self.log.say(f'The first {counted(steps, "step")} took {seconds:.1f} s in all, in which {what}.')
+        took = 'The first step took' if steps == 1 else f'The first {steps} steps took, in all,'
+        self.log.say(f'{took} {seconds:.1f} s, in which {what}.')
 
     def look(self, seconds, waited=0.0):
         """Tell of the steps since the last look, which took so many seconds; of these, images were waited for

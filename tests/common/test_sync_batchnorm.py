@@ -69,8 +69,8 @@ def trained(norm, images, weights, run=None):
     return found | {key: value.clone() for key, value in norm.state_dict().items()}
 
 
-def on_rank(rank, folder, act):
-    """What act(rank's half of some batches) finds on a rank, saved in the folder."""
+def on_rank(rank, folder):
+    """What a rank finds with its half of the batches, saved in the folder."""
     dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/store', 2), rank=rank, world_size=2)
     torch.set_num_threads(1)
 
@@ -78,11 +78,12 @@ def on_rank(rank, folder, act):
         mine = slice(3 * rank, 3 * rank + 3)
         return images[:, mine], weights[mine]
 
-    torch.save(act(half), f'{folder}/{rank}.pth')
+    found = {**normalised(half), **compiled(half), **pretraining(half)}
+    torch.save(found, f'{folder}/{rank}.pth')
     dist.destroy_process_group()
 
 
-def without_compilation(half):
+def normalised(half):
     found = {}
     for kind in NORMS:
         images, weights = half(*batches(kind))
@@ -161,16 +162,12 @@ def with_kernels(found, x, grad):
         found['plain', name] = dict(zip(('gradient', 'gradient of weight', 'gradient of bias'), values))
 
 
-def on_two_ranks(folder, act):
-    """What act finds on each of two ranks."""
-    start = 'spawn' if torch.cuda.is_available() else 'fork'  # fork is the faster one; CUDA does not bear it
-    multiprocessing.start_processes(on_rank, (str(folder), act), nprocs=2, start_method=start)
-    return [torch.load(f'{folder}/{rank}.pth') for rank in range(2)]
-
-
 @pytest.fixture(scope='module')
 def of_ranks(tmp_path_factory):
-    return on_two_ranks(tmp_path_factory.mktemp('ranks'), without_compilation)
+    """What each of two ranks found. They are not forked: that is not possible once CUDA was looked for."""
+    folder = str(tmp_path_factory.mktemp('ranks'))
+    multiprocessing.spawn(on_rank, (folder,), nprocs=2)
+    return [torch.load(f'{folder}/{rank}.pth') for rank in range(2)]
 
 
 def joined(name, values):
@@ -178,11 +175,6 @@ def joined(name, values):
     if name.startswith('gradient of'):
         return sum(values)
     return torch.cat(values) if name[-1].isdigit() else values[0]
-
-
-@pytest.fixture(scope='module')
-def of_sparks(tmp_path_factory):
-    return on_two_ranks(tmp_path_factory.mktemp('sparks'), pretraining)
 
 
 CASES = [(kind, way) for kind in NORMS for way in ('equal', 'cpu')] + [('plain', 'recomputed')]
@@ -193,18 +185,18 @@ def test_two_ranks_equal_the_whole_batch(of_ranks, kind, way):
     compare([found[kind, way] for found in of_ranks], trained(built(kind), *batches(kind)))
 
 
-def test_compilation_leaves_it_alone(tmp_path):
+def test_compilation_leaves_it_alone(of_ranks):
     norm = built('plain')
     whole = trained(norm, *batches(), lambda x: norm(x * 2) / 2)
-    compare([found['plain', 'compiled'] for found in on_two_ranks(tmp_path, compiled)], whole)
+    compare([found['plain', 'compiled'] for found in of_ranks], whole)
 
 
 @pytest.mark.parametrize('way', ['equal', 'cpu'])
 @pytest.mark.parametrize('accelerated', [False, True])
-def test_pretraining_on_two_ranks_equals_the_whole_batch(of_sparks, way, accelerated):
+def test_pretraining_on_two_ranks_equals_the_whole_batch(of_ranks, way, accelerated):
     whole = pretrained(small_spark(), *spark_batch(), accelerated)
     for name, expected in whole.items():
-        one, other = (found[way, accelerated][name] for found in of_sparks)
+        one, other = (found[way, accelerated][name] for found in of_ranks)
         own = (one + other) / 2 if name == 'loss' or name.startswith('gradient') else one
         torch.testing.assert_close(own, expected, rtol=1e-8, atol=1e-10, msg=name)
 

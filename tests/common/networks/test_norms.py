@@ -230,7 +230,7 @@ def test_a_plan_has_no_parts_of_one_image():
     given = {'model': 'resnest14d', 'input_size': 64, 'decoder_width': 32, 'batch_size': 8, 'gpus': 1, 'precision': 'fp32'}
     found = plan(PlanOptions(**given))
     assert found.smallest == 2 and found.parts == 1
-    tight = PlanOptions(**given, memory=(found.counts.held(1, False) * (1 + MEMORY_ERROR) + 1) / GIB, reserve=0.0)
+    tight = PlanOptions(**given, memory=(found.counts.held(1, False, 8) * (1 + MEMORY_ERROR) + 1) / GIB, reserve=0.0)
     assert Plan(tight, found.counts, None).parts == 8  # room for one image
     with pytest.raises(ValueError, match='2 images at a time, which the norms of this network need, take'):
         Plan(tight, found.counts, None, 2)

@@ -235,7 +235,7 @@ def test_first_steps_that_take_longer_do_not_count_in_the_speed(tiny, monkeypatc
     monkeypatch.setattr(Trainer, 'warmup_steps', property(lambda trainer: 0 if trainer.progress.has_warmed_up else 4))
     folder = pretrain(tiny(log_every=1, epochs=3))
     said = (folder / 'stdout_backup.txt').read_text()
-    assert re.search(r'The first 4 steps took [\d.]+ s in all, in which the GPU loads and chooses its kernels\.', said)
+    assert re.search(r'The first 4 steps took, in all, [\d.]+ s, in which the GPU loads and chooses its kernels\.', said)
     assert said.count('The first') == 1 and said.count('The next step took') == 1
     events = losses_of(folder)
     assert sorted(events) == list(range(5, 16))  # steps are told of from the fifth on
