@@ -20,8 +20,8 @@ from torch import nn
 
 from common.words import counted
 
-# Compilation takes up to a minute, and saves 0.13 ms an image (ResNet-50 on an H200), which is as much after
-# half a million images.
+# From these on it pays for certain: compilation takes about a minute, and saved 0.13 ms an image (a ResNet-50 on an
+# H200, compiled as a whole), which is a minute after half a million images.
 WORTH_IMAGES = 1_000_000
 LEAST_SHARE = 0.05  # of a network's parameters that the blocks of a class hold
 GRAPHS = 128  # of one forward at most; torch's own limit, 8, is less than the shapes of blocks that CNNs have
