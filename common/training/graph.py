@@ -9,7 +9,7 @@ averages. Random numbers come out as in eager steps: a replay takes the generato
 See "CUDA semantics", "CUDA graphs" in PyTorch's documentation, with its rules for DistributedDataParallel.
 """
 import random
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -55,17 +55,20 @@ class CUDARecorder:
         self.stream = torch.cuda.Stream(device)
         self.graph = torch.cuda.CUDAGraph()
 
+    @contextmanager
     def on_stream(self):
-        return torch.cuda.stream(self.stream)
+        """Context of the stream, in which all before is done, and which is done before all after."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
 
     def run(self, function):
         """function(), a tensor, on the stream, as PyTorch asks for before a capture."""
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
         with self.on_stream():
             result = function()
-        current.wait_stream(self.stream)
-        result.record_stream(current)
+        result.record_stream(torch.cuda.current_stream())
         return result
 
     def capture(self, function):

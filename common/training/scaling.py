@@ -32,7 +32,7 @@ class LossScaler:
         torch._amp_update_scale_(self.scale, self.growth, off, 2.0, 0.5, GROWTH_INTERVAL)
 
     def state_dict(self):
-        return {'scale': self.scale.clone(), 'growth': self.growth.clone()}
+        return {'scale': self.scale, 'growth': self.growth}
 
     def load_state_dict(self, state):
         self.scale.copy_(state['scale'])

@@ -492,7 +492,7 @@ class Trainer:
                 'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
                 'ranks': self.ranks.size, 'compiled': self.compiled.is_on, 'config': self.options.as_dict(),
                 'optimizer': copied(self.optimizer.state_dict()),
-                **({'scaler': self.scaler.state_dict()} if self.scaler else {}),
+                **({'scaler': copied(self.scaler.state_dict())} if self.scaler else {}),
                 **self.checkpoint_content(), **self.facts()}
 
     def stop(self, step):
