@@ -5,7 +5,8 @@
 Each part runs in a process of its own with a time limit: what fails or hangs costs its own lines. A part
 begins while its limit fits into what is left of the total, the important ones first; the table says which
 were skipped. --quick takes three minutes. --device cpu runs all of it on tiny networks, with longer limits,
-which shows that the script works, and nothing else.
+which shows that the script works, and nothing else. The exit code is 1 if a part failed, hung, or found a
+number that is not as it should be.
 
 The parts (benchmarks/gpu_parts.py):
 
@@ -35,7 +36,7 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks.gpu_parts import ROOT, last_line
+from benchmarks.gpu_parts import PARTS, ROOT, last_line
 from benchmarks.gpu_training import sizes_for
 from benchmarks.timing import machine
 
@@ -66,6 +67,12 @@ class Outcome:
     rows: list
     seconds: float = 0.0
     problem: str | None = None
+    is_skipped: bool = False
+
+    @property
+    def is_wrong(self):
+        """Whether the part failed, hung, or found a number that is not as it should be."""
+        return bool(self.problem and not self.is_skipped) or any(row['met'] is False for row in self.rows)
 
 
 def parts_for(device, is_quick, folder):
@@ -106,7 +113,7 @@ def run_parts(parts, total, folder, ended):
         left = total - (time.monotonic() - began)
         if part.limit > left:
             problem = f'skipped: it may take {part.limit:.0f} s, and {max(left, 0):.0f} s were left'
-            outcome = Outcome(part, [], problem=problem)
+            outcome = Outcome(part, [], problem=problem, is_skipped=True)
         else:
             outcome = run_part(part, folder)
         outcomes.append(outcome)
@@ -209,7 +216,7 @@ def arguments(argv):
     parser.add_argument('--quick', action='store_true', help='three minutes: the most important parts')
     parser.add_argument('--total', type=float, help=f'seconds for all; {TOTAL}, or {QUICK_TOTAL} with --quick')
     parser.add_argument('--json', help='file for the results')
-    parser.add_argument('--parts', nargs='+', help='the parts to run, such as: golden steps; all if not given')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, help='the parts to run; all if not given')
     args = parser.parse_args(argv)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('torch finds no GPU here: give --device=cpu for a trial on tiny networks')
@@ -242,7 +249,7 @@ def main(argv=None):
                  if not args.parts or part.name.split()[0] in args.parts]
         outcomes = run_parts(parts, args.total, folder, ended)
     print(table(outcomes, name), flush=True)
-    return int(any(outcome.problem for outcome in outcomes))
+    return int(any(outcome.is_wrong for outcome in outcomes))
 
 
 if __name__ == '__main__':

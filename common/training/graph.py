@@ -105,14 +105,10 @@ class GraphedStep:
         self.before_eager = before_eager
         self.recorder = recorder
         self.inputs = StaticInputs(accum)
-        self.eager_steps = EAGER_STEPS if ranks.size == 1 else EAGER_STEPS_DDP
+        self.eager_steps = EAGER_STEPS if ranks.size == 1 else EAGER_STEPS_DDP  # that are left
+        self.first_steps = self.eager_steps + 1 if recorder else 0  # until there is a graph
         self.result = None
         self.captured = None
-
-    @property
-    def steps_to_capture(self):
-        """Steps until the graph is captured, that one counted; 0 without a recorder."""
-        return self.eager_steps + 1 if self.recorder else 0
 
     def on_stream(self):
         """The context of the stream on which the step is captured. What DDP hooks to the parameters must be made

@@ -33,7 +33,7 @@ class Progress:
         self.skipped = saved.get('skipped', 0) if saved else 0
         self.seconds = 0.0  # spent in training steps; evaluation and saving do not count
         self.timed_steps = 0
-        self.has_warmed_up = False
+        self.first_steps = []  # seconds that each of them took, where they are told of apart
         self.has_announced = False
         self.supply = Supply(run, seconds_an_item)
         self.has_told_supply = False
@@ -85,15 +85,19 @@ class Progress:
                 f'learning rate of {self.run.schedule(step)[0]:.3g}, on '
                 f'{", ".join(names[:NAMES_SHOWN])}{more}')
 
-    def warmed_up(self, seconds, what):
-        """Tell of the first steps, which took so many seconds in all. They do not count in what is said of the
-        speed. what: why they take longer than others, for a person.
+    def add_first_step(self, seconds):
+        """Note how long one of the first steps took, which take longer than others. They do not count in what is
+        said of the speed.
         """
-        steps = self.steps_since_look
+        self.first_steps.append(seconds)
         self.steps_since_look = 0
-        self.has_warmed_up = True
-        took = 'The first step took' if steps == 1 else f'The first {steps} steps took, in all,'
-        self.log.say(f'{took} {seconds:.1f} s, in which {what}.')
+
+    def tell_first_steps(self, what):
+        """Tell of the first steps. what: why they took longer, for a person."""
+        steps = counted(len(self.first_steps), 'step')
+        took = ', '.join(f'{seconds:.1f}' for seconds in self.first_steps)
+        self.log.say(f'First {steps}: {took} s. In {"these" if len(self.first_steps) > 1 else "this"} {what}.')
+        self.log.record({'first_steps': self.first_steps})
 
     def look(self, seconds, waited=0.0):
         """Tell of the steps since the last look, which took so many seconds; of these, images were waited for
@@ -125,7 +129,7 @@ class Progress:
                           f'{waits}{duration(left)} left')
         if not self.has_announced:
             self.has_announced = True
-            what = 'next' if self.has_warmed_up else 'first'
+            what = 'next' if self.first_steps else 'first'
             took = f'The {what} step took {self.step_time:.2f} s' if self.timed_steps == 1 else \
                 f'The {what} {self.timed_steps} steps took {self.step_time:.2f} s each'
             self.log.say(f'{took}: about {duration(left)} to go, until {clock(left)}.')

@@ -409,7 +409,7 @@ class Trainer:
         """
         self.parallel.train()
         began = time.perf_counter()
-        warmup = self.warmup_steps
+        first_steps = self.first_steps - len(self.progress.first_steps)  # that are left
         waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet
         interrupted = False
         step = steps.start - 1
@@ -427,38 +427,40 @@ class Trainer:
             result = self.step(self.batches, self.session.requests)
             waiting.append((step, *to_host(result)))
             done = step + 1 - steps.start
-            lag = LAG if result.is_cuda and done != warmup else 0
+            lag = LAG if result.is_cuda and done > first_steps else 0
             while len(waiting) > lag:
                 interrupted |= read_result()
             if interrupted:  # on all ranks at the same step, for all read the same result
                 break
-            if done == warmup:
-                began = self.end_warmup(began)
-            elif done > warmup and (step + 1) % self.options.log_every == 0 or done == warmup + 5:
-                now = time.perf_counter()
+            now = time.perf_counter()
+            if done <= first_steps:
+                self.note_first_step(now - began, is_last=done == first_steps)
+                began = now
+            elif (step + 1) % self.options.log_every == 0 or done == max(first_steps, 0) + 5:
                 self.look(now - began)
                 began = now
         while waiting:
             read_result()
-        self.look(time.perf_counter() - began)
+        if self.progress.steps_since_look:
+            self.look(time.perf_counter() - began)
         return step + 1
 
     @property
-    def warmup_steps(self):
-        """Steps at the beginning that take longer than others."""
-        if self.progress.has_warmed_up or self.ranks.device.type != 'cuda':
+    def first_steps(self):
+        """Number of steps at the beginning that take longer than others."""
+        if self.ranks.device.type != 'cuda':
             return 0
-        return self.step.steps_to_capture if self.is_graphed else 1
+        return self.step.first_steps if self.is_graphed else 1
 
-    def end_warmup(self, began):
-        """Tell of the first steps, which began at that time of the clock; the time now."""
-        now = time.perf_counter()
-        what = 'the GPU loads and chooses its kernels'
-        if self.is_graphed and self.step.captured:
-            what += ', and the step is captured as a CUDA graph'
-        self.progress.warmed_up(now - began, what)
-        self.session.waits.taken()
-        return now
+    def note_first_step(self, seconds, is_last):
+        """Note one of the steps that take longer, whose result is read. After the last one all are told of."""
+        self.progress.add_first_step(seconds)
+        self.session.waits.taken()  # not of the steps whose speed is told
+        if is_last:
+            what = 'the GPU loads and chooses its kernels'
+            if self.is_graphed and self.step.captured:
+                what += ', and the step is captured as a CUDA graph'
+            self.progress.tell_first_steps(what)
 
     def clip_grad(self):
         """The largest norm of the whole gradient."""

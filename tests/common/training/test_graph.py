@@ -1,4 +1,5 @@
 """The step as one CUDA graph: it waits for nothing, all state stays where it is, and replays are the eager steps."""
+import json
 import random
 import re
 from contextlib import nullcontext
@@ -232,13 +233,16 @@ def test_a_run_on_static_inputs_is_the_run_without_and_goes_on_in_the_middle(who
 
 def test_first_steps_that_take_longer_do_not_count_in_the_speed(tiny, monkeypatch):
     """They do so on a GPU alone."""
-    monkeypatch.setattr(Trainer, 'warmup_steps', property(lambda trainer: 0 if trainer.progress.has_warmed_up else 4))
+    monkeypatch.setattr(Trainer, 'first_steps', 7)  # more than an epoch has
     folder = pretrain(tiny(log_every=1, epochs=3))
     said = (folder / 'stdout_backup.txt').read_text()
-    assert re.search(r'The first 4 steps took, in all, [\d.]+ s, in which the GPU loads and chooses its kernels\.', said)
-    assert said.count('The first') == 1 and said.count('The next step took') == 1
-    events = losses_of(folder)
-    assert sorted(events) == list(range(5, 16))  # steps are told of from the fifth on
+    assert re.search(r'First 7 steps: ([\d.]+, ){6}[\d.]+ s\. In these the GPU loads and chooses its kernels\.', said)
+    assert 'The first' not in said and said.count('The next step took') == 1
+    assert sorted(losses_of(folder)) == list(range(8, 16))  # steps are told of from the eighth on
+    lines = [json.loads(line) for line in (folder / 'pretrain_log.txt').read_text().splitlines()]
+    assert [len(line['first_steps']) for line in lines if 'first_steps' in line] == [7]
+    rates = [line['images_per_second'] for line in lines if 'loss' in line]
+    assert rates[0] is None and all(rate > 0 for rate in rates[1:])
 
 
 def test_fp16_scales_the_loss_and_goes_on_with_the_scale(tiny, tmp_path, monkeypatch):
