@@ -248,8 +248,8 @@ def errors_in_one_sentence(accum=None):
         resumes = '' if accum is None else '. Nothing that was saved is lost; the same command goes on from the last checkpoint'
         sys.exit(f'error: {error}{resumes}' if speaks else 1)
     except torch.OutOfMemoryError as error:
-        cut = '' if accum is None else f'Cut the batch into more parts with --accum={2 * accum if accum != "auto" else 2} or ' \
-            '--accum=auto, or '
+        cut = '' if accum in (None, 'auto') else \
+            f'Cut the batch into more parts with --accum={2 * accum} or --accum=auto, or '
         sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
                  '--input_size')
     except RuntimeError as error:

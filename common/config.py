@@ -20,7 +20,7 @@ def accumulation(text):
     return text if text == 'auto' else int(text)
 
 
-accumulation.__name__ = 'number of steps'  # what argparse calls it in an error
+accumulation.__name__ = 'number of parts, or auto:'  # what argparse calls it in an error
 
 
 def require(good, message):

@@ -26,7 +26,7 @@ WORTH_IMAGES = 1_000_000
 LEAST_SHARE = 0.05  # of a network's parameters that the blocks of a class hold
 GRAPHS = 128  # of one forward at most; torch's own limit, 8, is less than the shapes of blocks that CNNs have
 SHARED = 'its BatchNorms share their statistics between ranks, which is not compiled'
-NOTHING = 'no part of this network is compiled with these options'
+NOTHING = 'no part of this network is compiled with these options (on a CPU, none beside --recompute)'
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -34,10 +34,12 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class Compiled:
     """What became of a network's compilation.
 
-    parts: number of modules that are compiled; 0 if it runs uncompiled. seconds: what that took. shared: number
-    of modules that are not, since their BatchNorms share their statistics between ranks. reason: why nothing is
-    compiled although it was wanted, or None. is_unexpected: whether that is worth a warning.
+    is_wanted: whether it was to be compiled. parts: number of modules that are; 0 if it runs uncompiled.
+    seconds: what that took. shared: number of modules that are not, since their BatchNorms share their
+    statistics between ranks. reason: why nothing is compiled although it was wanted, or None. is_unexpected:
+    whether that is worth a warning.
     """
+    is_wanted: bool = False
     parts: int = 0
     seconds: float = 0.0
     shared: int = 0
@@ -65,15 +67,17 @@ class Compiled:
 def is_wanted(given, saved, device, images, fixed_shapes):
     """Whether to compile.
 
-    In falling order: what the option --compile says (`given`, None if it is not given); what the run that is
-    resumed did (`saved`, its checkpoint or None); and else yes on CUDA, for networks whose input always has
-    the same shape, if a rank has at least WORTH_IMAGES `images` left to train on.
+    In falling order: what the option --compile says (`given`, None if it is not given); no elsewhere than on
+    CUDA; what the run that is resumed wanted (`saved`, its checkpoint or None); and else yes for networks whose
+    input always has the same shape, if a rank has at least WORTH_IMAGES `images` left to train on.
     """
     if given is not None:
         return given
+    if device.type != 'cuda':
+        return False
     if saved and 'compiled' in saved:
         return saved['compiled']
-    return device.type == 'cuda' and fixed_shapes and images >= WORTH_IMAGES
+    return fixed_shapes and images >= WORTH_IMAGES
 
 
 def compile_network(network, parts, example_batch, run, saved, accum, fixed_shapes=True):
@@ -101,14 +105,14 @@ def compile_network(network, parts, example_batch, run, saved, accum, fixed_shap
     alone = [part for part in wanted if not any(run.shares(module) for module in part.modules())]
     shared = len(wanted) - len(alone)
     if not alone:
-        return Compiled(shared=shared, reason=SHARED if shared else NOTHING, is_unexpected=asked)
+        return Compiled(True, shared=shared, reason=SHARED if shared else NOTHING, is_unexpected=asked)
     began = time.perf_counter()
     with compiled_at_first_call(alone, dynamic=not fixed_shapes) as undo:
         reasons = ranks.gather(failures(network, example_batch(run.share // accum), run.autocast, ranks.device))
         if reasons:
             undo()
-            return Compiled(reason=f'this network does not compile ({reasons[0]})', is_unexpected=True)
-    return Compiled(len(alone), time.perf_counter() - began, shared)
+            return Compiled(True, reason=f'this network does not compile ({reasons[0]})', is_unexpected=True)
+    return Compiled(True, len(alone), time.perf_counter() - began, shared)
 
 
 @contextmanager

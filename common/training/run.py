@@ -289,6 +289,8 @@ class Run:
     def warnings(self, saved, accum):
         """What is allowed and seldom meant."""
         options = self.options
+        if self.ranks.device.type == 'cuda' and options.precision is None and self.precision == 'fp32':
+            yield 'this GPU has no bf16, so that the run trains in fp32: --precision=fp16 is faster'
         if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
             yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
                    "rates are kept here, and nothing was tried on it")

@@ -492,7 +492,7 @@ class Trainer:
         run, progress = self.run, self.progress
         return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
                 'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
-                'ranks': self.ranks.size, 'compiled': self.compiled.is_on, 'config': self.options.as_dict(),
+                'ranks': self.ranks.size, 'compiled': self.compiled.is_wanted, 'config': self.options.as_dict(),
                 'optimizer': copied(self.optimizer.state_dict()),
                 **({'scaler': copied(self.scaler.state_dict())} if self.scaler else {}),
                 **self.checkpoint_content(), **self.facts()}

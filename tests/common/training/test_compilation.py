@@ -12,6 +12,7 @@ from torch import multiprocessing, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from common.distributed import Ranks, data_parallel
+from common.training import compilation
 from common.training.compilation import (
     WORTH_IMAGES,
     Compiled,
@@ -97,7 +98,7 @@ def test_no_block_stands_inside_another():
     (None, None, CUDA, WORTH_IMAGES, True, True), (None, None, CUDA, WORTH_IMAGES - 1, True, False),
     (None, None, CPU, WORTH_IMAGES, True, False), (None, None, CUDA, WORTH_IMAGES, False, False),
     (True, None, CPU, 1, False, True), (False, None, CUDA, WORTH_IMAGES, True, False),
-    (None, {'compiled': True}, CPU, 1, True, True), (None, {'compiled': False}, CUDA, WORTH_IMAGES, True, False),
+    (None, {'compiled': True}, CUDA, 1, True, True), (None, {'compiled': True}, CPU, 1, True, False), (None, {'compiled': False}, CUDA, WORTH_IMAGES, True, False),
     (False, {'compiled': True}, CUDA, WORTH_IMAGES, True, False), (None, {}, CUDA, WORTH_IMAGES, True, True),
 ])
 def test_when_compilation_is_wanted(given, saved, device, images, fixed, wanted):
@@ -192,16 +193,16 @@ def test_lack_of_memory_is_no_failure_to_compile():
 
 
 @pytest.mark.parametrize('given', [True, None])
-def test_parts_whose_norms_share_their_statistics_are_left_out(given):
+def test_parts_whose_norms_share_their_statistics_are_left_out(given, monkeypatch):
     """Which by itself is no reason for a warning."""
-    saved = {'compiled': True, 'step': 0}
-    found = compiled(Net(), run_of(compile=given, shares=True), saved)
+    monkeypatch.setattr(compilation, 'is_wanted', lambda *arguments: True)
+    found = compiled(Net(), run_of(compile=given, shares=True))
     assert not found.is_on and len(list(found.warnings())) == (given is True)
     assert found.described() == [('compiled', 'no: its BatchNorms share their statistics between ranks, which is not compiled')]
     net, (_, stance) = Net(), counting()
     net.two[1].norm = nn.GroupNorm(1, 16)
     with stance:
-        found = compiled(net, run_of(compile=given, shares=True), saved)
+        found = compiled(net, run_of(compile=given, shares=True))
     assert found.parts == 1 and found.shared == 3 and 'but not 3 whose BatchNorms' in found.described()[0][1]
 
 
