@@ -98,7 +98,8 @@ def test_no_block_stands_inside_another():
     (None, None, CUDA, WORTH_IMAGES, True, True), (None, None, CUDA, WORTH_IMAGES - 1, True, False),
     (None, None, CPU, WORTH_IMAGES, True, False), (None, None, CUDA, WORTH_IMAGES, False, False),
     (True, None, CPU, 1, False, True), (False, None, CUDA, WORTH_IMAGES, True, False),
-    (None, {'compiled': True}, CUDA, 1, True, True), (None, {'compiled': True}, CPU, 1, True, False), (None, {'compiled': False}, CUDA, WORTH_IMAGES, True, False),
+    (None, {'compiled': True}, CUDA, 1, True, True), (None, {'compiled': True}, CPU, 1, True, False),
+    (None, {'compiled': False}, CUDA, WORTH_IMAGES, True, False),
     (False, {'compiled': True}, CUDA, WORTH_IMAGES, True, False), (None, {}, CUDA, WORTH_IMAGES, True, True),
 ])
 def test_when_compilation_is_wanted(given, saved, device, images, fixed, wanted):
