@@ -32,7 +32,8 @@ def test_a_gpu_of_apple_is_refused_by_name(tiny, monkeypatch, available):
     assert any("Apple's MPS has no float64" in warning for warning in warned) == available
 
 
-@pytest.mark.parametrize(('precision', 'has_bf16', 'is_told'), [(None, False, True), (None, True, False), ('fp32', False, False)])
+@pytest.mark.parametrize(('precision', 'has_bf16', 'is_told'), [
+    (None, False, True), (None, True, False), ('fp32', False, False)])
 def test_a_gpu_without_bf16_is_told_of(tiny, monkeypatch, precision, has_bf16, is_told):
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: has_bf16)
     run = Run(tiny(precision=precision), Ranks(0, 1, torch.device('cuda')), 40)
