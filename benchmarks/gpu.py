@@ -16,7 +16,8 @@ The parts (benchmarks/gpu_parts.py):
 * compilation: what compiling takes with an empty and with a filled cache, and what it gains;
 * one_rank: SyncBatchNorm and DDP with NCCL in a group of one;
 * real_run: pretrain/main.sh on JPEGs of 500 x 375: first steps, and the time spent waiting for images;
-* fp16, optimisers: --precision=fp16; LAMB, AdamW and SGD in a graph beside eager steps.
+* fp16, optimisers: --precision=fp16; LAMB, AdamW and SGD in a graph beside eager steps;
+* fallback: a step that cannot be captured goes on eagerly.
 
 "MiB an image" is the peak of what a step takes besides the weights and the images. Official SparK is not run:
 what it is compared with was measured once on an H200, and is quoted.
@@ -99,7 +100,8 @@ def parts_for(device, is_quick, folder):
     return [part(40, 'golden'), part(60, 'steps', one), part(70, 'steps', other), part(50, 'agreement'),
             compilation(80, one, 'cold'), real_run(45, 'pillow'), compilation(90, other, 'cold'),
             part(40, 'one_rank', one), part(30, 'fp16'), compilation(40, one, 'warm'),
-            *([real_run(45, 'gpu')] if device == 'cuda' else []), part(30, 'optimisers'), real_run(45, 'fast'),
+            *([real_run(45, 'gpu')] if device == 'cuda' else []), part(25, 'fallback'), part(30, 'optimisers'),
+            real_run(45, 'fast'),
             compilation(40, other, 'warm')]
 
 

@@ -13,7 +13,8 @@ from benchmarks.gpu_steps import time_in_turns
 from benchmarks.gpu_training import deterministic, pretraining_of, synchronise
 from common.distributed import in_ddp
 from common.sync_batchnorm import synchronise_on_gpus
-from common.training.graph import EAGER_STEPS_DDP
+from common.training.graph import EAGER_STEPS, EAGER_STEPS_DDP
+from common.words import counted
 from pretrain.spark import build_spark
 from tests.pretrain.official import GOLDEN, fill, official_name, official_value
 
@@ -78,6 +79,29 @@ def optimisers(report, sizes, device):
             eager, again, graph = learned(make()), learned(make()), learned(make(is_graphed=True))
             noise = difference(again, eager)
             report_agreement(report, f'{optimizer}: graph and eager', difference(graph, eager), noise)
+
+
+class LooksAtLoss(nn.Module):
+    """A network whose loss the host looks at in each step, which no graph can repeat."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *batch):
+        loss = self.network(*batch)
+        return loss if loss.item() < math.inf else loss.detach()
+
+
+def fallback(report, sizes, device):
+    """A step that cannot be captured: one warning, and eager steps after it, with drop path."""
+    training = pretraining_of(sizes.small_models[1], sizes, device, batch=sizes.small_batch, drop_path=0.2,
+                              is_graphed=True)
+    training.network = LooksAtLoss(training.network)
+    losses = [training.train(number)[0].item() for number in range(EAGER_STEPS + 4)]
+    warned, finite = len(training.warnings), all(map(math.isfinite, losses))
+    report('a step that looks at its loss', f'{counted(warned, "warning")}, losses {"" if finite else "not "}finite',
+           aim='one warning on a GPU, finite losses', met=finite and warned == (device.type == 'cuda'))
 
 
 def learned(training, interrupted_after=None):
@@ -180,6 +204,8 @@ def check_norm(report, device):
             shared = synchronise_on_gpus(copy.deepcopy(plain), equal_counts=True)
             off = max(relative(a, b) for a, b in zip(passed(shared, x, grad), passed(plain, x, grad)))
             worst[dtype] = max(off, worst.get(dtype, 0.0))
+            bare = nn.BatchNorm2d(32, affine=False).to(device)
+            passed(synchronise_on_gpus(bare, equal_counts=True), x, grad)  # without weights of its own it runs too
     for dtype, off in worst.items():
         limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
         name = str(dtype).removeprefix('torch.')
@@ -203,7 +229,8 @@ def passed(norm, x, grad):
     norm.zero_grad()
     out = norm(x)
     out.backward(grad)
-    return [out.detach(), x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+    own = [p.grad for p in norm.parameters()]
+    return [out.detach(), x.grad, *own, norm.running_mean, norm.running_var]
 
 
 def relative(one, other):

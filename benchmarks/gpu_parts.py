@@ -98,9 +98,11 @@ def last_line(text):
     return lines[-1] if lines else 'nothing was said'
 
 
-PARTS = {'golden': gpu_checks.golden, 'agreement': gpu_checks.agreement, 'optimisers': gpu_checks.optimisers,
-         'fp16': gpu_checks.half_precision, 'one_rank': gpu_checks.one_rank, 'steps': gpu_steps.steps,
-         'compilation': gpu_compilation.compilation, 'real_run': real_run}
+PARTS = {
+    'golden': gpu_checks.golden, 'agreement': gpu_checks.agreement, 'optimisers': gpu_checks.optimisers,
+    'fp16': gpu_checks.half_precision, 'fallback': gpu_checks.fallback, 'one_rank': gpu_checks.one_rank,
+    'steps': gpu_steps.steps, 'compilation': gpu_compilation.compilation, 'real_run': real_run,
+}
 
 
 def main():

@@ -76,7 +76,8 @@ class Training:
         self.step = self.eager_step
         if is_graphed:
             recorder = CUDARecorder(device) if device.type == 'cuda' else None
-            self.step = GraphedStep(self.eager_step, 1, self.ranks, self.warnings.append, lambda: None, recorder)
+            self.step = GraphedStep(self.eager_step, 1, self.optimizer, self.ranks, self.warnings.append,
+                                    lambda: None, recorder)
 
     def eager_step(self, batches, requests):
         return train_step(self.network, batches, 1, self.optimizer, self.guard, self.ranks,

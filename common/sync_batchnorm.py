@@ -186,8 +186,9 @@ def gradients_by_kernels(grad, x, weight, mean, invstd):
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_channels_last else torch.contiguous_format
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    is_affine = weight is not None
     sum_grad, sum_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
-        grad, x, mean, invstd, weight, True, True, True)
+        grad, x, mean, invstd, weight, True, is_affine, is_affine)
     sums = torch.stack([sum_grad, sum_product])
     dist.all_reduce(sums)
     count = dist.get_world_size() * x.numel() // x.shape[1]

@@ -17,10 +17,17 @@ from torch import distributed as dist
 
 EAGER_STEPS = 3  # before the capture: kernels are chosen, and the optimiser's state is made
 EAGER_STEPS_DDP = 11  # as torch's notes on CUDA graphs ask for; DDP rebuilds its buckets meanwhile
+# Before this version, a capture that breaks leaves torch's generator and allocator as if it still went on.
+RECOVERS = (2, 14)
 
 
 class CannotCapture(Exception):
-    """A step does on the host what a graph would not repeat."""
+    """A step does on the host what a graph would not repeat. The capture itself came to its end."""
+
+
+class BrokenCapture(ValueError):
+    """A capture broke, and this version of torch cannot go on after that."""
+    on_all_ranks = True  # so that one of them says it
 
 
 class StaticInputs:
@@ -90,16 +97,18 @@ class GraphedStep:
     """A training step that runs as one CUDA graph, after some eager steps.
 
     step(batches, requests) is a step that reads nothing on the host, and returns a tensor on the device; see
-    `train_step` (common/training/trainer.py). accum: the batches that it takes. warn(sentence) is called once
-    if the step cannot be captured; it is run eagerly from then on. before_eager() is called before that, on
-    all ranks: DDP cannot go on from a step that broke off in the middle. recorder: a CUDARecorder, or None.
-    Without one nothing is captured, and the step runs on the same static inputs.
+    `train_step` (common/training/trainer.py). accum: the batches that it takes. optimizer: whose gradients are
+    dropped before the capture, since a graph has its own. warn(sentence) is called once if the step cannot be
+    captured; it is run eagerly from then on. before_eager() is called before that, on all ranks: DDP cannot go
+    on from a step that broke off in the middle. recorder: a CUDARecorder, or None. Without one nothing is
+    captured, and the step runs on the same static inputs.
 
     `captured` is None before the capture, then True, or False where it failed.
     """
 
-    def __init__(self, step, accum, ranks, warn, before_eager, recorder=None):
+    def __init__(self, step, accum, optimizer, ranks, warn, before_eager, recorder=None):
         self.step = step
+        self.optimizer = optimizer
         self.ranks = ranks
         self.warn = warn
         self.before_eager = before_eager
@@ -136,29 +145,49 @@ class GraphedStep:
         return self.step(iter(self.inputs.batches), lambda: self.inputs.requests)
 
     def capture(self):
-        """Capture the step. All ranks do, or none does."""
-        failure = None
+        """Capture the step. All ranks do, or none does.
+
+        Raises BrokenCapture, on all ranks, where torch cannot go on after a capture that broke.
+        """
+        failure, is_broken = None, False
+        self.optimizer.zero_grad(set_to_none=True)
         before = host_generators(self.ranks.device)
         try:
             self.result = self.recorder.capture(self.run_on_inputs)
             if before != host_generators(self.ranks.device):
                 raise CannotCapture('it draws random numbers on the host, which a graph would repeat')
-        except (RuntimeError, CannotCapture) as error:
+        except Exception as error:  # of whatever kind: the other ranks wait to hear of it
             failure = first_cause(error)
-        failed = torch.tensor(float(failure is not None), device=self.ranks.device)
-        self.captured = not self.ranks.all_reduce(failed, dist.ReduceOp.MAX).item()
-        if not self.captured:
-            self.give_up(failure or 'another rank could not')
+            is_broken = not isinstance(error, CannotCapture)
+        found = torch.tensor([failure is not None, is_broken], dtype=torch.float32, device=self.ranks.device)
+        failed, is_broken = self.ranks.all_reduce(found, dist.ReduceOp.MAX).tolist()
+        self.captured = not failed
+        if failed:
+            self.give_up(failure or 'another rank could not', is_broken)
 
-    def give_up(self, failure):
-        """Go on eagerly, with nothing left of the capture."""
+    def release(self):
+        """Let go of the graph and of its memory, also where the traceback of an error holds this step."""
         self.recorder = self.result = None
+
+    def give_up(self, failure, is_broken):
+        """Go on eagerly, with nothing left of the capture. Raises BrokenCapture if that cannot be."""
+        if is_broken and torch_version() < RECOVERS:
+            raise BrokenCapture(f'the training step could not be captured as a CUDA graph ({failure}), and torch '
+                                f'{torch.__version__} cannot go on after that: give --graph=False')
+        self.release()
+        self.optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()
+        self.before_eager()
         if self.ranks.device.type == 'cuda':
             torch.cuda.empty_cache()
-        self.before_eager()
         self.warn(f'the training step could not be captured as a CUDA graph ({failure}): it runs eagerly, which is '
                   'slower. --graph=False leaves the attempt out')
+
+
+def torch_version():
+    """(major, minor) of torch."""
+    major, minor = torch.__version__.split('.')[:2]
+    return int(major), int(minor)
 
 
 def host_generators(device):

@@ -210,10 +210,17 @@ class Trainer:
         self.network = self.optimizer = self.parallel = self.guard = self.scaler = None
         self.step = self.batches = self.progress = None
 
+    def release_graph(self):
+        """Let go of the step's CUDA graph. NCCL ends only when no graph holds its collectives any more."""
+        if isinstance(self.step, GraphedStep):
+            self.step.release()
+        self.step = None
+
     def attempt(self, fresh, left_out):
         """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
         options, ranks = self.options, self.ranks
         self.stop_requested = self.save_requested = False
+        self.step = None
         self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
         torch.manual_seed(seed_for('weights', options.seed))
         self.network = self.build_network()
@@ -235,10 +242,13 @@ class Trainer:
             else:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
                     self.augmented, self.watched = self.make_datasets()
-                    with naming_the_file(self.augmented, self.watched):
-                        self.prepare()
-                        self.train()
-                    self.end()
+                    try:
+                        with naming_the_file(self.augmented, self.watched):
+                            self.prepare()
+                            self.train()
+                        self.end()
+                    finally:
+                        self.release_graph()
 
     @property
     def start(self):
@@ -280,7 +290,8 @@ class Trainer:
         self.step = self.eager_step
         if self.is_graphed:
             recorder = CUDARecorder(ranks.device) if ranks.device.type == 'cuda' else None
-            self.step = GraphedStep(self.eager_step, self.accum, ranks, self.log.warn, self.make_parallel, recorder)
+            self.step = GraphedStep(self.eager_step, self.accum, self.optimizer, ranks, self.log.warn,
+                                    self.make_parallel, recorder)
         self.make_parallel()
         self.progress = Progress(self.run, self.log, saved, self.names_of_batch, self.against_waiting,
                                  self.augmented.seconds_an_item)
@@ -319,6 +330,7 @@ class Trainer:
     def make_parallel(self):
         """The network with the exchange of gradients between the ranks."""
         options = self.options
+        self.parallel = None  # DDP's buckets are as large as the gradients: not two of them at once
         with self.step.on_stream() if self.is_graphed else nullcontext():
             self.parallel = data_parallel(self.network, self.ranks, options.sync_bn, options.bf16_gradients)
 
@@ -347,7 +359,6 @@ class Trainer:
     def end(self):
         """Wait until all files are written, and say what has come of the run."""
         self.batches = None  # ends the loading processes: Python's exit would wait for them for ever
-        self.step = None  # gives back the memory of a CUDA graph
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
                          f'into {self.run.folder}: make room there, and the same command goes on from the '
                          'last checkpoint')

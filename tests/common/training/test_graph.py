@@ -12,8 +12,9 @@ from torch import nn
 from common import recompute
 from common.distributed import Ranks
 from common.networks.create import create_cnn
+from common.training import graph
 from common.training.finetuning import Average
-from common.training.graph import EAGER_STEPS, GraphedStep
+from common.training.graph import EAGER_STEPS, BrokenCapture, GraphedStep
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from common.training.scaling import LossScaler
 from common.training.trainer import Trainer, train_step
@@ -83,7 +84,7 @@ class Training:
     def graphed(self, recorder=None):
         def before_eager():
             self.began_anew += 1
-        return GraphedStep(self.eager, self.accum, ALONE, self.warned.append, before_eager, recorder)
+        return GraphedStep(self.eager, self.accum, self.optimizer, ALONE, self.warned.append, before_eager, recorder)
 
     def run(self, take, steps, around=nullcontext):
         results = []
@@ -207,6 +208,36 @@ def test_what_cannot_be_captured_runs_eagerly_with_one_warning(module, cause):
         expected.network.cnn.conv1 = nn.Sequential(expected.network.cnn.conv1, module())
         assert torch.equal(expected.run(expected.eager, range(EAGER_STEPS + 3)), results)
         equal(training.state(), expected.state())
+
+
+@pytest.mark.parametrize(('module', 'ends'), [(LooksAtValues, True), (DrawsOnTheHost, False)])
+def test_an_older_torch_ends_the_run_after_a_capture_that_broke(monkeypatch, module, ends):
+    """What draws on the host lets the capture come to its end."""
+    monkeypatch.setattr(graph, 'torch_version', lambda: (2, 11))
+    training = Training(FineTuning)
+    training.network.cnn.conv1 = nn.Sequential(training.network.cnn.conv1, module())
+    step = training.graphed(EmulatedRecorder())
+    training.run(step, range(EAGER_STEPS))
+    with pytest.raises(BrokenCapture, match='cannot go on after that: give --graph=False') if ends else nullcontext():
+        training.run(step, range(EAGER_STEPS, EAGER_STEPS + 2))
+    assert len(training.warned) == (not ends)
+
+
+def test_a_run_that_is_stopped_lets_go_of_its_graph(tiny, monkeypatch):
+    """NCCL would wait for it for ever, while the error that ends the run holds the trainer."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stop) as stopped:
+            pretrain(tiny(graph=True))
+    trainers = [frame.tb_frame.f_locals['self'] for frame in frames_of(stopped.tb)
+                if isinstance(frame.tb_frame.f_locals.get('self'), Trainer)]
+    assert trainers and all(trainer.step is None for trainer in trainers)
+
+
+def frames_of(traceback):
+    while traceback:
+        yield traceback
+        traceback = traceback.tb_next
 
 
 def test_a_batch_of_another_shape_is_no_input_of_the_graph():
