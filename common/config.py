@@ -149,11 +149,11 @@ class RunOptions(ImageOptions):
 
     stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is '
                                   'gone, after which the run ends; 0 for never', 'machine', harmless=True)
-    compile: bool = option(None, "torch.compile the network's blocks; if not given, on CUDA for runs that are "
-                           'much longer than that takes, and as before in a run that is resumed', 'machine',
+    compile: bool = option(None, "torch.compile the network's blocks; if not given, on CUDA if a rank has a million "
+                           'images or more left, and as before in a run that is resumed', 'machine',
                            parse=boolean, harmless=True)
-    graph: bool = option(None, 'run the whole step as one CUDA graph; on CUDA if not given, where all batches '
-                         'have the same shape', 'machine', parse=boolean, harmless=True)
+    graph: bool = option(None, 'launch the whole step as one CUDA graph, which keeps the inputs of a step in memory; '
+                         'on CUDA if not given, where all batches have the same shape', 'machine', parse=boolean, harmless=True)
     bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but '
                                   'rounded', 'machine', harmless=True)
 

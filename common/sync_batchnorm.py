@@ -2,7 +2,7 @@
 
 Three layers do it:
 
-* EqualSyncBatchNorm, on GPUs, where all ranks have as many positions (B x H x W): one all-gather forward and
+* EqualSyncBatchNorm, on GPUs, where all ranks have equally many positions (B x H x W): one all-gather forward and
   one all-reduce backward. The host waits for nothing.
 * torch's SyncBatchNorm, on GPUs, where ranks may have different numbers of positions, and for BatchNorm1d
   and 3d. The host waits for the device once in each layer.
@@ -71,7 +71,7 @@ class CPUSyncBatchNormAct(BatchNormAct2d):
 
 
 class EqualSyncBatchNorm(nn.BatchNorm2d):
-    """SyncBatchNorm where all ranks have as many positions (B x H x W): nothing waits for the device.
+    """SyncBatchNorm where all ranks have equally many positions (B x H x W): nothing waits for the device.
 
     It has the options and the state_dict of BatchNorm2d, and is one in evaluation mode and without a process
     group. Statistics and running statistics are in fp32 at least, the output in the input's precision. Ranks
@@ -131,7 +131,7 @@ def shared_statistics(x, norm):
     """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running
     statistics.
 
-    x (B, C, H, W) is the norm's input on this rank; all ranks have as many positions.
+    x (B, C, H, W) is the norm's input on this rank; all ranks have equally many positions.
     """
     mean, var = own_statistics(x)
     everyone = [mean.new_empty(2, len(mean)) for _ in range(dist.get_world_size())]
@@ -211,7 +211,7 @@ def is_synchronised(layer):
 def synchronise_batchnorm(module, equal_counts=False):
     """Replace every BatchNorm by one that shares its statistics between the ranks. Returns the module.
 
-    equal_counts: whether all ranks have as many positions (B x H x W) in each of them. GPUs then wait for
+    equal_counts: whether all ranks have equally many positions (B x H x W) in each of them. GPUs then wait for
     nothing.
 
     The keys of its state_dict stay the same.

@@ -56,8 +56,6 @@ class Pretraining(Trainer):
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
-    against_waiting = ('more --workers, as far as there are cores for them, --decode=fast, or tar shards '
-                       'where the storage is slow')
     more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
 
     def __init__(self, run, images, val_images, method):
@@ -67,6 +65,11 @@ class Pretraining(Trainer):
         self.normalise = Normalise(run.options.normalisation, run.ranks.device)
         # Asked for at once, so that a machine that cannot do it says so before any work.
         self.nvjpeg = nvjpeg_on(run.ranks.device) if run.options.decode == 'gpu' else None
+
+    @property
+    def against_waiting(self):
+        faster = ', --decode=fast (in a new run)' if self.options.decode == 'pillow' else ''
+        return f'more --workers, as far as there are cores for them{faster}, or tar shards where the storage is slow'
 
     def build_network(self):
         """The method's network. What takes time to find out about it, the main rank finds out for all of

@@ -150,7 +150,7 @@ def nvjpeg_on(device):
     """
     if device.type != 'cuda':
         raise ValueError('--decode=gpu needs a GPU of NVIDIA (CUDA), and this run is on the '
-                         f'{device.type.upper()}: give --decode=fast')
+                         f'{device.type.upper()}: give --decode=fast in a new run, or go on where there is one')
 
     def decode(contents, mode):
         return decode_jpeg(contents, mode, device)
@@ -161,7 +161,8 @@ def nvjpeg_on(device):
         decode([as_bytes(file.getvalue())], ImageReadMode.RGB)
     except (RuntimeError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f'--decode=gpu does not work with this torchvision ({reason}): give --decode=fast'
+        raise ValueError(f'--decode=gpu does not work with this torchvision ({reason}): give --decode=fast in a new run, or '
+                         'go on where it works'
                          ) from error
     return decode
 

@@ -124,8 +124,9 @@ class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2020) with bias correction and gradient averaging: timm's `Lamb(max_grad_norm=None)`.
 
     Own code for two things: nothing is read on the host, and multi-tensor operations are used whatever timm's
-    version: Adam's direction is what torch's fused AdamW makes of zeros with a learning rate of 1. The trust
-    ratio applies to the groups that decay (also by 0, unlike timm), or to all (always_adapt).
+    version. Adam's direction is what torch's fused AdamW makes of zeros with a learning rate of 1. The trust
+    ratio applies to the groups that decay, also where the weight decay is 0 (unlike timm's), or to all
+    (always_adapt).
     """
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):
