@@ -64,7 +64,9 @@ class CUDARecorder:
 
     @contextmanager
     def on_stream(self):
-        """Context of the stream, in which all before is done, and which is done before all after."""
+        """Context of this stream: what is queued inside runs after all that was queued before, and before all that
+        is queued later.
+        """
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
