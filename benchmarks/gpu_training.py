@@ -9,6 +9,7 @@ from torch import nn
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
+from common.reliability.checkpoint import copied
 from common.training.device import to_device
 from common.training.graph import CUDARecorder, GraphedStep
 from common.training.optim import BufferGuard, build_optimizer, load_state, parameter_groups, set_schedule
@@ -95,21 +96,11 @@ class Training:
 
     def state(self):
         """What a resume needs, in copies."""
-        return {'network': {key: value.clone() for key, value in self.network.state_dict().items()},
-                'optimizer': copied(self.optimizer.state_dict())}
+        return {'network': copied(dict(self.network.state_dict())), 'optimizer': copied(self.optimizer.state_dict())}
 
     def load(self, state):
         self.network.load_state_dict(state['network'])
-        load_state(self.optimizer, copied(state['optimizer']))
-
-
-def copied(value):
-    """Nested lists and dictionaries with copies of the tensors in them."""
-    if isinstance(value, dict):
-        return {key: copied(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [copied(each) for each in value]
-    return value.clone() if isinstance(value, torch.Tensor) else value
+        load_state(self.optimizer, state['optimizer'])
 
 
 class SupervisedTraining(Training):

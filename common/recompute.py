@@ -35,8 +35,8 @@ def is_capturing():
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-class KeepRandom(TorchDispatchMode):
-    """Context in which the results of all random operations are put into a deque, as copies."""
+class RandomMode(TorchDispatchMode):
+    """A context that knows the results of random operations, in a deque."""
 
     def __init__(self, kept):
         super().__init__()
@@ -46,6 +46,10 @@ class KeepRandom(TorchDispatchMode):
     def is_infra_mode(cls):
         return True  # else torch would not run compiled functions inside it
 
+
+class KeepRandom(RandomMode):
+    """Context in which the results of all random operations are put into a deque, as copies."""
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in function.tags:
@@ -53,16 +57,8 @@ class KeepRandom(TorchDispatchMode):
         return out
 
 
-class RepeatRandom(TorchDispatchMode):
+class RepeatRandom(RandomMode):
     """Context in which random operations give what the deque of a KeepRandom holds, in its order."""
-
-    def __init__(self, kept):
-        super().__init__()
-        self.kept = kept
-
-    @classmethod
-    def is_infra_mode(cls):
-        return True
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if torch.Tag.nondeterministic_seeded not in function.tags:

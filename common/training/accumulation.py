@@ -2,6 +2,7 @@
 import torch
 from torch import distributed as dist
 
+from common.recompute import frozen_statistics
 from common.words import counted
 
 
@@ -20,13 +21,11 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
     if share < smallest_part:
         return 1
     accum = 1
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    while not fits(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0):
-        if share % (accum * 2) or share // (accum * 2) < smallest_part:
-            raise does_not_fit(share, accum, smallest_part)
-        accum *= 2
-    for name, buffer in network.named_buffers():
-        buffer.copy_(buffers[name])
+    with frozen_statistics(network):
+        while not fits(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0):
+            if share % (accum * 2) or share // (accum * 2) < smallest_part:
+                raise does_not_fit(share, accum, smallest_part)
+            accum *= 2
     return accum
 
 

@@ -208,7 +208,7 @@ class Trainer:
     def release(self):
         """Let go of what an attempt has made: the next one needs the device's memory."""
         self.network = self.optimizer = self.parallel = self.guard = self.scaler = None
-        self.step = self.batches = self.progress = None
+        self.batches = self.progress = None
 
     def release_graph(self):
         """Let go of the step's CUDA graph. NCCL ends only when no graph holds its collectives any more."""

@@ -42,6 +42,18 @@ def spoiled(monkeypatch, steps):
     return count
 
 
+class Taking(list):
+    """Images each of which takes so many seconds to read, by a clock ([seconds]) that nothing else sets forward."""
+
+    def __init__(self, images, seconds, clock):
+        super().__init__(images)
+        self.seconds, self.clock = seconds, clock
+
+    def __getitem__(self, index):
+        self.clock[0] += self.seconds
+        return super().__getitem__(index)
+
+
 def fail_with(error):
     """raise, where an expression is asked for."""
     raise error

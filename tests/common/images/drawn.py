@@ -24,3 +24,12 @@ def photo(height, width, seed=0):
     waves = np.stack([np.sin(7 * x + 3 * y), np.cos(9 * y - x), np.sin(5 * x * y + seed)], 2)
     waves = 120 + 90 * waves + np.random.default_rng(seed).normal(0, 4, waves.shape)
     return Image.fromarray(waves.clip(0, 255).astype(np.uint8))
+
+
+def photos_in(folder, sizes):
+    """Write JPEGs of these sizes (height, width), each in three kinds. Returns the folder."""
+    folder.mkdir()
+    for i, (height, width) in enumerate(sizes):
+        for kind, options in (('plain', {}), ('full', {'subsampling': 0}), ('progressive', {'progressive': True})):
+            photo(height, width, i).save(folder / f'{i}_{kind}.jpg', quality=90, **options)
+    return folder

@@ -11,7 +11,7 @@ from common.images.augmented import Augmented, Crop, RandomCrop
 from common.images.fast_decode import FastDecode, decoded, reduced, reduction
 from common.images.files import ImageFiles
 from pretrain.main import pretrain
-from tests.common.images.drawn import noise, pack, photo
+from tests.common.images.drawn import noise, pack, photo, photos_in
 from tests.common.images.malformed import written
 from tests.conftest import assert_same_run
 
@@ -21,12 +21,7 @@ SIZES = ((300, 400), (61, 47), (512, 520), (37, 900), (201, 133), (16, 16))
 @pytest.fixture
 def photos(tmp_path):
     """JPEGs of many sizes and kinds."""
-    folder = tmp_path / 'photos'
-    folder.mkdir()
-    for i, (height, width) in enumerate(SIZES):
-        for kind, options in (('plain', {}), ('full', {'subsampling': 0}), ('progressive', {'progressive': True})):
-            photo(height, width, i).save(folder / f'{i}_{kind}.jpg', quality=90, **options)
-    return folder
+    return photos_in(tmp_path / 'photos', SIZES)
 
 
 def test_a_reduction_is_the_largest_that_keeps_the_crop_from_growing():

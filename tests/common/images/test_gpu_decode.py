@@ -25,7 +25,7 @@ from common.images.gpu_decode import (
 from common.images.loading import loader
 from pretrain.main import pretrain
 from pretrain.methods import recommended
-from tests.common.images.drawn import noise, pack, photo
+from tests.common.images.drawn import noise, pack, photo, photos_in
 from tests.conftest import assert_same_run, saved
 
 CPU = torch.device('cpu')
@@ -41,12 +41,7 @@ def on_cpu(contents, mode):
 @pytest.fixture
 def photos(tmp_path):
     """JPEGs of many sizes and kinds, all of which stay encoded."""
-    folder = tmp_path / 'photos'
-    folder.mkdir()
-    for i, (height, width) in enumerate(SIZES):
-        for kind, options in (('plain', {}), ('full', {'subsampling': 0}), ('progressive', {'progressive': True})):
-            photo(height, width, i).save(folder / f'{i}_{kind}.jpg', quality=90, **options)
-    return folder
+    return photos_in(tmp_path / 'photos', SIZES)
 
 
 class Told(list):

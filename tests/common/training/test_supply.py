@@ -11,6 +11,7 @@ from common.training.progress import Progress
 from common.training.supply import MEASURED, SETTLED, Supply, rounded
 from pretrain.main import pretrain
 from tests.common.images.drawn import noise
+from tests.common.runs import Taking
 
 CPU = torch.device('cpu')
 
@@ -109,18 +110,6 @@ def test_rates_are_those_of_a_rank(run, seconds, text):
 
 def test_rates_have_two_digits():
     assert [rounded(rate) for rate in (1234, 35.4, 2.04, 0.2134, 1e6)] == ['1,200', '35', '2', '0.21', '1,000,000']
-
-
-class Taking(list):
-    """Images that take so many seconds to read, by a clock that nothing else sets forward."""
-
-    def __init__(self, images, seconds, clock):
-        super().__init__(images)
-        self.seconds, self.clock = seconds, clock
-
-    def __getitem__(self, index):
-        self.clock[0] += self.seconds
-        return super().__getitem__(index)
 
 
 def test_a_process_adds_up_what_its_images_take(monkeypatch):

@@ -10,6 +10,7 @@ from common.training import trainer
 from common.training.waits import Waits
 from pretrain.main import pretrain
 from tests.common.images.drawn import noise
+from tests.common.runs import Taking
 from tests.conftest import log_of
 
 
@@ -20,18 +21,6 @@ def clock(monkeypatch):
     for module in ('common.training.trainer', 'common.training.waits', 'common.training.progress'):
         monkeypatch.setattr(f'{module}.time', SimpleNamespace(perf_counter=lambda: now[0], strftime=time.strftime))
     return now
-
-
-class Taking(list):
-    """Images each of which takes so many seconds to read."""
-
-    def __init__(self, images, seconds, clock):
-        super().__init__(images)
-        self.seconds, self.clock = seconds, clock
-
-    def __getitem__(self, index):
-        self.clock[0] += self.seconds
-        return super().__getitem__(index)
 
 
 def taking(monkeypatch, clock, seconds):
