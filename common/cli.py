@@ -11,6 +11,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -181,6 +182,16 @@ def changes(options, saved, harmless):
         if field.metadata['harmless'] == harmless and now != then:
             found.append((field.name, now, then))
     return found
+
+
+def folder_for(out):
+    """Make a folder for what a command writes, if it is not there. Returns its path. Raises ValueError."""
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'cannot make the folder {out} ({error.strerror}): name another with --out') from error
+    return out
 
 
 def needs(*modules):

@@ -1,8 +1,8 @@
 """Find objects in images with a trained detector: draw their boxes and masks, and write COCO's result format.
 
-    python -m downstream_coco.predict --weights=output_my_run/resnet50_coco_last.pth --out=DIR IMAGE ...
+    python -m downstream_coco.predict --weights=output_my_run/resnet50_coco_last.pth IMAGE ...
 
-IMAGE may also be a folder.
+IMAGE may also be a folder. The pictures are in output_my_run/predictions/, unless --out names another folder.
 """
 import argparse
 import json
@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from common.cli import errors_in_one_sentence, expanded, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
 from common.images.survey import warn_of
@@ -74,7 +74,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
             raise ValueError(f'{weights} holds no average of the weights (EMA)')
         model = models[which].to(ranks.device, memory_format=torch.channels_last).eval()
         model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, score)
-        Path(out).mkdir(parents=True, exist_ok=True)
+        folder_for(out)
         for warning in warn_of(images, options):
             say(f'warning: {warning}')
         names = [category['name'] for category in categories]
@@ -93,7 +93,9 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
             results += [{'file_name': images.name(number), **result}
                         for result in as_results(found, number, categories, *image.shape[1:])]
             say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}, {path}')
-        write_atomically(Path(out, 'predictions.json'), lambda file: file.write(json.dumps(results).encode()))
+        table = Path(out, 'predictions.json')
+        write_atomically(table, lambda file: file.write(json.dumps(results).encode()))
+        say(f'{counted(len(results), "object")} in all, in {table}')
     return results
 
 
@@ -118,7 +120,8 @@ def main(argv=None):
     parser.add_argument('images', nargs='+', help='images, or folders of them')
     parser.add_argument('--weights', required=True,
                         help='<model>_coco_last.pth, _best.pth or _best_ema.pth of a run')
-    parser.add_argument('--out', default='predictions', help='folder for the pictures and predictions.json')
+    parser.add_argument('--out', help='folder for the pictures and predictions.json (default: predictions, in '
+                                      'the folder of --weights)')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
     parser.add_argument('--ema', action='store_true',
                         help='the average of the weights in <model>_coco_last.pth')
@@ -128,7 +131,8 @@ def main(argv=None):
     args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         which = 'ema' if args.ema else 'model'
-        predict(args.weights, args.images, args.out, args.score, which, module=args.register)
+        out = args.out or Path(args.weights).parent / 'predictions'
+        predict(args.weights, args.images, out, args.score, which, module=args.register)
 
 
 if __name__ == '__main__':

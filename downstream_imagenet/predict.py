@@ -3,7 +3,8 @@
     python -m downstream_imagenet.predict output_my_tune photos/ --out=predictions.csv
     python -m downstream_imagenet.predict weights.pth cat.jpg --model=resnet50 --classes=names.txt --top=3
 
-Images are prepared as the run prepared them to measure its accuracy.
+Images are prepared as the run prepared them to measure its accuracy. The picture is beside the table; without a
+table it is predictions.png in the folder of the run.
 """
 import argparse
 import csv
@@ -240,7 +241,7 @@ def parser():
     add('--out', metavar='FILE.csv', help='a table of path, and class and probability of each rank; none if '
                                           'not given')
     add('--sheet', metavar='FILE.png', help=f'a picture of the first {MAX_ON_SHEET} images with their most '
-        'probable classes; beside --out if not given, or predictions.png')
+        'probable classes; beside --out if not given, or predictions.png in the folder of the run')
     add('--no_sheet', action='store_true', help='without that picture')
     add('--ema', action='store_true', help='the average of the weights (EMA), of a run folder or of a '
         '*_last.pth; of a folder the better of both if not given')
@@ -270,11 +271,11 @@ def main(argv=None):
     if args.no_sheet and args.sheet is not None:
         parser().error('--no_sheet is for no picture: leave --sheet away')
     with errors_in_one_sentence():
-        beside = 'predictions.png' if args.out is None else str(Path(args.out).with_suffix('.png'))
-        sheet = None if args.no_sheet else args.sheet or beside
         register(args.register)
         tuned = read_tuned(args.run, args.ema, args.classes, model=args.model, input_size=args.input_size,
                            crop=args.crop, in_chans=args.in_chans, mean=args.mean, std=args.std)
+        beside = tuned.path.parent / 'predictions.png' if args.out is None else Path(args.out).with_suffix('.png')
+        sheet = None if args.no_sheet else args.sheet or beside
         predict(tuned, args.images, args.top, args.out, sheet, args.batch_size, args.workers, args.list_root)
 
 

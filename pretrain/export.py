@@ -1,8 +1,10 @@
 """Write a pretrained or fine-tuned network for whoever uses it next.
 
-    python -m pretrain.export output_my_run --to=timm                    # resnet50_timm.safetensors
-    python -m pretrain.export output_my_run --to=hf --licence=mit        # a folder for timm, or a model hub
+    python -m pretrain.export output_my_run --to=timm                # output_my_run/export/resnet50_timm.safetensors
+    python -m pretrain.export output_my_run --to=hf --licence=mit    # a folder for timm, or a model hub
     python -m pretrain.export output_my_tune/resnet50_1kfinetuned_best.pth --to=onnx     # logits too
+
+Files are written into the folder `export` beside the given file, unless --out names another folder.
 
 Formats: timm, torchvision, official, detectron2, mmdet, hf, onnx; each is a file in pretrain/formats. A
 trained classifier goes with the network where the format has a place for it; one that was not trained does
@@ -13,7 +15,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from common.cli import errors_in_one_sentence, expanded, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.words import number_and_first_of
 from pretrain.arguments import add_network, network_of
 from pretrain.formats import (
@@ -26,11 +28,12 @@ from pretrain.formats import (
     to_timm,
     to_torchvision,
 )
+from pretrain.results.card import licence_identifier
 
 # A writer is a function (saved, stem, suffix, licence): it writes `stem` with a suffix, reads it back as its
-# users do, and returns sentences on what was written and how it was checked. It raises ValueError if the
-# network has no such form, or does not come back as it was. suffix: '.safetensors' or '.pth', where the
-# format leaves the choice. licence: of the weights, where the format has a place for it.
+# users do, and returns sentences on what was written, by its path, and how it was checked. It raises ValueError
+# if the network has no such form, or does not come back as it was. suffix: '.safetensors' or '.pth', where the
+# format leaves the choice. licence: of the weights, for formats that have a place for it, or None.
 WRITERS = {'timm': to_timm.write, 'torchvision': to_torchvision.write, 'official': to_official.write,
            'detectron2': to_detectron2.write, 'mmdet': to_mmdet.write, 'hf': to_hf.write,
            'onnx': to_onnx.write}
@@ -44,21 +47,29 @@ def export(saved, to, out, suffix='.safetensors', licence=None):
         saved: of `read_saved`.
         to: the format, one of WRITERS.
         out: the folder to write into.
-        suffix, licence: see WRITERS.
+        suffix: see WRITERS.
+        licence: of the weights, an identifier such as mit, or None.
 
     Returns sentences on what was written and how it was checked. Raises ValueError, and leaves what was
     there, if the network has no such form or does not come back as it was.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    licence = licence_identifier(licence)
+    out = folder_for(out)
     name = contents.name_of(saved)
     if to == 'hf' and (out / f'{name}_hf').exists():
         raise ValueError(f'{out / f"{name}_hf"} is there already: move it away, or give another --out')
     with tempfile.TemporaryDirectory(dir=out, prefix='.export') as folder:
-        sentences = WRITERS[to](saved, Path(folder).resolve() / f'{name}_{to}', suffix, licence)
-        for path in Path(folder).iterdir():
-            path.replace(out / path.name)
-    return [*sentences, *remarks(saved, to), f'Written to {out}']
+        folder = Path(folder).resolve()
+        sentences = WRITERS[to](saved, folder / f'{name}_{to}', suffix, licence)
+        written = sorted(path.name for path in folder.iterdir())
+        for name in written:
+            (folder / name).replace(out / name)
+    sentences = [sentence.replace(str(folder), str(out)) for sentence in sentences]
+    if licence and not (to in ('hf', 'onnx') or suffix == '.safetensors' and to in ('timm', 'torchvision')):
+        sentences.append(f'The licence, {licence}, is not in it: the format has no place for one. Put a file '
+                         'LICENSE beside it')
+    where = ', '.join(str(out / name) for name in written)
+    return [*sentences, *remarks(saved, to), f'Written: {where}']
 
 
 def remarks(saved, to):
@@ -88,19 +99,19 @@ def main(argv=None):
                                      allow_abbrev=False)
     add_network(parser)
     parser.add_argument('--to', required=True, choices=WRITERS, help='who is to read it')
-    parser.add_argument('--out', default='.', help='folder to write into (default: this one)')
+    parser.add_argument('--out', help='folder to write into (default: export, in the folder of the given file)')
     parser.add_argument('--pth', action='store_true',
                         help="torch's format instead of safetensors, for timm and torchvision")
-    parser.add_argument('--licence', '--license', help='of the weights, for the model card of --to=hf, such '
-                                                       'as mit')
+    parser.add_argument('--licence', '--license', help='of the weights, such as mit: for the model card of '
+                        '--to=hf, and noted in the files of formats that have a place for it')
     args = parser.parse_args(expanded(argv))
     if args.pth and args.to not in ('timm', 'torchvision'):
         parser.error(f'--to={args.to} has one format only: leave --pth away')
-    if args.licence and args.to != 'hf':
-        parser.error(f'--to={args.to} has no place for a licence: leave --licence away')
     with errors_in_one_sentence():
         suffix = '.pth' if args.pth else '.safetensors'
-        for sentence in export(network_of(args), args.to, args.out, suffix, args.licence):
+        saved = network_of(args)
+        out = args.out or saved.path.parent / 'export'
+        for sentence in export(saved, args.to, out, suffix, args.licence):
             print(sentence)
 
 

@@ -1,7 +1,8 @@
 """Features of images by a pretrained encoder, for whatever comes next: pooled, and the maps of each level.
 
-    python -m pretrain.features output_my_run photos/ --out=features   # features/0000_NAME.npz, and
-    features/pooled.npz
+    python -m pretrain.features output_my_run photos/
+
+writes output_my_run/features/0000_NAME.npz of each image, and pooled.npz of all; --out names another folder.
 """
 import argparse
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import errors_in_one_sentence, expanded, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
 from pretrain.arguments import add_network, network_of
@@ -32,8 +33,7 @@ def features(saved, sources, out, maps=True, say=print):
     Returns (names, pooled). Raises ValueError.
     """
     encoder = saved.spark.encoder
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder_for(out)
     names = []
     pooled = []
     for index, name, image in saved.each(sources, say):
@@ -62,11 +62,12 @@ def main(argv=None):
                                      allow_abbrev=False)
     add_network(parser)
     parser.add_argument('images', metavar='IMAGES', nargs='+', help='image files, or folders of them')
-    parser.add_argument('--out', default='features', help='folder for the arrays (default: features)')
+    parser.add_argument('--out', help='folder for the arrays (default: features, in the folder of the given file)')
     parser.add_argument('--no_maps', action='store_true', help='pooled features only')
     args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
-        features(network_of(args), args.images, args.out, not args.no_maps)
+        saved = network_of(args)
+        features(saved, args.images, args.out or saved.path.parent / 'features', not args.no_maps)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Reconstruct images with a pretrained network: pictures of each, and one sheet of all.
 
-    python -m pretrain.reconstruct output_my_run cat.jpg photos/ --out=reconstructed
-    python -m pretrain.reconstruct res50_withdecoder_1kpretrained_spark_style.pth cat.jpg --mask_ratio=0.75
-    --seed=1 --grid
+    python -m pretrain.reconstruct output_my_run cat.jpg photos/           # into output_my_run/reconstructed/
+    python -m pretrain.reconstruct res50_withdecoder_1kpretrained_spark_style.pth cat.jpg --mask_ratio=0.75 \\
+        --seed=1 --grid --out=pictures
 """
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from common.cli import errors_in_one_sentence, expanded, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from pretrain.arguments import add_network, network_of
 from pretrain.results.pictures import captions, contact_sheet, views, with_grid, write_picture
 from pretrain.results.typed_masks import read_mask
@@ -37,8 +37,7 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
     spark = saved.spark
     shown = captions(spark)
     given = None if mask is None else read_mask(mask, spark.encoder.grid)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder_for(out)
     losses = []
     rows = []
     texts = []
@@ -83,7 +82,7 @@ def main(argv=None):
     add_network(parser)
     add = parser.add_argument
     add('images', metavar='IMAGES', nargs='+', help='image files, or folders of them')
-    add('--out', default='reconstructed', help='folder for the pictures (default: reconstructed)')
+    add('--out', help='folder for the pictures (default: reconstructed, in the folder of the given file)')
     add('--mask_ratio', '--mask', type=float, help="share of hidden cells; the run's if not given")
     add('--seed', type=int, default=0, help='of the masks (default: 0)')
     add('--visible', metavar='FILE', help='a mask for all images: the grid as lines of # (visible) and . '
@@ -95,7 +94,8 @@ def main(argv=None):
     with errors_in_one_sentence():
         mask = None if args.visible is None else read_mask_file(args.visible)
         saved = network_of(args, mask_ratio=args.mask_ratio)
-        reconstruct(saved, args.images, args.out, args.seed, mask, args.grid)
+        out = args.out or saved.path.parent / 'reconstructed'
+        reconstruct(saved, args.images, out, args.seed, mask, args.grid)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """One web page about some pretraining runs, in a single file that needs no network.
 
-    python -m pretrain.report output_my_run output_other_run --out=report.html
+    python -m pretrain.report output_my_run                         # output_my_run/report.html
+    python -m pretrain.report output_my_run output_other_run        # report.html beside the first of them
 
 Curves beside what is normal, speed, time and energy, reconstructions over the epochs, options and how they
 differ, restarts.
@@ -12,7 +13,7 @@ import io
 import json
 from pathlib import Path
 
-from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, folder_for, needs, reader_may_leave
 from common.reliability.checkpoint import write_atomically
 from common.training.log import duration
 from common.words import counted
@@ -47,9 +48,15 @@ def report(folders, out):
         raise ValueError('the log of one of these runs is not as this program writes it '
                          f'({type(error).__name__}: {error}): leave that run away') from error
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    folder_for(out.parent)
     write_atomically(out, lambda file: file.write(page.encode()))
     return out
+
+
+def place_of(folders):
+    """Return where the page is written if nobody says where: in the run's folder, of several runs beside it."""
+    first = Path(folders[0])
+    return first / 'report.html' if len(folders) == 1 else first.parent / 'report.html'
 
 
 def table(rows, head=(), kind=''):
@@ -235,10 +242,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser('pretrain.report', description=__doc__.splitlines()[0],
                                      allow_abbrev=False)
     parser.add_argument('runs', metavar='RUN', nargs='+', help='run folders, such as output_my_run')
-    parser.add_argument('--out', default='report.html', help='the page to write (default: report.html)')
+    parser.add_argument('--out', help='the page to write (default: report.html in the folder of the run, of '
+                                      'several runs beside the first)')
     args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
-        path = report(args.runs, args.out)
+        path = report(args.runs, args.out or place_of(args.runs))
         print(f'{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser')
 
 

@@ -51,10 +51,14 @@ def missing_in(state, network):
             if key not in state and not key.endswith('num_batches_tracked')]
 
 
-def write_state(path, state):
-    """Write a state_dict as safetensors, or in torch's format, as the name of the file says."""
+def write_state(path, state, licence=None):
+    """Write a state_dict as safetensors, or in torch's format, as the name of the file says.
+
+    licence: of the weights; safetensors have a place for it in their metadata.
+    """
     if path.suffix == '.safetensors':
-        data = safetensors.torch.save(state, metadata={'format': 'pt'})
+        metadata = {'format': 'pt'} if licence is None else {'format': 'pt', 'license': licence}
+        data = safetensors.torch.save(state, metadata=metadata)
         write_atomically(path, lambda file: file.write(data))
     else:
         save(path, state)

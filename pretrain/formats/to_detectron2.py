@@ -39,7 +39,7 @@ def write(saved, stem, suffix, licence):
     else:
         checked = (f'names and shapes are those of its ResNet-{depth}; Detectron2 is not installed here and '
                    'did not read it')
-    return [f'{path.name}: {checked}. It is a pickle, which Detectron2 asks for']
+    return [f'{path}: {checked}. It is a pickle, which Detectron2 asks for']
 
 
 class ArraysAlone(pickle.Unpickler):

@@ -18,14 +18,14 @@ def write(saved, stem, suffix, licence):
     written = read_plain(folder / 'model.safetensors')
     entries = {key: value for key, value in written.items() if value.numel() and key not in drawn}
     verify.require_given(saved, entries, 'timm')
-    write_card(saved, folder, licence)
+    remarks = write_card(saved, folder, licence)
     theirs = timm.create_model(f'local-dir:{folder}', pretrained=True)
     images = verify.sample_images(saved)
     verify.require_same([cnn.eval()(images)], [theirs.eval()(images)], READER)
     verify.require_same_network(saved, theirs, READER)
-    sentences = [f'{folder.name}: read by timm.create_model("local-dir:.../{folder.name}", pretrained=True); '
-                 f'{verify.what_is_same(saved)}. A hub takes the folder as it is; look at its README.md '
-                 'first']
+    sentences = [f'{folder}: read by timm.create_model("local-dir:{folder}", pretrained=True); '
+                 f'{verify.what_is_same(saved)}. A hub takes the folder as it is; look at its README.md, the '
+                 'model card, first', *remarks]
     if drawn:
         sentences.append(f'{number_and_first_of(drawn)}, which the given file lacks, are as timm initialises '
                          'them: norms that do nothing')

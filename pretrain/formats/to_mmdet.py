@@ -13,4 +13,4 @@ def write(saved, stem, suffix, licence):
     save(path, contents.entries_of(saved, classifier=False))
     verify.require_given(saved, read_plain(path), 'downstream_mmdet', classifier=False)
     said = verify.run_reader('-m', 'downstream_mmdet.weights', path, name)
-    return [f'{path.name}: read by downstream_mmdet/weights.py, strictly ({said})']
+    return [f'{path}: read by downstream_mmdet/weights.py, strictly ({said})']

@@ -52,7 +52,7 @@ def write_encoder(saved, path, state, entries):
     verify.require_given(saved, {**read, **head}, READER, classifier=False)
     images = verify.sample_images(saved)
     verify.require_same(encoder(images), encoder.pyramid(images, cnn=theirs.eval()), READER)
-    return f'{path.name}: the encoder; read by {READER}: the same features'
+    return f'{path}: the encoder; read by {READER}: the same features'
 
 
 def write_whole(saved, path, entries):
@@ -66,4 +66,4 @@ def write_whole(saved, path, entries):
     images = verify.sample_images(saved)
     visible = saved.spark.draw_visible(len(images), torch.Generator().manual_seed(0))
     verify.require_same([saved.spark.predict(images, visible)], [theirs.predict(images, visible)], READER)
-    return f'{path.name}: encoder and decoder; read by {READER}: the same reconstruction'
+    return f'{path}: encoder and decoder; read by {READER}: the same reconstruction'

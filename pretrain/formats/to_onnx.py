@@ -46,9 +46,19 @@ def write(saved, stem, suffix, licence):
     except Exception as error:  # whatever an exporter can meet in a network
         raise ValueError(f'torch cannot export {saved.model} to ONNX: {type(error).__name__}: '
                          f'{str(error).strip().splitlines()[0]}') from error
+    if licence is not None:
+        note_licence(path, licence)
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     for batch in (images, images[:1], torch.cat([images, images, images[:1]])):
         theirs = [torch.from_numpy(value) for value in session.run(outputs, {'images': batch.numpy()})]
         verify.require_same(list(model(batch)), theirs, 'onnxruntime')
-    return [f'{path.name}: run by onnxruntime {onnxruntime.__version__} with batches of 1, 2 and 5 images of '
+    return [f'{path}: run by onnxruntime {onnxruntime.__version__} with batches of 1, 2 and 5 images of '
             f'{" x ".join(map(str, encoder.input_size))}; the same {", ".join(outputs)}']
+
+
+def note_licence(path, licence):
+    """Write the licence of the weights into the metadata of a graph."""
+    import onnx
+    graph = onnx.load(str(path))
+    onnx.helper.set_model_props(graph, {'license': licence})
+    onnx.save(graph, str(path))

@@ -12,23 +12,23 @@ def write(saved, stem, suffix, licence):
     theirs = contents.create(saved)
     no_classes = {key: value for key, value in theirs.state_dict().items() if not value.numel()}
     state = {**contents.entries_of(saved), **no_classes}
-    contents.write_state(path, state)
+    contents.write_state(path, state, licence)
     arguments = ', '.join(f'{name}={value}' for name, value in contents.arguments_of(saved).items())
     made = repr(contents.name_of(saved)) + (f', {arguments}' if arguments else '')
     missing = contents.missing_in(state, theirs)
     if missing:
         timm.models.load_checkpoint(theirs, str(path), strict=False)
-        line = f"timm.models.load_checkpoint(timm.create_model({made}), '{path.name}', strict=False)"
+        line = f"timm.models.load_checkpoint(timm.create_model({made}), '{path}', strict=False)"
         how = (f'not strictly: the given file lacks {number_and_first_of(missing)}, which stay as timm '
                'initialises them')
     else:
         theirs = contents.create(saved, checkpoint_path=str(path))
-        line = f"timm.create_model({made}, checkpoint_path='{path.name}')"
+        line = f"timm.create_model({made}, checkpoint_path='{path}')"
         how = 'strictly'
     require_given(saved, read_plain(path))
     require_given(saved, {key: value for key, value in theirs.state_dict().items() if key in saved.weights})
     verify.require_same_network(saved, theirs, 'timm')
-    return [f'{path.name}: read by {line}, {how}; {verify.what_is_same(saved)}']
+    return [f'{path}: read by {line}, {how}; {verify.what_is_same(saved)}']
 
 
 def require_given(saved, state):

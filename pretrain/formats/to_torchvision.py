@@ -24,7 +24,7 @@ def write(saved, stem, suffix, licence):
                          f'{counted(saved.options.in_chans, "channel")} with the same layers as timm\'s; it '
                          f'has {", ".join(NETWORKS)}, for 3')
     path = stem.with_suffix(suffix)
-    contents.write_state(path, to_torchvision(contents.entries_of(saved)))
+    contents.write_state(path, to_torchvision(contents.entries_of(saved)), licence)
     state = read_plain(path)
     if saved.has_classifier:
         number = contents.num_classes(saved)
@@ -42,7 +42,7 @@ def write(saved, stem, suffix, licence):
     verify.require_given(saved, to_timm(loaded, cnn), 'torchvision')
     images = verify.sample_images(saved)
     verify.require_same([own_output(saved, images, state)], [theirs.eval()(images)], 'torchvision')
-    return [f'{path.name}: read by model = torchvision.models.{how_made}, strictly; '
+    return [f'{path}: read by model = torchvision.models.{how_made}, strictly; '
             f'{verify.what_is_same(saved)}']
 
 

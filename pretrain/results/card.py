@@ -1,13 +1,16 @@
 """The model card of an exported network (Mitchell et al. 2019): data, recipe, curve, a picture, limits."""
+import importlib.util
 import re
 
-from common.cli import needs
+from PIL import Image
+
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
 from pretrain.results.pictures import TARGETS, hidden_cells, read_picture, write_picture
 from pretrain.results.read_log import epoch_of, pictures_of, read_log
 
 PAPER = 'https://arxiv.org/abs/2301.03580'
+PAGE_WIDTH = 900  # pixels
 
 
 def write_card(saved, folder, licence=None):
@@ -15,15 +18,16 @@ def write_card(saved, folder, licence=None):
 
     Args:
         saved: the network, of `read_saved`.
-        licence: an identifier such as mit or cc-by-4.0.
+        licence: an identifier such as mit or cc-by-4.0, or None.
 
-    Raises ValueError for another licence, for a log that is not as runs write it, and if matplotlib, which
-    draws the curve, is missing.
+    Returns sentences on what is missing in the card. Raises ValueError for another licence, and for a log that
+    is not as runs write it.
     """
-    if licence and not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9.+-]*', licence):  # it stands in YAML
-        raise ValueError('--licence is an identifier, such as mit, apache-2.0 or cc-by-nc-4.0, not '
-                         f'{licence!r}')
+    licence = licence_identifier(licence)
     log = read_log(saved.folder) if saved.folder else None
+    remarks = []
+    if log is not None and log.epochs and not importlib.util.find_spec('matplotlib'):
+        remarks.append('The card has no curve of the loss: for one, pip install matplotlib, and export again')
     pictures = [*draw_curve_of(log, folder), *copy_reconstructions(saved, folder)]
     no_licence = '**Licence.** Whoever exported this did not say; ask before you use it.\n\n'
     encoder = saved.spark.encoder
@@ -34,12 +38,28 @@ def write_card(saved, folder, licence=None):
                        size='x'.join(map(str, encoder.input_size)),
                        channels=counted(encoder.in_chans, 'channel'), **contents(saved))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
+    return remarks
+
+
+def licence_identifier(licence):
+    """Return the identifier of a licence as model hubs write it: in small letters. None stays None.
+
+    Raises ValueError for what is no identifier.
+    """
+    if licence is None:
+        return None
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9.+-]*', licence):  # it stands in YAML
+        raise ValueError('--licence is an identifier, such as mit, apache-2.0 or cc-by-nc-4.0, not '
+                         f'{licence!r}')
+    return licence.lower()
 
 
 def draw_curve_of(log, folder):
-    """Yield the Markdown of the loss over the epochs, drawn into the folder, if there is a log of any."""
-    if log is not None and log.epochs:
-        needs('matplotlib')
+    """Yield the Markdown of the loss over the epochs, drawn into the folder.
+
+    Nothing without a log of epochs, and without matplotlib, which draws it.
+    """
+    if log is not None and log.epochs and importlib.util.find_spec('matplotlib'):
         draw_curve(log.epochs, folder / 'curve.png')
         yield '![loss over the epochs](curve.png)'
 
@@ -49,9 +69,15 @@ def copy_reconstructions(saved, folder):
     found = pictures_of(saved.folder) if saved.folder else []
     if found:
         # Not copied: in a foreign run it may be a link to any file of this machine.
-        write_picture(folder / 'reconstructions.png', read_picture(found[-1]))
+        write_picture(folder / 'reconstructions.png', wide_enough(read_picture(found[-1])))
         yield ('![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, '
                f'reconstruction, after epoch {epoch_of(found[-1])}. {hidden_cells(saved.options.target)}')
+
+
+def wide_enough(image):
+    """Enlarge a PIL image by a whole number, until it is at least as wide as a page shows it."""
+    scale = max(1, -(-PAGE_WIDTH // image.width))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
 
 
 def contents(saved):

@@ -15,6 +15,7 @@ from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
 from downstream_coco.main import main as coco_main
 from downstream_coco.main import train_detector
+from downstream_coco.predict import main as predict_main
 from downstream_coco.predict import predict
 from downstream_coco.training import DetectorTraining
 from tests.conftest import ROOT, Stop, same, stop_after
@@ -68,6 +69,9 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path, capsys):
     assert len(predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=1e-6)) == 100
     assert not predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=0.05)
     assert 'broken.png cannot be read' in capsys.readouterr().out
+    predict_main([f'--weights={path}', str(tmp_path / 'grey.png')])
+    assert json.loads((folder / 'predictions/predictions.json').read_text()) == []
+    assert f'0 objects in all, in {folder}/predictions/predictions.json' in capsys.readouterr().out
     with pytest.raises(ValueError, match='no average'):
         predict(str(folder / 'your_convnet_coco_best.pth'), val, tmp_path / 'out', which='ema')
     with pytest.raises(ValueError, match='no image or folder'):

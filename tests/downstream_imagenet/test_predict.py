@@ -256,8 +256,10 @@ def test_from_the_command_line(run, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert 'there are 12 classes' in said and len(said.splitlines()[-1].split(', ')) == 12
     assert not (tmp_path / 'predictions.png').exists()
-    main([str(run), 'photos/b.png', '--workers=0'])
-    assert (tmp_path / 'predictions.png').exists()
+    folder = shutil.copytree(run, tmp_path / 'output_copy')
+    main(['output_copy', 'photos/b.png', '--workers=0'])
+    assert (folder / 'predictions.png').exists() and not (tmp_path / 'predictions.png').exists()
+    assert 'pictures: output_copy/predictions.png' in capsys.readouterr().out
 
 
 def test_loading_processes_change_nothing(run, labelled):

@@ -2,10 +2,13 @@
 import dataclasses
 import json
 import pickle
+import shutil
 
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from common.networks.renaming import to_torchvision
@@ -15,7 +18,7 @@ from pretrain.results.card import write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
 from tests.conftest import randomise
-from tests.pretrain.runs import needs_a_hub, saved_run, tuned
+from tests.pretrain.runs import line_of, needs_a_hub, saved_run, tuned
 
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
@@ -194,11 +197,72 @@ def test_the_card_of_an_encoder_alone_tells_the_run_s_recipe(finished, tmp_path)
         assert text in card
 
 
-@pytest.mark.parametrize('flags', [['--to=hf', '--pth'], ['--to=timm', '--licence=mit'], ['--to=nobody']])
+@pytest.mark.parametrize('flags', [['--to=hf', '--pth'], ['--to=nobody']])
 def test_flags_that_mean_nothing(finished, tmp_path, flags):
     with pytest.raises(SystemExit) as stop:
         export.main([str(finished), f'--out={tmp_path}', *flags])
     assert stop.value.code == 2 and not list(tmp_path.iterdir())
+
+
+def test_an_export_lies_beside_the_run_and_its_place_is_said(finished, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(finished, tmp_path / 'output_tiny')
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    for source in ('output_tiny', 'output_tiny/your_convnet_1kpretrained.pth'):
+        export.main([source, '--to=timm'])
+        said = capsys.readouterr().out.splitlines()
+        assert said[-1] == 'Written: output_tiny/export/your_convnet_timm.safetensors'
+        network = eval(line_of(said[0]), {'timm': timm})  # what is printed works where it was printed
+        assert network.num_classes == 0
+    assert [path.name for path in (folder / 'export').iterdir()] == ['your_convnet_timm.safetensors']
+    assert set(tmp_path.iterdir()) == before
+    (folder / 'file').write_text('')
+    with pytest.raises(SystemExit, match='cannot make the folder output_tiny/file/x .*: name another with --out'):
+        export.main(['output_tiny', '--to=timm', '--out=output_tiny/file/x'])
+
+
+@pytest.mark.parametrize('flag', ['--licence=MIT', '--license=mit'])
+def test_a_licence_is_noted_where_there_is_a_place_for_it(finished, tmp_path, capsys, flag):
+    export.main([str(finished), '--to=timm', f'--out={tmp_path}', flag])
+    with safe_open(tmp_path / 'your_convnet_timm.safetensors', 'pt') as file:
+        assert file.metadata() == {'format': 'pt', 'license': 'mit'}
+    assert 'The licence' not in capsys.readouterr().out
+    export.main([str(finished), '--to=timm', '--pth', f'--out={tmp_path}', flag])
+    assert 'The licence, mit, is not in it' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='--licence is an identifier'):
+        export.main([str(finished), '--to=timm', f'--out={tmp_path}', flag + ' x'])
+
+
+def test_a_licence_in_a_graph(tmp_path):
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    import onnxruntime
+    export.export(saved_run(tmp_path, 'test_resnet'), 'onnx', tmp_path, licence='mit')
+    session = onnxruntime.InferenceSession(str(tmp_path / 'test_resnet_onnx.onnx'))
+    assert session.get_modelmeta().custom_metadata_map['license'] == 'mit'
+
+
+@pytest.mark.parametrize('to, model', [('official', 'resnet26'), ('mmdet', 'convnext_atto')])
+def test_a_format_without_a_place_for_a_licence_says_so(tmp_path, to, model):
+    said = export.export(saved_run(tmp_path, model), to, tmp_path, licence='mit')
+    assert any('The licence, mit, is not in it' in sentence for sentence in said)
+
+
+def test_the_picture_of_a_card_is_wide_enough_to_be_looked_at(finished, tmp_path):
+    write_card(read_saved(finished), tmp_path)
+    assert '![reconstructions](reconstructions.png)' in (tmp_path / 'README.md').read_text()
+    with Image.open(tmp_path / 'reconstructions.png') as shown, \
+            Image.open(finished / 'reconstructions/epoch_0002.png') as small:
+        scale = shown.width // small.width
+        assert shown.size == (scale * small.width, scale * small.height) and 900 <= shown.width < 900 + small.width
+        assert shown.resize(small.size, Image.Resampling.NEAREST).tobytes() == small.tobytes()
+
+
+def test_a_card_without_matplotlib_has_no_curve_and_says_how_to_get_one(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    remarks = write_card(read_saved(finished), tmp_path)
+    assert 'pip install matplotlib' in ' '.join(remarks) and not (tmp_path / 'curve.png').exists()
+    assert 'curve.png' not in (tmp_path / 'README.md').read_text()
 
 
 def test_onnx_without_its_packages(finished, tmp_path, monkeypatch):

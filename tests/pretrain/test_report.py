@@ -24,6 +24,18 @@ def page(finished, tmp_path_factory):
     return report.report([finished, other], other.parent / 'report.html')
 
 
+def test_the_page_lies_beside_the_run(finished, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('plotly', reason='pip install -r pretrain/requirements.txt')
+    for name in ('a/output_one', 'a/output_two'):
+        shutil.copytree(finished, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    report.main(['a/output_one'])
+    report.main(['a/output_one', 'a/output_two'])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith('a/output_one/report.html') and said[1].startswith('a/report.html')
+    assert (tmp_path / 'a/output_one/report.html').exists() and (tmp_path / 'a/report.html').exists()
+
+
 def test_what_the_page_says(page, finished):
     text, log = page.read_text(), read_log(finished)
     assert f'<td>{log.epochs[-1]["loss"]:.4f}</td>' in text and f'<td>{log.epochs[-1]["val_loss"]:.4f}</td>' in text

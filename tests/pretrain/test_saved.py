@@ -263,6 +263,18 @@ def test_reconstruct_command(finished, photos, tmp_path, capsys):
     assert Image.open(tmp_path / 'out' / '0000_a_reconstruction.png').size == (32, 32)
 
 
+def test_pictures_and_features_lie_beside_the_run(finished, photos, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(finished, tmp_path / 'output_tiny')
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    reconstruct.main(['output_tiny', str(photos)])
+    features.main(['output_tiny/your_convnet_1kpretrained.pth', str(photos), '--no_maps'])
+    said = capsys.readouterr().out
+    assert (folder / 'reconstructed/contact_sheet.png').exists() and (folder / 'features/pooled.npz').exists()
+    assert 'output_tiny/reconstructed' in said and 'output_tiny/features' in said
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_a_given_mask_and_ratio(finished, photos, tmp_path):
     (tmp_path / 'mask.txt').write_text('#...\n.#..\n..#.\n...#\n')
     out = tmp_path / 'out'
