@@ -205,4 +205,4 @@ def check_channels(in_chans):
     """Raises ValueError for a number of channels that image files are not read with."""
     if in_chans not in (1, 3):
         raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}: give a Dataset of your '
-                         'own, or tensors, in code (README, "Your own data")')
+                         'own, or tensors, in code (docs/python.md)')

@@ -109,7 +109,7 @@ class Tiff:
             return 1
         if self.bands != in_chans:
             raise ValueError(f'it has {self.bands} bands that it does not call colours, and {in_chans} are '
-                             'wanted: read it in a Dataset of your own (README, "Your own data")')
+                             'wanted: read it in a Dataset of your own (docs/python.md)')
         return self.bands
 
 

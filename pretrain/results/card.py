@@ -70,8 +70,8 @@ def copy_reconstructions(saved, folder):
     if found:
         # Not copied: in a foreign run it may be a link to any file of this machine.
         write_picture(folder / 'reconstructions.png', wide_enough(read_picture(found[-1])))
-        yield ('![reconstructions](reconstructions.png)\n\nRows: input, what the network saw, '
-               f'reconstruction, after epoch {epoch_of(found[-1])}. {hidden_cells(saved.options.target)}')
+        yield ('![reconstructions](reconstructions.png)\n\nImages, what the network saw of them, and their '
+               f'reconstructions, after epoch {epoch_of(found[-1])}. {hidden_cells(saved.options.target)}')
 
 
 def wide_enough(image):

@@ -30,6 +30,37 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target.read_text(encoding='utf-8')), f'{page.name} links to {link}'
 
 
+def prose(text):
+    """A page without its blocks of code; of links the text alone. Tables stay."""
+    text = re.sub(r'^```.*?^```$', '', text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r'\]\([^)]*\)', ']', text)
+
+
+def test_the_readme_is_short():
+    """At most 900 words. What stands in blocks of code is not counted, what stands in tables is."""
+    words = [word for word in prose((ROOT / 'README.md').read_text()).split() if re.search(r'\w', word)]
+    assert len(words) <= 900
+
+
+def test_the_first_screen_shows_a_picture_and_the_commands():
+    first = (ROOT / 'README.md').read_text().partition('\n## ')[0]
+    assert len(first.splitlines()) <= 40
+    assert re.search(r'^!\[[^\]]+\]\(docs/\w+\.png\)$', first, re.MULTILINE)
+    assert 'git clone' in first and 'make demo' in first and 'main.sh my_run --data_path=DIR --model=resnet50' in first
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(re.findall(r'\]\(([^)#\s]+)', (ROOT / 'README.md').read_text()))
+    pages = {str(page.relative_to(ROOT)) for page in PAGES if page.suffix == '.md'} - {'README.md'}
+    assert pages <= linked
+
+
+def test_no_page_has_a_badge_or_a_place_to_fill_in():
+    for page in PAGES:
+        text = page.read_text(encoding='utf-8')
+        assert 'badge' not in text and 'OWNER/REPOSITORY' not in text, page.name
+
+
 def test_pages_are_found():
     assert {'README.md', 'method.md', 'viz_spconv.ipynb'} <= {page.name for page in PAGES}
 

@@ -1,0 +1,67 @@
+"""The Python in README.md, docs/python.md and docs/use.md runs as it stands there."""
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT
+
+
+def blocks(page):
+    """{first words of the heading above: the blocks of Python below it} of a page."""
+    found = {}
+    for section in re.split(r'^#+ ', (ROOT / page).read_text(encoding='utf-8'), flags=re.MULTILINE):
+        heading = section.partition('\n')[0]
+        found[heading] = re.findall(r'^```python\n(.*?)^```$', section, re.MULTILINE | re.DOTALL)
+    return {heading: code for heading, code in found.items() if code}
+
+
+def test_every_block_is_tried():
+    """Of each page and heading, as many blocks as the tests below run."""
+    assert {heading: len(code) for heading, code in blocks('docs/python.md').items()} == {
+        'Read a run': 1, 'Pretrain on data of your own kind': 1, 'The method as a module': 2}
+    assert {heading: len(code) for heading, code in blocks('docs/use.md').items()} == {
+        'Load the weights in your own code': 1}
+    assert {heading: len(code) for heading, code in blocks('README.md').items()} == {'The next commands': 1}
+
+
+def test_a_run_is_read(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / 'output_my_run')
+    Image.new('RGB', (50, 40)).save(tmp_path / 'cat.jpg')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks('docs/python.md')['Read a run'][0], names)
+    assert names['pooled'].shape == (1, 128) and names['picture'].shape == (1, 3, 32, 32)
+
+
+def test_bands_are_pretrained_on(tmp_path, monkeypatch):
+    """With a smaller network, and fewer epochs."""
+    code = blocks('docs/python.md')['Pretrain on data of your own kind'][0]
+    options = "model='your_convnet', input_size=32, decoder_width=16, epochs=1, batch_size=8, workers=0, lr=1e-2"
+    code = code.replace("model='resnet50'", options).replace('return 1000', 'return 16')
+    monkeypatch.chdir(tmp_path)
+    exec(code, {'__name__': '__main__'})
+    assert (tmp_path / 'output_bands/your_convnet_1kpretrained.pth').exists()
+
+
+@pytest.mark.slow  # a ConvNeXt-S and two ResNet-50s
+@pytest.mark.parametrize('number', [0, 1])
+def test_modules(number):
+    names = {}
+    exec(blocks('docs/python.md')['The method as a module'][number], names)
+    assert number or names['picture'].shape == (8, 3, 224, 224)
+
+
+@pytest.mark.parametrize('page, heading', [('docs/use.md', 'Load the weights in your own code'),
+                                           ('README.md', 'The next commands')])
+def test_weights_are_loaded(tmp_path, monkeypatch, page, heading):
+    (tmp_path / 'output_my_run').mkdir()
+    state = timm.create_model('resnet18').state_dict()
+    torch.save(state, tmp_path / 'output_my_run/resnet18_1kpretrained.pth')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks(page)[heading][0].replace('resnet50', 'resnet18'), names)  # for speed
+    assert torch.equal(names['model'].state_dict()['layer1.0.conv1.weight'], state['layer1.0.conv1.weight'])
