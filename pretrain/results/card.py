@@ -28,13 +28,14 @@ def write_card(saved, folder, licence=None):
     remarks = []
     if log is not None and log.epochs and not importlib.util.find_spec('matplotlib'):
         remarks.append('The card has no curve of the loss: for one, pip install matplotlib, and export again')
-    pictures = [*draw_curve_of(log, folder), *copy_reconstructions(saved, folder)]
+    curve = ''.join(draw_curve_of(log, folder))
+    picture = ''.join(copy_reconstructions(saved, folder))
     no_licence = '**Licence.** Whoever exported this did not say; ask before you use it.\n\n'
     encoder = saved.spark.encoder
     text = TEXT.format(licence=licence or 'other', stated='' if licence else no_licence,
                        model=saved.model.split('.')[0], paper=PAPER, data=data(saved),
-                       recipe=recipe_table(saved, log),
-                       pictures='\n\n'.join(pictures) or 'No log or pictures lay beside the weights.',
+                       recipe=recipe_table(saved, log), picture=f'{picture}\n\n' if picture else '',
+                       curve=curve or 'No log of the training lay beside the weights.',
                        size='x'.join(map(str, encoder.input_size)),
                        channels=counted(encoder.in_chans, 'channel'), **contents(saved))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
@@ -165,6 +166,7 @@ def draw_curve(epochs, path):
         if points:
             axes.plot(*zip(*points), label=label)
     axes.set(xlabel='epoch', ylabel='loss', ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     figure.savefig(path, dpi=110)
 
@@ -181,7 +183,7 @@ tags: [timm, spark, self-supervised, masked-image-modeling]
 A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the
 others, a decoder reconstructs what was hidden ([SparK]({paper}), ICLR 2023). {holds}
 
-```python
+{picture}```python
 import timm
 model = timm.create_model('local-dir:FOLDER', pretrained=True)                    # {gives}; 'hf-hub:USER/NAME' from a hub
 model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)    # a new classifier, to be trained
@@ -197,7 +199,7 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  
 |---|---|
 {recipe}
 
-{pictures}
+{curve}
 
 ## Limits
 
