@@ -264,13 +264,10 @@ class Trainer:
         """Bring the network to its device, and make what trains it."""
         options, ranks, saved = self.options, self.ranks, self.saved
         self.accum = self.run.parts(saved)
-        on_cpu = ranks.device.type == 'cpu'
-        if self.accum is not None and not on_cpu:
-            self.start_loading()
-        self.place_network()
-        if self.accum is not None and on_cpu:  # Memory is looked at before the loading processes take theirs.
+        if self.accum is not None:
             require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast)
             self.start_loading()
+        self.place_network()
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
                                           self.run.smallest_part, keeps_inputs=self.is_graphed)
