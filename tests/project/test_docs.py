@@ -84,6 +84,16 @@ def test_troubleshooting_quotes_messages_that_exist():
         assert any(message in text for text in texts), message
 
 
+def test_warnings_that_are_listed_exist():
+    page = (ROOT / 'docs/your_images.md').read_text(encoding='utf-8')
+    table = page.partition('## Warnings that you may meet')[2].partition('\n## ')[0]
+    listed = [message for row in re.findall(r'^\| (`.+?) \|', table, re.MULTILINE) for message in re.findall(r'`(.+?)`', row)]
+    texts = list(said())
+    assert len(listed) > 8
+    for message in listed:
+        assert any(message in text for text in texts), message
+
+
 def test_modules_that_are_named_exist():
     for page in PAGES:
         for module in re.findall(r'python3? -m ((?:pretrain|downstream_\w+|common|benchmarks)(?:\.\w+)+)', page.read_text()):
