@@ -2,10 +2,12 @@
 log.
 """
 import dataclasses
+import os
 from dataclasses import dataclass
 
 from common.cli import boolean, numbers, option, plain_fields
-from common.images.pixels import Reading
+from common.images.reading import Reading
+from common.paths import require_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -119,7 +121,8 @@ class ImageOptions:
 class RunOptions(ImageOptions):
     """What a user decides of any training run. Raises ValueError."""
 
-    name: str = option(None, "the experiment's name", 'run', ('exp_name',), str, harmless=True)
+    name: str = option(None, "the experiment's name; the first argument of main.sh", 'run', ('exp_name',), str,
+                      harmless=True)
     run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str,
                           harmless=True)
     resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given",
@@ -196,6 +199,16 @@ class RunOptions(ImageOptions):
                                                                     '--name=my_run')
 
     needs_folder = True
+
+    def require_paths(self):
+        """Raise a ValueError if a path that the options name is not there. It does not load torch."""
+        if self.resume is not None:
+            require_file(self.resume)
+
+    @property
+    def begins(self):
+        """Whether the run certainly begins, rather than going on from a checkpoint in its folder."""
+        return self.fresh or self.resume is None and not os.path.isdir(self.folder)
 
     @property
     def folder(self):

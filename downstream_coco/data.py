@@ -12,8 +12,9 @@ from torchvision.transforms import functional as F
 
 from common.images.files import ImageFiles
 from common.images.path_lists import inside
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from downstream_coco.annotations import read_annotations
+from downstream_coco.layout import require_folder
 
 
 class CocoImages(ImageFiles):
@@ -45,8 +46,7 @@ class CocoImages(ImageFiles):
         self.annotations = str(annotations)
         self.reading = reading
         self.set_categories(content['categories'], categories)
-        if not self.root.is_dir():
-            raise ValueError(f'there is no folder of images {folder}')
+        require_folder(folder)
         paths = self.find(content['images'])
         images = {image['id']: image for image in content['images'] if paths[image['id']] is not None}
         missing = [image['file_name'] for image in content['images'] if paths[image['id']] is None]

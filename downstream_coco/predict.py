@@ -17,7 +17,7 @@ from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
 from common.images.survey import warn_of
-from common.networks.create import USERS_NETWORKS, register
+from common.networks.users import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.run import autocast
 from common.words import counted

@@ -3,11 +3,12 @@ similar one.
 """
 from dataclasses import dataclass
 
-from torch import nn
-
+from common.about import About
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
-from common.networks.create import USERS_NETWORKS, create_cnn, register
+from common.networks.users import USERS_NETWORKS, register
+from common.paths import require_file, require_weights
+from downstream_imagenet.layout import train_folder
 
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4,
             'layer_decay': 0.7, 'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3,
@@ -117,6 +118,16 @@ class Options(RunOptions):
                 f'num_classes must be 2 or more, not {self.num_classes}')
         require(not self.official_lamb or self.opt == 'lamb', '--official_lamb is for --opt=lamb')
 
+    def require_paths(self):
+        super().require_paths()
+        if self.eval is not None:
+            require_file(self.eval)
+            return
+        if self.dataset is None:
+            train_folder(self.data_path)
+        if self.begins:
+            require_weights(self.finetune_from)
+
     @property
     def needs_folder(self):
         return self.eval is None
@@ -162,6 +173,7 @@ def relatives_recipe(cnn):
     """The name of the recipe for any other network: ResNet-50's if most of its norms are BatchNorms, else
     ConvNeXt-S's.
     """
+    from torch import nn  # here, so that options are checked without it
     norm_types = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     is_batchnorm = [isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cnn.modules()
                     if isinstance(module, norm_types)]
@@ -171,10 +183,13 @@ def relatives_recipe(cnn):
 def recipe_of(model, input_size=224):
     """(the name of the recipe for a model, its options). Raises ValueError for a name that timm does not
     know.
+
+    A network that is not the paper's is made, to look at it; only this loads torch.
     """
     name = papers_recipe(model, input_size)
     if name:
         return name, RECIPES[name]
+    from common.networks.create import create_cnn
     has_drop_path = True
     try:
         # The network is made on the CPU, since some versions of timm cannot make every network on the meta
@@ -192,10 +207,20 @@ def recipe(given):
     """The options of a model's recipe as a dict, to be overridden by those in the dict `given`."""
     register(given.get('register', USERS_NETWORKS))
     _, options = recipe_of(given.get('model', 'resnet50'), given.get('input_size', 224))
-    options = dict(options)
-    if 'epochs' in given:  # The warm-up takes at most a tenth of them.
-        options['warmup_epochs'] = min(options['warmup_epochs'], given['epochs'] / 10)
-    return options
+    return with_warmup(options, given)
+
+
+def recipe_to_check(given):
+    """Like `recipe`, but for a network that is not the paper's ResNet-50's recipe, which fits the same options."""
+    name = papers_recipe(given.get('model', 'resnet50'), given.get('input_size', 224))
+    return with_warmup(RECIPES[name or 'resnet50'], given)
+
+
+def with_warmup(options, given):
+    """The options of a recipe, whose warm-up takes at most a tenth of the epochs that are given."""
+    if 'epochs' in given:
+        return {**options, 'warmup_epochs': min(options['warmup_epochs'], given['epochs'] / 10)}
+    return dict(options)
 
 
 def recommended(**given):
@@ -205,5 +230,22 @@ def recommended(**given):
     return Options(**{**recipe(given), **given})
 
 
+ABOUT = About(
+    'Fine-tune a CNN on images with labels.',
+    (('bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --finetune_from=FILE',
+      'fine-tune pretrained weights on the classes of a folder; the same command again goes on where it stopped'),
+     ('bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --eval=FILE',
+      'measure the accuracy of a file on the validation images')),
+    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'batch_size', 'epochs', 'base_lr', 'workers'))
+
+
 def parse_options(argv=None):
-    return parse(Options, 'downstream_imagenet.main', 'Fine-tune a CNN on images with labels.', argv, recipe)
+    return parse(Options, 'downstream_imagenet.main', ABOUT, argv, recipe)
+
+
+def check_options(argv=None):
+    """Exit as `parse_options` does if the options of a command line are wrong, without loading torch. Returns Options.
+
+    What a recipe sets is right only for the paper's networks.
+    """
+    return parse(Options, 'downstream_imagenet.main', ABOUT, argv, recipe_to_check)

@@ -17,11 +17,12 @@ from common.images.datasets import check_dataset, timm_dataset
 from common.images.files import ImageFiles
 from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
 from common.images.loading import each_once
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from common.images.timeout import at_most
 from common.seeds import seed_for
 from common.training.device import to_device
 from common.words import first_of, printable
+from downstream_imagenet.layout import train_folder
 
 # The most images beside the folders of the classes, such as an overview of them, that are left out.
 LOOSE = 10
@@ -104,12 +105,7 @@ def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS
                              'those of its training images, since not all have both: for folders leave '
                              '--dataset out')
         return images, val
-    if data_path is None:
-        raise ValueError('say where the images are: --data_path=DIR, with train/ and val/ in it')
-    train = Path(data_path, 'train')
-    if not train.is_dir():
-        raise ValueError(f'there is no folder {train} with the training images: ImageNet\'s layout is train/ '
-                         f'and val/, each with a folder for each class; {what_is_in(data_path)}')
+    train = train_folder(data_path)
     val = find_validation(data_path, val_path)
     images = LabelledFolder(train, in_chans, reading=reading)
     return images, LabelledFolder(val, in_chans, images.classes, reading)

@@ -11,8 +11,9 @@ from common.images.augmented import Augmented
 from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
-from common.networks.create import create_cnn, register, try_size
+from common.networks.create import create_cnn, try_size
 from common.networks.load import load_classifier
+from common.networks.users import register
 from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
 from downstream_imagenet.classifier import pooled_features

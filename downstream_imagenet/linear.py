@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse, reader_may_leave
-from common.networks.create import USERS_NETWORKS, register
+from common.networks.users import USERS_NETWORKS, register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
 from downstream_imagenet.main import fine_tune

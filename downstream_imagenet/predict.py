@@ -24,10 +24,10 @@ from common.images.augmented import Augmented
 from common.images.files import ImageFiles, SeveralFiles
 from common.images.finding import image_endings
 from common.images.loading import each_once, naming_the_file
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from common.images.survey import warn_of
 from common.images.timeout import at_most
-from common.networks.create import USERS_NETWORKS, register
+from common.networks.users import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.device import to_device
 from common.training.run import autocast, loading_processes

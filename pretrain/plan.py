@@ -23,7 +23,8 @@ from pretrain.planning.memory import Line
 from pretrain.planning.scaling import step_seconds
 from pretrain.pretraining import Run
 from pretrain.results.read_log import read_log
-from pretrain.spark_method import SparKMethod, SparKOptions
+from pretrain.spark_method import SparKMethod
+from pretrain.spark_options import SparKOptions, recipe
 
 GIB = 2 ** 30
 # How far off predictions were where they could be checked: on two cores of an AMD EPYC, torch 2.15 (docs/scale.md).
@@ -321,7 +322,7 @@ def plan(options):
 @reader_may_leave()
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
-    options = parse(PlanOptions, 'pretrain.plan', __doc__.split('\n')[0], argv, SparKMethod().recipe)
+    options = parse(PlanOptions, 'pretrain.plan', __doc__.split('\n')[0], argv, recipe)
     with errors_in_one_sentence():
         print(plan(options))
 

@@ -19,7 +19,7 @@ from common.words import counted
 from pretrain.results.charts import charts
 from pretrain.results.pictures import hidden_cells, read_picture
 from pretrain.results.read_log import epoch_of, pictures_of, read_log
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 
 MAX_PICTURES = 24  # of a run, so that the page of a long run stays a few MB
 MAX_WIDTH = 1400  # pixels of a picture

@@ -24,8 +24,10 @@ from common.images.finding import (
 )
 from common.images.limits import pixel_limit
 from common.images.path_lists import read_list
-from common.images.pixels import AS_IT_IS, as_channels
+from common.images.pixels import as_channels
+from common.images.reading import AS_IT_IS
 from common.images.tiff import Tiff, begins_as_tiff
+from common.paths import require_images
 
 SIZES = 1000  # the most files whose sizes are part of a fingerprint
 
@@ -52,14 +54,13 @@ class ImageFiles(Dataset):
         source = Path(source)
         left_out = LeftOut()
         check_channels(in_chans)
+        require_images(source)
         if source.is_dir():
             paths = sorted(find_files(source, image_endings(), left_out))
             self.root = source
-        elif source.is_file():
+        else:
             self.root = source.parent if root is None else Path(root)
             paths = read_list(source, self.root, left_out)
-        else:
-            raise ValueError(f'there is no folder or list of images {source}')
         self.keep_count(left_out)
         if not paths:
             raise ValueError(f'{source} holds no images that Pillow reads by their file names'

@@ -32,6 +32,7 @@ from common.reliability.checkpoint import (
 )
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
+from common.start import said_if_long
 from common.sync_batchnorm import synchronise_batchnorm
 from common.training.accumulation import fit_accumulation
 from common.training.compilation import compile_network, repeated_blocks
@@ -223,7 +224,8 @@ class Trainer:
         self.step = None
         self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
         torch.manual_seed(seed_for('weights', options.seed))
-        self.network = self.build_network()
+        with said_if_long(f'Building {options.model}'):
+            self.network = self.build_network()
         self.run = self.run.without(self.saved, left_out)
         self.run = self.run.with_norms(self.saved, self.network, self.forward_one_image)
         loaded = None

@@ -14,7 +14,7 @@ import torch
 from common.cli import changes, errors_in_one_sentence, parser_of, reader_may_leave
 from common.words import counted
 from pretrain.methods import parse_options, recommended
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 
 ALIASES = {
     'mask': 'mask_ratio', 'bs': 'batch_size', 'ep': 'epochs', 'wp_ep': 'warmup_epochs', 'dp': 'drop_path', 'wd': 'weight_decay',

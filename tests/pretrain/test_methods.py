@@ -8,7 +8,8 @@ from torch import nn
 
 from pretrain.main import main, pretrain
 from pretrain.methods import METHODS, Method, method_of, parse_options, recommended
-from pretrain.spark_method import SparKMethod, SparKOptions
+from pretrain.spark_method import SparKMethod
+from pretrain.spark_options import SparKOptions
 from tests.conftest import ROOT, saved
 
 
