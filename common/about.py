@@ -24,5 +24,7 @@ class About:
     def grouped(self, fields):
         """[(title of the group, field)] of the fields of a dataclass of options, in the order of --help."""
         by_name = {field.name: field for field in fields}
+        titles = list(dict.fromkeys(field.metadata['group'] for field in fields))
         first = [(MOST_USED, by_name.pop(name)) for name in self.most_used]
-        return first + [(field.metadata['group'], field) for field in by_name.values()]
+        others = [(field.metadata['group'], field) for field in by_name.values()]
+        return first + sorted(others, key=lambda each: titles.index(each[0]))

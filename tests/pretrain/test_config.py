@@ -3,6 +3,7 @@ import dataclasses
 import io
 import itertools
 import os
+import shlex
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from common.cli import changes, errors_in_one_sentence, parser_of, reader_may_leave
 from common.words import counted
 from pretrain.methods import parse_options, recommended
+from pretrain.options import EXAMPLES, MOST_USED
 from pretrain.spark_options import SparKOptions as Options
 
 ALIASES = {
@@ -125,6 +127,25 @@ def test_help_explains_every_option_in_a_group():
     for group in ('run', 'data', 'method', 'optimisation', 'machine', 'log'):
         assert f'\n{group}:' in text
     assert text.count('optimisation:') == 1
+
+
+def test_help_begins_with_examples_and_ten_options(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(['--help'])
+    lines = capsys.readouterr().out.splitlines()
+    first = lines[lines.index('most used:') + 1:]
+    first = first[:first.index('')]
+    assert [line.split()[0] for line in first if line.startswith('  --')] == [f'--{name}' for name in MOST_USED]
+    assert len(MOST_USED) == 10 and lines.index('examples:') < lines.index('most used:') < lines.index('data:')
+    shown = [line.split()[0] for line in lines if line.startswith('  --')]
+    assert sorted(shown) == sorted(f'--{field.name}' for field in dataclasses.fields(Options))
+
+
+@pytest.mark.parametrize('example', [command for command, _ in EXAMPLES])
+def test_the_examples_of_help_are_right(example):
+    bash, script, name, *words = shlex.split(example)
+    assert (bash, script) == ('bash', 'pretrain/main.sh')
+    parse_options([f'--name={name}', *words])
 
 
 def test_contradictions_list_what_may_not_change():
