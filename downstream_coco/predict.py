@@ -4,6 +4,11 @@
 
 IMAGE may also be a folder.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import json
 from pathlib import Path

@@ -8,6 +8,11 @@ to them. Its regularisation is chosen by cross-validation on the training images
 images stay unseen. With --mae it is a fine-tuning run, with random crops, LARS and batches of 16384, and all
 options of downstream_imagenet.main.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import sys
 
 import torch

@@ -5,6 +5,11 @@
 
 Images are prepared as the run prepared them to measure its accuracy.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import csv
 import dataclasses

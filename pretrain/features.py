@@ -3,6 +3,11 @@
     python -m pretrain.features output_my_run photos/ --out=features   # features/0000_NAME.npz, and
     features/pooled.npz
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 from pathlib import Path
 

@@ -9,6 +9,11 @@ stands beside its reconstruction.
 Needs gradio (pretrain/requirements.txt). Nothing is sent anywhere: the page is served to this machine only,
 unless --host says otherwise.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import os
 import socket

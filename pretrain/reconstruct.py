@@ -4,6 +4,11 @@
     python -m pretrain.reconstruct res50_withdecoder_1kpretrained_spark_style.pth cat.jpg --mask_ratio=0.75
     --seed=1 --grid
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 from pathlib import Path
 

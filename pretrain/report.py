@@ -5,6 +5,11 @@
 Curves beside what is normal, speed, time and energy, reconstructions over the epochs, options and how they
 differ, restarts.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import base64
 import html

@@ -1,10 +1,13 @@
 """What a program says while it starts."""
+import os
+import subprocess
 import sys
 import threading
 
 import pytest
 
 from common import start
+from tests.conftest import ROOT
 
 
 def test_only_the_first_process_speaks(monkeypatch, capsys):
@@ -59,3 +62,17 @@ def test_an_error_ends_the_waiting_too(said, monkeypatch):
     for timer in timers:
         timer.join(60)
     assert not any(timer.is_alive() for timer in timers)
+
+
+TOOLS = [path for folder in ('pretrain', 'downstream_imagenet', 'downstream_coco') for path in (ROOT / folder).glob('*.py')
+         if 'start_tool()' in path.read_text(encoding='utf-8')]
+
+
+@pytest.mark.parametrize('path', TOOLS, ids=lambda path: path.stem)
+def test_a_tool_speaks_before_it_loads_torch(path, tmp_path):
+    """torch cannot be imported here; what comes before it is said on stderr, since stdout may be the tool's result."""
+    (tmp_path / 'torch.py').write_text("raise SystemExit('torch is imported')")
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, '-m', f'{path.parent.name}.{path.stem}', '--help'], env=environment, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('', 'Starting: loading PyTorch ...\ntorch is imported\n')
