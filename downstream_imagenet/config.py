@@ -30,6 +30,9 @@ RECIPES = {
     'resnet200': DEEPER_RESNET,
 }
 
+# What is chosen when the number of images is known (downstream_imagenet/recipe.py).
+CHOSEN = ('recipe', 'batch_size', 'epochs', 'warmup_epochs', 'base_lr', 'lr', 'ema', 'accum')
+
 
 def clip(text):
     """'-1' -> inf: the official way of saying that nothing is clipped."""
@@ -77,14 +80,11 @@ class Options(RunOptions):
     smoothing: float = option(0.1, 'of the labels', 'method')
     loss: str = option(None, 'bce (binary cross-entropy) or ce (soft-target cross-entropy); bce for LAMB if '
                        'not given, else ce', 'method', parse=str, choices=('bce', 'ce'))
-    ema: float = option(0.9999, 'decay of the average of the weights; 0 for none', 'method')
+    ema: float = option(None, 'decay of the average of the weights; 0 for none; by --recipe if not given',
+                        'method', parse=float)
 
-    batch_size: int = option(2048, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
-    epochs: int = option(300, 'passes over the data', 'optimisation', ('ep',))
-    warmup_epochs: float = option(5.0, 'epochs of rising learning rate; at most a tenth of all if not given',
-                                  'optimisation', ('wp_ep',))
-    base_lr: float = option(2e-3, 'peak learning rate for a batch of 256; it grows with the batch',
-                            'optimisation', harmless=True)
+    warmup_epochs: float = option(None, "epochs of rising learning rate; the paper's, and at most a tenth of "
+                                  'all, if not given', 'optimisation', ('wp_ep',), float)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd', 'lars'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; the recipe's if "
                                 "not given, for other networks 0.7, or more such that the stem of a deep one "
@@ -204,23 +204,13 @@ def recipe_of(model, input_size=224):
 
 
 def recipe(given):
-    """The options of a model's recipe as a dict, to be overridden by those in the dict `given`."""
+    """The options of a model's recipe as a dict, to be overridden by those in the dict `given`.
+
+    Those that depend on the images too are left to `settled` (downstream_imagenet/recipe.py).
+    """
     register(given.get('register', USERS_NETWORKS))
     _, options = recipe_of(given.get('model', 'resnet50'), given.get('input_size', 224))
-    return with_warmup(options, given)
-
-
-def recipe_to_check(given):
-    """Like `recipe`, but for a network that is not the paper's ResNet-50's recipe, which fits the same options."""
-    name = papers_recipe(given.get('model', 'resnet50'), given.get('input_size', 224))
-    return with_warmup(RECIPES[name or 'resnet50'], given)
-
-
-def with_warmup(options, given):
-    """The options of a recipe, whose warm-up takes at most a tenth of the epochs that are given."""
-    if 'epochs' in given:
-        return {**options, 'warmup_epochs': min(options['warmup_epochs'], given['epochs'] / 10)}
-    return dict(options)
+    return {name: value for name, value in options.items() if name not in CHOSEN}
 
 
 def recommended(**given):
@@ -236,7 +226,7 @@ ABOUT = About(
       'fine-tune pretrained weights on the classes of a folder; the same command again goes on where it stopped'),
      ('bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --eval=FILE',
       'measure the accuracy of a file on the validation images')),
-    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'batch_size', 'epochs', 'base_lr', 'workers'))
+    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr'))
 
 
 def parse_options(argv=None):
@@ -244,8 +234,8 @@ def parse_options(argv=None):
 
 
 def check_options(argv=None):
-    """Exit as `parse_options` does if the options of a command line are wrong, without loading torch. Returns Options.
+    """Exit as `parse_options` does if the options of a command line are wrong, without loading torch.
 
-    What a recipe sets is right only for the paper's networks.
+    Returns Options without the recipe of the model.
     """
-    return parse(Options, 'downstream_imagenet.main', ABOUT, argv, recipe_to_check)
+    return parse(Options, 'downstream_imagenet.main', ABOUT, argv)

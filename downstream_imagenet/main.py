@@ -29,8 +29,10 @@ def fine_tune(options, dataset=None, val_dataset=None):
     # These load torch, which takes seconds: by now the options are known to be right.
     from common.distributed import distributed
     from common.images.datasets import same_images
+    from common.training.recipe import saved_options
     from downstream_imagenet.data import check_labelled, class_names, share_of
     from downstream_imagenet.evaluation import evaluate_file
+    from downstream_imagenet.recipe import Recipe
     from downstream_imagenet.training import ClassifierTraining, Run
 
     with distributed(options.stall_minutes, options.folder) as ranks:
@@ -48,7 +50,9 @@ def fine_tune(options, dataset=None, val_dataset=None):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:
             raise ValueError('--fresh starts over and --resume goes on: give one of them')
-        run = Run(options, ranks, len(images), same_images(images, ranks))
+        saved = saved_options(options, Run.checkpoint_of(options), ranks)
+        options, chosen = Recipe().settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen)
         return ClassifierTraining(run, images, val, classes).fit()
 
 
@@ -71,7 +75,7 @@ def check(argv=None):
     It does not load torch. common/launch.sh calls it before it starts processes.
     """
     options = check_options(argv)
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         options.require_paths()
 
 
@@ -81,7 +85,7 @@ def main(argv=None):
     check(argv)
     say_loading()
     options = parse_options(argv)
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         fine_tune(options)
 
 

@@ -32,14 +32,18 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
     # These load torch, which takes seconds: by now the options are known to be right.
     from common.distributed import distributed
     from common.images.datasets import check_dataset, same_images
+    from common.training.recipe import saved_options
     from pretrain.methods import METHODS
     from pretrain.pretraining import Pretraining, Run
+    from pretrain.recipe import Recipe
 
     with distributed(options.stall_minutes, options.folder) as ranks:
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)
         held_out = held_out_images(options) if val_dataset is None else check_dataset(val_dataset, options.in_chans)
         method = method or METHODS[options.method]
-        run = Run(options, ranks, len(images), same_images(images, ranks),
+        saved = saved_options(options, Run.checkpoint_of(options), ranks)
+        options, chosen = Recipe().settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen,
                   learning_rate_ends=method.learning_rate_ends)
         return Pretraining(run, images, held_out, method).fit()
 
@@ -62,7 +66,7 @@ def check(argv=None):
     It does not load torch. common/launch.sh calls it before it starts processes.
     """
     options = parse_options(argv, 'pretrain.main')
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         options.require_paths()
     return options
 
@@ -72,7 +76,7 @@ def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = check(argv)
     say_loading()
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         pretrain(options)
 
 

@@ -14,10 +14,10 @@ from pretrain import spark_options
 EXAMPLES = (
     ('bash pretrain/main.sh my_run --data_path=DIR --model=resnet50',
      'pretrain on the images of a folder; the same command again goes on where the run stopped'),
-    ('bash pretrain/main.sh small --data_path=DIR --model=resnet18 --input_size=128 --bs=64 --ep=100 --lr=1e-2',
-     'a small network on small images'),
+    ('bash pretrain/main.sh small --data_path=DIR --model=resnet18 --input_size=192 --bs=64 --ep=100',
+     'a small network on smaller images, of which each is seen 100 times'),
 )
-MOST_USED = ('name', 'data_path', 'val_path', 'model', 'input_size', 'batch_size', 'epochs', 'lr', 'init', 'workers')
+MOST_USED = ('name', 'data_path', 'val_path', 'model', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr', 'init')
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pretrain.spark_options import SPARK, SparKOptions  # noqa: F401  (they belo
 from pretrain.spark_weights import load_init
 from pretrain.sparse.geometry import is_accelerated
 
+FEW_CELLS = 25  # fewer in an image are warned of; the paper's images have 49
+
 
 class SparKMethod:
     """SparK (Tian et al., ICLR 2023); see `Method` in pretrain/methods.py for what each part is."""
@@ -51,6 +53,19 @@ class SparKMethod:
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
         ]
+
+    def warnings(self, network, options):
+        encoder, cells = network.encoder, network.cells
+        share = 1 - network.visible_cells / cells
+        smaller = encoder.cell_size > encoder.stride
+        if cells < FEW_CELLS:
+            yield (f'an image has {cells} cells of {encoder.cell_size} px only, of which {cells - network.visible_cells} '
+                   f'({share:.0%}) are hidden: little of it can be learned from so few. Give '
+                   + (f'--cell_size={encoder.stride}' if smaller else
+                      f'an --input_size of {6 * encoder.stride} or more, or a network of smaller stride: this one has '
+                      f'{encoder.stride}, and a cell (--cell_size) is no smaller than that'))
+        elif abs(share - options.mask_ratio) > 0.02:
+            yield f'{share:.0%} of the {cells} cells are hidden, since whole cells are, not {options.mask_ratio:.0%}'
 
     def parts_to_compile(self, network):
         """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.
