@@ -17,6 +17,8 @@ from numbers import Integral, Real
 from common.about import About
 from common.reliability.stopping import Ended, leave
 
+LAUNCHER = ('--ngpu_per_node', '--num_nodes', '--node_rank', '--master_address', '--master_port', '--max_restarts')
+
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False, replaces=None):
     """A dataclass field that is an option. harmless: it may change when a run is resumed.
@@ -97,14 +99,19 @@ def expanded(argv=None):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        flags = [flag for action in self._actions for flag in action.option_strings]
         for word in message.split():
             if message.startswith('unrecognized') and word.startswith('--'):
-                near = difflib.get_close_matches(word.split('=')[0], flags, n=3)
-                message = f'unknown flag {word.split("=")[0]}' + (': did you mean '
-                                                                  f'{" or ".join(near)}?' if near else '')
+                message = self.unknown(word.split('=')[0])
                 break
         self.exit(2, f'error: {message} (--help lists all flags)\n')
+
+    def unknown(self, flag):
+        """What is said of a flag that does not exist."""
+        if flag in LAUNCHER:
+            return f'{flag} is an option of main.sh, not of python -m {self.prog}'
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(flag, [*flags, *LAUNCHER], n=3)
+        return f'unknown flag {flag}' + (f': did you mean {" or ".join(near)}?' if near else '')
 
 
 def _formatter(prog):

@@ -1,12 +1,13 @@
 """Batch, epochs, learning rate and EMA of a fine-tuning where they are not given: --recipe=paper or auto.
 
 `paper` is the paper's recipe for the network, or for another network that of a similar one (config.py). It is
-made for ImageNet, and the default for 32,768 images or more (16 batches of 2,048) on GPUs. `auto` is a rule
-for the rest:
+made for ImageNet, and the default on GPUs for 32,768 images (16 batches of 2,048) to 2.5 million (twice
+ImageNet). `auto` is a rule for the rest:
 
 * batch: the largest power of two, from 8 to the paper's, with which an epoch has 16 steps or more; on a CPU
   32 at most.
-* epochs: 100 on GPUs. On a CPU as many as 2,000 steps take, and 100 at most.
+* epochs: 100 on GPUs, or fewer where the run would see more images than the paper's. On a CPU as many as
+  2,000 steps take, and 100 at most.
 * peak rate: the paper's for as many steps as its run has, and more for fewer with LAMB, by the power 1/3, at
   most 0.05; with other optimisers the paper's times the root of the batch over its batch.
 * decay of the EMA: 1 - 10 / steps, at most the paper's. It then averages over a tenth of the run.
@@ -15,7 +16,6 @@ from common.training import recipe
 from common.training.recipe import filled
 from downstream_imagenet.config import CHOSEN, recipe_of
 
-IMAGENET = 1_281_167  # training images
 EPOCHS = 100
 HIGHEST_LR = 0.05
 
@@ -26,6 +26,7 @@ class Recipe(recipe.Recipe):
     before = {'lr': None, 'accum': 1}
     words = {**recipe.Recipe.words, 'ema': 'an EMA of decay {:g}'}
     fewest_images = recipe.STEPS_AN_EPOCH * 2048
+    most_images = 2_500_000
 
     def paper(self, options):
         papers = papers_values(options)
@@ -36,9 +37,9 @@ class Recipe(recipe.Recipe):
         papers = papers_values(options)
         batch = recipe.batch_for(images, ranks.size, recipe.most_on(ranks.device, papers['batch_size']))
         options = filled(options, {'batch_size': batch})
-        epochs = EPOCHS
-        if ranks.device.type != 'cuda':
-            epochs = recipe.epochs_for(images, options.batch_size, recipe.STEPS_ON_A_CPU, EPOCHS)
+        on_gpus = ranks.device.type == 'cuda'
+        steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+        epochs = recipe.epochs_for(images, options.batch_size, steps, EPOCHS)
         options = filled(options, {'epochs': epochs})
         steps = options.epochs * -(-images // options.batch_size)
         if options.base_lr is None:
@@ -63,5 +64,5 @@ def rate_for(options, steps, papers):
     papers_lr = papers['base_lr'] * papers['batch_size'] / 256
     if options.opt != 'lamb':
         return recipe.rounded(papers_lr * (options.batch_size / papers['batch_size']) ** 0.5)
-    papers_steps = papers['epochs'] * IMAGENET / papers['batch_size']
+    papers_steps = papers['epochs'] * recipe.IMAGENET / papers['batch_size']
     return recipe.rounded(min(papers_lr * (papers_steps / steps) ** (1 / 3), HIGHEST_LR))

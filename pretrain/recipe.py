@@ -1,13 +1,15 @@
 """Batch, epochs and learning rate of a pretraining where they are not given: --recipe=paper or auto.
 
 `paper` is the official setting to the letter: batches of 4,096 images, 1,600 epochs, LAMB with a peak rate of
-2e-4 for each 256 images of the batch. It is the default for 65,536 images or more (16 batches) on GPUs.
+2e-4 for each 256 images of the batch. It is the default on GPUs for 65,536 images (16 batches) to 2.5 million
+(twice ImageNet).
 
 `auto` is a rule for the rest (docs/your_images.md says what was measured):
 
 * batch: the largest power of two, from 8 to 4,096, with which an epoch has 16 steps or more; on a CPU 32 at
   most.
-* epochs: 1,600 on GPUs. On a CPU as many as 2,000 steps take.
+* epochs: 1,600 on GPUs, or fewer where the run would see more images than 1,600 epochs of ImageNet have. On a
+  CPU as many as 2,000 steps take.
 * peak rate of LAMB: 3.2e-3 * (500,000 / steps) ** (1/3), at most 0.03: the paper's for as many steps as the
   paper's run has, and more for fewer. LAMB moves a layer by a share of its own size, the rate, in each step;
   fewer steps have to be longer ones to get as far. Other optimisers: 3.2e-3 * (batch / 4,096) ** (1/2).
@@ -25,6 +27,7 @@ class Recipe(recipe.Recipe):
     """Those of a pretraining."""
     before = {**PAPER, 'lr': None, 'accum': 1}
     fewest_images = recipe.STEPS_AN_EPOCH * PAPER['batch_size']
+    most_images = 2_500_000
 
     def paper(self, options):
         return PAPER
@@ -32,9 +35,9 @@ class Recipe(recipe.Recipe):
     def automatic(self, options, images, ranks):
         batch = recipe.batch_for(images, ranks.size, recipe.most_on(ranks.device, PAPER['batch_size']))
         options = filled(options, {'batch_size': batch})
-        epochs = PAPER['epochs']
-        if ranks.device.type != 'cuda':
-            epochs = recipe.epochs_for(images, options.batch_size, recipe.STEPS_ON_A_CPU, epochs)
+        on_gpus = ranks.device.type == 'cuda'
+        steps = PAPER['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+        epochs = recipe.epochs_for(images, options.batch_size, steps, PAPER['epochs'])
         options = filled(options, {'epochs': epochs})
         if options.base_lr is None:
             options = filled(options, {'lr': rate_for(options, images)})

@@ -13,6 +13,7 @@ import torch
 
 from common.reliability.checkpoint import earlier
 
+IMAGENET = 1_281_167  # training images
 STEPS_AN_EPOCH = 16  # of the batch that is chosen for few images
 BATCH_ON_A_CPU = 32  # images a step, at most
 STEPS_ON_A_CPU = 2000  # of a whole run
@@ -87,12 +88,13 @@ class Recipe:
 
     chosen: names of the options that are chosen. before: {name: value} of those that runs were saved without,
     when there was no choice. words: {name of an option: text with {} for its value}, for a person.
-    fewest_images: for which the paper's recipe is the default on GPUs.
+    fewest_images, most_images: between which the paper's recipe is the default on GPUs.
     """
     chosen = ('recipe', 'batch_size', 'epochs', 'base_lr', 'lr', 'accum')
     before = {}
     words = {'batch_size': 'batches of {:,}', 'epochs': '{:,} epochs', 'lr': 'a peak learning rate of {:g}'}
-    fewest_images = None
+    fewest_images = 0
+    most_images = float('inf')
 
     def paper(self, options):
         """{name: value} of the paper's setting."""
@@ -110,15 +112,20 @@ class Recipe:
         if saved:
             return self.going_on(options, saved), f"{saved.get('recipe') or 'paper'}, as the run began"
         on_gpus = ranks.device.type == 'cuda'
-        fits = on_gpus and images >= self.fewest_images
+        fits = on_gpus and self.fewest_images <= images <= self.most_images
         name = options.recipe or ('paper' if fits else 'auto')
         begun = filled(options, {'recipe': name, 'accum': options.parts})
         done = filled(begun, self.paper(options)) if name == 'paper' else self.automatic(begun, images, ranks)
         what = self.in_words(options, done)
         if name == 'paper':
             return done, f'paper: {what}'
-        why = '' if fits else f" (the paper's is for {self.fewest_images:,} images or more on GPUs)"
+        why = '' if fits else f" (the paper's is for {self.papers_images()} images on GPUs)"
         return done, f"auto, for {images:,} images on {'GPUs' if on_gpus else 'a CPU'}: {what}{why}"
+
+    def papers_images(self):
+        """For how many images the paper's recipe is the default, in words."""
+        most = '' if self.most_images == float('inf') else f' to {self.most_images:,}'
+        return f'{self.fewest_images:,}{most or " or more"}'
 
     def going_on(self, options, saved):
         """The options of a run that goes on: what is not given now is as it was saved."""

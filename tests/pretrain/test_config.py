@@ -76,6 +76,8 @@ def test_what_is_not_given_is_computed():
 
 @pytest.mark.parametrize(('line', 'word'), [
     ('--baselr=1', 'unknown flag --baselr: did you mean --base_lr'), ('--mask=1.5', 'mask_ratio must lie between 0 and 1'),
+    ('--ngpu_per_nod=2', 'unknown flag --ngpu_per_nod: did you mean --ngpu_per_node'),
+    ('--num_nodes=2', '--num_nodes is an option of main.sh'),
     ('--wp_ep=100 --ep=100', 'warmup_epochs 100.0 must be less than epochs 100'), ('--sbn=maybe', 'neither True nor False'),
     ('--opt=adam', 'invalid choice'), ('--clip=0', 'inf means no clipping'), ('--bs=0', 'batch_size must be 1 or more'),
     ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),

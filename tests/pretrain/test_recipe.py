@@ -26,6 +26,9 @@ def chosen(images, device='cuda', ranks=1, **given):
     (2_000, 'cuda', 1, (64, 1600, 6.8e-3, 'auto')),
     (150, 'cuda', 1, (8, 1600, 8.1e-3, 'auto')),
     (150, 'cuda', 8, (16, 1600, 1e-2, 'auto')),
+    (2_500_000, 'cuda', 1, (4096, 1600, 3.2e-3, 'paper')),
+    (14_000_000, 'cuda', 64, (4096, 147, 3.2e-3, 'auto')),
+    (100_000_000, 'cuda', 64, (4096, 21, 3.2e-3, 'auto')),
     (1, 'cuda', 1, (8, 1600, 0.022, 'auto')),
     (150, 'cpu', 1, (8, 105, 0.02, 'auto')),
     (2_000, 'cpu', 1, (32, 32, 0.02, 'auto')),
@@ -68,7 +71,7 @@ def test_a_run_that_goes_on_takes_what_its_first_start_chose(tiny, tmp_path, mon
             pretrain(tiny(**given, save_every_steps=5))
     text = capsys.readouterr().out
     assert ("auto, for 40 images on a CPU: batches of 8, 400 epochs, a peak learning rate of 0.02 (the paper's is for "
-            '65,536 images or more on GPUs)') in text
+            '65,536 to 2,500,000 images on GPUs)') in text
     config = saved(tmp_path / 'run')['config']
     assert (config['recipe'], config['batch_size'], config['epochs'], config['lr']) == ('auto', 8, 400, 0.02)
     assert config == config_of(tmp_path / 'run' / 'your_convnet_still_pretraining.pth')
