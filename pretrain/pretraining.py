@@ -45,8 +45,9 @@ class Run(run.Run):
         """(learning rate, weight decay) of a step."""
         options = self.options
         start, end = self.learning_rate_ends
-        return (self.learning_rate(step, start, end),
-                weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end))
+        # The weight decay rises to its end once; if the run is given more epochs, it stays there.
+        decay = weight_decay(min(step, self.first_end - 1), self.first_end, options.weight_decay, options.weight_decay_end)
+        return self.learning_rate(step, start, end), decay
 
 
 class Pretraining(Trainer):
@@ -56,7 +57,7 @@ class Pretraining(Trainer):
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
-    more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
+    weights_option = 'init'
 
     def __init__(self, run, images, val_images, method):
         super().__init__(run, images, val_images)

@@ -15,6 +15,7 @@ from common.distributed import Ranks
 from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
 from common.sync_batchnorm import can_share
+from common.training.extension import LENGTH
 from common.training.log import clock
 from common.training.schedule import learning_rate
 from common.words import counted
@@ -68,7 +69,8 @@ class Run:
 
     images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
     step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
-    that a part must have, see `with_norms`.
+    that a part must have, see `with_norms`. ended_at: the steps, ascending, at which the run was finished
+    before it was given more epochs (common/training/extension.py).
     """
     options: RunOptions
     ranks: Ranks
@@ -76,6 +78,7 @@ class Run:
     fingerprint: str | None = None
     left_out: tuple = ()
     smallest_part: int = 1
+    ended_at: tuple = ()
 
     def __post_init__(self):
         batch, ranks = self.options.batch_size, self.ranks.size
@@ -170,9 +173,30 @@ class Run:
     def warmup_steps(self):
         return round(self.options.warmup * self.per_epoch)
 
+    @property
+    def first_end(self):
+        """The number of steps that the run had before it was given more epochs; all of them if it was not."""
+        return self.ended_at[0] if self.ended_at else self.steps
+
+    def span(self, step):
+        """(first step, step behind the last) of the run or of that extension of it which a step is in."""
+        first = max((end for end in self.ended_at if end <= step), default=0)
+        stop = min((end for end in self.ended_at if end > step), default=self.steps)
+        return first, stop
+
+    def warmup_of(self, step):
+        """The steps of rising learning rate in the span of a step; in an extension at most a tenth of it."""
+        first, stop = self.span(step)
+        return min(self.warmup_steps, (stop - first) // 10) if first else self.warmup_steps
+
     def learning_rate(self, step, start, end):
-        """Of a step; start and end as shares of the peak, see common/training/schedule.py."""
-        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr, start, end)
+        """Of a step; start and end as shares of the peak, see common/training/schedule.py.
+
+        An extension starts where the learning rate has ended.
+        """
+        first, stop = self.span(step)
+        return learning_rate(step - first, stop - first, self.warmup_of(step), self.options.peak_lr,
+                             end if first else start, end)
 
     @property
     def machine(self):
@@ -230,11 +254,14 @@ class Run:
         name.
 
         The training images, by their number and fingerprint, may differ with the option allow_changed_data,
-        unless there are so few now that nothing of the run would be left.
+        unless there are so few now that nothing of the run would be left. If the epochs alone differ, or the
+        warm-up of a run that became longer, it is for `extended` (common/training/extension.py) to decide.
         """
         wrong = changes(self.options, saved['config'], harmless=False)
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
-        if wrong:
+        names = {name for name, *_ in wrong}
+        is_longer = 'epochs' in names or bool(saved.get('ended_at'))
+        if names - set(LENGTH) or wrong and not is_longer:
             changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
             raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, '
                              'another name, or --fresh to start over')

@@ -41,6 +41,23 @@ def test_a_run_resumes_to_the_last_bit(small, tmp_path, monkeypatch, changes):
     assert ('mask_AP' in one['best']['model']) == ('heads' not in changes) and ('ema' in one['best']) == ('ema' in changes)
 
 
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_more_epochs_to_the_last_bit(small, tmp_path, monkeypatch):
+    changes = {'ema': 0.9, 'epochs': 1}
+    for name in ('one', 'other'):
+        train_detector(small(run_dir=str(tmp_path / name), **changes))
+    changes |= {'epochs': 3, 'save_every_steps': 2}
+    train_detector(small(run_dir=str(tmp_path / 'one'), **changes))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 3)
+        train_detector(small(run_dir=str(tmp_path / 'other'), **changes))
+    train_detector(small(run_dir=str(tmp_path / 'other'), **changes))
+    one, other = saved(tmp_path / 'one'), saved(tmp_path / 'other')
+    for key in ('model', 'ema', 'optimizer', 'step', 'sums', 'best', 'ended_at'):
+        assert same(one[key], other[key]), key
+    assert (one['step'], one['ended_at']) == (9, (3,))
+
+
 def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path, capsys):
     folder = train_detector(small(ema=0.5))
     said = (folder / 'stdout_backup.txt').read_text()
