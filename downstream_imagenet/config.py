@@ -49,8 +49,8 @@ class Options(RunOptions):
     eval: str = option(None, 'measure the accuracy of this file on the validation images, and stop', 'run',
                        parse=str, harmless=True)
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
-                            'data', parse=str, harmless=True)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class; with "
+                            '--val_fraction one folder with a folder a class is enough', 'data', parse=str, harmless=True)
     val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
                            'data', parse=str, harmless=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)

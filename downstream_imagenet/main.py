@@ -20,8 +20,8 @@ from common.images.datasets import same_images
 from common.networks.create import register
 from common.reliability.checkpoint import is_run, read_plain
 from downstream_imagenet.config import parse_options
-from downstream_imagenet.data import check_labelled, class_names, find_labelled, share_of
 from downstream_imagenet.evaluation import evaluate_file
+from downstream_imagenet.labelled import labelled_images, with_part
 from downstream_imagenet.training import ClassifierTraining, Run
 
 
@@ -34,15 +34,10 @@ def fine_tune(options, dataset=None, val_dataset=None):
     with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
+            if dataset is not None:
+                _, val_dataset = with_part(dataset, val_dataset, options)
             return evaluate_file(options, ranks, val_dataset)
-        images, val = (dataset, val_dataset) if dataset is not None else \
-            find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
-        if val is None:
-            raise ValueError('give a val_dataset beside dataset: an accuracy needs images that are not trained on')
-        classes = class_names(images, options.num_classes)
-        check_labelled(images, options, len(classes))
-        check_labelled(val, options, len(classes))
-        images = share_of(images, options.label_fraction, options.seed)
+        images, val, classes = labelled_images(options, dataset, val_dataset)
         if options.resume and not is_own_run(options.resume):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:

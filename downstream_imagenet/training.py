@@ -126,6 +126,8 @@ class ClassifierTraining(FineTuning):
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
         where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
+        if options.val_fraction is not None:
+            where = f' (held out of the same, --val_fraction={options.val_fraction:g})'
         layers = '' if options.freeze else table(self.cnn, self.layer_decay)
         return described([
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '

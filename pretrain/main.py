@@ -19,6 +19,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images.datasets import check_dataset, same_images
+from common.images.held_out import with_held_out
 from pretrain.data import find_held_out, find_images
 from pretrain.methods import METHODS, parse_options
 from pretrain.pretraining import Pretraining, Run
@@ -35,6 +36,7 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
     with distributed(options.stall_minutes, options.folder) as ranks:
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)
         held_out = held_out_images(options) if val_dataset is None else check_dataset(val_dataset, options.in_chans)
+        images, held_out = with_held_out(images, held_out, options.val_fraction, options.seed)
         method = method or METHODS[options.method]
         run = Run(options, ranks, len(images), same_images(images, ranks),
                   learning_rate_ends=method.learning_rate_ends)

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
-from common.images.datasets import not_looked_at
+from common.images.datasets import not_looked_at, whole_of
 from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles
 from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encoded, nvjpeg_on
@@ -237,12 +237,15 @@ class Pretraining(Trainer):
     def describe(self):
         options, run = self.options, self.run
         held_out = 'none held out' if self.val_images is None else f'{len(self.val_images):,} held out'
-        if isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':
+        if options.val_fraction is not None:
+            held_out = f'{len(self.val_images):,} more of it held out (--val_fraction={options.val_fraction:g})'
+        elif isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':
             held_out += f' ({self.val_images.root})'
         warmup = counted(options.warmup, 'epoch')
         if options.warmup_epochs is None:
             warmup += ' (not given: 40, or a tenth of fewer than 400)'
-        where = getattr(self.images, 'root', type(self.images).__name__)
+        whole = whole_of(self.images)
+        where = getattr(whole, 'root', type(whole).__name__)
         return described([
             *self.method.describe(self.network, options),
             ('images', f'{run.images:,} of {where}, {held_out}'),

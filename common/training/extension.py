@@ -86,5 +86,6 @@ def described_extension(run):
     rises = ''
     if run.warmup_of(begin):
         rises = f'rises from {first:.3g} to the peak in {counted(run.warmup_of(begin), "step")}, then it '
-    return (f'This run was finished at step {begin:,}, and goes on to step {run.steps:,}: its learning rate {rises}falls from '
-            f'{run.options.peak_lr:.3g} to {last:.3g}; the weight decay stays at {decay:.3g}.')
+    return (f'This run was finished at step {begin:,}, and goes on to step {run.steps:,}: its learning rate {rises}falls '
+            f'from {run.options.peak_lr:.3g} to {last:.3g}. The loss may be higher for a while. The weight decay stays at '
+            f'{decay:.3g}.')

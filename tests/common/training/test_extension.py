@@ -63,7 +63,7 @@ def test_a_longer_run_is_resumed_to_the_last_bit(tiny, tmp_path, monkeypatch, ca
     pretrain(tiny(run_dir=str(one), **longer))
     said = capsys.readouterr().out
     assert 'was finished at step 10, and goes on to step 20: its learning rate rises from 1e-05 to the peak in 1 step, ' \
-           'then it falls from 0.01 to 1e-05; the weight decay stays at 0.2.' in said
+           'then it falls from 0.01 to 1e-05. The loss may be higher for a while. The weight decay stays at 0.2.' in said
     assert 'epoch 3/4' in said and 'epoch 2/' not in said
     other = tiny(run_dir=str(tmp_path / 'other'), **longer)
     with monkeypatch.context() as patch:
