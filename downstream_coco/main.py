@@ -19,7 +19,7 @@ from common.distributed import distributed
 from common.images.datasets import same_images
 from common.networks.create import register
 from downstream_coco.config import parse_options
-from downstream_coco.data import CocoImages
+from downstream_coco.data import CocoImages, divided_images
 from downstream_coco.evaluation import average_precision, evaluate_file
 from downstream_coco.training import DetectorTraining, Run
 
@@ -34,10 +34,14 @@ def train_detector(options):
         if options.eval:
             return evaluate_file(options, ranks)
         say = partial(print, flush=True) if ranks.is_main else None
-        images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading, say=say)
-        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
-                         options.reading, say)
+        masks = {'mask': True, 'box': False}.get(options.heads)
+        if options.val_fraction is not None:
+            images, val = divided_images(options, masks, say=say)
+        else:
+            images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty, masks=masks,
+                                reading=options.reading, say=say)
+            val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
+                             options.reading, say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         run = Run(options, ranks, len(images), same_images(images, ranks))
         same_images(val, ranks)

@@ -124,6 +124,9 @@ class DetectorTraining(FineTuning):
         levels = ', '.join(f'{stride} ({counted(width, "channel")})' for stride, width in zip(pyramid.strides, widths))
         unused = ', '.join(dict.fromkeys('.'.join(name.split('.')[1:-1][:2]) for name in network.unused))
         categories = counted(len(self.images.categories), 'category', 'categories')
+        divided = ''
+        if options.val_fraction is not None:
+            divided = f' (held out of the same, --val_fraction={options.val_fraction:g})'
         crops = '' if options.crop_scale == (1.0, 1.0) else f', crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g}'
         clipping = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
         return described([
@@ -132,7 +135,7 @@ class DetectorTraining(FineTuning):
             ('pyramid', f'maps of stride {levels}, and one pooled; '
                         f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
-            ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation; {categories}'),
+            ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation{divided}; {categories}'),
             ('left out', f'{self.images.notes or "nothing"}; of validation, '
                          f'{self.val_images.notes or "nothing"}'),
             ('size', f'short side {options.short_sides[0]} to {options.short_sides[1]} px, '
