@@ -236,7 +236,9 @@ class Pretraining(Trainer):
 
     def describe(self):
         options, run = self.options, self.run
-        held_out = 'none held out' if self.val_images is None else f'{len(self.val_images):,} held out'
+        held_out = 'none held out (--val_fraction=0.1 holds some out)'
+        if self.val_images is not None:
+            held_out = f'{len(self.val_images):,} held out'
         if options.val_fraction is not None:
             held_out = f'{len(self.val_images):,} more of it held out (--val_fraction={options.val_fraction:g})'
         elif isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':

@@ -65,14 +65,12 @@ def groups_of(number, labels):
 
 def keys_of(images, seed):
     """A number for each image of a data set, (N,) uint64: the beginning of the SHA-256 of the seed and its name."""
-    start = hashlib.sha256(f'held out, {seed}: '.encode())
+    start = f'held out, {seed}: '.encode()
 
     def key(name):
-        digest = start.copy()
-        digest.update(name)
-        return digest.digest()[:8]
+        return int.from_bytes(hashlib.sha256(start + name).digest()[:8], 'big')
 
-    return np.frombuffer(b''.join(map(key, names_of(images))), '>u8')
+    return np.fromiter(map(key, names_of(images)), np.uint64, len(images))
 
 
 def names_of(images):
@@ -80,7 +78,7 @@ def names_of(images):
     number.
     """
     if isinstance(images, ImageFiles):
-        return (path.replace(os.fsencode(os.sep), b'/') for path in images.paths.tolist())
+        return (path.replace(os.fsencode(os.sep), b'/') for path in images.paths)
     name = getattr(images, 'name', None)
     return (os.fsencode(str(name(index) if callable(name) else index)) for index in range(len(images)))
 

@@ -80,6 +80,9 @@ def test_a_longer_run_is_resumed_to_the_last_bit(tiny, tmp_path, monkeypatch, ca
     epochs, runs = log_of(one)
     assert [line['epoch'] for line in epochs] == [0, 1, 2, 3, 4] and [line['step'] for line in runs] == [0, 10]
     assert epochs[2]['lr'] == epochs[4]['lr'] == pytest.approx(1e-5)
+    board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = board.EventAccumulator(str(one / 'tensorboard_log')).Reload()
+    assert [event.step for event in events.Scalars('val_loss')] == [0, 10, 20]
     pretrain(tiny(run_dir=str(one), epochs=5))
     assert saved(one)['ended_at'] == (10, 20) and saved(one)['step'] == 25
 
