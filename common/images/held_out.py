@@ -5,11 +5,14 @@ number of ranks, in every program, and with any version of NumPy and torch.
 """
 import hashlib
 import os
+from itertools import chain
 
 import numpy as np
 
 from common.images.datasets import Share, whole_of
 from common.images.files import ImageFiles
+
+AT_A_TIME = 2 ** 16  # names that are in memory as Python's objects
 
 
 def with_held_out(images, held_out, fraction, seed, labels=None):
@@ -78,7 +81,8 @@ def names_of(images):
     number.
     """
     if isinstance(images, ImageFiles):
-        return (path.replace(os.fsencode(os.sep), b'/') for path in images.paths)
+        some = (images.paths[first:first + AT_A_TIME].tolist() for first in range(0, len(images), AT_A_TIME))
+        return (path.replace(os.fsencode(os.sep), b'/') for path in chain.from_iterable(some))
     name = getattr(images, 'name', None)
     return (os.fsencode(str(name(index) if callable(name) else index)) for index in range(len(images)))
 
