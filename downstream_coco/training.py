@@ -135,6 +135,7 @@ class DetectorTraining(FineTuning):
             ('pyramid', f'maps of stride {levels}, and one pooled; '
                         f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
+            ('recipe', run.recipe),
             ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation{divided}; {categories}'),
             ('left out', f'{self.images.notes or "nothing"}; of validation, '
                          f'{self.val_images.notes or "nothing"}'),
@@ -144,7 +145,7 @@ class DetectorTraining(FineTuning):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
             ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_steps, "step")} of '
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_of(self.start), "step")} of '
                       'warm-up'),
             ('BatchNorm', self.batchnorm()),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),

@@ -133,6 +133,7 @@ class ClassifierTraining(FineTuning):
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
                       f'trained{" (frozen features)" * options.freeze}'),
             ('recipe', self.recipe()),
+            ('', run.recipe),
             ('images', f'{run.images:,} for training, {len(val):,} for validation{where}; '
              f'{counted(len(self.classes), "class", "classes")}'),
             ('', not_looked_at(self.images, val, 'validation')),
@@ -140,8 +141,8 @@ class ClassifierTraining(FineTuning):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', f'{run.batch(self.accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}'),
             ('optimiser', f'{opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(options.warmup, "epoch")} of '
-                      'warm-up'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; '
+                      f'{counted(run.warmup_of(self.start), "step")} of warm-up'),
             ('loss', f'{options.loss_name}, label smoothing {options.smoothing:g}, {mixing}'),
             ('augmented', f'{crops}, augmentation {options.augmentation}, erasing {options.erase:g}'),
             ('drop path', drop_path_of(self.network)),

@@ -20,9 +20,11 @@ from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images.datasets import check_dataset, same_images
 from common.images.held_out import with_held_out
+from common.training.recipe import saved_options
 from pretrain.data import find_held_out, find_images
 from pretrain.methods import METHODS, parse_options
 from pretrain.pretraining import Pretraining, Run
+from pretrain.recipe import Recipe
 
 
 def pretrain(options, dataset=None, val_dataset=None, method=None):
@@ -38,7 +40,9 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
         held_out = held_out_images(options) if val_dataset is None else check_dataset(val_dataset, options.in_chans)
         images, held_out = with_held_out(images, held_out, options.val_fraction, options.seed)
         method = method or METHODS[options.method]
-        run = Run(options, ranks, len(images), same_images(images, ranks),
+        saved = saved_options(options, Run.checkpoint_of(options), ranks)
+        options, chosen = Recipe().settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen,
                   learning_rate_ends=method.learning_rate_ends)
         return Pretraining(run, images, held_out, method).fit()
 
@@ -55,7 +59,7 @@ def held_out_images(options):
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv, 'pretrain.main')
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         pretrain(options)
 
 

@@ -11,35 +11,26 @@ import dataclasses
 
 from common.words import counted
 
-# The options that say how long a run is. They are compared here, and not with the others (Run.refuse_changes).
-LENGTH = ('epochs', 'warmup_epochs')
-
 
 def extended(run, saved, weights_option):
     """A Run as it goes on from a checkpoint: longer, if that is of a finished run and the options have more epochs.
 
-    The warm-up of a run that became longer stays the one that it began with.
-
-    saved: the content of the checkpoint, of which all but LENGTH was compared. weights_option: the name of the
-    option that starts another run from weights, for a message. Raises ValueError for fewer epochs than the run has,
-    and for more epochs if it is not finished.
+    saved: the content of the checkpoint, of which all options but the epochs were compared. weights_option: the name
+    of the option that starts another run from weights, for a message. Raises ValueError for fewer epochs than the run
+    has, and for more epochs if it is not finished.
     """
-    epochs, warmup_epochs = (saved['config'].get(name) for name in LENGTH)
+    epochs = saved['config']['epochs']
     ended_at = tuple(saved.get('ended_at', ()))
-    then = dataclasses.replace(run, images=saved['images'], options=dataclasses.replace(
-        run.options, epochs=epochs, warmup_epochs=warmup_epochs))
     if run.options.epochs < epochs:
         raise ValueError(shorter(run, saved, epochs, ended_at))
+    first_warmup = saved.get('first_warmup')
     if run.options.epochs > epochs:
+        then = dataclasses.replace(run, images=saved['images'], options=dataclasses.replace(run.options, epochs=epochs))
         if not is_finished(then, saved):
             raise ValueError(not_finished(run, saved, then, weights_option))
         ended_at += (saved['step'],)
-    if not ended_at:
-        return run
-    if warmup_epochs is None:
-        warmup_epochs = then.warmup_steps / then.per_epoch
-    options = dataclasses.replace(run.options, warmup_epochs=warmup_epochs)
-    return dataclasses.replace(run, options=options, ended_at=ended_at)
+        first_warmup = then.warmup_steps if first_warmup is None else first_warmup
+    return dataclasses.replace(run, ended_at=ended_at, first_warmup=first_warmup)
 
 
 def is_finished(run, saved):

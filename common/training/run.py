@@ -15,10 +15,11 @@ from common.distributed import Ranks
 from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
 from common.sync_batchnorm import can_share
-from common.training.extension import LENGTH
 from common.training.log import clock
 from common.training.schedule import learning_rate
 from common.words import counted
+
+SHORT_WARMUP = 50  # steps; a warm-up of fewer is warned of, unless the run is short
 
 
 def nearest_divisors(batch, number):
@@ -70,7 +71,9 @@ class Run:
     images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
     step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
     that a part must have, see `with_norms`. ended_at: the steps, ascending, at which the run was finished
-    before it was given more epochs (common/training/extension.py).
+    before it was given more epochs (common/training/extension.py), and first_warmup the steps of rising
+    learning rate with which it began, None if it was not. recipe: a sentence on the options that were chosen,
+    see `Recipe`.
     """
     options: RunOptions
     ranks: Ranks
@@ -79,6 +82,8 @@ class Run:
     left_out: tuple = ()
     smallest_part: int = 1
     ended_at: tuple = ()
+    first_warmup: int | None = None
+    recipe: str = ''
 
     def __post_init__(self):
         batch, ranks = self.options.batch_size, self.ranks.size
@@ -93,7 +98,7 @@ class Run:
 
         A run that goes on with another number of ranks may need more parts than it was given.
         """
-        parts = self.options.accum
+        parts = self.options.parts
         same_ranks = saved and saved['ranks'] == self.ranks.size
         if parts == 'auto':
             return saved['accum'] if same_ranks else None
@@ -187,7 +192,12 @@ class Run:
     def warmup_of(self, step):
         """The steps of rising learning rate in the span of a step; in an extension at most a tenth of it."""
         first, stop = self.span(step)
-        return min(self.warmup_steps, (stop - first) // 10) if first else self.warmup_steps
+        at_first = self.warmup_steps if self.first_warmup is None else self.first_warmup
+        return min(at_first, (stop - first) // 10) if first else at_first
+
+    def advised_warmup(self):
+        """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
+        return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
 
     def learning_rate(self, step, start, end):
         """Of a step; start and end as shares of the peak, see common/training/schedule.py.
@@ -254,14 +264,12 @@ class Run:
         name.
 
         The training images, by their number and fingerprint, may differ with the option allow_changed_data,
-        unless there are so few now that nothing of the run would be left. If the epochs alone differ, or the
-        warm-up of a run that became longer, it is for `extended` (common/training/extension.py) to decide.
+        unless there are so few now that nothing of the run would be left. If the epochs alone differ, it is for
+        `extended` (common/training/extension.py) to decide.
         """
         wrong = changes(self.options, saved['config'], harmless=False)
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
-        names = {name for name, *_ in wrong}
-        is_longer = 'epochs' in names or bool(saved.get('ended_at'))
-        if names - set(LENGTH) or wrong and not is_longer:
+        if any(name != 'epochs' for name, *_ in wrong):
             changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
             raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, '
                              'another name, or --fresh to start over')
@@ -321,7 +329,7 @@ class Run:
         if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
             yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
                    "rates are kept here, and nothing was tried on it")
-        if options.accum not in ('auto', accum):
+        if options.parts not in ('auto', accum):
             yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
                    f'into {accum}, and BatchNorm sees those')
         if self.left_out:
@@ -336,6 +344,9 @@ class Run:
                        f'{self.images:,} now); the run goes on with them from here on')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
+        if not self.ended_at and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+            yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
+                   f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:
             fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
             yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '

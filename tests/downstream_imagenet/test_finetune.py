@@ -59,7 +59,9 @@ def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(small, tmp_path, m
 def test_a_finished_run_goes_on_with_more_epochs_to_the_last_bit(small, tmp_path, monkeypatch, capsys):
     for name in ('one', 'other'):
         fine_tune(small(run_dir=str(tmp_path / name)))
-    longer = {'epochs': 4, 'warmup_epochs': 1.0}  # another warm-up, as a recipe has it for more epochs: the first one stays
+    longer = {'epochs': 4, 'warmup_epochs': None}  # what is not given is as it was
+    with pytest.raises(ValueError, match='warmup_epochs was 0.5 and is 1.0 now'):
+        fine_tune(small(run_dir=str(tmp_path / 'one'), epochs=4, warmup_epochs=1.0))
     fine_tune(small(run_dir=str(tmp_path / 'one'), **longer))
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
@@ -67,7 +69,7 @@ def test_a_finished_run_goes_on_with_more_epochs_to_the_last_bit(small, tmp_path
             fine_tune(small(run_dir=str(tmp_path / 'other'), **longer))
     with pytest.raises(ValueError, match='--epochs=6, with which it goes on; or .* --finetune_from=') as refused:
         fine_tune(small(run_dir=str(tmp_path / 'other'), epochs=6))
-    fine_tune(small(run_dir=str(tmp_path / 'other'), **longer))
+    fine_tune(small(run_dir=str(tmp_path / 'other'), epochs=None, warmup_epochs=None))  # 4, as it was given before
     one, other = saved(tmp_path / 'one'), saved(tmp_path / 'other')
     for key in ('step', 'sums', 'model', 'ema', 'optimizer', 'best', 'ended_at'):
         assert same(one[key], other[key]), key

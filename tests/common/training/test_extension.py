@@ -87,7 +87,7 @@ def test_a_longer_run_is_resumed_to_the_last_bit(tiny, tmp_path, monkeypatch, ca
     assert saved(one)['ended_at'] == (10, 20) and saved(one)['step'] == 25
 
 
-def test_a_warmup_that_follows_from_the_epochs_stays_the_first_one(tiny, tmp_path, monkeypatch):
+def test_a_warmup_that_follows_from_the_epochs_stays_the_first_one(tiny, tmp_path, monkeypatch, capsys):
     """Without --warmup_epochs it is a tenth of the epochs, which an extension does not change, nor a resume of it."""
     options = tiny(warmup_epochs=None)
     pretrain(options)
@@ -96,9 +96,11 @@ def test_a_warmup_that_follows_from_the_epochs_stays_the_first_one(tiny, tmp_pat
         stop_after(patch, 4)
         with pytest.raises(Stop):
             pretrain(longer)
-    assert saved(tmp_path / 'run')['config']['warmup_epochs'] == 0.2
+    assert saved(tmp_path / 'run')['first_warmup'] == 1  # a tenth of the 10 steps at first
+    capsys.readouterr()
     pretrain(longer)
-    assert saved(tmp_path / 'run')['step'] == 40
+    said = capsys.readouterr().out
+    assert saved(tmp_path / 'run')['step'] == 40 and 'warm-up     1 step\n' in said and 'to the peak in 1 step,' in said
 
 
 def test_what_is_refused_of_other_lengths(tiny, tmp_path, monkeypatch):
