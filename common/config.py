@@ -52,6 +52,9 @@ class ImageOptions:
                                 'data', parse=numbers)
     max_pixels: int = option(None, "of the largest image file that is read; Pillow's limit, 178,956,970, if "
                              "not given", 'data', parse=int, harmless=True)
+    val_fraction: float = option(None, 'share of the images that is held out and never trained on, such as 0.1; where '
+                                 'there is no folder of held-out images. Which ones they are depends on the seed and '
+                                 'their names alone; with labels it is the same share of every class', 'data', parse=float)
     workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given',
                           'data', ('dataloader_workers',), int, harmless=True)
 
@@ -86,6 +89,8 @@ class ImageOptions:
         require(self.dataset is None or self.reading == Reading(),
                 '--pixel_range and --max_pixels are for image files: '
                 'those of --dataset are read by timm, with 8 bits')
+        require(self.val_fraction is None or 0 < self.val_fraction < 1,
+                f'val_fraction must be more than 0 and less than 1, not {self.val_fraction}')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
         for field in ('mean', 'std'):
             value = getattr(self, field)

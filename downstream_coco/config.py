@@ -118,7 +118,8 @@ class Options(RunOptions):
         super().require_paths()
         if self.eval is not None:
             require_file(self.eval)
-        for split in ('val',) if self.eval is not None else ('train', 'val'):
+        splits = ('train', 'val') if self.val_fraction is None else ('train',)
+        for split in ('val',) if self.eval is not None else splits:
             images, annotations = self.files(split)
             open_annotations(annotations).close()
             require_folder(images)

@@ -28,7 +28,7 @@ def train_detector(options):
     from common.distributed import distributed
     from common.images.datasets import same_images
     from common.training.recipe import saved_options
-    from downstream_coco.data import CocoImages
+    from downstream_coco.data import CocoImages, divided_images
     from downstream_coco.evaluation import average_precision, evaluate_file
     from downstream_coco.recipe import Recipe
     from downstream_coco.training import DetectorTraining, Run
@@ -37,10 +37,14 @@ def train_detector(options):
         register(options.register)
         if options.eval:
             return evaluate_file(options, ranks)
-        images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading, say=say)
-        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
-                         options.reading, say)
+        masks = {'mask': True, 'box': False}.get(options.heads)
+        if options.val_fraction is not None:
+            images, val = divided_images(options, masks, say=say)
+        else:
+            images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty, masks=masks,
+                                reading=options.reading, say=say)
+            val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
+                             options.reading, say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         saved = saved_options(options, Run.checkpoint_of(options), ranks)
         options, chosen = Recipe().settled(options, len(images), ranks, saved)

@@ -8,7 +8,7 @@ from common.cli import numbers, option, parse
 from common.config import RunOptions, require
 from common.networks.users import USERS_NETWORKS, register
 from common.paths import require_file, require_weights
-from downstream_imagenet.layout import train_folder
+from downstream_imagenet.layout import training_folder
 
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4,
             'layer_decay': 0.7, 'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3,
@@ -53,8 +53,8 @@ class Options(RunOptions):
     eval: str = option(None, 'measure the accuracy of this file on the validation images, and stop', 'run',
                        parse=str, harmless=True)
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
-                            'data', parse=str, harmless=True)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class; with "
+                            '--val_fraction one folder with a folder a class is enough', 'data', parse=str, harmless=True)
     val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
                            'data', parse=str, harmless=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
@@ -124,7 +124,7 @@ class Options(RunOptions):
             require_file(self.eval)
             return
         if self.dataset is None:
-            train_folder(self.data_path)
+            training_folder(self.data_path, self.val_path, self.val_fraction is not None)
         if self.begins:
             require_weights(self.finetune_from)
 

@@ -16,7 +16,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.networks.users import register
-from common.start import said_if_long, say_loading
+from common.start import say_loading
 from downstream_imagenet.config import check_options, parse_options
 
 
@@ -30,22 +30,18 @@ def fine_tune(options, dataset=None, val_dataset=None):
     from common.distributed import distributed
     from common.images.datasets import same_images
     from common.training.recipe import saved_options
-    from downstream_imagenet.data import check_labelled, class_names, share_of
     from downstream_imagenet.evaluation import evaluate_file
+    from downstream_imagenet.labelled import labelled_images, with_part
     from downstream_imagenet.recipe import Recipe
     from downstream_imagenet.training import ClassifierTraining, Run
 
     with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
+            if dataset is not None:
+                _, val_dataset = with_part(dataset, val_dataset, options)
             return evaluate_file(options, ranks, val_dataset)
-        images, val = (dataset, val_dataset) if dataset is not None else labelled_images(options)
-        if val is None:
-            raise ValueError('give a val_dataset beside dataset: an accuracy needs images that are not trained on')
-        classes = class_names(images, options.num_classes)
-        check_labelled(images, options, len(classes))
-        check_labelled(val, options, len(classes))
-        images = share_of(images, options.label_fraction, options.seed)
+        images, val, classes = labelled_images(options, dataset, val_dataset)
         if options.resume and not is_own_run(options.resume):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:
@@ -54,12 +50,6 @@ def fine_tune(options, dataset=None, val_dataset=None):
         options, chosen = Recipe().settled(options, len(images), ranks, saved)
         run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen)
         return ClassifierTraining(run, images, val, classes).fit()
-
-
-def labelled_images(options):
-    from downstream_imagenet.data import find_labelled
-    with said_if_long(f'Looking for images in {options.data_path or options.dataset}'):
-        return find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
 
 
 def is_own_run(path):

@@ -45,6 +45,7 @@ class TarShards(ImageFiles):
 
     Raises ValueError for tars that are not whole, plain and uncompressed.
     """
+    rows = ('paths', 'places')
 
     def __init__(self, source, in_chans=3, reading=AS_IT_IS):
         check_channels(in_chans)
