@@ -63,8 +63,8 @@ class Method(Protocol):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
 
     def picture(self, network, images, visible, normalisation):
-        """Rows of pictures of what the network makes of some images, as one picture (3, H, W) in [0, 1];
-        their caption.
+        """A labelled sheet of what the network makes of some images, as one picture (3, H, W) in [0, 1]; its
+        caption.
         """
 
 

@@ -9,7 +9,7 @@ from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
 from common.training.optim import NO_DECAY
 from pretrain.config import PretrainingOptions
-from pretrain.results.pictures import TARGETS, rows_of, views
+from pretrain.results.pictures import TARGETS, in_columns, views
 from pretrain.spark import build_spark
 from pretrain.spark_weights import load_init
 from pretrain.sparse.geometry import is_accelerated
@@ -123,4 +123,4 @@ class SparKMethod:
         return [*blocks, *decoder.dec]
 
     def picture(self, network, images, visible, normalisation):
-        return rows_of(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
+        return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
