@@ -27,7 +27,7 @@ from downstream_coco.scenes import Collate, WholeView
 
 
 @torch.no_grad()
-def predict(weights, sources, out, score=0.5, which='model', say=print, module=USERS_NETWORKS, overlap=0.6):
+def predict(weights, sources, out, score=0.5, which='model', say=print, module=USERS_NETWORKS, overlap=0.5):
     """Write <number>_<name>.png for each image, and predictions.json, into a folder; returns what is in the
     latter. Pictures of small images are enlarged (drawing.py).
 
@@ -102,9 +102,9 @@ def main(argv=None):
                         help='<model>_coco_last.pth, _best.pth or _best_ema.pth of a run')
     parser.add_argument('--out', default='predictions', help='folder for the pictures and predictions.json')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
-    parser.add_argument('--overlap', type=float, default=0.6, help='of two boxes that overlap by more, as '
+    parser.add_argument('--overlap', type=float, default=0.5, help='of two boxes that overlap by more, as '
                         'intersection over union, only the more certain one is drawn, whatever their classes; 1 '
-                        'draws all; predictions.json has all (default: 0.6)')
+                        'draws all; predictions.json has all (default: 0.5)')
     parser.add_argument('--ema', action='store_true',
                         help='the average of the weights in <model>_coco_last.pth')
     parser.add_argument('--register', default=USERS_NETWORKS,
