@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.images.files import check_channels
+from common.pictures import as_image
 from pretrain.arguments import add_network, network_of
 from pretrain.playground_page import page
 from pretrain.results.pictures import captions, enlarged, level_pictures, views, with_grid
@@ -84,7 +84,7 @@ def shown(picture, cell=None):
     large = enlarged(picture, SIDE)
     if cell is not None:
         large = with_grid(large, cell * large.shape[-1] // picture.shape[-1])
-    return to_pil_image(large[0])
+    return as_image(large[0])
 
 
 class Playground:

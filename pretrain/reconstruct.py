@@ -8,10 +8,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, expanded, reader_may_leave
-from common.pictures import labelled_columns
+from common.pictures import as_image, labelled_columns
 from common.words import printable
 from pretrain.arguments import add_network, network_of
 from pretrain.results.pictures import captions, explanation, views, with_grid, write_picture
@@ -55,7 +54,7 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
             pictures = {field: with_grid(picture, cell) for field, picture in pictures.items()}
         stem = f'{index:04}_{Path(name).stem}'
         for field in ('masked', 'reconstruction', 'error'):
-            write_picture(out / f'{stem}_{field}.png', to_pil_image(pictures[field]))
+            write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
         if len(rows) < MAX_ON_SHEET:
             rows.append(list(pictures.values()))
             texts.append(f'{printable(stem)}, loss {loss:.3f}')

@@ -5,10 +5,10 @@ spark.py.
 """
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
 
 from common.pictures import labelled_columns
 from common.reliability.checkpoint import write_atomically
@@ -158,7 +158,8 @@ def in_columns(view):
     """Put images, masked images and reconstructions side by side, as one labelled picture (3, H', W')."""
     fields = ('image', 'masked', 'reconstruction')
     rows = [[getattr(view, field)[number] for field in fields] for number in range(len(view.image))]
-    return pil_to_tensor(labelled_columns(rows, [CAPTIONS[field] for field in fields])) / 255
+    sheet = labelled_columns(rows, [CAPTIONS[field] for field in fields])
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1) / 255
 
 
 def read_picture(path):
