@@ -23,7 +23,7 @@ from PIL import Image
 
 from common.cli import errors_in_one_sentence, expanded, needs, reader_may_leave
 from common.images.files import check_channels
-from common.pictures import as_image
+from common.pictures import as_image, labelled_columns
 from pretrain.arguments import add_network, network_of
 from pretrain.playground_page import page
 from pretrain.results.pictures import captions, enlarged, level_pictures, views, with_grid
@@ -171,7 +171,8 @@ class Playground:
         values = []
         for look in self.look(image, mask):
             loss = f'loss on the hidden cells {look.loss:.3f}; {look.hidden} of {look.cells} cells hidden'
-            values += [*look.pictures.values(), loss, look.levels]
+            levels, texts = zip(*look.levels)
+            values += [*look.pictures.values(), loss, labelled_columns([levels], texts)]
         return values
 
 

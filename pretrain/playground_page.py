@@ -83,7 +83,8 @@ def parts_of(number, saved):
     with gr.Accordion('features, and what the pictures show', open=False):
         gr.Markdown(explanation(saved.spark) + ' Below: the three principal components of each level of the '
                     'feature pyramid as colours.')
-        levels = gr.Gallery(columns=4, height=320, format='png', elem_id=f'levels{number}', show_label=False)
+        levels = gr.Image(label='features', show_label=False, interactive=False, format='png', buttons=[],
+                          elem_id=f'levels{number}')
     return [*parts, loss, levels]
 
 

@@ -210,6 +210,7 @@ def test_the_page_has_the_mask_of_each_network(opened, tmp_path):
     assert '; 10 of 16 cells hidden' in changes['loss0'] and ' of 4 cells hidden' in changes['loss1']
     assert changes['masked1'].size == (448, 448) and changes['masked1'].tobytes() != changes['masked0'].tobytes()
     assert changes['image0'].size == changes['image1'].size == (448, 448)
+    assert changes['levels0'].width > 2 * 224 and changes['levels0'].height > 224  # side by side
 
 
 def test_an_emptied_or_a_huge_seed(play):
