@@ -65,8 +65,8 @@ class Method(Protocol):
         """Sentences on what is allowed and seldom works well."""
 
     def picture(self, network, images, visible, normalisation):
-        """Rows of pictures of what the network makes of some images, as one picture (3, H, W) in [0, 1];
-        their caption.
+        """A labelled sheet of what the network makes of some images, as one picture (3, H, W) in [0, 1]; its
+        caption.
         """
 
 

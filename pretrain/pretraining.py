@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
 from common.images.datasets import not_looked_at, whole_of
@@ -12,6 +11,7 @@ from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles
 from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encoded, nvjpeg_on
 from common.images.loading import loader, tell_failures, without_failures
+from common.pictures import as_image
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
 from common.training.compilation import uncompiled
@@ -231,7 +231,7 @@ class Pretraining(Trainer):
         path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
         try:
             path.parent.mkdir(exist_ok=True)
-            write_picture(path, to_pil_image(picture))
+            write_picture(path, as_image(picture))
         except (OSError, CannotWrite) as error:
             self.log.warn(f'{error}. The run goes on without this picture')
         self.log.picture(caption, picture, epoch * self.run.per_epoch)

@@ -4,7 +4,7 @@ pretrain/spark_options.py.
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
 from common.training.optim import NO_DECAY
-from pretrain.results.pictures import TARGETS, rows_of, views
+from pretrain.results.pictures import TARGETS, in_columns, views
 from pretrain.spark import build_spark
 from pretrain.spark_options import SPARK, SparKOptions  # noqa: F401  (they belong together)
 from pretrain.spark_weights import load_init
@@ -80,4 +80,4 @@ class SparKMethod:
         return [*blocks, *decoder.dec]
 
     def picture(self, network, images, visible, normalisation):
-        return rows_of(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
+        return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'

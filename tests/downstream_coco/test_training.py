@@ -107,18 +107,21 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path, capsys):
     val = tmp_path / 'grey.png', tmp_path / 'broken.png', tmp_path / 'turned.jpg'
     results = predict(path, val, tmp_path / 'out', score=0.0, say=print)
     assert (tmp_path / 'out' / '0000_grey.png').exists() and not list((tmp_path / 'out').glob('*broken*'))
-    assert Image.open(tmp_path / 'out' / '0002_turned.png').size == (20, 30)
+    assert Image.open(tmp_path / 'out' / '0002_turned.png').size == (533, 800)  # upright, and enlarged
     assert json.loads((tmp_path / 'out' / 'predictions.json').read_text()) == results
     content = saved(folder)
     content['model']['roi_heads.box_predictor.cls_score.bias'][0] += 8  # nothing is likely now
     torch.save(content, tmp_path / 'unsure.pth')
     assert len(predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=1e-6)) == 100
+    assert len(predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=1e-6, overlap=0)) == 100
     assert not predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=0.05)
     assert 'broken.png cannot be read' in capsys.readouterr().out
     with pytest.raises(ValueError, match='no average'):
         predict(str(folder / 'your_convnet_coco_best.pth'), val, tmp_path / 'out', which='ema')
     with pytest.raises(ValueError, match='no image or folder'):
         predict(path, [tmp_path / 'none'], tmp_path / 'out')
+    with pytest.raises(ValueError, match='--overlap lies between 0 and 1'):
+        predict(path, val, tmp_path / 'out', overlap=1.5)
 
 
 def test_weights_of_the_cnn_are_loaded_strictly(small, tmp_path):

@@ -54,7 +54,6 @@ def test_recipe_stands_between_default_and_command_line():
     assert recommended(model='convnext_base', name='n') == parse('--model=convnext_base')
     assert parse('--model=resnet18').drop_path is None
     assert parse('--model=convnext_base --dp 0').drop_path == 0
-    assert parse('--input_size=384').batch_size == 4096
 
 
 def test_booleans_sizes_and_lists():
@@ -69,8 +68,8 @@ def test_booleans_sizes_and_lists():
 
 
 def test_what_is_not_given_is_computed():
-    assert parse('').warmup == 40 and parse('--ep=100').warmup == 10 and parse('--ep=100 --wp_ep=0').warmup == 0
-    assert parse('').peak_lr == pytest.approx(2e-4 * 16) and parse('--lr=3e-2 --bs=32').peak_lr == 3e-2
+    assert [parse(f'--ep={epochs}').warmup for epochs in (1600, 100)] == [40, 10] and parse('--ep=100 --wp_ep=0').warmup == 0
+    assert parse('--bs=4096 --base_lr=2e-4').peak_lr == pytest.approx(2e-4 * 16) and parse('--lr=3e-2 --bs=32').peak_lr == 3e-2
     assert parse('').folder == 'output_n' and parse('--exp_dir=D').folder == 'D'
 
 
@@ -82,7 +81,7 @@ def test_what_is_not_given_is_computed():
     ('--opt=adam', 'invalid choice'), ('--clip=0', 'inf means no clipping'), ('--bs=0', 'batch_size must be 1 or more'),
     ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),
     ('--mean=1,2', 'one number for each channel, 3 in all'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
-    ('--lr=0', 'learning rate'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
+    ('--lr=0', 'lr must be more than 0'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
     ('--data_path=', 'data_path cannot be'), ('--cell_size=0', 'cell_size'), ('--std=0,1,1', 'std must be more than 0'),
     ('--fresh --resume=x', 'give one of them'),
     ('stray', 'unrecognized arguments: stray'), ('--picture_every=-1', 'picture_every'),
