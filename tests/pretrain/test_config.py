@@ -81,7 +81,7 @@ def test_what_is_not_given_is_computed():
     ('--opt=adam', 'invalid choice'), ('--clip=0', 'inf means no clipping'), ('--bs=0', 'batch_size must be 1 or more'),
     ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),
     ('--mean=1,2', 'one number for each channel, 3 in all'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
-    ('--lr=0', 'lr must be more than 0'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
+    ('--lr=0', 'lr must be more'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
     ('--data_path=', 'data_path cannot be'), ('--cell_size=0', 'cell_size'), ('--std=0,1,1', 'std must be more than 0'),
     ('--fresh --resume=x', 'give one of them'),
     ('stray', 'unrecognized arguments: stray'), ('--picture_every=-1', 'picture_every'),
