@@ -1,5 +1,7 @@
 """Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases
 beside it.
+
+A wrong option is answered at once, so neither torch nor NumPy is imported here.
 """
 import argparse
 import dataclasses
@@ -13,10 +15,10 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from common.about import About
 from common.reliability.stopping import Ended, leave
+
+LAUNCHER = ('--ngpu_per_node', '--num_nodes', '--node_rank', '--master_address', '--master_port', '--max_restarts')
 
 
 def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False, replaces=None):
@@ -71,8 +73,10 @@ def _as_plain(value, kind):
     """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises
     TypeError.
     """
+    if hasattr(value, 'tolist'):  # a number or an array of NumPy, or a tensor
+        value = value.tolist()
     for one in getattr(kind, '__args__', (kind,)):
-        if one is bool and isinstance(value, (bool, np.bool_)):
+        if one is bool and isinstance(value, bool):
             return bool(value)
         if one is int and isinstance(value, Integral) and not isinstance(value, bool):
             return int(value)
@@ -80,7 +84,7 @@ def _as_plain(value, kind):
             return float(value)
         if one is str and isinstance(value, (str, os.PathLike)) and str(value):
             return os.path.expanduser(os.fspath(value))
-        if one is tuple and isinstance(value, (tuple, list, np.ndarray)):
+        if one is tuple and isinstance(value, (tuple, list)):
             return tuple(_as_plain(part, int | float) for part in value)
     raise TypeError
 
@@ -96,39 +100,59 @@ def expanded(argv=None):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        flags = [flag for action in self._actions for flag in action.option_strings]
         for word in message.split():
             if message.startswith('unrecognized') and word.startswith('--'):
-                near = difflib.get_close_matches(word.split('=')[0], flags, n=3)
-                message = f'unknown flag {word.split("=")[0]}' + (': did you mean '
-                                                                  f'{" or ".join(near)}?' if near else '')
+                message = self.unknown(word.split('=')[0])
                 break
         self.exit(2, f'error: {message} (--help lists all flags)\n')
 
+    def unknown(self, flag):
+        """What is said of a flag that does not exist."""
+        if flag in LAUNCHER:
+            return f'{flag} is an option of main.sh, not of python -m {self.prog}'
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(flag, [*flags, *LAUNCHER], n=3)
+        return f'unknown flag {flag}' + (f': did you mean {" or ".join(near)}?' if near else '')
 
-def parser_of(cls, program, description):
-    """An argparse parser of the options of a dataclass. What is not given on the command line stays unset."""
-    parser = _Parser(program, usage='%(prog)s [options]', description=description, allow_abbrev=False,
-                     formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=112))
+
+def _formatter(prog):
+    """argparse's formatter of --help, which keeps the lines of the description."""
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=112)
+
+
+def parser_of(cls, program, about):
+    """An argparse parser of the options of a dataclass. What is not given on the command line stays unset.
+
+    about: an About, or only the description in it.
+    """
+    about = about if isinstance(about, About) else About(about)
+    parser = _Parser(program, usage='%(prog)s [options]', description=about.text, allow_abbrev=False,
+                     formatter_class=_formatter, add_help=False)
     groups = {}
-    for field in dataclasses.fields(cls):
-        about = field.metadata
-        group = groups.setdefault(about['group'], parser.add_argument_group(about['group'])
-                                  if about['group'] not in groups else None)
-        flags = [f'--{field.name}', *(f'--{alias}' for alias in about['aliases'])]
-        shown = ','.join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        common = {'dest': field.name, 'default': argparse.SUPPRESS,
-                  'help': about['help'] + (f' (default: {shown})' if shown is not None else '')}
-        if about['parse'] is boolean:
-            group.add_argument(*flags, nargs='?', const=True, type=boolean, metavar='True|False', **common)
-            group.add_argument(f'--no_{field.name}', dest=field.name, action='store_const', const=False,
-                               default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        else:
-            group.add_argument(*flags, type=about['parse'], choices=about['choices'],
-                               metavar=None if about['choices'] else field.name.upper(), **common)
-        for name, values in about['replaces'].items():
-            add_replaced(group, name, values, field.name)
+    for title, field in about.grouped(dataclasses.fields(cls)):
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        add_option(groups[title], field)
+    parser.add_argument_group('help').add_argument('-h', '--help', action='help', help='show this text')
     return parser
+
+
+def add_option(group, field):
+    """Add the flags of a field of a dataclass of options to a group of argparse."""
+    about = field.metadata
+    flags = [f'--{field.name}', *(f'--{alias}' for alias in about['aliases'])]
+    shown = ','.join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    common = {'dest': field.name, 'default': argparse.SUPPRESS,
+              'help': about['help'] + (f' (default: {shown})' if shown is not None else '')}
+    if about['parse'] is boolean:
+        group.add_argument(*flags, nargs='?', const=True, type=boolean, metavar='True|False', **common)
+        group.add_argument(f'--no_{field.name}', dest=field.name, action='store_const', const=False,
+                           default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    else:
+        group.add_argument(*flags, type=about['parse'], choices=about['choices'],
+                           metavar=None if about['choices'] else field.name.upper(), **common)
+    for name, values in about['replaces'].items():
+        add_replaced(group, name, values, field.name)
 
 
 def add_replaced(group, name, values, option):
@@ -144,12 +168,12 @@ def add_replaced(group, name, values, option):
     group.add_argument(f'--no_{name}', action='store_const', const=values[False], **hidden)
 
 
-def parse(cls, program, description, argv=None, recipe=None):
+def parse(cls, program, about, argv=None, recipe=None):
     """The options of a command line: dataclass default < recipe(given options, a dict) < command line.
 
-    Exits with code 2 and one sentence on a flag or value that is wrong.
+    program, about: as of parser_of. Exits with code 2 and one sentence on a flag or value that is wrong.
     """
-    parser = parser_of(cls, program, description)
+    parser = parser_of(cls, program, about)
     with reader_may_leave():  # of --help
         given = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
     try:
@@ -258,12 +282,12 @@ def errors_in_one_sentence(accum=None):
             raise  # reader_may_leave
         resumes = '' if accum is None else '. Nothing that was saved is lost; the same command goes on from the last checkpoint'
         sys.exit(f'error: {error}{resumes}' if speaks else 1)
-    except torch.OutOfMemoryError as error:
-        cut = '' if accum in (None, 'auto') else \
-            f'Cut the batch into more parts with --accum={2 * accum} or --accum=auto, or '
-        sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
-                 '--input_size')
     except RuntimeError as error:
+        if type(error).__name__ == 'OutOfMemoryError':  # torch's, which is not imported here
+            cut = '' if accum in (None, 'auto') else \
+                f'Cut the batch into more parts with --accum={2 * accum} or --accum=auto, or '
+            sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
+                     '--input_size')
         if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection '
                                                                                             'reset by peer')):
             sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it '

@@ -2,10 +2,12 @@
 log.
 """
 import dataclasses
+import os
 from dataclasses import dataclass
 
 from common.cli import boolean, numbers, option, plain_fields
-from common.images.pixels import Reading
+from common.images.reading import Reading
+from common.paths import require_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,6 +52,9 @@ class ImageOptions:
                                 'data', parse=numbers)
     max_pixels: int = option(None, "of the largest image file that is read; Pillow's limit, 178,956,970, if "
                              "not given", 'data', parse=int, harmless=True)
+    val_fraction: float = option(None, 'share of the images that is held out and never trained on, such as 0.1; where '
+                                 'there is no folder of held-out images. Which ones they are depends on the seed and '
+                                 'their names alone; with labels it is the same share of every class', 'data', parse=float)
     workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given',
                           'data', ('dataloader_workers',), int, harmless=True)
 
@@ -84,6 +89,8 @@ class ImageOptions:
         require(self.dataset is None or self.reading == Reading(),
                 '--pixel_range and --max_pixels are for image files: '
                 'those of --dataset are read by timm, with 8 bits')
+        require(self.val_fraction is None or 0 < self.val_fraction < 1,
+                f'val_fraction must be more than 0 and less than 1, not {self.val_fraction}')
         require(self.workers is None or self.workers >= 0, f'workers must be 0 or more, not {self.workers}')
         for field in ('mean', 'std'):
             value = getattr(self, field)
@@ -121,7 +128,8 @@ class ImageOptions:
 class RunOptions(ImageOptions):
     """What a user decides of any training run. Raises ValueError."""
 
-    name: str = option(None, "the experiment's name", 'run', ('exp_name',), str, harmless=True)
+    name: str = option(None, "the experiment's name; the first argument of main.sh", 'run', ('exp_name',), str,
+                      harmless=True)
     run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str,
                           harmless=True)
     resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given",
@@ -206,6 +214,16 @@ class RunOptions(ImageOptions):
                                                                     '--name=my_run')
 
     needs_folder = True
+
+    def require_paths(self):
+        """Raise a ValueError if a path that the options name is not there. It does not load torch."""
+        if self.resume is not None:
+            require_file(self.resume)
+
+    @property
+    def begins(self):
+        """Whether the run certainly begins, rather than going on from a checkpoint in its folder."""
+        return self.fresh or self.resume is None and not os.path.isdir(self.folder)
 
     @property
     def folder(self):

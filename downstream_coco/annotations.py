@@ -2,11 +2,11 @@
 import json
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from downstream_coco.checks import ROUNDING, Checks
+from downstream_coco.layout import open_annotations
 from downstream_coco.masks import PIXELS, SIDE, check_masks
 from downstream_coco.remarks import Remarks
 
@@ -88,13 +88,12 @@ def load(path, say=None):
     """The content of an annotation file, whose lists are there, with entries that have the FIELDS. Raises
     ValueError.
     """
+    with open_annotations(path) as file:
+        text = file.read()
     try:
-        text = Path(path).read_bytes()
         if say and len(text) > LARGE:
             say(f'{path}: {len(text) / 1e6:,.0f} MB are read')
         content = json.loads(text)  # From bytes it reads UTF-8, 16 and 32, with a byte order mark or without.
-    except OSError as error:
-        raise ValueError(f'there is no annotation file {path} ({error.strerror})') from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no JSON file ({error})') from error
     missing = [name for name in LISTS

@@ -2,9 +2,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.about import About
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
-from common.networks.create import USERS_NETWORKS
+from common.networks.users import USERS_NETWORKS
+from common.paths import require_file, require_weights
+from downstream_coco.layout import open_annotations, require_folder
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,18 @@ class Options(RunOptions):
         """(least, most) pixels of the short side in training."""
         return tuple(max(1, round(scale * self.input_size)) for scale in self.scales)
 
+    def require_paths(self):
+        super().require_paths()
+        if self.eval is not None:
+            require_file(self.eval)
+        splits = ('train', 'val') if self.val_fraction is None else ('train',)
+        for split in ('val',) if self.eval is not None else splits:
+            images, annotations = self.files(split)
+            open_annotations(annotations).close()
+            require_folder(images)
+        if self.eval is None and self.begins:
+            require_weights(self.finetune_from)
+
     def files(self, split):
         """(folder of images, annotation file) of 'train' or 'val'. Raises ValueError if they are not
         given.
@@ -127,6 +142,15 @@ class Options(RunOptions):
         return images, annotations
 
 
+ABOUT = About(
+    "Train an object detector on images in COCO's format.",
+    (('bash downstream_coco/main.sh my_run --data_path=DIR --model=resnet50 --finetune_from=FILE',
+      "train on a folder in COCO's layout; the same command again goes on where it stopped"),
+     ('bash downstream_coco/main.sh my_run --model=resnet50 --train_images=DIR --train_annotations=FILE '
+      '--val_images=DIR --val_annotations=FILE',
+      'train on images in another layout')),
+    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr'))
+
+
 def parse_options(argv=None):
-    return parse(Options, 'downstream_coco.main', 'Train an object detector on images in COCO\'s '
-                                                  'format.', argv)
+    return parse(Options, 'downstream_coco.main', ABOUT, argv)

@@ -11,9 +11,11 @@ import numpy as np
 from torchvision.transforms import functional as F
 
 from common.images.files import ImageFiles
+from common.images.held_out import with_held_out
 from common.images.path_lists import inside
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from downstream_coco.annotations import read_annotations
+from downstream_coco.layout import require_folder
 
 
 class CocoImages(ImageFiles):
@@ -35,6 +37,8 @@ class CocoImages(ImageFiles):
     Raises ValueError for a file that cannot be used, and for files that do not belong together.
     """
 
+    rows = ('paths', 'shapes')
+
     def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None,
                  reading=AS_IT_IS, say=None):
         content = read_annotations(annotations, say)
@@ -45,8 +49,7 @@ class CocoImages(ImageFiles):
         self.annotations = str(annotations)
         self.reading = reading
         self.set_categories(content['categories'], categories)
-        if not self.root.is_dir():
-            raise ValueError(f'there is no folder of images {folder}')
+        require_folder(folder)
         paths = self.find(content['images'])
         images = {image['id']: image for image in content['images'] if paths[image['id']] is not None}
         missing = [image['file_name'] for image in content['images'] if paths[image['id']] is None]
@@ -162,6 +165,25 @@ class CocoImages(ImageFiles):
                     objects['segmentations'].append(annotation['segmentation'])
         return found
 
+    def subset(self, places):
+        part = super().subset(places)
+        texts = [self.texts[self.ends[place]:self.ends[place + 1]] for place in places]
+        part.texts = np.concatenate(texts)
+        part.ends = np.cumsum([0, *map(len, texts)])
+        part.ids = [self.ids[place] for place in places]
+        return part
+
+    def with_objects(self):
+        """The images that have objects; the others are counted in left_out. Raises ValueError if there are none."""
+        places = [place for place in range(len(self)) if self.objects(place)['labels']]
+        if not places:
+            raise ValueError(f'{self.annotations}: none of the images to train on has an object: give another '
+                             '--val_fraction or --seed')
+        part = self.subset(places)
+        if len(places) < len(self):
+            part.left_out = self.left_out + Counter({'images without objects': len(self) - len(places)})
+        return part
+
     @property
     def upright(self):
         """Which images are higher than wide, (images,) bool."""
@@ -223,3 +245,20 @@ def labels_of(own, categories, path):
             raise ValueError(f'{what}cannot be told by its name: several have it')
         labels[category['id']] = found[0]
     return labels
+
+
+def divided_images(options, masks, categories=None, say=None):
+    """(training images, validation images): the training images of the options, of which --val_fraction holds out a
+    share. Images without objects are held out as well.
+
+    masks, categories, say: as of CocoImages. Raises ValueError.
+    """
+    given = [path for path in (options.val_images, options.val_annotations) if path]
+    if options.data_path is not None:
+        given += [path for path in options.files('val') if Path(path).exists()]
+    if given:
+        raise ValueError(f'--val_fraction holds out a part of the training images, and there are validation images '
+                         f'already, {given[0]}: leave --val_fraction out to use those, or take them away')
+    images = CocoImages(*options.files('train'), options.in_chans, categories, True, masks, options.reading, say)
+    images, val = with_held_out(images, None, options.val_fraction, options.seed)
+    return images if options.keep_empty else images.with_objects(), val

@@ -21,7 +21,7 @@ from common.training.run import autocast, loading_processes
 from common.words import counted
 from downstream_coco.annotations import read_annotations
 from downstream_coco.checkpoints import read_detector, restore
-from downstream_coco.data import CocoImages
+from downstream_coco.data import CocoImages, divided_images
 from downstream_coco.scenes import Collate, Scenes, WholeView
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
@@ -142,8 +142,11 @@ def whole_scenes(options, val):
 def evaluate_file(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading,
-                        say=partial(print, flush=True) if ranks.is_main else None)
+    say = partial(print, flush=True) if ranks.is_main else None
+    if options.val_fraction is not None:
+        _, images = divided_images(options, masks, categories, say)
+    else:
+        images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading, say)
     if ranks.is_main:
         for remark in images.remarks:
             print(f'warning: {remark}', file=sys.stderr)

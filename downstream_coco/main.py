@@ -8,22 +8,15 @@ precision.
 The same command again goes on where the run stopped. From Python: `train_detector(Options(...))`.
 """
 import sys
-from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: imports are absolute from the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.cli import errors_in_one_sentence, reader_may_leave
-from common.distributed import distributed
-from common.images.datasets import same_images
-from common.networks.create import register
-from common.training.recipe import saved_options
+from common.networks.users import register
+from common.start import say, say_loading
 from downstream_coco.config import parse_options
-from downstream_coco.data import CocoImages
-from downstream_coco.evaluation import average_precision, evaluate_file
-from downstream_coco.recipe import Recipe
-from downstream_coco.training import DetectorTraining, Run
 
 
 def train_detector(options):
@@ -31,15 +24,27 @@ def train_detector(options):
 
     Raises ValueError, before any work, for whatever does not fit together.
     """
+    # These load torch, which takes seconds: by now the options are known to be right.
+    from common.distributed import distributed
+    from common.images.datasets import same_images
+    from common.training.recipe import saved_options
+    from downstream_coco.data import CocoImages, divided_images
+    from downstream_coco.evaluation import average_precision, evaluate_file
+    from downstream_coco.recipe import Recipe
+    from downstream_coco.training import DetectorTraining, Run
+
     with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
             return evaluate_file(options, ranks)
-        say = partial(print, flush=True) if ranks.is_main else None
-        images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading, say=say)
-        val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
-                         options.reading, say)
+        masks = {'mask': True, 'box': False}.get(options.heads)
+        if options.val_fraction is not None:
+            images, val = divided_images(options, masks, say=say)
+        else:
+            images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty, masks=masks,
+                                reading=options.reading, say=say)
+            val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
+                             options.reading, say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         saved = saved_options(options, Run.checkpoint_of(options), ranks)
         options, chosen = Recipe().settled(options, len(images), ranks, saved)
@@ -48,10 +53,22 @@ def train_detector(options):
         return DetectorTraining(run, images, val).fit()
 
 
+def check(argv=None):
+    """The options of a command line; exits as `main` does if they are wrong, or name what is not there.
+
+    It does not load torch. common/launch.sh calls it before it starts processes.
+    """
+    options = parse_options(argv)
+    with errors_in_one_sentence(options.parts):
+        options.require_paths()
+    return options
+
+
 @reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
-    options = parse_options(argv)
+    options = check(argv)
+    say_loading()
     with errors_in_one_sentence(options.parts):
         train_detector(options)
 

@@ -4,61 +4,46 @@
 
 IMAGE may also be a folder. The pictures are in output_my_run/predictions/, unless --out names another folder.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import json
 from pathlib import Path
 
 import torch
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms import functional as F
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
 from common.images.survey import warn_of
-from common.networks.create import USERS_NETWORKS, register
+from common.networks.users import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.run import autocast
 from common.words import counted
 from downstream_coco.checkpoints import read_detector, restore
 from downstream_coco.config import Options
+from downstream_coco.drawing import drawn, to_draw
 from downstream_coco.evaluation import as_results
 from downstream_coco.scenes import Collate, WholeView
 
-COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#46f0f0', '#f032e6', '#bcf60c', '#fabebe',
-           '#008080', '#9a6324', '#800000', '#808000', '#000075')
-
-
-def drawn(image, found, names):
-    """An image (3, h, w) uint8 with the boxes, classes, scores and masks of the objects that were found.
-
-    found: 'boxes' (N, 4), 'labels' (N,), 'scores' (N,), and perhaps 'masks' (N, 1, 28, 28), in [0, 1] in
-    their boxes.
-    names: of the classes; that of label 1 comes first.
-    """
-    labels = found['labels'].tolist()
-    colours = [COLOURS[(label - 1) % len(COLOURS)] for label in labels]
-    for mask, box, colour in zip(found.get('masks', ()), found['boxes'], colours):
-        # one at a time, to save memory
-        whole = paste_masks_in_image(mask[None], box[None], tuple(image.shape[1:]), padding=1)[0] > 0.5
-        image = draw_segmentation_masks(image, whole, 0.4, colour)
-    texts = [f'{names[label - 1]} {score:.2f}' for label, score in zip(labels, found['scores'].tolist())]
-    return draw_bounding_boxes(image, found['boxes'], texts, colours) if texts else image
-
 
 @torch.no_grad()
-def predict(weights, sources, out, score=0.5, which='model', say=print, module=USERS_NETWORKS):
+def predict(weights, sources, out, score=0.5, which='model', say=print, module=USERS_NETWORKS, overlap=0.5):
     """Write <number>_<name>.png for each image, and predictions.json, into a folder; returns what is in the
-    latter.
+    latter. Pictures of small images are enlarged (drawing.py).
 
     weights: a checkpoint of a detection run. sources: files and folders. out: the folder.
     score: the least of an object that is kept.
     which: 'model', or 'ema' for the average of the weights, if the file has one.
     say: called with texts for the user.
     module: in which the user's own networks are registered. The one that the file names is not imported,
-    since that
-        would run code.
+        since that would run code.
+    overlap: of two objects that overlap by more, only the more certain one is drawn; see `to_draw`.
+        predictions.json has both.
 
     Raises ValueError for files that cannot be used. Images that cannot be read are left out, and warned of.
     """
@@ -66,6 +51,8 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
     config = {name: value for name, value in content['config'].items()
               if name in Options.__dataclass_fields__}
     options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
+    if not 0 <= overlap <= 1:
+        raise ValueError(f'--overlap lies between 0 and 1, where 1 draws all objects, not {overlap}')
     with distributed() as ranks:
         register(module)
         images = SeveralFiles(sources, options.in_chans, options.reading)
@@ -77,7 +64,6 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
         folder_for(out)
         for warning in warn_of(images, options):
             say(f'warning: {warning}')
-        names = [category['name'] for category in categories]
         results = []
         for number in range(len(images)):
             try:
@@ -87,12 +73,13 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
                 say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
                 continue
             found = detected(model, image, options, ranks, score)
-            picture = F.convert_image_dtype(image, torch.uint8).expand(3, -1, -1)
             path = Path(out, f'{number:04}_{Path(images.name(number)).stem}.png')
-            F.to_pil_image(drawn(picture, found, names)).save(path)
+            shown = to_draw(found, overlap)
+            drawn(image, {key: value[shown] for key, value in found.items()}, categories).save(path)
             results += [{'file_name': images.name(number), **result}
                         for result in as_results(found, number, categories, *image.shape[1:])]
-            say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}, {path}')
+            fewer = f' ({len(shown)} drawn)' if len(shown) < len(found['labels']) else ''
+            say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}{fewer}, {path}')
         table = Path(out, 'predictions.json')
         write_atomically(table, lambda file: file.write(json.dumps(results).encode()))
         say(f'{counted(len(results), "object")} in all, in {table}')
@@ -123,6 +110,9 @@ def main(argv=None):
     parser.add_argument('--out', help='folder for the pictures and predictions.json (default: predictions, in '
                                       'the folder of --weights)')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
+    parser.add_argument('--overlap', type=float, default=0.5, help='of two boxes that overlap by more, as '
+                        'intersection over union, only the more certain one is drawn, whatever their classes; 1 '
+                        'draws all; predictions.json has all (default: 0.5)')
     parser.add_argument('--ema', action='store_true',
                         help='the average of the weights in <model>_coco_last.pth')
     parser.add_argument('--register', default=USERS_NETWORKS,
@@ -132,7 +122,7 @@ def main(argv=None):
     with errors_in_one_sentence():
         which = 'ema' if args.ema else 'model'
         out = args.out or Path(args.weights).parent / 'predictions'
-        predict(args.weights, args.images, out, args.score, which, module=args.register)
+        predict(args.weights, args.images, out, args.score, which, module=args.register, overlap=args.overlap)
 
 
 if __name__ == '__main__':

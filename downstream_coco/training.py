@@ -124,6 +124,9 @@ class DetectorTraining(FineTuning):
         levels = ', '.join(f'{stride} ({counted(width, "channel")})' for stride, width in zip(pyramid.strides, widths))
         unused = ', '.join(dict.fromkeys('.'.join(name.split('.')[1:-1][:2]) for name in network.unused))
         categories = counted(len(self.images.categories), 'category', 'categories')
+        divided = ''
+        if options.val_fraction is not None:
+            divided = f' (held out of the same, --val_fraction={options.val_fraction:g})'
         crops = '' if options.crop_scale == (1.0, 1.0) else f', crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g}'
         clipping = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
         return described([
@@ -133,7 +136,7 @@ class DetectorTraining(FineTuning):
                         f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
             ('recipe', run.recipe),
-            ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation; {categories}'),
+            ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation{divided}; {categories}'),
             ('left out', f'{self.images.notes or "nothing"}; of validation, '
                          f'{self.val_images.notes or "nothing"}'),
             ('size', f'short side {options.short_sides[0]} to {options.short_sides[1]} px, '
@@ -142,7 +145,7 @@ class DetectorTraining(FineTuning):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
             ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_steps, "step")} of '
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_of(self.start), "step")} of '
                       'warm-up'),
             ('BatchNorm', self.batchnorm()),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),

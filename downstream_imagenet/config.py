@@ -3,11 +3,12 @@ similar one.
 """
 from dataclasses import dataclass
 
-from torch import nn
-
+from common.about import About
 from common.cli import numbers, option, parse
 from common.config import RunOptions, require
-from common.networks.create import USERS_NETWORKS, create_cnn, register
+from common.networks.users import USERS_NETWORKS, register
+from common.paths import require_file, require_weights
+from downstream_imagenet.layout import training_folder
 
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4,
             'layer_decay': 0.7, 'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3,
@@ -52,8 +53,8 @@ class Options(RunOptions):
     eval: str = option(None, 'measure the accuracy of this file on the validation images, and stop', 'run',
                        parse=str, harmless=True)
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
-                            'data', parse=str, harmless=True)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class; with "
+                            '--val_fraction one folder with a folder a class is enough', 'data', parse=str, harmless=True)
     val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
                            'data', parse=str, harmless=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
@@ -117,6 +118,16 @@ class Options(RunOptions):
                 f'num_classes must be 2 or more, not {self.num_classes}')
         require(not self.official_lamb or self.opt == 'lamb', '--official_lamb is for --opt=lamb')
 
+    def require_paths(self):
+        super().require_paths()
+        if self.eval is not None:
+            require_file(self.eval)
+            return
+        if self.dataset is None:
+            training_folder(self.data_path, self.val_path, self.val_fraction is not None)
+        if self.begins:
+            require_weights(self.finetune_from)
+
     @property
     def needs_folder(self):
         return self.eval is None
@@ -162,6 +173,7 @@ def relatives_recipe(cnn):
     """The name of the recipe for any other network: ResNet-50's if most of its norms are BatchNorms, else
     ConvNeXt-S's.
     """
+    from torch import nn  # here, so that options are checked without it
     norm_types = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     is_batchnorm = [isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cnn.modules()
                     if isinstance(module, norm_types)]
@@ -171,10 +183,13 @@ def relatives_recipe(cnn):
 def recipe_of(model, input_size=224):
     """(the name of the recipe for a model, its options). Raises ValueError for a name that timm does not
     know.
+
+    A network that is not the paper's is made, to look at it; only this loads torch.
     """
     name = papers_recipe(model, input_size)
     if name:
         return name, RECIPES[name]
+    from common.networks.create import create_cnn
     has_drop_path = True
     try:
         # The network is made on the CPU, since some versions of timm cannot make every network on the meta
@@ -205,5 +220,22 @@ def recommended(**given):
     return Options(**{**recipe(given), **given})
 
 
+ABOUT = About(
+    'Fine-tune a CNN on images with labels.',
+    (('bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --finetune_from=FILE',
+      'fine-tune pretrained weights on the classes of a folder; the same command again goes on where it stopped'),
+     ('bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --eval=FILE',
+      'measure the accuracy of a file on the validation images')),
+    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr'))
+
+
 def parse_options(argv=None):
-    return parse(Options, 'downstream_imagenet.main', 'Fine-tune a CNN on images with labels.', argv, recipe)
+    return parse(Options, 'downstream_imagenet.main', ABOUT, argv, recipe)
+
+
+def check_options(argv=None):
+    """Exit as `parse_options` does if the options of a command line are wrong, without loading torch.
+
+    Returns Options without the recipe of the model.
+    """
+    return parse(Options, 'downstream_imagenet.main', ABOUT, argv)

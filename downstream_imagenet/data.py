@@ -8,20 +8,20 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.data.auto_augment import auto_augment_transform
 from timm.data.random_erasing import RandomErasing
-from torch.utils.data import Subset
 from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from common.images.augmented import BICUBIC, CentreCrop, RandomCrop, seeded
-from common.images.datasets import check_dataset, timm_dataset
+from common.images.datasets import Share, check_dataset, timm_dataset
 from common.images.files import ImageFiles
 from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
 from common.images.loading import each_once
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from common.images.timeout import at_most
 from common.seeds import seed_for
 from common.training.device import to_device
 from common.words import first_of, printable
+from downstream_imagenet.layout import training_folder
 
 # The most images beside the folders of the classes, such as an overview of them, that are left out.
 LOOSE = 10
@@ -41,9 +41,12 @@ class LabelledFolder(ImageFiles):
     source: the folder that holds the folders. in_chans: 1 or 3. reading: a Reading.
     classes: their names, in the order of their numbers; if not given, those of the folders, sorted.
 
+    labels: the class of each image, (N,).
+
     Up to LOOSE images that are in none of these folders are left out and counted. Raises ValueError for more
     of them, for a class that is not among `classes`, and for one without an image that is read.
     """
+    rows = ('paths', 'labels')
 
     def __init__(self, source, in_chans=3, classes=None, reading=AS_IT_IS):
         super().__init__(source, in_chans, reading=reading)
@@ -90,29 +93,27 @@ class LabelledFolder(ImageFiles):
         return super().__getitem__(index), int(self.labels[index])
 
 
-def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS):
+def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS, divided=False):
     """The data sets of training and of validation images, whose items are (image, class). Raises ValueError.
 
     data_path: a folder in ImageNet's layout. val_path: the folder of the validation images, if it is another.
     dataset: timm's name of a data set, which is read instead, with data_path as its root.
+    divided: whether the training images will be divided into both. The validation images are None then.
     """
     if dataset is not None:
         images = timm_dataset(dataset, data_path, 'train', in_chans)
+        if divided:
+            return images, None
         val = timm_dataset(dataset, data_path, 'validation', in_chans)
         if class_to_index(images) != class_to_index(val):
             raise ValueError(f'{dataset} numbers the classes of its validation images in another way than '
                              'those of its training images, since not all have both: for folders leave '
                              '--dataset out')
         return images, val
-    if data_path is None:
-        raise ValueError('say where the images are: --data_path=DIR, with train/ and val/ in it')
-    train = Path(data_path, 'train')
-    if not train.is_dir():
-        raise ValueError(f'there is no folder {train} with the training images: ImageNet\'s layout is train/ '
-                         f'and val/, each with a folder for each class; {what_is_in(data_path)}')
-    val = find_validation(data_path, val_path)
+    train = training_folder(data_path, val_path, divided)
+    val = None if divided else find_validation(data_path, val_path)
     images = LabelledFolder(train, in_chans, reading=reading)
-    return images, LabelledFolder(val, in_chans, images.classes, reading)
+    return images, None if divided else LabelledFolder(val, in_chans, images.classes, reading)
 
 
 def class_to_index(images):
@@ -129,7 +130,8 @@ def find_validation(data_path, val_path=None):
     if found is None:
         names = ' or '.join(f'{name}/' for name in VALIDATION[1:])
         raise ValueError(f'there is no folder {Path(data_path, "val")} with the validation images, nor '
-                         f'{names}: {what_is_in(data_path)}. Say which has them: --val_path=DIR')
+                         f'{names}: {what_is_in(data_path)}. Say which has them, --val_path=DIR, or hold out a '
+                         'part of the training images, --val_fraction=0.1')
     if not found.is_dir():
         raise ValueError(f'there is no folder {found} with the validation images: give another --val_path')
     return found
@@ -201,14 +203,6 @@ def check_labelled(images, options, number, timeout=120.0):
     check_classes([int(item[1])], number)
     if torch.is_tensor(item[0]) and options.augmentation != 'none':
         raise ValueError(NO_TENSORS)
-
-
-class Share(Subset):
-    """Some images of a data set, with the names that they have there."""
-
-    def name(self, index):
-        at = self.indices[index]
-        return self.dataset.name(at) if hasattr(self.dataset, 'name') else f'number {at}'
 
 
 def share_of(images, fraction, seed):

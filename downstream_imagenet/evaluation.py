@@ -16,14 +16,13 @@ from common.training.run import autocast, loading_processes
 from common.words import counted
 from downstream_imagenet.classifier import build_classifier, load_trained
 from downstream_imagenet.data import (
-    LabelledFolder,
     check_labelled,
     class_names,
     evaluation_transform,
     find_labelled,
-    find_validation,
     labelled_once,
 )
+from downstream_imagenet.labelled import measured_folder, with_part
 
 AT_A_TIME = 256  # images of an evaluation on a rank, at most
 
@@ -73,6 +72,15 @@ def options_and_classes(content, path):
     return config, classes
 
 
+def warn_of_division(options, then):
+    """Warn where the images that --val_fraction holds out are not those that a run held out. then: its options."""
+    fraction, seed = then.get('val_fraction'), then.get('seed')
+    if (fraction, seed) != (options.val_fraction, options.seed):
+        given = 'without --val_fraction' if fraction is None else f'with --val_fraction={fraction:g} --seed={seed}'
+        print(f'warning: {options.eval} was trained {given}: if these are the same images, it has seen some of those '
+              'that it is measured on', file=sys.stderr)
+
+
 def evaluate_file(options, ranks, val_dataset=None):
     """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its
     classes.
@@ -88,14 +96,16 @@ def evaluate_file(options, ranks, val_dataset=None):
     elif classes and options.dataset is None:
         if not (options.val_path or options.data_path):
             raise ValueError('say where the images are: --val_path=DIR, or --data_path=DIR with val/ in it')
-        val = LabelledFolder(find_validation(options.data_path, options.val_path), options.in_chans, classes, options.reading)
+        val = measured_folder(options, classes)
     else:
-        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
+        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading,
+                                    options.val_fraction is not None)
         found = class_names(images, options.num_classes)
         if classes and list(classes) != found:
             raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, '
                              f'...), the images have others ({", ".join(found[:3])}, ...)')
         classes = found
+        _, val = with_part(images, val, options)
     check_labelled(val, options, len(classes))
     if ranks.is_main and notes_of(val):
         print(f'not looked at  {notes_of(val)}')
@@ -105,6 +115,8 @@ def evaluate_file(options, ranks, val_dataset=None):
     for name in ('input_size', 'crop', 'mean', 'std', 'pixel_range'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:
             print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
+    if options.val_fraction is not None and then and ranks.is_main:
+        warn_of_division(options, then)
     watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False,
                         timeout=options.read_timeout)
     model = build_classifier(options, len(classes)).to(ranks.device, memory_format=torch.channels_last)

@@ -11,19 +11,14 @@ from common.images.augmented import Augmented
 from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
-from common.networks.create import create_cnn, register, try_size
+from common.networks.create import create_cnn, try_size
 from common.networks.load import load_classifier
+from common.networks.users import register
 from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
 from downstream_imagenet.classifier import pooled_features
-from downstream_imagenet.data import (
-    check_labelled,
-    class_names,
-    evaluation_transform,
-    find_labelled,
-    labelled_once,
-    share_of,
-)
+from downstream_imagenet.data import evaluation_transform, labelled_once
+from downstream_imagenet.labelled import labelled_images
 
 
 @dataclass(frozen=True)
@@ -35,8 +30,8 @@ class Options(ImageOptions):
     random: bool = option(False, 'no weights: the untrained network, as a baseline', 'weights')
     timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class",
-                            'data', parse=str)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class; with "
+                            '--val_fraction one folder with a folder a class is enough', 'data', parse=str)
     val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
                            'data', parse=str)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
@@ -93,15 +88,7 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     used.
     """
     register(options.register)
-    if dataset is not None:
-        images, val = dataset, val_dataset
-    else:
-        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans,
-                                    options.reading)
-    classes = class_names(images, options.num_classes)
-    check_labelled(images, options, len(classes))
-    check_labelled(val, options, len(classes))
-    images = share_of(images, options.label_fraction, options.seed)
+    images, val, classes = labelled_images(options, dataset, val_dataset)
     for warning in warn_of(images, options):
         say(f'warning: {warning}')
     cnn = network(options, say)

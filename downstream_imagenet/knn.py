@@ -6,6 +6,11 @@
 Features are average pooled and divided by their length. The k nearest training images vote with the weight
 exp(cosine / 0.07).
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import torch
 import torch.nn.functional as F
 

@@ -8,13 +8,18 @@ to them. Its regularisation is chosen by cross-validation on the training images
 images stay unseen. With --mae it is a fine-tuning run, with random crops, LARS and batches of 16384, and all
 options of downstream_imagenet.main.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import sys
 
 import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse, reader_may_leave
-from common.networks.create import USERS_NETWORKS, register
+from common.networks.users import USERS_NETWORKS, register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
 from downstream_imagenet.main import fine_tune

@@ -15,16 +15,9 @@ if not __package__:  # started as a file: imports are absolute from the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.cli import errors_in_one_sentence, reader_may_leave
-from common.distributed import distributed
-from common.images.datasets import same_images
-from common.networks.create import register
-from common.reliability.checkpoint import is_run, read_plain
-from common.training.recipe import saved_options
-from downstream_imagenet.config import parse_options
-from downstream_imagenet.data import check_labelled, class_names, find_labelled, share_of
-from downstream_imagenet.evaluation import evaluate_file
-from downstream_imagenet.recipe import Recipe
-from downstream_imagenet.training import ClassifierTraining, Run
+from common.networks.users import register
+from common.start import say_loading
+from downstream_imagenet.config import check_options, parse_options
 
 
 def fine_tune(options, dataset=None, val_dataset=None):
@@ -33,18 +26,22 @@ def fine_tune(options, dataset=None, val_dataset=None):
     dataset, val_dataset: map-style data sets of your own that yield (image, class), instead of the paths in
     the options. Raises ValueError, before any work, for whatever does not fit together.
     """
+    # These load torch, which takes seconds: by now the options are known to be right.
+    from common.distributed import distributed
+    from common.images.datasets import same_images
+    from common.training.recipe import saved_options
+    from downstream_imagenet.evaluation import evaluate_file
+    from downstream_imagenet.labelled import labelled_images, with_part
+    from downstream_imagenet.recipe import Recipe
+    from downstream_imagenet.training import ClassifierTraining, Run
+
     with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)
         if options.eval:
+            if dataset is not None:
+                _, val_dataset = with_part(dataset, val_dataset, options)
             return evaluate_file(options, ranks, val_dataset)
-        images, val = (dataset, val_dataset) if dataset is not None else \
-            find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading)
-        if val is None:
-            raise ValueError('give a val_dataset beside dataset: an accuracy needs images that are not trained on')
-        classes = class_names(images, options.num_classes)
-        check_labelled(images, options, len(classes))
-        check_labelled(val, options, len(classes))
-        images = share_of(images, options.label_fraction, options.seed)
+        images, val, classes = labelled_images(options, dataset, val_dataset)
         if options.resume and not is_own_run(options.resume):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:
@@ -57,13 +54,26 @@ def fine_tune(options, dataset=None, val_dataset=None):
 
 def is_own_run(path):
     """Whether a file is the checkpoint of a fine-tuning run, not weights, nor a pretraining run."""
+    from common.reliability.checkpoint import is_run, read_plain
     content = read_plain(path)
     return is_run(content, path) and 'finetune_from' in content['config']
+
+
+def check(argv=None):
+    """Exits as `main` does if the options of a command line are wrong, or name what is not there.
+
+    It does not load torch. common/launch.sh calls it before it starts processes.
+    """
+    options = check_options(argv)
+    with errors_in_one_sentence(options.parts):
+        options.require_paths()
 
 
 @reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
+    check(argv)
+    say_loading()
     options = parse_options(argv)
     with errors_in_one_sentence(options.parts):
         fine_tune(options)

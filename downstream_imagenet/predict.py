@@ -6,6 +6,11 @@
 Images are prepared as the run prepared them to measure its accuracy. The picture is beside the table; without a
 table it is predictions.png in the folder of the run.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import csv
 import dataclasses
@@ -25,15 +30,16 @@ from common.images.augmented import Augmented
 from common.images.files import ImageFiles, SeveralFiles
 from common.images.finding import image_endings
 from common.images.loading import each_once, naming_the_file
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from common.images.survey import warn_of
 from common.images.timeout import at_most
-from common.networks.create import USERS_NETWORKS, register
+from common.networks.users import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.device import to_device
 from common.training.run import autocast, loading_processes
 from common.words import counted, printable
 from downstream_imagenet.data import evaluation_transform
+from downstream_imagenet.labelled import held_out_of_run
 from downstream_imagenet.sheet import sheet_of
 from downstream_imagenet.tuned import read_tuned
 
@@ -245,6 +251,8 @@ def parser():
     add('--no_sheet', action='store_true', help='without that picture')
     add('--ema', action='store_true', help='the average of the weights (EMA), of a run folder or of a '
         '*_last.pth; of a folder the better of both if not given')
+    add('--held_out', action='store_true', help='IMAGES is the folder that the run was trained on, and of it only '
+        'the images are classified that the run held out (--val_fraction)')
     add('--classes', metavar='FILE', help="names of the classes, a text file with one a line, in the order "
         "of the network's outputs; those in the file if not given")
     add('--list_root', metavar='DIR', help='folder from which the paths of lists start; that of the list if '
@@ -270,13 +278,16 @@ def main(argv=None):
     args = parser().parse_args(expanded(argv))
     if args.no_sheet and args.sheet is not None:
         parser().error('--no_sheet is for no picture: leave --sheet away')
+    if args.held_out and len(args.images) > 1:
+        parser().error('--held_out is for one folder, the --data_path of the run')
     with errors_in_one_sentence():
         register(args.register)
         tuned = read_tuned(args.run, args.ema, args.classes, model=args.model, input_size=args.input_size,
                            crop=args.crop, in_chans=args.in_chans, mean=args.mean, std=args.std)
         beside = tuned.path.parent / 'predictions.png' if args.out is None else Path(args.out).with_suffix('.png')
         sheet = None if args.no_sheet else args.sheet or beside
-        predict(tuned, args.images, args.top, args.out, sheet, args.batch_size, args.workers, args.list_root)
+        images = held_out_of_run(tuned.options, args.images[0]) if args.held_out else args.images
+        predict(tuned, images, args.top, args.out, sheet, args.batch_size, args.workers, args.list_root)
 
 
 if __name__ == '__main__':

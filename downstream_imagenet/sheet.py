@@ -1,15 +1,13 @@
 """Images with a caption each, on one picture."""
 import math
-from contextlib import suppress
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
-from torchvision.transforms import functional as F
+from PIL import Image, ImageDraw
 
-SIDE = 208  # pixels of a tile
-GAP = 16  # pixels between tiles
-TEXT = 15  # pixels of the letters
-COLUMNS = 8  # at most
+from common.pictures import GAP, INK, PAPER, as_image, breaks, font_of, framed, shortened, side_by_side, stacked
+
+SIDE = 224  # pixels of a tile
+LETTERS = 20  # pixels of the height of letters
+NAMES, FRAME, GROUND = '#6b7280', '#d1d5db', '#f3f4f6'
 
 
 def sheet_of(tiles):
@@ -18,51 +16,30 @@ def sheet_of(tiles):
     tiles: [(image, name, label)], where the image is a PIL image, a tensor (C, h, w), uint8 or float in [0,
     1], or None for an empty tile. Returns a PIL image.
     """
-    columns = min(COLUMNS, math.ceil(math.sqrt(len(tiles))))
-    rows = math.ceil(len(tiles) / columns)
-    font = font_of_letters()
-    line = round(1.4 * TEXT)
-    height = SIDE + 4 + 2 * line
-    sheet = Image.new('RGB', (GAP + columns * (SIDE + GAP), GAP + rows * (height + GAP)), 'white')
-    draw = ImageDraw.Draw(sheet)
-    for number, (image, name, label) in enumerate(tiles):
-        row, column = divmod(number, columns)
-        left = GAP + column * (SIDE + GAP)
-        top = GAP + row * (height + GAP)
-        draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), fill='#f4f4f4', outline='#c8c8c8')
-        if image is not None:
-            small = fitted(image)
-            sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))
-        draw.text((left, top + SIDE + 4), shortened(name, font), fill='#606060', font=font)
-        draw.text((left, top + SIDE + 4 + line), shortened(label, font), fill='black', font=font)
-    return sheet
+    columns = math.ceil(len(tiles) / breaks(len(tiles), 1, len(tiles)))
+    drawn = [tile_of(*tile) for tile in tiles]
+    rows = [side_by_side(drawn[start:start + columns], gap=2 * GAP) for start in range(0, len(tiles), columns)]
+    return framed(stacked(rows, 2 * GAP))
 
 
-def font_of_letters():
-    """Return a font of the system that has more than ASCII, where there is one; Pillow's has little else."""
-    for name in ('DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'Arial.ttf', 'arial.ttf'):
-        with suppress(OSError):
-            return ImageFont.truetype(name, TEXT)
-    return ImageFont.load_default(TEXT)
+def tile_of(image, name, label):
+    """Return a tile: an image of `sheet_of`, and below it the label and the name."""
+    line = round(1.3 * LETTERS)
+    tile = Image.new('RGB', (SIDE, SIDE + 4 + 2 * line), PAPER)
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle((0, 0, SIDE - 1, SIDE - 1), fill=GROUND, outline=FRAME)
+    if image is not None:
+        small = fitted(image)
+        tile.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    font = font_of(LETTERS)
+    draw.text((0, SIDE + 4), shortened(label, SIDE, font), fill=INK, font=font)
+    draw.text((0, SIDE + 4 + line), shortened(name, SIDE, font), fill=NAMES, font=font)
+    return tile
 
 
 def fitted(image):
     """Return an image as RGB, as large as a tile allows, with its proportions."""
-    if torch.is_tensor(image):
-        image = F.to_pil_image(F.convert_image_dtype(image, torch.uint8))
+    image = as_image(image)
     scale = min(SIDE / image.width, SIDE / image.height)
     sides = [max(1, round(side * scale)) for side in image.size]
-    return image.convert('RGB').resize(sides, Image.Resampling.BICUBIC)
-
-
-def shortened(text, font):
-    """Return a text that is no wider than a tile: of a longer one the middle is left out."""
-    if font.getlength(text) <= SIDE:
-        return text
-    kept = min(len(text), 200)
-    while kept > 2:
-        kept -= 1
-        short = text[:kept - kept // 2] + '…' + text[len(text) - kept // 2:]
-        if font.getlength(short) <= SIDE:
-            break
-    return short
+    return image.resize(sides, Image.Resampling.BICUBIC)

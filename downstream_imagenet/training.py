@@ -126,6 +126,8 @@ class ClassifierTraining(FineTuning):
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
         where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
+        if options.val_fraction is not None:
+            where = f' (held out of the same, --val_fraction={options.val_fraction:g})'
         layers = '' if options.freeze else table(self.cnn, self.layer_decay)
         return described([
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
@@ -139,8 +141,8 @@ class ClassifierTraining(FineTuning):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', f'{run.batch(self.accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}'),
             ('optimiser', f'{opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(options.warmup, "epoch")} of '
-                      'warm-up'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; '
+                      f'{counted(run.warmup_of(self.start), "step")} of warm-up'),
             ('loss', f'{options.loss_name}, label smoothing {options.smoothing:g}, {mixing}'),
             ('augmented', f'{crops}, augmentation {options.augmentation}, erasing {options.erase:g}'),
             ('drop path', drop_path_of(self.network)),

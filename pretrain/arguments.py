@@ -1,6 +1,6 @@
 """The arguments by which the commands that read a network (reconstruct, export, ...) are told which one.
 
-The options of a run are in pretrain/config.py and pretrain/spark_method.py.
+The options of a run are in pretrain/config.py and pretrain/spark_options.py.
 """
 from common.cli import numbers
 from common.config import size

@@ -8,6 +8,11 @@ computed in float64 with BatchNorm in training mode, all scales random (zero-ini
 dropout off; "equal" is a relative error of 1e-8 at most. A network that was checked equals its own dense self
 wherever the two can be compared.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import copy
 import sys

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.cli import option
 from common.config import RunOptions, require
+from common.paths import require_images, require_weights
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ class PretrainingOptions(RunOptions):
         require(self.drop_path is None or 0 <= self.drop_path < 1,
                 f'drop_path must be 0 or more and less than 1, not {self.drop_path}')
         require(self.weight_decay >= 0 and self.weight_decay_end >= 0, 'weight_decay must be 0 or more')
+
+    def require_paths(self):
+        super().require_paths()
+        if self.dataset is None:
+            if self.data_path is None:
+                raise ValueError('say where the images are: --data_path=DIR')
+            require_images(self.data_path)
+        if self.val_path is not None:
+            require_images(self.val_path)
+        if self.begins:
+            require_weights(self.init)
 
     @property
     def warmup(self):

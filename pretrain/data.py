@@ -4,7 +4,7 @@ from pathlib import Path
 from common.images.datasets import timm_dataset
 from common.images.files import ImageFiles
 from common.images.finding import VALIDATION, validation_folder
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 from common.images.shards import TarShards, is_sharded
 
 

@@ -11,6 +11,11 @@ trained classifier goes with the network where the format has a place for it; on
 not. What is written is read back by whom it is for. It is not kept, and the command says why, if the reader
 does not give the network's own output, or if the entries are not those of the given file, bit by bit.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import tempfile
 from pathlib import Path

@@ -4,6 +4,11 @@
 
 writes output_my_run/features/0000_NAME.npz of each image, and pooled.npz of all; --out names another folder.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 from pathlib import Path
 

@@ -17,13 +17,8 @@ if not __package__:  # started as a file: imports are absolute from the root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.cli import errors_in_one_sentence, reader_may_leave
-from common.distributed import distributed
-from common.images.datasets import check_dataset, same_images
-from common.training.recipe import saved_options
-from pretrain.data import find_held_out, find_images
-from pretrain.methods import METHODS, parse_options
-from pretrain.pretraining import Pretraining, Run
-from pretrain.recipe import Recipe
+from common.start import said_if_long, say_loading
+from pretrain.options import parse_options
 
 
 def pretrain(options, dataset=None, val_dataset=None, method=None):
@@ -34,9 +29,19 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
     options if not given. Raises ValueError, before any work, for whatever does not fit together; Stopped or
     Unwritten (common/reliability/stopping.py) where a signal or the disk ends it.
     """
+    # These load torch, which takes seconds: by now the options are known to be right.
+    from common.distributed import distributed
+    from common.images.datasets import check_dataset, same_images
+    from common.images.held_out import with_held_out
+    from common.training.recipe import saved_options
+    from pretrain.methods import METHODS
+    from pretrain.pretraining import Pretraining, Run
+    from pretrain.recipe import Recipe
+
     with distributed(options.stall_minutes, options.folder) as ranks:
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)
         held_out = held_out_images(options) if val_dataset is None else check_dataset(val_dataset, options.in_chans)
+        images, held_out = with_held_out(images, held_out, options.val_fraction, options.seed)
         method = method or METHODS[options.method]
         saved = saved_options(options, Run.checkpoint_of(options), ranks)
         options, chosen = Recipe().settled(options, len(images), ranks, saved)
@@ -46,17 +51,33 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
 
 
 def training_images(options):
-    return find_images(options.data_path, options.dataset, options.in_chans, options.list_root, options.reading)
+    from pretrain.data import find_images
+    with said_if_long(f'Looking for images in {options.data_path or options.dataset}'):
+        return find_images(options.data_path, options.dataset, options.in_chans, options.list_root, options.reading)
 
 
 def held_out_images(options):
-    return find_held_out(options.data_path, options.val_path, options.in_chans, options.list_root, options.reading)
+    from pretrain.data import find_held_out
+    with said_if_long('Looking for held-out images'):
+        return find_held_out(options.data_path, options.val_path, options.in_chans, options.list_root, options.reading)
+
+
+def check(argv=None):
+    """The options of a command line; exits as `main` does if they are wrong, or name what is not there.
+
+    It does not load torch. common/launch.sh calls it before it starts processes.
+    """
+    options = parse_options(argv, 'pretrain.main')
+    with errors_in_one_sentence(options.parts):
+        options.require_paths()
+    return options
 
 
 @reader_may_leave(ends=False)
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
-    options = parse_options(argv, 'pretrain.main')
+    options = check(argv)
+    say_loading()
     with errors_in_one_sentence(options.parts):
         pretrain(options)
 

@@ -4,5 +4,4 @@
 #
 # Starts pretraining through torchrun, from any folder: on all GPUs of this machine by default, on the CPU where
 # there is none (--ngpu_per_node then is the number of CPU processes). Signals and exit codes are handed on.
-case "${1:-}" in -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0" ;; esac
 exec bash "$(dirname "${BASH_SOURCE[0]}")/../common/launch.sh" pretrain.main "$@"

@@ -1,11 +1,16 @@
 """The methods of pretraining, by the name that --method gives, and what the trainer asks of one.
 
-CONTRIBUTING.md, "To add a method", says how.
+CONTRIBUTING.md, "To add a method", says how. The options of a method are in pretrain/options.py, which does
+not load torch.
 """
-import sys
 from typing import Protocol
 
-from common.cli import parse, renewed
+from pretrain.options import (  # noqa: F401  (users import the last two from here)
+    DEFAULT,
+    options_of,
+    parse_options,
+    recommended,
+)
 from pretrain.spark_method import SparKMethod
 
 
@@ -16,19 +21,13 @@ class Method(Protocol):
     to it is in pretrain/saved.py, pretrain/results/read_log.py and pretrain/plan.py.
 
     name: the value of --method; it stands in every checkpoint, and must be the same when a run goes on.
-    title: one line for --help. options: the class of its options, a frozen dataclass derived from
-    PretrainingOptions. learning_rate_ends: the learning rate at the first and at the last step, as shares of
-    the peak. no_decay: names of parameters that get no weight decay, besides all one-dimensional ones
+    learning_rate_ends: the learning rate at the first and at the last step, as shares of the peak.
+    no_decay: names of parameters that get no weight decay, besides all one-dimensional ones
     (`parameter_groups`).
     """
     name: str
-    title: str
-    options: type
     learning_rate_ends: tuple
     no_decay: tuple
-
-    def recipe(self, given):
-        """What the method's authors use for the options that are given, as a dictionary of options."""
 
     def build(self, options, record=None):
         """The network, with drawn weights.
@@ -66,8 +65,8 @@ class Method(Protocol):
         """Sentences on what is allowed and seldom works well."""
 
     def picture(self, network, images, visible, normalisation):
-        """Rows of pictures of what the network makes of some images, as one picture (3, H, W) in [0, 1];
-        their caption.
+        """A labelled sheet of what the network makes of some images, as one picture (3, H, W) in [0, 1]; its
+        caption.
         """
 
 
@@ -80,37 +79,6 @@ def method_of(config):
 
     Runs from before there was a choice are SparK's.
     """
-    name = config.get('method', SparKMethod.name)
-    if name not in METHODS:
-        raise ValueError(f'method is one of {", ".join(METHODS)}, not {name}')
+    name = config.get('method', DEFAULT)
+    options_of(name)
     return METHODS[name]
-
-
-def recommended(**given):
-    """Options from Python as the command line would have them.
-
-    In rising order: the method's defaults, its recipe for the model, what is given. Raises ValueError.
-    """
-    method = method_of(given)
-    given = renewed(method.options, given)
-    return method.options(**{**method.recipe(given), **given})
-
-
-def parse_options(argv=None, program='pretraining'):
-    """The options of a command line, of the method that it names. Exits with code 2 and one sentence if they
-    are wrong.
-
-    program: what the command is called in its help.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    name = SparKMethod.name
-    for flag, value in zip(argv, [*argv[1:], '']):
-        if flag == '--method':
-            name = value
-        elif flag.startswith('--method='):
-            name = flag.partition('=')[2]
-    if name not in METHODS:
-        sys.stderr.write(f'error: --method is one of {", ".join(METHODS)}, not {name or "empty"}\n')
-        sys.exit(2)
-    method = METHODS[name]
-    return parse(method.options, program, method.title, argv, method.recipe)

@@ -6,6 +6,11 @@ Memory is counted from the tensors of real training steps of two and three image
 short run on the machine in question (--log), from a few steps here (--measure), is given (--images_per_second), or is
 predicted from the counted operations (--tflops). Each figure says where it comes from; predictions, how far off such ones were.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +18,7 @@ from statistics import median
 
 import torch
 
+from common.about import About
 from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
 from common.distributed import Ranks
@@ -24,7 +30,8 @@ from pretrain.planning.scaling import step_seconds
 from pretrain.pretraining import Run
 from pretrain.recipe import Recipe
 from pretrain.results.read_log import read_log
-from pretrain.spark_method import SparKMethod, SparKOptions
+from pretrain.spark_method import SparKMethod
+from pretrain.spark_options import SparKOptions, recipe
 
 GIB = 2 ** 30
 # How far off predictions were where they could be checked: on two cores of an AMD EPYC, torch 2.15 (docs/scale.md).
@@ -33,6 +40,13 @@ STEP_ERROR = 0.12  # benchmarks.plan: steps of 8 images from 2 and 4, on a core 
 SCALING_ERROR = {False: 0.06, True: 0.29}  # benchmarks.scale: steps of 2 and 4 processes of gloo; with shared BatchNorm
 SMALL = {'cpu': (2, 4), 'cuda': (32, 64)}  # batches that are timed
 SOURCES = ('images_per_second', 'log', 'measure', 'tflops')
+ABOUT = About(
+    __doc__.split('\n')[0],
+    (('python -m pretrain.plan --model=resnet50 --gpus=8 --memory=80 --log=output_short_run/pretrain_log.txt',
+      'with the speed of a short run on such a machine'),
+     ('python -m pretrain.plan --model=resnet50 --gpus=8 --memory=80 --tflops=300',
+      'with a speed that is predicted from counted operations')),
+    ('model', 'input_size', 'batch_size', 'epochs', 'images', 'gpus', 'memory', 'log', 'measure', 'tflops'))
 
 
 @dataclass(frozen=True)
@@ -325,7 +339,7 @@ def plan(options):
 @reader_may_leave()
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
-    options = parse(PlanOptions, 'pretrain.plan', __doc__.split('\n')[0], argv, SparKMethod().recipe)
+    options = parse(PlanOptions, 'pretrain.plan', ABOUT, argv, recipe)
     with errors_in_one_sentence():
         print(plan(options))
 

@@ -4,14 +4,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 
 from common.images.augmented import Augmented, CentreCrop, RandomCrop, Steps, collate
-from common.images.datasets import not_looked_at
+from common.images.datasets import not_looked_at, whole_of
 from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles
 from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encoded, nvjpeg_on
 from common.images.loading import loader, tell_failures, without_failures
+from common.pictures import as_image
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
 from common.training.compilation import uncompiled
@@ -52,8 +52,9 @@ class Run(run.Run):
         """(learning rate, weight decay) of a step."""
         options = self.options
         start, end = self.learning_rate_ends
-        return (self.learning_rate(step, start, end),
-                weight_decay(step, self.steps, options.weight_decay, options.weight_decay_end))
+        # The weight decay rises to its end once; if the run is given more epochs, it stays there.
+        decay = weight_decay(min(step, self.first_end - 1), self.first_end, options.weight_decay, options.weight_decay_end)
+        return self.learning_rate(step, start, end), decay
 
 
 class Pretraining(Trainer):
@@ -63,7 +64,7 @@ class Pretraining(Trainer):
     """
     log_name = 'pretrain_log.txt'
     project = 'spark'
-    more_epochs = 'For more, start another from its weights with --init; --fresh starts it over.'
+    weights_option = 'init'
 
     def __init__(self, run, images, val_images, method):
         super().__init__(run, images, val_images)
@@ -230,7 +231,7 @@ class Pretraining(Trainer):
         path = self.run.folder / 'reconstructions' / f'epoch_{epoch:04}.png'
         try:
             path.parent.mkdir(exist_ok=True)
-            write_picture(path, to_pil_image(picture))
+            write_picture(path, as_image(picture))
         except (OSError, CannotWrite) as error:
             self.log.warn(f'{error}. The run goes on without this picture')
         self.log.picture(caption, picture, epoch * self.run.per_epoch)
@@ -242,13 +243,20 @@ class Pretraining(Trainer):
 
     def describe(self):
         options, run = self.options, self.run
-        held_out = 'none held out' if self.val_images is None else f'{len(self.val_images):,} held out'
-        if isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':
+        held_out = 'none held out (--val_fraction=0.1 holds some out)'
+        if self.val_images is not None:
+            held_out = f'{len(self.val_images):,} held out'
+        if options.val_fraction is not None:
+            held_out = f'{len(self.val_images):,} more of it held out (--val_fraction={options.val_fraction:g})'
+        elif isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':
             held_out += f' ({self.val_images.root})'
         warmup = f"{counted(options.warmup, 'epoch')}, {counted(run.warmup_steps, 'step')}"
         if options.warmup_epochs is None:
             warmup += ' (not given: 40, or a tenth of fewer than 400)'
-        where = getattr(self.images, 'root', type(self.images).__name__)
+        if run.ended_at:
+            warmup = counted(run.warmup_of(self.start), 'step')
+        whole = whole_of(self.images)
+        where = getattr(whole, 'root', type(whole).__name__)
         return described([
             *self.method.describe(self.network, options),
             ('recipe', run.recipe),

@@ -4,15 +4,21 @@
     python -m pretrain.reconstruct res50_withdecoder_1kpretrained_spark_style.pth cat.jpg --mask_ratio=0.75 \\
         --seed=1 --grid --out=pictures
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 from pathlib import Path
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
+from common.pictures import as_image, labelled_columns
+from common.words import printable
 from pretrain.arguments import add_network, network_of
-from pretrain.results.pictures import captions, contact_sheet, views, with_grid, write_picture
+from pretrain.results.pictures import captions, explanation, views, with_grid, write_picture
 from pretrain.results.typed_masks import read_mask
 
 MAX_ON_SHEET = 50  # images
@@ -52,14 +58,14 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
             pictures = {field: with_grid(picture, cell) for field, picture in pictures.items()}
         stem = f'{index:04}_{Path(name).stem}'
         for field in ('masked', 'reconstruction', 'error'):
-            write_picture(out / f'{stem}_{field}.png', to_pil_image(pictures[field]))
+            write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
         if len(rows) < MAX_ON_SHEET:
             rows.append(list(pictures.values()))
-            texts.append(f'{stem[:18]}\nloss {loss:.3f}')
+            texts.append(f'{printable(stem)}, loss {loss:.3f}')
         losses.append((name, loss))
         say(f'{name}: loss {loss:.3f} on {spark.cells - visible.shape[1]} hidden cells of {spark.cells}')
     sheet = out / 'contact_sheet.png'
-    write_picture(sheet, contact_sheet(rows, shown.values(), texts))
+    write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, explanation(spark)))
     say(f'{len(losses)} image{"s" * (len(losses) > 1)} in {out}, all on {sheet}'
         + (f' (the first {MAX_ON_SHEET})' if len(losses) > MAX_ON_SHEET else ''))
     return losses

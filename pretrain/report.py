@@ -6,6 +6,11 @@
 Curves beside what is normal, speed, time and energy, reconstructions over the epochs, options and how they
 differ, restarts.
 """
+from common.start import start_tool
+
+if __name__ == '__main__':
+    start_tool()
+
 import argparse
 import base64
 import html
@@ -20,10 +25,11 @@ from common.words import counted
 from pretrain.results.charts import charts
 from pretrain.results.pictures import hidden_cells, read_picture
 from pretrain.results.read_log import epoch_of, pictures_of, read_log
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 
 MAX_PICTURES = 24  # of a run, so that the page of a long run stays a few MB
-MAX_WIDTH = 1400  # pixels of a picture
+MAX_WIDTH = 1200  # pixels of a picture
+QUALITY = 80  # of a picture as JPEG, which takes about a third of what PNG takes
 LOSSES = {  # what the loss means, by what a run predicts
     'normalised': 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the '
                   'first epochs, 0.2 to 0.4 at the end of long runs.',
@@ -133,8 +139,8 @@ def embedded(path):
     image = read_picture(path)
     image.thumbnail((MAX_WIDTH, MAX_WIDTH))
     file = io.BytesIO()
-    image.save(file, 'PNG', optimize=True)
-    return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
+    image.convert('RGB').save(file, 'JPEG', quality=QUALITY)
+    return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
 def options_table(logs, names):
@@ -153,15 +159,17 @@ def options_table(logs, names):
 
 
 def starts(log, name):
-    """Return each start of a run as HTML: when, where, with what."""
-    head = ['time', 'from', 'ranks', 'machine', 'precision', 'commit', 'versions', 'command']
-    rows = []
-    for run in log.runs:
+    """Return each start of a run as HTML: when, where, with what. The last one is unfolded."""
+    blocks = []
+    for number, run in enumerate(log.runs, 1):
         versions = ', '.join(f'{package} {version}' for package, version in run['versions'].items())
-        rows.append([run['time'], f'step {run["step"]:,}', counted(run['ranks'], 'rank'),
-                     run.get('machine', ''), run.get('precision', ''), short(run['commit']), versions,
-                     ' '.join(run['command'])])
-    return f'<h3>{html.escape(name)}</h3>{table(rows, head)}'
+        rows = [['machine', f'{counted(run["ranks"], "rank")}, {run.get("machine", "unknown")}'],
+                ['precision', run.get('precision', 'unknown')], ['commit', short(run['commit'])],
+                ['versions', versions], ['command', ' '.join(run['command'])]]
+        word = f'{run["time"]}, from step {run["step"]:,}'
+        is_open = ' open' if number == len(log.runs) else ''
+        blocks.append(f'<details{is_open}><summary>{html.escape(word)}</summary>{table(rows, kind="long")}</details>')
+    return f'<h3>{html.escape(name)}</h3>{"".join(blocks)}'
 
 
 def short(commit):
@@ -173,10 +181,8 @@ SLIDER = '''<h3>{name}</h3>
 <p>{hidden}</p>
 <label>after epoch <output id="epoch{number}">{epoch}</output>
 <input type="range" min="0" max="{last}" value="{last}" id="slider{number}" aria-label="epoch"></label>
-<div class="wide">
-<img id="picture{number}" class="pixels" alt="rows: input, what the network saw, reconstruction"
+<img id="picture{number}" class="sheet" alt="input, masked image and reconstruction of some images"
  src="{picture}">
-</div>
 <script>
 (() => {{
   const frames = {frames};
@@ -210,8 +216,13 @@ th, td {{ text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px sol
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr));
            gap: 1rem; }}
 figure {{ margin: 0; min-width: 0; }}
-.pixels {{ display: block; width: 100%; min-width: 640px; margin-top: .5rem; image-rendering: pixelated; }}
+.sheet {{ display: block; max-width: 100%; max-height: 92vh; margin-top: .5rem; }}
 th {{ white-space: nowrap; }}
+th:first-child {{ position: sticky; left: 0; background: white; }}
+.long td {{ overflow-wrap: anywhere; }}
+details {{ margin-bottom: .5rem; }}
+summary {{ cursor: pointer; }}
+@media (max-width: 640px) {{ th {{ white-space: normal; }} }}
 input[type=range] {{ width: min(100%, 24rem); vertical-align: middle; }}
 </style>
 </head>
@@ -222,7 +233,8 @@ input[type=range] {{ width: min(100%, 24rem); vertical-align: middle; }}
 <p>{meaning} It does not rank networks, methods or mask ratios: compare those on your task.</p>
 <div class="charts">{charts}</div>
 <h2>Reconstructions</h2>
-<p>Rows: input, what the network saw, reconstruction.</p>
+<p>Input, what the network saw (masked), reconstruction. Pictures without labels, of earlier versions, have
+them in rows.</p>
 {pictures}
 <h2>Options</h2>
 {options}

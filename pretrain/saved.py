@@ -25,7 +25,7 @@ from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
 from pretrain.results.read_log import read_log
 from pretrain.spark import SparK, build_spark
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 from pretrain.spark_weights import decoder_width, encoder_entries, find_init, is_in_whole
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had

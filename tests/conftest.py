@@ -12,7 +12,7 @@ from benchmarks.chaos import VARYING, same
 from common.demo_world import write_world
 from common.training import trainer
 from pretrain.main import pretrain
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -60,6 +60,25 @@ def timm_dataset(name, root, split, in_chans=3):
     return check_dataset(images, in_chans)
 
 
+class Share(Subset):
+    """Some images of a data set, with the names that they have there. labels: their classes, if they are known."""
+
+    def __init__(self, images, indices, labels=None):
+        super().__init__(images, indices)
+        self.labels = labels
+
+    def name(self, index):
+        at = self.indices[index]
+        return self.dataset.name(at) if hasattr(self.dataset, 'name') else f'number {at}'
+
+
+def whole_of(images):
+    """The data set of which `images` is a subset; the data set itself if it is none."""
+    while isinstance(images, Subset):
+        images = images.dataset
+    return images
+
+
 def fingerprint(images):
     """A short text that is the same for the same images; None for a data set that does not have one.
 
@@ -98,13 +117,13 @@ def not_looked_at(images, val, which):
 
 def notes_of(images):
     """What a data set says that it leaves out; empty if it says nothing."""
-    notes = notes_of(images.dataset) if isinstance(images, Subset) else getattr(images, 'notes', None)
+    notes = getattr(whole_of(images), 'notes', None)
     return notes if isinstance(notes, str) else ''
 
 
 def mostly_unread(images):
     """A warning if more files that may hold images are left out than are read, else None."""
-    whole = images.dataset if isinstance(images, Subset) else images
+    whole = whole_of(images)
     if not isinstance(whole, ImageFiles) or whole.unread <= len(whole):
         return None
     return (f'{whole.unread:,} files that may hold images are not read, and only {len(whole):,} are: what '

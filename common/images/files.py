@@ -1,6 +1,7 @@
 """Images in files, as data sets: of a folder, of a list of paths, or of files and folders that are named one
 by one.
 """
+import copy
 import hashlib
 import os
 import stat
@@ -24,8 +25,10 @@ from common.images.finding import (
 )
 from common.images.limits import pixel_limit
 from common.images.path_lists import read_list
-from common.images.pixels import AS_IT_IS, as_channels
+from common.images.pixels import as_channels
+from common.images.reading import AS_IT_IS
 from common.images.tiff import Tiff, begins_as_tiff
+from common.paths import require_images
 
 SIZES = 1000  # the most files whose sizes are part of a fingerprint
 
@@ -45,21 +48,24 @@ class ImageFiles(Dataset):
     left_out: a Counter {what is not looked at, in words: how many}. unread: how many of these files may hold
     images.
 
+    rows: the names of the attributes with an entry for each image, for `subset`; a subclass that has more of them
+    says so.
+
     Raises ValueError if there are no images, or if a list names what does not lie below its root.
     """
+    rows = ('paths',)
 
     def __init__(self, source, in_chans=3, root=None, reading=AS_IT_IS):
         source = Path(source)
         left_out = LeftOut()
         check_channels(in_chans)
+        require_images(source)
         if source.is_dir():
             paths = sorted(find_files(source, image_endings(), left_out))
             self.root = source
-        elif source.is_file():
+        else:
             self.root = source.parent if root is None else Path(root)
             paths = read_list(source, self.root, left_out)
-        else:
-            raise ValueError(f'there is no folder or list of images {source}')
         self.keep_count(left_out)
         if not paths:
             raise ValueError(f'{source} holds no images that Pillow reads by their file names'
@@ -74,6 +80,17 @@ class ImageFiles(Dataset):
         """Keep what a LeftOut has counted."""
         self.left_out = left_out.counted()
         self.unread = left_out.images
+
+    def forget_left_out(self):
+        """Keep no count, as of a part of a data set whose other part tells of it."""
+        self.keep_count(LeftOut())
+
+    def subset(self, places):
+        """The images at some places, an array of ascending numbers, as a data set of the same kind."""
+        part = copy.copy(self)
+        for name in self.rows:
+            setattr(part, name, getattr(self, name)[places])
+        return part
 
     @property
     def notes(self):

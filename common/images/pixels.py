@@ -7,35 +7,18 @@ read; common/images/survey.py says so at the start of a run.
 """
 import re
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import ImageOps
 
 from common.images.headers import bits_of, content_of, jpeg_2000
+from common.images.reading import AS_IT_IS
 from common.images.samples import Samples, scaled
 from common.images.tiff import PHOTOMETRIC, SAMPLE_FORMAT, SIGNED, UNSIGNED, WHITE_IS_ZERO, Tiff
 
 CANNOT = ('JPEG2000', 'AVIF', 'SGI', 'DDS')  # formats of which Pillow drops bits, and nothing here reads them
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in Pillow (ITU-R 601-2)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How image files are read.
-
-    pixel_range: (from, to), the values that become 0 and 1 in files whose values are not 8-bit; the others
-    are clipped.
-        If it is None, unsigned integers of up to 16 bits are divided by the largest value of their bits;
-        other integers must lie in 0 ... 65535, floats in 0 ... 1.
-    max_pixels: the pixels of the largest image that is read; if None, Pillow's limit holds.
-    """
-    pixel_range: tuple | None = None
-    max_pixels: int | None = None
-
-
-AS_IT_IS = Reading()
 
 
 def as_channels(image, in_chans, reading=AS_IT_IS, upright=False):

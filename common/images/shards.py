@@ -16,7 +16,7 @@ import numpy as np
 
 from common.images.files import ImageFiles, check_channels, open_image
 from common.images.finding import SYSTEM_FOLDERS, LeftOut, ending_of, find_files, image_endings
-from common.images.pixels import AS_IT_IS
+from common.images.reading import AS_IT_IS
 
 BLOCK = 512  # bytes; a tar is made of blocks
 COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # how gzip, bzip2, xz and zstd begin
@@ -45,6 +45,7 @@ class TarShards(ImageFiles):
 
     Raises ValueError for tars that are not whole, plain and uncompressed.
     """
+    rows = ('paths', 'places')
 
     def __init__(self, source, in_chans=3, reading=AS_IT_IS):
         check_channels(in_chans)

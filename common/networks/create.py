@@ -1,23 +1,9 @@
 """Networks by name: those of timm, and those that a user registers with timm."""
 import difflib
-import importlib
 
 import timm
 import torch
 from timm.layers import DropPath
-
-# The module in which users register networks of their own. It is imported by its name: this is the one place
-# where `common` reaches into a program's folder, and the folder may be left away.
-USERS_NETWORKS = 'pretrain.models'
-
-
-def register(module=USERS_NETWORKS):
-    """Import the module in which a user's networks are registered. Raises ValueError if there is none."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if module != USERS_NETWORKS:
-            raise ValueError(f'--register={module}: {error}') from error
 
 
 def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=None):

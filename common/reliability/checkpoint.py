@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
 
+from common.paths import require_file
 from common.reliability.lock import FolderLock
 
 # The most bytes of the part of a checkpoint that is not tensors; of the largest networks it has some 100 kB.
@@ -251,8 +252,7 @@ def read_plain(path):
 
     Raises ValueError for a file that is missing, damaged, or holds anything else.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'there is no file {path}')
+    require_file(path)
     try:
         if Path(path).suffix == '.safetensors':
             return load_file(path)

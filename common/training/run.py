@@ -70,7 +70,10 @@ class Run:
 
     images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
     step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
-    that a part must have, see `with_norms`. recipe: a sentence on the options that were chosen, see `Recipe`.
+    that a part must have, see `with_norms`. ended_at: the steps, ascending, at which the run was finished
+    before it was given more epochs (common/training/extension.py), and first_warmup the steps of rising
+    learning rate with which it began, None if it was not. recipe: a sentence on the options that were chosen,
+    see `Recipe`.
     """
     options: RunOptions
     ranks: Ranks
@@ -78,6 +81,8 @@ class Run:
     fingerprint: str | None = None
     left_out: tuple = ()
     smallest_part: int = 1
+    ended_at: tuple = ()
+    first_warmup: int | None = None
     recipe: str = ''
 
     def __post_init__(self):
@@ -173,13 +178,35 @@ class Run:
     def warmup_steps(self):
         return round(self.options.warmup * self.per_epoch)
 
+    @property
+    def first_end(self):
+        """The number of steps that the run had before it was given more epochs; all of them if it was not."""
+        return self.ended_at[0] if self.ended_at else self.steps
+
+    def span(self, step):
+        """(first step, step behind the last) of the run or of that extension of it which a step is in."""
+        first = max((end for end in self.ended_at if end <= step), default=0)
+        stop = min((end for end in self.ended_at if end > step), default=self.steps)
+        return first, stop
+
+    def warmup_of(self, step):
+        """The steps of rising learning rate in the span of a step; in an extension at most a tenth of it."""
+        first, stop = self.span(step)
+        at_first = self.warmup_steps if self.first_warmup is None else self.first_warmup
+        return min(at_first, (stop - first) // 10) if first else at_first
+
     def advised_warmup(self):
         """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
         return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
 
     def learning_rate(self, step, start, end):
-        """Of a step; start and end as shares of the peak, see common/training/schedule.py."""
-        return learning_rate(step, self.steps, self.warmup_steps, self.options.peak_lr, start, end)
+        """Of a step; start and end as shares of the peak, see common/training/schedule.py.
+
+        An extension starts where the learning rate has ended.
+        """
+        first, stop = self.span(step)
+        return learning_rate(step - first, stop - first, self.warmup_of(step), self.options.peak_lr,
+                             end if first else start, end)
 
     @property
     def machine(self):
@@ -237,11 +264,12 @@ class Run:
         name.
 
         The training images, by their number and fingerprint, may differ with the option allow_changed_data,
-        unless there are so few now that nothing of the run would be left.
+        unless there are so few now that nothing of the run would be left. If the epochs alone differ, it is for
+        `extended` (common/training/extension.py) to decide.
         """
         wrong = changes(self.options, saved['config'], harmless=False)
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
-        if wrong:
+        if any(name != 'epochs' for name, *_ in wrong):
             changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
             raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, '
                              'another name, or --fresh to start over')
@@ -316,7 +344,7 @@ class Run:
                        f'{self.images:,} now); the run goes on with them from here on')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
-        if self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+        if not self.ended_at and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
             yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
                    f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:

@@ -31,10 +31,18 @@ from common.reliability.checkpoint import (
 )
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
+from common.start import said_if_long
 from common.sync_batchnorm import synchronise_batchnorm
 from common.training.accumulation import fit_accumulation, require_memory
 from common.training.compilation import compile_network, repeated_blocks
 from common.training.device import to_host
+from common.training.extension import (
+    described_extension,
+    epoch_is_open,
+    extended,
+    how_to_go_on,
+    is_finished,
+)
 from common.training.graph import CUDARecorder, GraphedStep
 from common.training.log import RunLog
 from common.training.optim import BufferGuard, load_state, optimizer_size, set_schedule, weights_size
@@ -79,7 +87,7 @@ class Trainer:
     project = None  # the name under which a tracker files the run
     fixed_shapes = True  # whether all batches have the same shape
     against_waiting = 'more --workers'  # what makes a run wait less for its images
-    more_epochs = '--fresh starts it over.'  # what to do if a run is finished
+    weights_option = 'finetune_from'  # by which another run starts from the weights of this one
 
     def __init__(self, run, images, val_images=None):
         self.run = run
@@ -220,12 +228,14 @@ class Trainer:
         self.step = None
         self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
         torch.manual_seed(seed_for('weights', options.seed))
-        self.network = self.build_network()
+        with said_if_long(f'Building {options.model}'):
+            self.network = self.build_network()
         self.run = self.run.without(self.saved, left_out)
         self.run = self.run.with_norms(self.saved, self.network, self.forward_one_image)
         loaded = None
         if self.saved:
             self.run.refuse_changes(self.saved, **self.facts())
+            self.run = extended(self.run, self.saved, self.weights_option)
             load_strictly(self.trained_part(), self.saved.pop('model'))  # popped: not kept in memory for days
         else:
             loaded = self.load_given_weights()
@@ -235,7 +245,8 @@ class Trainer:
             self.say_what_was_found(moved_to, loaded)
             if is_finished(self.run, self.saved):
                 epochs = counted(options.epochs, 'epoch')
-                self.log.say(f'This run is finished: {epochs}, {self.saved["path"]}. {self.more_epochs}')
+                self.log.say(f'This run is finished: {epochs}, {self.saved["path"]}. {how_to_go_on(options)} '
+                             '--fresh starts it over.')
             else:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
                     self.augmented, self.watched = self.make_datasets()
@@ -361,6 +372,7 @@ class Trainer:
                          f'into {self.run.folder}: make room there, and the same command goes on from the '
                          'last checkpoint')
         self.log.say(self.verdict())
+        self.log.say(how_to_go_on(self.options))
 
     def check_disk(self):
         """Set aside what is damaged. Raises ValueError if there is no room for the checkpoints."""
@@ -377,6 +389,8 @@ class Trainer:
     def announce(self):
         """Say and record what the run will do."""
         self.log.say(self.describe())
+        if self.run.ended_at:
+            self.log.say(described_extension(self.run))
         if self.ranks.is_main:
             for warning in chain(self.warnings(), warn_of(self.images, self.options)):
                 self.log.warn(warning)
@@ -499,9 +513,11 @@ class Trainer:
     def checkpoint(self):
         """All that a checkpoint holds but its version and step, in copies that training does not change."""
         run, progress = self.run, self.progress
-        return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out, 'images': run.images,
-                'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable), 'accum': self.accum,
-                'ranks': self.ranks.size, 'compiled': self.compiled.is_wanted, 'config': self.options.as_dict(),
+        return {'sums': list(progress.sums), 'skipped': progress.skipped, 'left_out': run.left_out,
+                'ended_at': run.ended_at, 'first_warmup': run.first_warmup, 'images': run.images,
+                'fingerprint': run.fingerprint, 'unreadable': sorted(self.unreadable),
+                'accum': self.accum, 'ranks': self.ranks.size, 'compiled': self.compiled.is_wanted,
+                'config': self.options.as_dict(),
                 'optimizer': copied(self.optimizer.state_dict()),
                 **({'scaler': copied(self.scaler.state_dict())} if self.scaler else {}),
                 **self.checkpoint_content(), **self.facts()}
@@ -579,13 +595,3 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
     if scaler:
         scaler.update(off.float())
     return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])
-
-
-def is_finished(run, saved):
-    """Whether nothing is left to do of what was saved: no step, nor the evaluation behind the last one."""
-    return bool(saved) and saved['step'] >= run.steps and not epoch_is_open(saved)
-
-
-def epoch_is_open(saved):
-    """Whether steps were taken since the last line in the log."""
-    return saved['sums'][2] + saved.get('skipped', 0) > 0

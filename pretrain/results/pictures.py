@@ -5,21 +5,24 @@ spark.py.
 """
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
+from PIL import Image
 
+from common.pictures import labelled_columns
 from common.reliability.checkpoint import write_atomically
 from pretrain.masking import cut, paste
 
 CAPTIONS = {  # of the fields of Views
-    'image': 'image',
-    'masked': 'what the network sees',
-    'reconstruction': "reconstruction, each hidden cell\nwith the true cell's mean and deviation",
-    'own': "the same without them: with those\nof the image's visible cells",
-    'error': 'error of the reconstruction\n(black: none, white: a range of 1/2)'}
+    'image': 'input',
+    'masked': 'masked',
+    'reconstruction': 'reconstruction',
+    'own': "with visible cells' statistics",
+    'error': 'error'}
+OWN = ("The column beside the reconstruction: hidden cells have the mean and deviation of the image's visible "
+       'cells instead, so that nothing comes from what is hidden.')
+ERROR = 'Error: of the reconstruction, from black, which is none, to white, half of the range of values.'
 TARGETS = {  # what the decoder predicts, by the option target
     'normalised': 'pixels, each cell normalised by its own mean and deviation',
     'pixels': 'pixels, normalised with the mean and std of their channels alone'}
@@ -27,11 +30,8 @@ TARGETS = {  # what the decoder predicts, by the option target
 
 def captions(spark):
     """Return {name of a field of Views: its caption}; without `own` if the network predicts pixels."""
-    if spark.target == 'normalised':
-        return CAPTIONS
-    captions = {**CAPTIONS, 'reconstruction': 'reconstruction: the pixels\nthat the network predicts'}
-    del captions['own']
-    return captions
+    return {field: caption for field, caption in CAPTIONS.items()
+            if field != 'own' or spark.target == 'normalised'}
 
 
 def hidden_cells(target):
@@ -39,8 +39,13 @@ def hidden_cells(target):
     if target == 'pixels':
         return 'Hidden cells are the pixels that the network predicts.'
     return ("Hidden cells are shown with the true cell's mean and deviation, since the network predicts "
-            "normalised "
-            'cells.')
+            'normalised cells.')
+
+
+def explanation(spark):
+    """Return the sentences below a sheet with all of `captions`."""
+    own = [OWN] if 'own' in captions(spark) else []
+    return ' '.join([hidden_cells(spark.target), *own, ERROR])
 
 
 @dataclass(frozen=True)
@@ -144,44 +149,17 @@ def with_grid(pictures, cell):
     return pictures
 
 
-def contact_sheet(rows, captions, names, side=224):
-    """Put the pictures of several images onto one sheet.
-
-    Args:
-        rows: [[picture (3, H, W)]], one list for each image.
-        captions: texts above the columns.
-        names: texts at the left of the rows.
-        side: of a picture in pixels, at least, so that the captions have room.
-
-    Returns a PIL image.
-    """
-    height, width = rows[0][0].shape[-2:]
-    scale = -(-side // max(height, width))
-    height, width = height * scale, width * scale
-    gap, left, top = 8, 130, 40  # pixels between pictures, and for the names and captions
-    size = (left + (width + gap) * len(captions), top + (height + gap) * len(rows))
-    sheet = Image.new('RGB', size, 'white')
-    draw = ImageDraw.Draw(sheet)
-    for column, caption in enumerate(captions):
-        draw.multiline_text((left + column * (width + gap), 6), caption, fill='black')
-    for row, (pictures, name) in enumerate(zip(rows, names)):
-        y = top + row * (height + gap)
-        draw.multiline_text((6, y), name, fill='black')
-        for column, picture in enumerate(pictures):
-            image = to_pil_image(picture.float().cpu()).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(image, (left + column * (width + gap), y))
-    return sheet
-
-
 def enlarged(pictures, height):
     """Enlarge pictures (B, 3, h, w) by a whole number, up to a height; each position becomes a square."""
     return F.interpolate(pictures, scale_factor=max(1, height // pictures.shape[-2]), mode='nearest')
 
 
-def rows_of(view):
-    """Put images, masked images and reconstructions below each other, as one picture (3, H', W')."""
-    pictures = torch.cat([view.image, view.masked, view.reconstruction])
-    return make_grid(pictures, nrow=len(view.image), padding=2, pad_value=1.0).cpu()
+def in_columns(view):
+    """Put images, masked images and reconstructions side by side, as one labelled picture (3, H', W')."""
+    fields = ('image', 'masked', 'reconstruction')
+    rows = [[getattr(view, field)[number] for field in fields] for number in range(len(view.image))]
+    sheet = labelled_columns(rows, [CAPTIONS[field] for field in fields])
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1) / 255
 
 
 def read_picture(path):

@@ -2,7 +2,7 @@
 import pytest
 
 from pretrain.main import pretrain
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 from tests.conftest import TINY
 
 

@@ -14,6 +14,7 @@ from common.distributed import Ranks
 from common.networks.create import create_cnn
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
+from downstream_coco.data import CocoImages
 from downstream_coco.main import main as coco_main
 from downstream_coco.main import train_detector
 from downstream_coco.predict import main as predict_main
@@ -44,6 +45,50 @@ def test_a_run_resumes_to_the_last_bit(small, tmp_path, monkeypatch, changes):
     assert ('mask_AP' in one['best']['model']) == ('heads' not in changes) and ('ema' in one['best']) == ('ema' in changes)
 
 
+def test_images_are_held_out_of_one_annotation_file(small, scenes, tmp_path, monkeypatch, capsys):
+    shutil.copytree(scenes, tmp_path / 'one')
+    with pytest.raises(ValueError, match='--val_fraction holds out .* there are validation images already, .*val2017'):
+        train_detector(small(val_fraction=0.3))
+    shutil.rmtree(tmp_path / 'one/val2017')
+    (tmp_path / 'one/annotations/instances_val2017.json').unlink()
+    runs = []
+    original = DetectorTraining.describe
+    monkeypatch.setattr(DetectorTraining, 'describe', lambda run: runs.append(run) or original(run))
+    options = small(data_path=str(tmp_path / 'one'), val_fraction=0.3, epochs=1)
+    folder = train_detector(options)
+    whole = CocoImages(*options.files('train'), keep_empty=True)
+    training, part = runs[0].images, runs[0].val_images
+    assert len(whole) == 13 and len(part) == 4 and not set(training.ids) & set(part.ids)
+    empty = {whole.ids[i] for i in range(13) if not whole.objects(i)['labels']}
+    assert {*training.ids, *part.ids} == set(whole.ids) - (empty - set(part.ids)) and len(empty) == 1
+    for images in (training, part):
+        for i in range(len(images)):
+            at = whole.ids.index(images.ids[i])
+            assert images.objects(i) == whole.objects(at) and images.name(i) == whole.name(at)
+            assert images.shapes[i].tolist() == whole.shapes[at].tolist()
+    assert ' 4 for validation (held out of the same, --val_fraction=0.3)' in capsys.readouterr().out
+    found = train_detector(Options(eval=str(folder / 'your_convnet_coco_last.pth'), data_path=str(tmp_path / 'one'), workers=0,
+                                   val_fraction=0.3))
+    assert found['model']['images'] == 4 and found['model']['box_AP'] == log_of(folder)[-1]['box_AP']
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_more_epochs_to_the_last_bit(small, tmp_path, monkeypatch):
+    changes = {'ema': 0.9, 'epochs': 1}
+    for name in ('one', 'other'):
+        train_detector(small(run_dir=str(tmp_path / name), **changes))
+    changes |= {'epochs': 3, 'save_every_steps': 2}
+    train_detector(small(run_dir=str(tmp_path / 'one'), **changes))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 3)
+        train_detector(small(run_dir=str(tmp_path / 'other'), **changes))
+    train_detector(small(run_dir=str(tmp_path / 'other'), **changes))
+    one, other = saved(tmp_path / 'one'), saved(tmp_path / 'other')
+    for key in ('model', 'ema', 'optimizer', 'step', 'sums', 'best', 'ended_at'):
+        assert same(one[key], other[key]), key
+    assert (one['step'], one['ended_at']) == (9, (3,))
+
+
 def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path, capsys):
     folder = train_detector(small(ema=0.5))
     said = (folder / 'stdout_backup.txt').read_text()
@@ -63,12 +108,13 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path, capsys):
     val = tmp_path / 'grey.png', tmp_path / 'broken.png', tmp_path / 'turned.jpg'
     results = predict(path, val, tmp_path / 'out', score=0.0, say=print)
     assert (tmp_path / 'out' / '0000_grey.png').exists() and not list((tmp_path / 'out').glob('*broken*'))
-    assert Image.open(tmp_path / 'out' / '0002_turned.png').size == (20, 30)
+    assert Image.open(tmp_path / 'out' / '0002_turned.png').size == (533, 800)  # upright, and enlarged
     assert json.loads((tmp_path / 'out' / 'predictions.json').read_text()) == results
     content = saved(folder)
     content['model']['roi_heads.box_predictor.cls_score.bias'][0] += 8  # nothing is likely now
     torch.save(content, tmp_path / 'unsure.pth')
     assert len(predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=1e-6)) == 100
+    assert len(predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=1e-6, overlap=0)) == 100
     assert not predict(tmp_path / 'unsure.pth', val[:1], tmp_path / 'out', score=0.05)
     assert 'broken.png cannot be read' in capsys.readouterr().out
     predict_main([f'--weights={path}', str(tmp_path / 'grey.png')])
@@ -78,6 +124,8 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path, capsys):
         predict(str(folder / 'your_convnet_coco_best.pth'), val, tmp_path / 'out', which='ema')
     with pytest.raises(ValueError, match='no image or folder'):
         predict(path, [tmp_path / 'none'], tmp_path / 'out')
+    with pytest.raises(ValueError, match='--overlap lies between 0 and 1'):
+        predict(path, val, tmp_path / 'out', overlap=1.5)
 
 
 def test_weights_of_the_cnn_are_loaded_strictly(small, tmp_path):

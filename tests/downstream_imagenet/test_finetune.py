@@ -56,6 +56,32 @@ def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(small, tmp_path, m
     assert saved(whole, 'best')['top1'] == saved(tmp_path / 'cut', 'best')['top1'] == one['best']['model']['top1']
 
 
+def test_a_finished_run_goes_on_with_more_epochs_to_the_last_bit(small, tmp_path, monkeypatch, capsys):
+    for name in ('one', 'other'):
+        fine_tune(small(run_dir=str(tmp_path / name)))
+    longer = {'epochs': 4, 'warmup_epochs': None}  # what is not given is as it was
+    with pytest.raises(ValueError, match='warmup_epochs was 0.5 and is 1.0 now'):
+        fine_tune(small(run_dir=str(tmp_path / 'one'), epochs=4, warmup_epochs=1.0))
+    fine_tune(small(run_dir=str(tmp_path / 'one'), **longer))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Stop):
+            fine_tune(small(run_dir=str(tmp_path / 'other'), **longer))
+    with pytest.raises(ValueError, match='--epochs=6, with which it goes on; or .* --finetune_from=') as refused:
+        fine_tune(small(run_dir=str(tmp_path / 'other'), epochs=6))
+    fine_tune(small(run_dir=str(tmp_path / 'other'), epochs=None, warmup_epochs=None))  # 4, as it was given before
+    one, other = saved(tmp_path / 'one'), saved(tmp_path / 'other')
+    for key in ('step', 'sums', 'model', 'ema', 'optimizer', 'best', 'ended_at'):
+        assert same(one[key], other[key]), key
+    assert (one['step'], one['ended_at'], one['config']['warmup_epochs']) == (16, (8,), 0.5)
+    lines = [json.loads(line) for line in (tmp_path / 'one/finetune_log.txt').read_text().splitlines()]
+    assert [line['epoch'] for line in lines if 'epoch' in line] == [1, 2, 3, 4]
+    assert 'For more epochs: the same command with --epochs=8' in capsys.readouterr().out
+    weights = str(refused.value).rpartition('--finetune_from=')[2]  # the other remedy
+    fine_tune(small(finetune_from=weights, run_dir=str(tmp_path / 'another'), epochs=1, warmup_epochs=0.0))
+    assert 'matched' in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_compiled_run_agrees_with_an_eager_one(small, tmp_path, capsys):
     plain = fine_tune(small(run_dir=str(tmp_path / 'plain'), epochs=1, warmup_epochs=0.0))

@@ -8,7 +8,7 @@ import torch
 from common.reliability.checkpoint import plain_state, save
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 from tests.conftest import randomise
 
 

@@ -3,6 +3,7 @@ import dataclasses
 import io
 import itertools
 import os
+import shlex
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from common.cli import changes, errors_in_one_sentence, parser_of, reader_may_leave
 from common.words import counted
 from pretrain.methods import parse_options, recommended
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.options import EXAMPLES, MOST_USED
+from pretrain.spark_options import SparKOptions as Options
 
 ALIASES = {
     'mask': 'mask_ratio', 'bs': 'batch_size', 'ep': 'epochs', 'wp_ep': 'warmup_epochs', 'dp': 'drop_path', 'wd': 'weight_decay',
@@ -52,7 +54,6 @@ def test_recipe_stands_between_default_and_command_line():
     assert recommended(model='convnext_base', name='n') == parse('--model=convnext_base')
     assert parse('--model=resnet18').drop_path is None
     assert parse('--model=convnext_base --dp 0').drop_path == 0
-    assert parse('--input_size=384').batch_size == 4096
 
 
 def test_booleans_sizes_and_lists():
@@ -67,18 +68,20 @@ def test_booleans_sizes_and_lists():
 
 
 def test_what_is_not_given_is_computed():
-    assert parse('').warmup == 40 and parse('--ep=100').warmup == 10 and parse('--ep=100 --wp_ep=0').warmup == 0
-    assert parse('').peak_lr == pytest.approx(2e-4 * 16) and parse('--lr=3e-2 --bs=32').peak_lr == 3e-2
+    assert [parse(f'--ep={epochs}').warmup for epochs in (1600, 100)] == [40, 10] and parse('--ep=100 --wp_ep=0').warmup == 0
+    assert parse('--bs=4096 --base_lr=2e-4').peak_lr == pytest.approx(2e-4 * 16) and parse('--lr=3e-2 --bs=32').peak_lr == 3e-2
     assert parse('').folder == 'output_n' and parse('--exp_dir=D').folder == 'D'
 
 
 @pytest.mark.parametrize(('line', 'word'), [
     ('--baselr=1', 'unknown flag --baselr: did you mean --base_lr'), ('--mask=1.5', 'mask_ratio must lie between 0 and 1'),
+    ('--ngpu_per_nod=2', 'unknown flag --ngpu_per_nod: did you mean --ngpu_per_node'),
+    ('--num_nodes=2', '--num_nodes is an option of main.sh'),
     ('--wp_ep=100 --ep=100', 'warmup_epochs 100.0 must be less than epochs 100'), ('--sbn=maybe', 'neither True nor False'),
     ('--opt=adam', 'invalid choice'), ('--clip=0', 'inf means no clipping'), ('--bs=0', 'batch_size must be 1 or more'),
     ('--bs=many', 'invalid int value'), ('--accum=0', 'accum must be auto'), ('--in_chans=4', 'give --mean and --std'),
     ('--mean=1,2', 'one number for each channel, 3 in all'), ('--crop_scale=0,1', 'crop_scale'), ('--dp=1', 'drop_path'),
-    ('--lr=0', 'learning rate'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
+    ('--lr=0', 'lr must be more'), ('--mean=a', 'no number'), ('--input_size=1,2,3', 'input_size'), ('--seed=-1', 'seed'),
     ('--data_path=', 'data_path cannot be'), ('--cell_size=0', 'cell_size'), ('--std=0,1,1', 'std must be more than 0'),
     ('--fresh --resume=x', 'give one of them'),
     ('stray', 'unrecognized arguments: stray'), ('--picture_every=-1', 'picture_every'),
@@ -125,6 +128,25 @@ def test_help_explains_every_option_in_a_group():
     for group in ('run', 'data', 'method', 'optimisation', 'machine', 'log'):
         assert f'\n{group}:' in text
     assert text.count('optimisation:') == 1
+
+
+def test_help_begins_with_examples_and_ten_options(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(['--help'])
+    lines = capsys.readouterr().out.splitlines()
+    first = lines[lines.index('most used:') + 1:]
+    first = first[:first.index('')]
+    assert [line.split()[0] for line in first if line.startswith('  --')] == [f'--{name}' for name in MOST_USED]
+    assert len(MOST_USED) == 10 and lines.index('examples:') < lines.index('most used:') < lines.index('data:')
+    shown = [line.split()[0] for line in lines if line.startswith('  --')]
+    assert sorted(shown) == sorted(f'--{field.name}' for field in dataclasses.fields(Options))
+
+
+@pytest.mark.parametrize('example', [command for command, _ in EXAMPLES])
+def test_the_examples_of_help_are_right(example):
+    bash, script, name, *words = shlex.split(example)
+    assert (bash, script) == ('bash', 'pretrain/main.sh')
+    parse_options([f'--name={name}', *words])
 
 
 def test_contradictions_list_what_may_not_change():

@@ -8,7 +8,9 @@ from torch import nn
 
 from pretrain.main import main, pretrain
 from pretrain.methods import METHODS, Method, method_of, parse_options, recommended
-from pretrain.spark_method import SparKMethod, SparKOptions
+from pretrain.options import OPTIONS
+from pretrain.spark_method import SparKMethod
+from pretrain.spark_options import SparKOptions
 from tests.conftest import ROOT, saved
 
 
@@ -128,3 +130,9 @@ def test_an_unknown_method_is_refused(flags, capsys):
         recommended(name='n', method='simmim')
     with pytest.raises(ValueError, match='options of spark, not of simmim'):
         SparKOptions(name='n', method='simmim')
+
+
+def test_every_method_has_options_of_its_name():
+    assert OPTIONS.keys() == METHODS.keys()
+    for name, method in OPTIONS.items():
+        assert method.options.__dataclass_fields__['method'].default == name

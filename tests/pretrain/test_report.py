@@ -44,7 +44,7 @@ def test_what_the_page_says(page, finished):
     assert '<tr><th>mask_ratio</th><td>0.6</td><td>0.75</td></tr>' in text.split('class="differing"')[1].split('</table>')[0]
     assert '&lt;b&gt;other&lt;/b&gt;' in text and '<th><b>other' not in text
     shown = text.split('<h2>Reconstructions')[1]
-    assert shown.count('data:image/png;base64') == 2 * 3  # two epochs, and the one that is shown first, of each run
+    assert shown.count('data:image/jpeg;base64') == 2 * 3  # two epochs, and the one that is shown first, of each run
 
 
 def test_nothing_is_fetched_from_a_network_and_the_slider_slides(page, browser):
@@ -58,6 +58,8 @@ def test_nothing_is_fetched_from_a_network_and_the_slider_slides(page, browser):
         assert not [url for url in asked if not url.startswith(('file:', 'data:', 'blob:'))] and not wrong
         assert tab.evaluate('document.documentElement.scrollWidth') <= width  # nothing hangs over the edge of a phone
         assert tab.locator('.js-plotly-plot').count() == 4
+        box = tab.locator('#picture0').bounding_box()
+        assert 0.8 * min(width, 1200) < box['x'] + box['width'] <= width and box['height'] < 844
         picture = tab.locator('#picture0').get_attribute('src')
         tab.locator('#slider0').fill('0')
         assert tab.locator('#epoch0').inner_text() == '1' and tab.locator('#picture0').get_attribute('src') != picture

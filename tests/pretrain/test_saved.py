@@ -230,6 +230,18 @@ def test_the_loss_of_a_picture_is_that_of_the_method(seen):
         assert torch.allclose(view.loss.mean(), saved.spark(images, visible), rtol=1e-5)
 
 
+def test_the_picture_of_a_run_has_a_row_for_each_image(seen, finished):
+    saved, images, visible, view = seen
+    picture = pictures.in_columns(view)
+    side = 224  # of an image of 32 px, enlarged
+    assert picture.shape[0] == 3 and picture.shape[2] > 3 * side and picture.shape[1] > side * len(images) / 2
+    original = view.image[0].repeat_interleave(7, 1).repeat_interleave(7, 2)
+    windows = picture.unfold(1, side, 1)[:, :60, :, :].transpose(2, 3)[..., 8:8 + side]  # of the first column
+    assert ((windows - original[:, None]).abs().amax((0, 2, 3)) < 0.01).any()
+    with Image.open(finished / 'reconstructions' / 'epoch_0002.png') as written:
+        assert written.width > 6 * side and 1 < written.width / written.height < 2  # eight images, in two groups
+
+
 def test_features_as_colours():
     level = torch.randn(2, 5, 6, 4)
     level[:, :, 2] = 0  # hidden

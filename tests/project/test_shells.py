@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from common.cli import LAUNCHER
 from tests.conftest import ROOT
 
 SHELLS = [path for path in (*sorted(ROOT.rglob('*.sh')), ROOT / '.ci/run') if '.venv' not in str(path.relative_to(ROOT))]
@@ -64,9 +65,15 @@ def test_words_arrive_as_they_were_given(program, name, processes, tmp_path):
     done = subprocess.run(['bash', str(ROOT / program / 'main.sh'), name, f'--ngpu_per_node={processes}', *WORDS], cwd=tmp_path,
                           env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout)
+    got = json.loads(done.stdout.splitlines()[-1])  # before it the process that checks the options, and the launcher's own line
     assert got[got.index(f'{program}.main') + 1:] == [f'--name={name}', *WORDS]
     assert {path.name for path in tmp_path.iterdir()} == {'a.py', 'print words'}
+
+
+def test_the_options_of_the_launcher_are_known_to_the_programs():
+    """By them a program says what is meant where one of them is misspelt, or given to it."""
+    text = (ROOT / 'common/launch.sh').read_text()
+    assert set(re.findall(r'^    (--\w+)=\*\)', text, re.MULTILINE)) == set(LAUNCHER)
 
 
 @pytest.mark.parametrize('words', [

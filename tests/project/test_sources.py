@@ -18,7 +18,7 @@ DANGEROUS = {'os.system', 'os.popen', 'tempfile.mktemp', 'torch.hub.load', 'torc
 BUILTIN = {'eval', 'exec', 'compile', '__import__'}
 ANYWHERE = {'extractall', 'unpack_archive', 'import_module', 'Unpickler', 'read_pickle', 'load_module', 'exec_module'}
 MAY = {
-    ('common/networks/create.py', 'importlib.import_module'): '--register: a module that the user names on the command line',
+    ('common/networks/users.py', 'importlib.import_module'): '--register: a module that the user names on the command line',
     ('common/training/log.py', 'importlib.import_module'): '--tracker: one of two names that the option allows',
     ('pretrain/formats/to_detectron2.py', 'pickle.Unpickler'): 'ArraysAlone, which makes arrays of NumPy and refuses all else',
     ('downstream_mmdet/checkpoints.py', 'torch.load'): "MMEngine's own checkpoints in the run's own work-dir, or with --trust",

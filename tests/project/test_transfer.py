@@ -6,7 +6,8 @@ import torch
 
 from benchmarks import ablations, transfer
 from common.demo_world import write_world
-from pretrain.spark_method import SparKMethod, SparKOptions
+from pretrain.spark_method import SparKMethod
+from pretrain.spark_options import SparKOptions
 
 
 def small(method):

@@ -21,7 +21,8 @@ from common.config import ImageOptions
 from common.images.augmented import Augmented, CentreCrop, RandomCrop
 from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles, SeveralFiles
-from common.images.pixels import AS_IT_IS, Reading, as_channels
+from common.images.pixels import as_channels
+from common.images.reading import AS_IT_IS, Reading
 from common.images.survey import survey
 from common.images.tiff import turned as turned_upright
 from downstream_coco.data import CocoImages

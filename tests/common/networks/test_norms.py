@@ -20,7 +20,7 @@ from downstream_imagenet.main import fine_tune
 from pretrain.main import pretrain
 from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, plan
 from pretrain.spark import build_spark
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 from tests.conftest import ROOT, flags
 from tests.downstream_coco.conftest import scenes  # noqa: F401  (a fixture, as the next ones)
 from tests.downstream_coco.conftest import small as small_detection  # noqa: F401

@@ -16,7 +16,7 @@ def writer(tiny, tmp_path):
     (tmp_path / 'run').mkdir()
     code = f"""import sys, time
 from common.training.log import RunLog
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 log = RunLog({str(tmp_path / 'run')!r}, 0, 'pretrain_log.txt', Options(name='x'))
 import os
 if os.fork():

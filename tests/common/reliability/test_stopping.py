@@ -109,7 +109,7 @@ def test_a_signal_to_all_processes_of_a_job_reaches_the_loading_ones_too(tiny, t
 def test_an_error_with_loading_processes_at_work_ends_the_process(tiny, tmp_path):
     """They ignore one SIGTERM; at its exit Python would send them that, and wait for ever."""
     code = f"""from common.training import trainer
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 from pretrain.main import pretrain
 from pretrain.pretraining import Pretraining
 def train_step(*given):

@@ -10,7 +10,7 @@ import torch
 from common.training.energy import Meter
 from common.training.log import RunLog
 from pretrain.main import pretrain
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 
 
 def test_an_error_on_another_rank_is_told(tmp_path, capsys):

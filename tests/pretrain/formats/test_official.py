@@ -12,7 +12,7 @@ from common.reliability.checkpoint import plain_state, save
 from pretrain import export
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
-from pretrain.spark_method import SparKOptions as Options
+from pretrain.spark_options import SparKOptions as Options
 from pretrain.spark_weights import official_encoder
 from tests.pretrain.official import GOLDEN, fill, official_value
 from tests.pretrain.runs import line_of, saved_run

@@ -1,0 +1,75 @@
+"""The images with classes that the options of a program name, or that are given in code: to train on, and to
+measure on.
+"""
+from pathlib import Path
+
+import numpy as np
+
+from common.images.held_out import with_held_out
+from common.start import said_if_long
+from downstream_imagenet.data import (
+    LabelledFolder,
+    check_labelled,
+    class_names,
+    find_labelled,
+    find_validation,
+    labels_of,
+    share_of,
+)
+from downstream_imagenet.layout import training_folder
+
+
+def labelled_images(options, dataset=None, val_dataset=None):
+    """(training images, validation images, names of the classes) of the options, with their shares of both.
+
+    dataset, val_dataset: data sets of (image, class) instead of the paths in the options. Raises ValueError for
+    images that cannot be used.
+    """
+    images, val = dataset, val_dataset
+    if dataset is None:
+        with said_if_long(f'Looking for images in {options.data_path or options.dataset}'):
+            images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans,
+                                        options.reading, options.val_fraction is not None)
+    if val is None and options.val_fraction is None:
+        raise ValueError('give a val_dataset beside dataset, or val_fraction=0.1: an accuracy needs images that are not '
+                         'trained on')
+    classes = class_names(images, options.num_classes)
+    check_labelled(images, options, len(classes))
+    images, val = with_part(images, val, options)
+    check_labelled(val, options, len(classes))
+    return share_of(images, options.label_fraction, options.seed), val, classes
+
+
+def with_part(images, val, options):
+    """(training images, validation images): those that are given, or with val_fraction a share of each class."""
+    if options.val_fraction is None:
+        return images, val
+    return with_held_out(images, val, options.val_fraction, options.seed, np.array(all_labels(images)))
+
+
+def all_labels(images):
+    """The class of each image; the images are read where the data set does not list their classes."""
+    return labels_of(images) or [int(images[index][1]) for index in range(len(images))]
+
+
+def measured_folder(options, classes):
+    """The validation images of the folders that the options name. classes: the names, in the order of the network's
+    outputs. Raises ValueError.
+    """
+    if options.val_fraction is None:
+        return LabelledFolder(find_validation(options.data_path, options.val_path), options.in_chans, classes, options.reading)
+    folder = training_folder(options.data_path, options.val_path, True)
+    images = LabelledFolder(folder, options.in_chans, classes, options.reading)
+    return with_part(images, None, options)[1]
+
+
+def held_out_of_run(options, folder):
+    """The paths of the images in a folder that a run held out, by its options. Raises ValueError."""
+    if options.val_fraction is None:
+        raise ValueError('this network was not trained with --val_fraction, so that no images were held out by it: leave '
+                         '--held_out away, and name the images')
+    if not Path(folder).is_dir():
+        raise ValueError(f'--held_out is for the folder that the run was trained on, its --data_path, and {folder} is none')
+    images = LabelledFolder(training_folder(folder, None, True), options.in_chans, reading=options.reading)
+    val = with_part(images, None, options)[1]
+    return [val.name(index) for index in range(len(val))]

@@ -1,0 +1,75 @@
+"""The options of each method of pretraining, by the name that --method gives.
+
+Options are checked before torch is loaded, which takes seconds. So nothing here imports it; what a method
+computes is in pretrain/methods.py.
+"""
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.about import About
+from common.cli import parse, renewed
+from pretrain import spark_options
+
+EXAMPLES = (
+    ('bash pretrain/main.sh my_run --data_path=DIR --model=resnet50',
+     'pretrain on the images of a folder; the same command again goes on where the run stopped'),
+    ('bash pretrain/main.sh small --data_path=DIR --model=resnet18 --input_size=192 --bs=64 --ep=100',
+     'a small network on smaller images, of which each is seen 100 times'),
+)
+MOST_USED = ('name', 'data_path', 'val_path', 'model', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr', 'init')
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What the command line has to know of a method.
+
+    title: one line for --help. options: the class of its options, a frozen dataclass derived from
+    PretrainingOptions. recipe: a function of the options that are given, a dictionary; it returns what the
+    method's authors use for them, as a dictionary of options.
+    """
+    title: str
+    options: type
+    recipe: Callable
+
+
+OPTIONS = {spark_options.SPARK: MethodOptions(spark_options.TITLE, spark_options.SparKOptions, spark_options.recipe)}
+DEFAULT = spark_options.SPARK  # of --method, and of runs from before there was a choice
+
+
+def options_of(name):
+    """The MethodOptions of a method. Raises ValueError for one that is not known."""
+    if name not in OPTIONS:
+        raise ValueError(f'method is one of {", ".join(OPTIONS)}, not {name}')
+    return OPTIONS[name]
+
+
+def recommended(**given):
+    """Options from Python as the command line would have them.
+
+    In rising order: the method's defaults, its recipe for the model, what is given. Raises ValueError.
+    """
+    method = options_of(given.get('method', DEFAULT))
+    given = renewed(method.options, given)
+    return method.options(**{**method.recipe(given), **given})
+
+
+def parse_options(argv=None, program='pretraining'):
+    """The options of a command line, of the method that it names. Exits with code 2 and one sentence if they
+    are wrong.
+
+    program: what the command is called in its help.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name = DEFAULT
+    for flag, value in zip(argv, [*argv[1:], '']):
+        if flag == '--method':
+            name = value
+        elif flag.startswith('--method='):
+            name = flag.partition('=')[2]
+    if name not in OPTIONS:
+        sys.stderr.write(f'error: --method is one of {", ".join(OPTIONS)}, not {name or "empty"}\n')
+        sys.exit(2)
+    method = OPTIONS[name]
+    about = About(method.title, EXAMPLES, MOST_USED)
+    return parse(method.options, program, about, argv, method.recipe)
