@@ -390,7 +390,8 @@ class Trainer:
         self.progress.start_epoch()
         for step, stop in self.run.stretches(epoch, self.start):
             while step < stop:
-                step = self.train_steps(range(step, stop))
+                with self.log.line.showing(self.progress.status):
+                    step = self.train_steps(range(step, stop))
                 if self.stop_requested:
                     self.stop(step)
                 if self.progress.is_lost:
@@ -419,6 +420,7 @@ class Trainer:
         same step, with the results of all steps read.
         """
         self.parallel.train()
+        self.progress.status.begin(steps.start)
         began = time.perf_counter()
         first_steps = self.first_steps - len(self.progress.first_steps)  # that are left
         waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet
