@@ -26,7 +26,7 @@ class CocoImages(ImageFiles):
     categories: [{'id', 'name'}] of the training images; those of the file if not given.
     keep_empty: whether images without objects are used too.
     masks: whether objects need a mask; if None, they do where most of them are given one.
-    reading: a Reading. say: called with texts about the progress of reading the file.
+    reading: a Reading. line: a LiveLine that shows how far the reading of the file has come.
 
     own_categories: as categories, with the ids of the file, None for those that the file lacks.
     has_masks: whether objects have masks. ids: of the images. shapes: (images, 2), height and width.
@@ -36,8 +36,8 @@ class CocoImages(ImageFiles):
     """
 
     def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None,
-                 reading=AS_IT_IS, say=None):
-        content = read_annotations(annotations, say)
+                 reading=AS_IT_IS, line=None):
+        content = read_annotations(annotations, line)
         if in_chans not in (1, 3):
             raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}')
         self.root = Path(folder)

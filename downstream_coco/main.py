@@ -8,7 +8,6 @@ precision.
 The same command again goes on where the run stopped. From Python: `train_detector(Options(...))`.
 """
 import sys
-from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: imports are absolute from the root
@@ -17,6 +16,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images.datasets import same_images
+from common.live_line import LiveLine
 from common.networks.create import register
 from downstream_coco.config import parse_options
 from downstream_coco.data import CocoImages
@@ -33,11 +33,12 @@ def train_detector(options):
         register(options.register)
         if options.eval:
             return evaluate_file(options, ranks)
-        say = partial(print, flush=True) if ranks.is_main else None
+        line = LiveLine(print if ranks.is_main else None)
         images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty,
-                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading, say=say)
+                            masks={'mask': True, 'box': False}.get(options.heads), reading=options.reading,
+                            line=line)
         val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
-                         options.reading, say)
+                         options.reading, line)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         run = Run(options, ranks, len(images), same_images(images, ranks))
         same_images(val, ranks)

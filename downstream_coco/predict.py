@@ -17,6 +17,7 @@ from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
 from common.images.survey import warn_of
+from common.live_line import LiveLine
 from common.networks.create import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.run import autocast
@@ -66,7 +67,8 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
     config = {name: value for name, value in content['config'].items()
               if name in Options.__dataclass_fields__}
     options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
-    with distributed() as ranks:
+    line = LiveLine(say)
+    with distributed() as ranks, line.counting('detected') as count:
         register(module)
         images = SeveralFiles(sources, options.in_chans, options.reading)
         _, models, categories, _ = restore(content, options)
@@ -76,15 +78,17 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
         model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, score)
         Path(out).mkdir(parents=True, exist_ok=True)
         for warning in warn_of(images, options):
-            say(f'warning: {warning}')
+            line.say(f'warning: {warning}')
         names = [category['name'] for category in categories]
         results = []
+        count.start('detected', len(images))
         for number in range(len(images)):
+            count.add(number > 0)  # the one before this
             try:
                 image = images[number]
                 image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
             except Exception as error:  # A damaged file can make a reader raise anything.
-                say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
+                line.say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
                 continue
             found = detected(model, image, options, ranks, score)
             picture = F.convert_image_dtype(image, torch.uint8).expand(3, -1, -1)
@@ -92,7 +96,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
             F.to_pil_image(drawn(picture, found, names)).save(path)
             results += [{'file_name': images.name(number), **result}
                         for result in as_results(found, number, categories, *image.shape[1:])]
-            say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}, {path}')
+            line.say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}, {path}')
         write_atomically(Path(out, 'predictions.json'), lambda file: file.write(json.dumps(results).encode()))
     return results
 
