@@ -20,6 +20,7 @@ from common.live_line import LiveLine
 from common.reliability.checkpoint import CannotWrite, write_atomically
 from common.reliability.lock import FolderLock
 from common.reliability.stopping import Ended
+from common.training.tags import tag_of
 
 AGAIN = 60.0  # seconds after which TensorBoard is tried again
 
@@ -172,16 +173,20 @@ class RunLog:
             write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
 
     def scalars(self, values, step):
-        for name, value in values.items() if self.is_main else ():
-            self.to_board('add_scalar', name, value, step)
+        """Tell {name: number} to TensorBoard and to the tracker, under the tags of common/training/tags.py."""
+        tagged = {tag_of(name): value for name, value in values.items()} if self.is_main else {}
+        for tag, value in tagged.items():
+            self.to_board('add_scalar', tag, value, step)
         if self.tracker is not None:
-            self.track(values, step)
+            self.track(tagged, step)
 
     def picture(self, name, image, step):
+        """Tell a picture (3, H, W) to TensorBoard and to the tracker."""
+        tag = f'pictures/{name}'
         if self.is_main:
-            self.to_board('add_image', name, image, step)
+            self.to_board('add_image', tag, image, step)
         if self.tracker is not None:
-            self.track({name: image}, step)
+            self.track({tag: image}, step)
 
     def to_board(self, method, *arguments, purge_step=None):
         """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is
