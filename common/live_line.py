@@ -44,7 +44,7 @@ class LiveLine:
         self.note = note
         self.now = now
         self.stream = stream
-        self.terminal = stream if stream is not None and stream.isatty() else None
+        self.terminal = stream if stream is not None and is_terminal(stream) else None
         self.lock = threading.RLock()  # of the terminal
         self.shown = []  # those whose status is shown; the last one is
         self.columns = 0  # that are drawn on
@@ -190,6 +190,17 @@ class LiveLine:
         except UnicodeEncodeError:
             return '#-'
         return '█░'
+
+
+def is_terminal(stream):
+    """Whether a stream is a terminal with a file descriptor.
+
+    That of IDLE has none. That of a notebook is no terminal, but may have the descriptor of the server's.
+    """
+    try:
+        return stream.isatty() and os.isatty(stream.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 class Count:

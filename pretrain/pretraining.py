@@ -207,7 +207,8 @@ class Pretraining(Trainer):
     def after_epoch(self, epoch, is_last):
         every = self.options.picture_every
         if every and (is_last or epoch % every == 0):
-            self.show_pictures(epoch)
+            with self.log.line.counting('reconstructions'):
+                self.show_pictures(epoch)
         if is_last:
             state = plain_state(self.method.exported(self.network))
             self.session.put(self.run.exported, lambda: save(self.run.exported, state))

@@ -244,7 +244,8 @@ class Trainer:
                     self.augmented, self.watched = self.make_datasets()
                     try:
                         with naming_the_file(self.augmented, self.watched):
-                            self.prepare()
+                            with self.log.line.counting('preparing the first step'):
+                                self.prepare()
                             self.train()
                         self.end()
                     finally:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from common import live_line
-from common.live_line import LiveLine, composed, fitted, ticking_time
+from common.live_line import LiveLine, composed, fitted, is_terminal, ticking_time
 from tests.terminal import Terminal
 
 CELLS = '#-'
@@ -158,6 +158,22 @@ def test_stdout_is_drawn_on_only_where_print_prints(monkeypatch):
     monkeypatch.undo()
     terminal.end()
     assert terminal.written == ''
+
+
+def test_consoles_without_a_descriptor_and_notebooks_are_no_terminals():
+    terminal = Terminal()
+
+    class Idle(io.StringIO):
+        def isatty(self):
+            return True
+
+    class Notebook(io.StringIO):
+        def fileno(self):
+            return terminal.stream.fileno()
+
+    assert [is_terminal(stream) for stream in (terminal.stream, Idle(), Notebook(), io.StringIO())] == [
+        True, False, False, False]
+    terminal.end()
 
 
 def test_a_file_gets_what_is_said_at_once(monkeypatch):
