@@ -1,4 +1,5 @@
 """A terminal that stands for a person's: a pseudo-terminal, and what is to be seen on it."""
+import contextlib
 import fcntl
 import os
 import pty
@@ -67,3 +68,12 @@ class Terminal:
                 rows[-1] = row[:column] + letter + row[column + 1:]
                 column += 1
         return [row.rstrip() for row in rows]
+
+
+@contextlib.contextmanager
+def as_stdout(columns=120):
+    """Within it, stdout is a Terminal, which is yielded; behind it all is read."""
+    terminal = Terminal(columns)
+    with contextlib.redirect_stdout(terminal.stream):
+        yield terminal
+    terminal.end()
