@@ -1,4 +1,5 @@
-"""One line that says what goes on: redrawn each second at the bottom of a terminal, written every 30 s elsewhere.
+"""One line that says what goes on: redrawn each second at the bottom of a terminal, written every 30 s
+elsewhere.
 
     line = LiveLine(print)
     with line.counting('features', len(images)) as count:
@@ -8,8 +9,8 @@
             line.say(f'{image.name}: done')  # above the line
 
 tqdm would draw such a bar, but it redraws only where it is told of progress: a thread of our own would still
-be needed for a step that takes half a minute. It also writes carriage returns into files, and cuts off the end
-of a text that is too wide, which is where the time left stands.
+be needed for a step that takes half a minute. It also writes carriage returns into files, and cuts off the
+end of a text that is too wide, which is where the time left stands.
 """
 import os
 import sys
@@ -17,25 +18,24 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
+from common.live_facts import Count, composed
+
 REFRESH = 1.0  # seconds between two drawings
 WRITE = 30.0  # seconds after which a line is written where nothing is drawn
 WIDTH = 80  # columns of a terminal that does not tell them, such as that of some CI services
-BAR = (4, 30)  # cells of a bar, at least and at most
-WIDE = 60  # columns from which on there is room for a bar
 
 
 class LiveLine:
     """The line of a program or of a run.
 
-    say: prints a text; None for a line that neither says nor shows anything, as on all ranks but the main one.
-    note: called with what is written every WRITE seconds where a terminal shows the bar instead; for a file that
-    keeps what was said.
-    terminal: the stream that is drawn on if it is a terminal. If not given, it is stdout where `say` is `print`:
-    a caller that hands in another function gets all texts through it.
-    now: the clock, in seconds.
+    say: prints a text; None for a line that neither says nor shows anything, as on all ranks but the main
+    one. note: called with what is written every WRITE seconds where a terminal shows the bar instead; for a
+    file that keeps what was said. terminal: the stream that is drawn on if it is a terminal. If not given, it
+    is stdout where `say` is `print`: a caller that hands in another function gets all texts through it. now:
+    the clock, in seconds.
 
-    What is shown comes from the `status(now)` of an object: (share done, or None, and a list of facts). A fact is a
-    tuple of texts that say the same, from the longest to the shortest; '' where it may be left out.
+    What is shown comes from the `status(now)` of an object: (share done, or None; facts as of
+    common/live_facts.py).
     """
 
     def __init__(self, say, note=None, terminal=None, now=time.monotonic):
@@ -152,8 +152,8 @@ class LiveLine:
     def locked(self):
         """Within it, no other thread writes to the terminal.
 
-        It is not waited for long: a terminal that is stopped (Ctrl-S) while a thread writes must not keep another
-        thread from ending a run that hangs.
+        It is not waited for long: a terminal that is stopped (Ctrl-S) while a thread writes must not keep
+        another thread from ending a run that hangs.
         """
         is_held = self.lock.acquire(timeout=REFRESH)
         try:
@@ -163,6 +163,7 @@ class LiveLine:
                 self.lock.release()
 
     def erase(self):
+        """Leave nothing of the line on the terminal."""
         if self.columns:
             self.put('\r' + ' ' * min(self.columns, self.width()) + '\r')
             self.columns = 0
@@ -201,103 +202,3 @@ def is_terminal(stream):
         return stream.isatty() and os.isatty(stream.fileno())
     except (OSError, ValueError):
         return False
-
-
-class Count:
-    """How far a task has come that consists of equal parts, and how long the rest will take.
-
-    what: the task, such as 'validation images'. total: the number of its parts; None if it is not known, or if the
-    task has none. It may be set later. unit: what a part is called. now: the clock, in seconds.
-    """
-
-    def __init__(self, what, total, unit, now):
-        self.unit = unit
-        self.now = now
-        self.start(what, total)
-
-    def start(self, what, total=None):
-        """Go over to another task, or to another part of it."""
-        self.what = what
-        self.total = total
-        self.done = 0
-        self.began = self.last = self.now()
-
-    def add(self, number=1):
-        """Note that more parts are done."""
-        self.done += number
-        self.last = self.now()
-
-    def status(self, now):
-        """As LiveLine shows it: (share that is done, facts)."""
-        elapsed = elapsed_of(now - self.began)
-        if self.total is None:
-            return None, [(self.what,), elapsed]
-        done = min(self.done, self.total)  # the main rank of several counts for all of them
-        share = done / self.total if self.total else 0.0
-        facts = [(self.what,), (f'{done:,}/{self.total:,}', f'{done}/{self.total}', f'{100 * share:.0f}%')]
-        if done and self.last > self.began:
-            rate = done / (self.last - self.began)
-            facts += [rate_of(rate, self.unit), left_of((self.total - done) / rate - (now - self.last))]
-        return share, [*facts, elapsed]
-
-
-def composed(share, facts, width, cells):
-    """The facts in one line of at most `width` columns, with a bar behind the first one where there is room.
-
-    share: that the bar shows, None for no bar. cells: the characters of a full and of an empty cell.
-    """
-    least, most = BAR
-    kept = 0 if share is None or width < WIDE else least + 1
-    texts, gap = fitted(facts, width - kept)
-    room = min(width - len(gap.join(texts)) - len(gap), most)
-    if share is not None and room >= least:
-        full = int(share * room)
-        texts.insert(1, cells[0] * full + cells[1] * (room - full))
-    return gap.join(texts)[:width]
-
-
-def fitted(facts, width):
-    """([the facts in as many words as fit into `width` columns], what stands between two of them).
-
-    First the gaps become smaller. Then the facts take their second form, the last fact first; then their third;
-    at last they are left out, the last one first.
-    """
-    texts = [forms[0] for forms in facts]
-    if len('  '.join(texts)) <= width:
-        return texts, '  '
-    changes = [(place, form) for form in range(1, max(map(len, facts)))
-               for place in reversed(range(len(facts))) if form < len(facts[place])]
-    for place, form in changes:
-        if len(' '.join(filter(None, texts))) <= width:
-            break
-        texts[place] = facts[place][form]
-    texts = [text for text in texts if text]
-    while len(texts) > 1 and len(' '.join(texts)) > width:
-        texts.pop()
-    return texts, ' '
-
-
-def rate_of(rate, unit):
-    """A fact: so many units a second."""
-    digits = f'{rate:,.0f}' if rate >= 100 else f'{rate:.1f}' if rate >= 10 else f'{rate:.2f}'
-    return f'{digits} {unit}s/s', f'{digits}/s', f'{digits}/s', ''
-
-
-def left_of(seconds):
-    """A fact: the time left."""
-    return (f'{ticking_time(seconds)} left',)
-
-
-def elapsed_of(seconds):
-    """A fact: the time that has passed."""
-    return f'{ticking_time(seconds)} elapsed', ''
-
-
-def ticking_time(seconds):
-    """'0:07', '12:03', '1:02:03', '2 d 03 h': a time that is seen to change each second, but for days."""
-    minutes, rest = divmod(max(int(seconds), 0), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours_of_day = divmod(hours, 24)
-    if days:
-        return f'{days} d {hours_of_day:02} h'
-    return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'

@@ -138,8 +138,8 @@ def network(options, say):
 
 @torch.no_grad()
 def features_of(cnn, augmented, number, options, ranks, say, count=None):
-    """The features (N, C) float32 and classes (N,) of the images that can be read; number: of classes. count: a
-    Count of the images, if given.
+    """The features (N, C) float32 and classes (N,) of the images that can be read; number: of classes. count:
+    a Count of the images, if given.
     """
     features = []
     labels = []

@@ -87,9 +87,9 @@ class Saved:
     def each(self, sources, say=print, count=None):
         """Yield (number, name, image (1, C, H, W)) of the images of files and folders.
 
-        An image that cannot be read is left out, and named by say(text). count: a Count of the images, if given,
-        whose total is set here. Raises ValueError for a file or folder that does not exist, and if none of the
-        images can be read.
+        An image that cannot be read is left out, and named by say(text). count: a Count of the images, if
+        given, whose total is set here. Raises ValueError for a file or folder that does not exist, and if
+        none of the images can be read.
         """
         images = SeveralFiles(sources, self.options.in_chans, self.options.reading)
         if images.notes:

@@ -156,7 +156,7 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
     collate: as of loader(). key: called with an index; the indices are sorted by it, and are in order if it
     is not given.
     go_on: called after each batch, if given; returns whether to go on with the next one.
-    count: a Count (common/live_line.py) of the images of all ranks, if given.
+    count: a Count (common/live_facts.py) of the images of all ranks, if given.
     """
     own = sorted(range(ranks.rank, len(augmented), ranks.size), key=key)
     batches = [[(0, index) for index in own[start:start + batch]] for start in range(0, len(own), batch)]

@@ -18,12 +18,12 @@ class Progress:
     """Follows the losses of a run, and tells them.
 
     run: Run. log: RunLog. saved: the checkpoint that the run goes on from, or None. batch_of(step): names of
-    the images of a step, on all ranks together. against_waiting: what makes a run wait less for its images, for a
-    sentence. seconds_an_item: as of Supply.
+    the images of a step, on all ranks together. against_waiting: what makes a run wait less for its images,
+    for a sentence. seconds_an_item: as of Supply.
 
     The part to save is `sums` (of losses, of gradient norms, number of steps) and `skipped` (steps that were
-    not finite), both of this epoch so far. `status` is what the run's line shows. `bad` are the steps in a row, up
-    to the last one, that were not finite: [(step, loss, gradient norm)].
+    not finite), both of this epoch so far. `status` is what the run's line shows. `bad` are the steps in a
+    row, up to the last one, that were not finite: [(step, loss, gradient norm)].
     """
     def __init__(self, run, log, saved, batch_of, against_waiting, seconds_an_item):
         self.run = run
@@ -88,8 +88,8 @@ class Progress:
                 f'{", ".join(names[:NAMES_SHOWN])}{more}')
 
     def add_first_step(self, seconds):
-        """Note how long one of the first steps took, which take longer than others. They do not count in what is
-        said of the speed.
+        """Note how long one of the first steps took, which take longer than others. They do not count in what
+        is said of the speed.
         """
         self.first_steps.append(seconds)
         self.steps_since_look = 0
@@ -163,9 +163,8 @@ class Progress:
     def end_epoch(self, epoch, metrics, unreadable, metrics_text):
         """Write the line of an epoch (counted from 1) to the log and the terminal; called on all ranks.
 
-        metrics: {name: value} for the log, None where not measured; metrics_text: the same for a person, '' if nothing was
-        measured.
-        unreadable: number of images that could not be read so far.
+        metrics: {name: value} for the log, None where not measured; metrics_text: the same for a person, ''
+        if nothing was measured. unreadable: number of images that could not be read so far.
         """
         step = epoch * self.run.per_epoch
         loss, norm, steps = self.sums

@@ -1,5 +1,5 @@
 """What the line of a run shows while it trains (common/live_line.py)."""
-from common.live_line import elapsed_of, left_of, rate_of
+from common.live_facts import elapsed_of, left_of, rate_of
 
 RECENT = 0.1  # weight of the last step in the loss and in the speed that are shown
 
@@ -7,8 +7,8 @@ RECENT = 0.1  # weight of the last step in the loss and in the speed that are sh
 class TrainingStatus:
     """How far a run has come, its loss and speed, what was measured last, and the time left.
 
-    Training sets numbers here as soon as a step's result is known, and waits for nobody. A thread reads them. Time
-    between two epochs, in which images are measured, counts neither as speed nor for the time left.
+    Training sets numbers here as soon as a step's result is known, and waits for nobody. A thread reads them.
+    Time between two epochs, in which images are measured, counts neither as speed nor for the time left.
 
     run: Run. now: the clock, in seconds.
     """

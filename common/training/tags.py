@@ -1,8 +1,8 @@
 """The tags under which TensorBoard and a tracker show what a run tells: in groups, the losses first.
 
-TensorBoard sorts groups by their names: loss, metrics, optimisation, pictures, speed. The JSON lines of a run keep
-the plain names. A run that an earlier version began goes on under these tags; its curves up to there stay beside
-them under the plain names.
+TensorBoard sorts groups by their names: loss, metrics, optimisation, pictures, speed. The JSON lines of a run
+keep the plain names. A run that an earlier version began goes on under these tags; its curves up to there
+stay beside them under the plain names.
 """
 GROUPS = {
     'loss': 'loss/train',

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.live_line import composed
+from common.live_facts import composed
 from common.training import log
 from common.training.status import TrainingStatus
 from pretrain.main import pretrain
