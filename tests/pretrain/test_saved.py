@@ -20,6 +20,7 @@ from pretrain.results.typed_masks import on_other_grid, read_mask, to_visible
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
 from pretrain.spark_weights import official_encoder
+from tests.terminal import as_stdout
 
 
 def official_file(spark, path):
@@ -273,6 +274,15 @@ def test_reconstruct_command(finished, photos, tmp_path, capsys):
     said = capsys.readouterr().out
     assert 'd.png' in said and 'left out' in said and '4 images' in said and '10 hidden cells of 16' in said
     assert Image.open(tmp_path / 'out' / '0000_a_reconstruction.png').size == (32, 32)
+
+
+def test_bars_while_images_are_read(finished, photos, tmp_path):
+    with as_stdout() as terminal:
+        reconstruct.reconstruct(read_saved(finished), [photos], tmp_path / 'out')
+        features.features(read_saved(finished), [photos], tmp_path / 'features')
+    assert any('reconstructed ' in text and ' 2/' in text for text in terminal.drawn)
+    assert any(text.startswith('features ') for text in terminal.drawn)
+    assert 'elapsed' not in '\n'.join(terminal.lines)
 
 
 def test_a_given_mask_and_ratio(finished, photos, tmp_path):
