@@ -67,7 +67,7 @@ def report_run(report, decode, folder, batch):
     lines = [json.loads(line) for line in (folder / 'pretrain_log.txt').read_text().splitlines()]
     waited = next(line for line in lines if 'epoch' in line)['data_wait']
     events = EventAccumulator(str(folder / 'tensorboard_log'), size_guidance={'scalars': 0}).Reload()
-    seconds = [batch / event.value for event in events.Scalars('images_per_second')]
+    seconds = [batch / event.value for event in events.Scalars('speed/images_per_second')]
     # On a GPU, the first of all are in the log alone: they do not count in what a run says of its speed.
     seconds = next((line['first_steps'] for line in lines if 'first_steps' in line), []) + seconds
     first = ' '.join(f'{each:.2f}' for each in seconds[:FIRST_STEPS])

@@ -77,7 +77,8 @@ def go_on(code, images, before, out):
 def losses_of(folder):
     """[(step, loss)] of each step, from TensorBoard's files."""
     events = EventAccumulator(str(folder / 'tensorboard_log'), size_guidance={'scalars': 0}).Reload()
-    return [(event.step, event.value) for event in events.Scalars('loss')]
+    tag = 'loss/train' if 'loss/train' in events.Tags()['scalars'] else 'loss'  # as commits before this tag have it
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def differences(one, other, resumed=False):

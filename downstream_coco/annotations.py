@@ -20,7 +20,7 @@ FIELDS = {'images': ('id', 'file_name', 'width', 'height'),
           'categories': ('id',)}
 
 
-def read_annotations(path, say=None):
+def read_annotations(path, line=None):
     """The content of an annotation file in COCO's format, completed and checked.
 
     In each annotation, iscrowd (0), area (of the box) and id are filled in where they are missing. A
@@ -29,11 +29,11 @@ def read_annotations(path, say=None):
     entries are added: 'box', x1 y1 x2 y2 in the image, None without area there; and 'contradicts', True where
     the mask does not fill its box. content['checks'] is a Checks.
 
-    say: called with a text every ten seconds.
+    line: a LiveLine (common/live_line.py) that shows how far this has come, if given.
 
     Raises ValueError, which says what is wrong, for a file that cannot be used. Checks.judge raises more.
     """
-    content = load(path, say)
+    content = load(path, line)
     images = {image['id']: image for image in content['images']}
     categories = {category['id']: category for category in content['categories']}
     annotations = content['annotations']
@@ -48,7 +48,7 @@ def read_annotations(path, say=None):
         sizes.append((image['height'], image['width']))
     boxes = np.array(boxes, float).reshape(-1, 4)
     sizes = np.array(sizes, np.int64).reshape(-1, 2)
-    faults, extents = check_masks(annotations, sizes, remarks, say)
+    faults, extents = check_masks(annotations, sizes, remarks, line)
     has_area = np.array([annotation['box'] is not None for annotation in annotations], bool)
     checks = Checks(annotations, boxes, sizes, faults, extents, has_area, remarks)
     for number in np.flatnonzero(checks.contradicts):
@@ -84,15 +84,15 @@ def complete(annotation, images, categories, remarks):
     return box if is_sound else [math.nan] * 4
 
 
-def load(path, say=None):
+def load(path, line=None):
     """The content of an annotation file, whose lists are there, with entries that have the FIELDS. Raises
     ValueError.
     """
     with open_annotations(path) as file:
         text = file.read()
     try:
-        if say and len(text) > LARGE:
-            say(f'{path}: {len(text) / 1e6:,.0f} MB are read')
+        if line and len(text) > LARGE:
+            line.say(f'{path}: {len(text) / 1e6:,.0f} MB are read')
         content = json.loads(text)  # From bytes it reads UTF-8, 16 and 32, with a byte order mark or without.
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no JSON file ({error})') from error

@@ -28,7 +28,7 @@ class CocoImages(ImageFiles):
     categories: [{'id', 'name'}] of the training images; those of the file if not given.
     keep_empty: whether images without objects are used too.
     masks: whether objects need a mask; if None, they do where most of them are given one.
-    reading: a Reading. say: called with texts about the progress of reading the file.
+    reading: a Reading. line: a LiveLine that shows how far the reading of the file has come.
 
     own_categories: as categories, with the ids of the file, None for those that the file lacks.
     has_masks: whether objects have masks. ids: of the images. shapes: (images, 2), height and width.
@@ -40,8 +40,8 @@ class CocoImages(ImageFiles):
     rows = ('paths', 'shapes')
 
     def __init__(self, folder, annotations, in_chans=3, categories=None, keep_empty=False, masks=None,
-                 reading=AS_IT_IS, say=None):
-        content = read_annotations(annotations, say)
+                 reading=AS_IT_IS, line=None):
+        content = read_annotations(annotations, line)
         if in_chans not in (1, 3):
             raise ValueError(f'image files are read with 1 or 3 channels, not {in_chans}')
         self.root = Path(folder)
@@ -247,11 +247,11 @@ def labels_of(own, categories, path):
     return labels
 
 
-def divided_images(options, masks, categories=None, say=None):
+def divided_images(options, masks, categories=None, line=None):
     """(training images, validation images): the training images of the options, of which --val_fraction holds out a
     share. Images without objects are held out as well.
 
-    masks, categories, say: as of CocoImages. Raises ValueError.
+    masks, categories, line: as of CocoImages. Raises ValueError.
     """
     given = [path for path in (options.val_images, options.val_annotations) if path]
     if options.data_path is not None:
@@ -259,6 +259,6 @@ def divided_images(options, masks, categories=None, say=None):
     if given:
         raise ValueError(f'--val_fraction holds out a part of the training images, and there are validation images '
                          f'already, {given[0]}: leave --val_fraction out to use those, or take them away')
-    images = CocoImages(*options.files('train'), options.in_chans, categories, True, masks, options.reading, say)
+    images = CocoImages(*options.files('train'), options.in_chans, categories, True, masks, options.reading, line)
     images, val = with_held_out(images, None, options.val_fraction, options.seed)
     return images if options.keep_empty else images.with_objects(), val

@@ -6,7 +6,6 @@ processes.
 import contextlib
 import io
 import sys
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from common.images.loading import each_once, naming_the_file
+from common.live_line import LiveLine
 from common.training.device import to_device
 from common.training.run import autocast, loading_processes
 from common.words import counted
@@ -52,20 +52,21 @@ def as_results(found, image_id, categories, height, width):
 
 
 @torch.no_grad()
-def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on=None):
+def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on=None, count=None):
     """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all
     ranks.
 
     scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told.
     batch: images at a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next
-    batch; if not, the figures mean nothing.
+    batch; if not, the figures mean nothing. count: a Count of the images, if given.
     """
     # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     ranks.broadcast(model.buffers())
     images, mode = scenes.images, model.training
     model.eval()
     results, looked = [], []
-    for x, targets in each_once(scenes, batch, workers, ranks, warn, Collate(model.stride), images.upright.__getitem__, go_on):
+    for x, targets in each_once(scenes, batch, workers, ranks, warn, Collate(model.stride),
+                                images.upright.__getitem__, go_on, count):
         places = [one['number'] for one in targets]
         originals = [tuple(map(int, images.shapes[place])) for place in places]
         with autocast():
@@ -74,6 +75,8 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
             looked.append(images.ids[place])
             results += as_results(one, images.ids[place], images.own_categories, *original)
     model.train(mode)
+    if count:
+        count.start('average precision')
     looked, results = ranks.gather(looked), ranks.gather(results)
     if not looked:
         raise ValueError('none of the validation images can be read')
@@ -142,27 +145,34 @@ def whole_scenes(options, val):
 def evaluate_file(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
     options, models, categories, masks = restore(read_detector(options.eval), options)
-    say = partial(print, flush=True) if ranks.is_main else None
+    line = LiveLine(print if ranks.is_main else None)
+    warn = line.say if ranks.is_main else print
     if options.val_fraction is not None:
-        _, images = divided_images(options, masks, categories, say)
+        _, images = divided_images(options, masks, categories, line)
     else:
-        images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading, say)
+        images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading, line)
     if ranks.is_main:
         for remark in images.remarks:
             print(f'warning: {remark}', file=sys.stderr)
     seen, results = whole_scenes(options, images), {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)
-        with naming_the_file(seen):
+        what = 'validation images' if which == 'model' else 'validation images (EMA)'
+        with naming_the_file(seen), line.counting(what, len(images)) as count:
             results[which] = evaluate(model, seen, max((options.batch_size or AT_A_TIME) // ranks.size, 1), ranks,
-                                      lambda: autocast(options, ranks), loading_processes(options, ranks))
+                                      lambda: autocast(options, ranks), loading_processes(options, ranks), warn,
+                                      count=count)
         if ranks.is_main:
             print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')
     return results
 
 
 def figures(metrics, suffix=''):
-    """AP and AP50 of boxes, and of masks where there are some, for a person."""
-    return ', '.join(f'{kind} AP {metrics[f"{kind}_AP{suffix}"] or 0:.2f} % (AP50 '
-                     f'{metrics[f"{kind}_AP50{suffix}"] or 0:.2f} %)'
-                     for kind in ('box', 'mask') if f'{kind}_AP{suffix}' in metrics)
+    """AP and AP50 of boxes, and of masks where there are some, for a person; of 100, as the field has it."""
+    texts = []
+    for kind in ('box', 'mask'):
+        if f'{kind}_AP{suffix}' in metrics:
+            average, at_half = (metrics[f'{kind}_{name}{suffix}'] for name in ('AP', 'AP50'))
+            texts.append(f'{kind} AP not measured' if average is None else
+                         f'{kind} AP {average:.2f} (AP50 {at_half:.2f})')
+    return ', '.join(texts)

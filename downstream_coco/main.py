@@ -15,7 +15,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.networks.users import register
-from common.start import say, say_loading
+from common.start import say_loading
 from downstream_coco.config import parse_options
 
 
@@ -27,6 +27,7 @@ def train_detector(options):
     # These load torch, which takes seconds: by now the options are known to be right.
     from common.distributed import distributed
     from common.images.datasets import same_images
+    from common.live_line import LiveLine
     from common.training.recipe import saved_options
     from downstream_coco.data import CocoImages, divided_images
     from downstream_coco.evaluation import average_precision, evaluate_file
@@ -37,14 +38,15 @@ def train_detector(options):
         register(options.register)
         if options.eval:
             return evaluate_file(options, ranks)
+        line = LiveLine(print if ranks.is_main else None)
         masks = {'mask': True, 'box': False}.get(options.heads)
         if options.val_fraction is not None:
-            images, val = divided_images(options, masks, say=say)
+            images, val = divided_images(options, masks, line=line)
         else:
             images = CocoImages(*options.files('train'), options.in_chans, keep_empty=options.keep_empty, masks=masks,
-                                reading=options.reading, say=say)
+                                reading=options.reading, line=line)
             val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
-                             options.reading, say)
+                             options.reading, line)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
         saved = saved_options(options, Run.checkpoint_of(options), ranks)
         options, chosen = Recipe().settled(options, len(images), ranks, saved)

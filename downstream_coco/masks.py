@@ -6,13 +6,14 @@ are compared without end, and polygons with enormous coordinates ask for gigabyt
 here first.
 """
 import math
-import time
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
+from common.live_line import LiveLine
+
 CHUNK = 2000  # annotations that are checked at a time
-PROGRESS = 10.0  # seconds between two lines about the progress of the check
 # The largest side and number of pixels of an image. A run of fewer pixels takes at most six characters of
 # COCO's code.
 SIDE, PIXELS = 2 ** 20, 2 ** 29
@@ -44,12 +45,12 @@ PAIRS = 'segmentations are lists of points, [[x, y], [x, y], ...]: each is read 
 PARTS = 'objects have polygons that cannot be drawn, and good ones, which are used alone'
 
 
-def check_masks(annotations, sizes, remarks, say=None):
+def check_masks(annotations, sizes, remarks, line=None):
     """Check the segmentation of each annotation, and replace it by None if it is no mask of its image.
 
     annotations: N dicts; their 'segmentation' is changed. sizes: (N, 2), height and width of their images.
     remarks: a Remarks, for masks that are used but are not as COCO's format has them.
-    say: called with a text about the progress every PROGRESS seconds.
+    line: a LiveLine that shows how far this has come, if given.
 
     Returns faults and extents. faults: (N,) int8, places in MASK_FAULTS, or ABSENT where no segmentation is
     given.
@@ -57,14 +58,12 @@ def check_masks(annotations, sizes, remarks, say=None):
     """
     faults = np.full(len(annotations), ABSENT, np.int8)
     extents = np.full((len(annotations), 4), np.nan)
-    last_said = time.monotonic()
-    for start in range(0, len(annotations), CHUNK):
-        part = slice(start, start + CHUNK)
-        faults[part], extents[part] = check_chunk(annotations[part], sizes[part], remarks)
-        if say and time.monotonic() - last_said > PROGRESS:
-            last_said = time.monotonic()
-            done = min(start + CHUNK, len(annotations))
-            say(f'{remarks.path}: {done:,} of {len(annotations):,} annotations are checked')
+    line = line or LiveLine(None)
+    with line.counting(f'checking {Path(remarks.path).name}', len(annotations), 'annotation') as count:
+        for start in range(0, len(annotations), CHUNK):
+            part = slice(start, start + CHUNK)
+            faults[part], extents[part] = check_chunk(annotations[part], sizes[part], remarks)
+            count.add(len(annotations[part]))
     return faults, extents
 
 

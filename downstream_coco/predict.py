@@ -20,6 +20,7 @@ from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_
 from common.distributed import distributed
 from common.images.files import SeveralFiles
 from common.images.survey import warn_of
+from common.live_line import LiveLine
 from common.networks.users import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.run import autocast
@@ -53,7 +54,8 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
     options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
     if not 0 <= overlap <= 1:
         raise ValueError(f'--overlap lies between 0 and 1, where 1 draws all objects, not {overlap}')
-    with distributed() as ranks:
+    line = LiveLine(say)
+    with distributed() as ranks, line.counting('detected') as count:
         register(module)
         images = SeveralFiles(sources, options.in_chans, options.reading)
         _, models, categories, _ = restore(content, options)
@@ -63,14 +65,16 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
         model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, score)
         folder_for(out)
         for warning in warn_of(images, options):
-            say(f'warning: {warning}')
+            line.say(f'warning: {warning}')
         results = []
+        count.start('detected', len(images))
         for number in range(len(images)):
+            count.add(number > 0)  # the one before this
             try:
                 image = images[number]
                 image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
             except Exception as error:  # A damaged file can make a reader raise anything.
-                say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
+                line.say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
                 continue
             found = detected(model, image, options, ranks, score)
             path = Path(out, f'{number:04}_{Path(images.name(number)).stem}.png')
@@ -79,10 +83,10 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
             results += [{'file_name': images.name(number), **result}
                         for result in as_results(found, number, categories, *image.shape[1:])]
             fewer = f' ({len(shown)} drawn)' if len(shown) < len(found['labels']) else ''
-            say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}{fewer}, {path}')
+            line.say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}{fewer}, {path}')
         table = Path(out, 'predictions.json')
         write_atomically(table, lambda file: file.write(json.dumps(results).encode()))
-        say(f'{counted(len(results), "object")} in all, in {table}')
+        line.say(f'{counted(len(results), "object")} in all, in {table}')
     return results
 
 

@@ -109,8 +109,9 @@ class DetectorTraining(FineTuning):
 
     def measure(self, average):
         batch = max(self.run.share // self.accum, 1)
-        return evaluate(average or self.network, self.watched, batch, self.ranks, self.run.autocast, self.run.workers,
-                        self.log.warn_once, self.session.go_on)
+        with self.counting(average) as count:
+            return evaluate(average or self.network, self.watched, batch, self.ranks, self.run.autocast,
+                            self.run.workers, self.log.warn_once, self.session.go_on, count)
 
     # -- what is said ----------------------------------------------------------------------------------------
 

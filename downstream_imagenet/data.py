@@ -227,11 +227,11 @@ def share_of(images, fraction, seed):
     return Share(images, sorted(chosen))
 
 
-def labelled_once(images, number, batch, workers, ranks, warn, go_on=None):
+def labelled_once(images, number, batch, workers, ranks, warn, go_on=None, count=None):
     """Yield (images, classes) on the device, as each_once does. Raises ValueError for a class not in 0 ...
     number - 1.
     """
-    for x, classes in each_once(images, batch, workers, ranks, warn, go_on=go_on):
+    for x, classes in each_once(images, batch, workers, ranks, warn, go_on=go_on, count=count):
         check_classes(classes.tolist(), number)
         yield to_device(x, ranks.device), to_device(classes, ranks.device)
 

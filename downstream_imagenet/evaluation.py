@@ -11,6 +11,7 @@ from common.images.augmented import Augmented
 from common.images.datasets import notes_of
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
+from common.live_line import LiveLine
 from common.reliability.checkpoint import read_plain
 from common.training.run import autocast, loading_processes
 from common.words import counted
@@ -28,27 +29,27 @@ AT_A_TIME = 256  # images of an evaluation on a rank, at most
 
 
 @torch.no_grad()
-def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=print, go_on=None):
+def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=print, go_on=None, count=None):
     """{'top1', 'top5' in percent, 'loss', 'images'} over a data set, each image once, on any number of ranks.
 
     model: a Classifier. images: an Augmented data set with labels of `number` classes; what cannot be read is
     left out, and warn(text) told. batch: images at a time on a rank. go_on() -> whether to go on with the
-    next batch; if not, the figures mean nothing.
+    next batch; if not, the figures mean nothing. count: a Count of the images, if given.
     """
     # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     ranks.broadcast(model.buffers())
     mode = model.training
     model.eval()
     total = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    for x, classes in labelled_once(images, number, batch, workers, ranks, warn, go_on):
+    for x, classes in labelled_once(images, number, batch, workers, ranks, warn, go_on, count):
         with autocast():
             logits = model.logits(x).float()
         total += counts(logits, classes)
     model.train(mode)
-    top1, top5, loss, count = ranks.all_reduce(total).tolist()
-    if not count:
+    top1, top5, loss, seen = ranks.all_reduce(total).tolist()
+    if not seen:
         raise ValueError('none of the validation images can be read')
-    return {'top1': 100 * top1 / count, 'top5': 100 * top5 / count, 'loss': loss / count, 'images': int(count)}
+    return {'top1': 100 * top1 / seen, 'top5': 100 * top5 / seen, 'loss': loss / seen, 'images': int(seen)}
 
 
 def counts(logits, classes):
@@ -121,13 +122,16 @@ def evaluate_file(options, ranks, val_dataset=None):
                         timeout=options.read_timeout)
     model = build_classifier(options, len(classes)).to(ranks.device, memory_format=torch.channels_last)
     results = {}
+    line = LiveLine(print if ranks.is_main else None)
+    warn = line.say if ranks.is_main else print
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         load_trained(model, state, options, options.eval)
         batch = min(max((options.batch_size or AT_A_TIME) // ranks.size, 1), AT_A_TIME)
-        with naming_the_file(watched):
+        what = 'validation images' if which == 'model' else 'validation images (EMA)'
+        with naming_the_file(watched), line.counting(what, len(val)) as count:
             results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),
-                                      loading_processes(options, ranks))
+                                      loading_processes(options, ranks), warn, count=count)
         if ranks.is_main:
             print(f'{which}: top-1 {results[which]["top1"]:.2f} %, top-5 {results[which]["top5"]:.2f} % on '
                   f'{counted(results[which]["images"], "image")}')

@@ -11,6 +11,7 @@ from common.images.augmented import Augmented
 from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
+from common.live_line import LiveLine
 from common.networks.create import create_cnn, try_size
 from common.networks.load import load_classifier
 from common.networks.users import register
@@ -101,9 +102,11 @@ def compute(options, dataset=None, val_dataset=None, say=print):
         say(notes.strip())
     augmented = [Augmented(each, evaluation_transform(options), options.normalisation, labelled=True,
                            stand_ins=False) for each in (images, val)]
-    with naming_the_file(*augmented):
-        x, y = features_of(cnn, augmented[0], len(classes), options, ranks, say)
-        val_x, val_y = features_of(cnn, augmented[1], len(classes), options, ranks, say)
+    line = LiveLine(say)
+    with naming_the_file(*augmented), line.counting('features, training', len(images)) as count:
+        x, y = features_of(cnn, augmented[0], len(classes), options, ranks, line.say, count)
+        count.start('features, validation', len(val))
+        val_x, val_y = features_of(cnn, augmented[1], len(classes), options, ranks, line.say, count)
     return Features(x, y, val_x, val_y, classes)
 
 
@@ -121,12 +124,14 @@ def network(options, say):
 
 
 @torch.no_grad()
-def features_of(cnn, augmented, number, options, ranks, say):
-    """The features (N, C) float32 and classes (N,) of the images that can be read; number: of classes."""
+def features_of(cnn, augmented, number, options, ranks, say, count=None):
+    """The features (N, C) float32 and classes (N,) of the images that can be read; number: of classes. count:
+    a Count of the images, if given.
+    """
     features = []
     labels = []
     workers = loading_processes(options, ranks)
-    for x, classes in labelled_once(augmented, number, options.batch_size, workers, ranks, say):
+    for x, classes in labelled_once(augmented, number, options.batch_size, workers, ranks, say, count=count):
         with autocast(options, ranks):
             features.append(pooled_features(cnn, x).float())
         labels.append(classes)

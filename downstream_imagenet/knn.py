@@ -15,17 +15,19 @@ import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse, reader_may_leave
+from common.live_line import LiveLine
 from downstream_imagenet.features import Options, accuracy, compute
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 
-def votes(features, number, chunk=2 ** 26):
+def votes(features, number, chunk=2 ** 26, count=None):
     """The scores of the validation images, {k: (N, number)}, for each k of NEIGHBOURS that there are images
     for.
 
-    features: a Features. number: of classes. chunk: the most similarities that are held in memory.
+    features: a Features. number: of classes. chunk: the most similarities that are held in memory. count: a
+    Count of the validation images, if given.
     """
     x = F.normalize(features.x)
     val_x = F.normalize(features.val_x)
@@ -38,6 +40,8 @@ def votes(features, number, chunk=2 ** 26):
         for k in ks:
             empty = weight.new_zeros(len(part), number)
             scores[k].append(empty.scatter_add(1, label[:, :k], weight[:, :k]))
+        if count:
+            count.add(len(part))
     return {k: torch.cat(parts) for k, parts in scores.items()}
 
 
@@ -46,7 +50,8 @@ def knn(options, dataset=None, val_dataset=None, say=print):
     compute().
     """
     features = compute(options, dataset, val_dataset, say)
-    scores_of_k = votes(features, len(features.classes))
+    with LiveLine(say).counting('nearest neighbours', len(features.val_x)) as count:
+        scores_of_k = votes(features, len(features.classes), count=count)
     found = {k: accuracy(scores, features.val_y) for k, scores in scores_of_k.items()}
     for k, (top1, top5) in found.items():
         say(f'k-NN, k = {k}: top-1 {top1:.2f} %, top-5 {top5:.2f} %')

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse, reader_may_leave
+from common.live_line import LiveLine
 from common.networks.users import USERS_NETWORKS, register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
@@ -32,10 +33,10 @@ MAE = {'freeze': True, 'opt': 'lars', 'base_lr': 0.1, 'weight_decay': 0.0, 'epoc
        'cutmix': 0.0, 'smoothing': 0.0, 'ema': 0.0, 'loss': 'ce', 'name': 'linear'}
 
 
-def fit(x, y, number, penalties):
+def fit(x, y, number, penalties, count=None):
     """Fit logistic regressions: minimise cross-entropy + penalty / 2 * |weight|^2, for each penalty in turn.
 
-    x: features (N, C). y: classes (N,). number: of classes.
+    x: features (N, C). y: classes (N,). number: of classes. count: a Count of the regressions, if given.
 
     Returns [(weight (number, C), bias (number,))]. Each fit starts from the result of the one before.
     """
@@ -54,6 +55,8 @@ def fit(x, y, number, penalties):
 
         optimizer.step(objective)
         fitted.append((weight.detach().clone(), bias.detach().clone()))
+        if count:
+            count.add()
     return fitted
 
 
@@ -97,14 +100,17 @@ def linear_probe(options, dataset=None, val_dataset=None, say=print):
     number = len(features.classes)
     num_right = torch.zeros(len(PENALTIES))
     divisions = folds(y.cpu(), options.seed)
-    for inside, outside in divisions:
-        train, held_out = standardised(x[inside], x[outside])
-        for place, (weight, bias) in enumerate(fit(train, y[inside], number, PENALTIES)):
-            predicted = (held_out @ weight.T + bias).argmax(1)
-            num_right[place] += (predicted == y[outside]).sum().item()
-    chosen = int(num_right.argmax()) if divisions else len(PENALTIES) // 2
-    train, val = standardised(x, features.val_x.to(x.dtype))
-    weight, bias = fit(train, y, number, PENALTIES[:chosen + 1])[-1]
+    fits = len(divisions) * len(PENALTIES)
+    with LiveLine(say).counting('cross-validation', fits, 'fit') as count:
+        for inside, outside in divisions:
+            train, held_out = standardised(x[inside], x[outside])
+            for place, (weight, bias) in enumerate(fit(train, y[inside], number, PENALTIES, count)):
+                predicted = (held_out @ weight.T + bias).argmax(1)
+                num_right[place] += (predicted == y[outside]).sum().item()
+        chosen = int(num_right.argmax()) if divisions else len(PENALTIES) // 2
+        train, val = standardised(x, features.val_x.to(x.dtype))
+        count.start('on all training images', chosen + 1)
+        weight, bias = fit(train, y, number, PENALTIES[:chosen + 1], count)[-1]
     top1, top5 = accuracy(val @ weight.T + bias, features.val_y)
     how = 'not chosen: a class has a single image'
     if divisions:

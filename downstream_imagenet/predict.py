@@ -33,6 +33,7 @@ from common.images.loading import each_once, naming_the_file
 from common.images.reading import AS_IT_IS
 from common.images.survey import warn_of
 from common.images.timeout import at_most
+from common.live_line import LiveLine
 from common.networks.users import USERS_NETWORKS, register
 from common.reliability.checkpoint import write_atomically
 from common.training.device import to_device
@@ -118,17 +119,19 @@ def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=
     images = Unlabelled(sources, options.in_chans, list_root, options.reading)
     check_places(out, sheet, images)
     announce(tuned, images, options, top, say)
+    line = LiveLine(say)
     unreadable = []
 
     def warn(text):
         unreadable.append(text)
-        say(printable(text))
+        line.say(printable(text))
 
     found = {}
-    for number, prediction in classified(tuned, images, options, top, warn):
-        found[number] = prediction
-        texts = ', '.join(f'{name} {probability:.3f}' for name, probability in prediction.classes)
-        say(printable(f'{prediction.path}: {texts}'))
+    with line.counting('classified', len(images)) as count:
+        for number, prediction in classified(tuned, images, options, top, warn, count):
+            found[number] = prediction
+            texts = ', '.join(f'{name} {probability:.3f}' for name, probability in prediction.classes)
+            line.say(printable(f'{prediction.path}: {texts}'))
     if not found:
         raise ValueError('none of the images can be read')
     if out is not None:
@@ -156,19 +159,21 @@ def announce(tuned, images, options, top, say):
         f'{counted(len(images), "image")}')
 
 
-def classified(tuned, images, options, top, warn):
-    """Yield (number of an image, its Prediction). warn: function of a text, for an unreadable image."""
+def classified(tuned, images, options, top, warn, count=None):
+    """Yield (number of an image, its Prediction). warn: function of a text, for an unreadable image. count: a
+    Count of the images, if given.
+    """
     ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     model = tuned.model.to(ranks.device, memory_format=torch.channels_last)
     prepared = Augmented(images, evaluation_transform(options), options.normalisation, labelled=True,
                          stand_ins=False, timeout=options.read_timeout)
-    count = min(top, len(tuned.classes))
+    kept = min(top, len(tuned.classes))
     with naming_the_file(prepared):
         workers = loading_processes(options, ranks)
-        for x, numbers in each_once(prepared, options.batch_size, workers, ranks, warn):
+        for x, numbers in each_once(prepared, options.batch_size, workers, ranks, warn, count=count):
             with autocast(options, ranks):
                 logits = model.logits(to_device(x, ranks.device)).float()
-            probabilities, indices = logits.softmax(1).topk(count)
+            probabilities, indices = logits.softmax(1).topk(kept)
             for number, row, best in zip(numbers.tolist(), probabilities.tolist(), indices.tolist()):
                 classes = [(tuned.classes[index], probability) for index, probability in zip(best, row)]
                 yield number, Prediction(images.name(number), classes)

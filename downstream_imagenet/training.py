@@ -46,6 +46,7 @@ class ClassifierTraining(FineTuning):
     project = 'spark'
     best_by = 'top1'
     best_called = 'top-1'
+    unit = ' %'
 
     def __init__(self, run, images, val_images, classes):
         super().__init__(run, images, val_images)
@@ -111,8 +112,9 @@ class ClassifierTraining(FineTuning):
         if average is not None:
             model = average if self.options.freeze else Classifier(average, self.options.loss_name)
         batch = min(self.run.share // self.accum, AT_A_TIME)
-        found = evaluate(model, self.watched, len(self.classes), batch, self.ranks, self.run.autocast, self.run.workers,
-                         self.log.warn_once, self.session.go_on)
+        with self.counting(average) as count:
+            found = evaluate(model, self.watched, len(self.classes), batch, self.ranks, self.run.autocast,
+                             self.run.workers, self.log.warn_once, self.session.go_on, count)
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
     # -- what is said ----------------------------------------------------------------------------------------

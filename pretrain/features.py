@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
+from common.live_line import LiveLine
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
 from pretrain.arguments import add_network, network_of
@@ -41,13 +42,15 @@ def features(saved, sources, out, maps=True, say=print):
     out = folder_for(out)
     names = []
     pooled = []
-    for index, name, image in saved.each(sources, say):
-        levels = [level[0] for level in encoder(image)]
-        names.append(name)
-        pooled.append(levels[-1].mean((1, 2)).numpy())
-        if maps:
-            arrays = {f'stride_{stride}': level.numpy() for stride, level in zip(encoder.reductions, levels)}
-            write_arrays(out / f'{index:04}_{Path(name).stem}.npz', pooled=pooled[-1], **arrays)
+    line = LiveLine(say)
+    with line.counting('features') as count:
+        for index, name, image in saved.each(sources, line.say, count):
+            levels = [level[0] for level in encoder(image)]
+            names.append(name)
+            pooled.append(levels[-1].mean((1, 2)).numpy())
+            if maps:
+                arrays = {f'stride_{stride}': level.numpy() for stride, level in zip(encoder.reductions, levels)}
+                write_arrays(out / f'{index:04}_{Path(name).stem}.npz', pooled=pooled[-1], **arrays)
     pooled = np.stack(pooled)
     write_arrays(out / 'pooled.npz', names=np.array(names), pooled=pooled)
     strides = ', '.join(map(str, encoder.reductions))

@@ -170,7 +170,7 @@ class Pretraining(Trainer):
         if self.session.asked_to_stop():
             return False
         if val_loss is not None:
-            self.progress.metric = f'held-out {val_loss:.4f}  '
+            self.progress.status.measured = f'held-out {val_loss:.4f}', 0
             self.log.record({'epoch': 0, 'step': 0, 'val_loss': val_loss})
             self.log.scalars({'val_loss': val_loss}, 0)
             self.log.say(f'Before training the held-out loss is {val_loss:.4f}.')
@@ -180,7 +180,7 @@ class Pretraining(Trainer):
         val_loss = self.held_out_loss() if is_last or epoch % self.options.val_every == 0 else None
         if self.session.asked_to_stop():
             return None
-        return {'val_loss': val_loss}, '' if val_loss is None else f'held-out {val_loss:.4f}  '
+        return {'val_loss': val_loss}, '' if val_loss is None else f'held-out {val_loss:.4f}'
 
     @torch.no_grad()
     def held_out_loss(self):
@@ -200,19 +200,23 @@ class Pretraining(Trainer):
         ranks.broadcast(network.buffers())
         network.eval()
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for (images, _), each in zip(without_failures(loaded, self.watched, self.unreadable, self.log), places):
-            with self.run.autocast(), uncompiled():
-                loss = network(self.normalise(images), to_device(visible[each], ranks.device))
-            total += loss.double() * len(images)
-            if not self.session.go_on():
-                break
+        read = without_failures(loaded, self.watched, self.unreadable, self.log)
+        with self.log.line.counting('held-out images', len(self.val_images)) as count:
+            for (images, _), each in zip(read, places):
+                with self.run.autocast(), uncompiled():
+                    loss = network(self.normalise(images), to_device(visible[each], ranks.device))
+                total += loss.double() * len(images)
+                count.add(len(images) * ranks.size)
+                if not self.session.go_on():
+                    break
         network.train()
         return ranks.all_reduce(total).item() / len(self.val_images)
 
     def after_epoch(self, epoch, is_last):
         every = self.options.picture_every
         if every and (is_last or epoch % every == 0):
-            self.show_pictures(epoch)
+            with self.log.line.counting('reconstructions'):
+                self.show_pictures(epoch)
         if is_last:
             state = plain_state(self.method.exported(self.network))
             self.session.put(self.run.exported, lambda: save(self.run.exported, state))

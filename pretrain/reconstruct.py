@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
+from common.live_line import LiveLine
 from common.pictures import as_image, labelled_columns
 from common.words import printable
 from pretrain.arguments import add_network, network_of
@@ -47,23 +48,25 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
     losses = []
     rows = []
     texts = []
-    for index, name, image in saved.each(sources, say):
-        generator = torch.Generator().manual_seed(seed + index)
-        visible = spark.draw_visible(1, generator) if given is None else given
-        view = views(spark, image, visible, saved.options.normalisation)
-        loss = view.loss.item()
-        pictures = {field: getattr(view, field)[0] for field in shown}
-        if grid:
-            cell = spark.encoder.cell_size
-            pictures = {field: with_grid(picture, cell) for field, picture in pictures.items()}
-        stem = f'{index:04}_{Path(name).stem}'
-        for field in ('masked', 'reconstruction', 'error'):
-            write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
-        if len(rows) < MAX_ON_SHEET:
-            rows.append(list(pictures.values()))
-            texts.append(f'{printable(stem)}, loss {loss:.3f}')
-        losses.append((name, loss))
-        say(f'{name}: loss {loss:.3f} on {spark.cells - visible.shape[1]} hidden cells of {spark.cells}')
+    line = LiveLine(say)
+    with line.counting('reconstructed') as count:
+        for index, name, image in saved.each(sources, line.say, count):
+            generator = torch.Generator().manual_seed(seed + index)
+            visible = spark.draw_visible(1, generator) if given is None else given
+            view = views(spark, image, visible, saved.options.normalisation)
+            loss = view.loss.item()
+            pictures = {field: getattr(view, field)[0] for field in shown}
+            if grid:
+                cell = spark.encoder.cell_size
+                pictures = {field: with_grid(picture, cell) for field, picture in pictures.items()}
+            stem = f'{index:04}_{Path(name).stem}'
+            for field in ('masked', 'reconstruction', 'error'):
+                write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
+            if len(rows) < MAX_ON_SHEET:
+                rows.append(list(pictures.values()))
+                texts.append(f'{printable(stem)}, loss {loss:.3f}')
+            losses.append((name, loss))
+            line.say(f'{name}: loss {loss:.3f} on {spark.cells - visible.shape[1]} hidden cells of {spark.cells}')
     sheet = out / 'contact_sheet.png'
     write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, explanation(spark)))
     say(f'{len(losses)} image{"s" * (len(losses) > 1)} in {out}, all on {sheet}'

@@ -84,11 +84,12 @@ class Saved:
             raise ValueError('it holds NaN or infinite values')
         return image[None]
 
-    def each(self, sources, say=print):
+    def each(self, sources, say=print, count=None):
         """Yield (number, name, image (1, C, H, W)) of the images of files and folders.
 
-        An image that cannot be read is left out, and named by say(text). Raises ValueError for a file or
-        folder that does not exist, and if none of the images can be read.
+        An image that cannot be read is left out, and named by say(text). count: a Count of the images, if
+        given, whose total is set here. Raises ValueError for a file or folder that does not exist, and if
+        none of the images can be read.
         """
         images = SeveralFiles(sources, self.options.in_chans, self.options.reading)
         if images.notes:
@@ -96,7 +97,11 @@ class Saved:
         for warning in warn_of(images, self.options):
             say(f'warning: {warning}')
         num_read = 0
+        if count:
+            count.total = len(images)
         for number in range(len(images)):
+            if count:
+                count.add(number > 0)  # the one before this
             name = images.name(number)
             try:
                 image = self.prepare(images[number])

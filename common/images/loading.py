@@ -147,7 +147,7 @@ def at_work(augmented, pids):
     return names
 
 
-def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None, go_on=None):
+def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None, go_on=None, count=None):
     """Yield (images, labels) of this rank's share of a data set, with each image once.
 
     augmented: an Augmented without stand-ins. Images that cannot be read are left out, and warned of.
@@ -156,6 +156,7 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
     collate: as of loader(). key: called with an index; the indices are sorted by it, and are in order if it
     is not given.
     go_on: called after each batch, if given; returns whether to go on with the next one.
+    count: a Count (common/live_facts.py) of the images of all ranks, if given.
     """
     own = sorted(range(ranks.rank, len(augmented), ranks.size), key=key)
     batches = [[(0, index) for index in own[start:start + batch]] for start in range(0, len(own), batch)]
@@ -164,6 +165,8 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
             warn(f'unreadable image {augmented.name(index)} ({error}): it is left out')
         if len(images):
             yield images, labels
+        if count:
+            count.add((len(images) + len(failures)) * ranks.size)
         if go_on and not go_on():
             return
 

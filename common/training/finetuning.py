@@ -72,6 +72,7 @@ class FineTuning(Trainer):
     """
     best_by = None
     best_called = None  # what `best_by` is called in a sentence
+    unit = ''  # behind its value
 
     @property
     def cnn(self):
@@ -83,6 +84,11 @@ class FineTuning(Trainer):
         `trained_part` if given.
         """
         raise NotImplementedError
+
+    def counting(self, average):
+        """The context in which `measure` counts the validation images for the run's line; yields a Count."""
+        of_what = '' if average is None else ' (EMA)'
+        return self.log.line.counting(f'validation images{of_what}', len(self.val_images))
 
     def headline(self):
         """The first line of what a finished run says."""
@@ -122,7 +128,7 @@ class FineTuning(Trainer):
             self.average.update(self.trained_part(), finite)
 
     def evaluate_epoch(self, epoch, is_last):
-        metrics, text = {}, ''
+        metrics, found_by = {}, {}
         if is_last or epoch % self.options.val_every == 0:
             modules = {'model': None} | ({'ema': self.average.module} if self.average else {})
             for which, module in modules.items():
@@ -132,10 +138,25 @@ class FineTuning(Trainer):
                     return None
                 suffix = '' if which == 'model' else '_ema'
                 metrics |= {f'{name}{suffix}': value for name, value in found.items()}
-                text += f'{which} {found[self.best_by] or 0.0:.2f} %  '
+                found_by[which] = found[self.best_by]
                 self.keep_if_best(which, epoch, found, module)
         self.last.update(metrics)
-        return None if self.session.asked_to_stop() else (metrics, text)
+        return None if self.session.asked_to_stop() else (metrics, self.told(found_by))
+
+    def told(self, values):
+        """'top-1 71.20 % (EMA 70.30 %)', for a person; '' without values.
+
+        values: those of `best_by`, {'model': number, 'ema': number}. None where the validation images have
+        nothing to measure it by.
+        """
+        if not values:
+            return ''
+        ema = f' (EMA {self.with_unit(values["ema"])})' if values.get('ema') is not None else ''
+        return f'{self.best_called} {self.with_unit(values["model"])}{ema}'
+
+    def with_unit(self, value):
+        """A value of `best_by`, for a person."""
+        return 'not measured' if value is None else f'{value:.2f}{self.unit}'
 
     def keep_if_best(self, which, epoch, metrics, module):
         """Write the weights, or their average, if no epoch before was as good. module: of the average, else
@@ -163,7 +184,8 @@ class FineTuning(Trainer):
         for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):
             if which in self.best:
                 best = self.best[which]
-                lines.append(f'  {what}: {self.result(suffix)}; best {self.best_called} {best[self.best_by]:.2f} % '
-                             f'after epoch {best["epoch"]}')
+                is_measured = self.last[f'{self.best_by}{suffix}'] is not None
+                by_epoch = f'; best {self.best_called} {self.with_unit(best[self.best_by])} after epoch {best["epoch"]}'
+                lines.append(f'  {what}: {self.result(suffix)}{by_epoch if is_measured else ""}')
         lines.append('The best epoch was chosen on these same images, so it is no test result: report the last.')
         return '\n'.join(lines)

@@ -16,15 +16,28 @@ from pathlib import Path
 import torch
 
 from common.cli import needs
+from common.live_line import LiveLine
 from common.reliability.checkpoint import CannotWrite, write_atomically
 from common.reliability.lock import FolderLock
 from common.reliability.stopping import Ended
+from common.training.tags import tag_of
 
 AGAIN = 60.0  # seconds after which TensorBoard is tried again
 
 
 class Terminal(logging.StreamHandler):
-    """What was said, to a terminal that may be gone; where logging prints a trace, the run goes on."""
+    """What was said, to a terminal that may be gone; where logging prints a trace, the run goes on.
+
+    line: the LiveLine that it stands above.
+    """
+
+    def __init__(self, stream, line):
+        super().__init__(stream)
+        self.line = line
+
+    def emit(self, record):
+        with self.line.above():
+            super().emit(record)
 
     def handleError(self, record):
         pass
@@ -41,6 +54,7 @@ class RunLog:
     """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach
     stderr.
 
+    `line` says what goes on: a LiveLine in a terminal, whose text goes to stdout_backup.txt now and then.
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
     `record` to the file log_name, scalars and pictures to TensorBoard, and to the options' tracker, under the
     name `project`. What cannot be written stops nothing: lines of `record` are kept until they can. Holds the
@@ -49,14 +63,15 @@ class RunLog:
 
     def __init__(self, folder, rank, log_name, options, project='runs', purge_step=0):
         is_main, self.rank = rank == 0, rank
-        self.is_main, self.path, self.on_line, self.said = is_main, Path(folder, log_name), False, time.monotonic()
+        self.is_main, self.path = is_main, Path(folder, log_name)
+        self.line = LiveLine(self.say if is_main else None, self.note, sys.stdout)
         # of this run, not the process's
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')
-        self.err.addHandler(Terminal(sys.stderr))
+        self.err.addHandler(Terminal(sys.stderr, self.line))
         self.board, self.board_again, self.tracker, self.warned, self.lines = None, 0.0, None, set(), []
         self.lock = FolderLock(Path(folder)) if is_main else None
         if is_main:
-            self.out.addHandler(Terminal(sys.stdout))
+            self.out.addHandler(Terminal(sys.stdout, self.line))
             self.out.addHandler(Backup(Path(folder, 'stdout_backup.txt'), encoding='utf-8'))
             self.err.addHandler(Backup(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
             self.board_folder = options.tensorboard_dir or str(Path(folder, 'tensorboard_log'))
@@ -73,11 +88,10 @@ class RunLog:
         return self
 
     def __exit__(self, kind, error, trace):
-        self.end_line()
         if isinstance(error, Ended) and self.is_main:
             record = self.out.makeRecord('stdout', logging.INFO, '', 0, str(error), (), None)
             self.err.handlers[0].handle(record)  # stderr
-            self.out.handlers[-1].handle(record)  # stdout_backup.txt
+            self.note(str(error))
         elif isinstance(error, Exception) and self.is_main:  # the caller tells the terminal
             self.err.handlers[-1].handle(self.err.makeRecord('stderr', logging.ERROR, '', 0, 'stopped by an '
                                                                                              'error', (),
@@ -106,34 +120,19 @@ class RunLog:
             self.lock.release()
 
     def say(self, message):
-        self.said = time.monotonic()
-        self.end_line()
         self.out.info(message)
 
+    def note(self, message):
+        """Write to stdout_backup.txt alone."""
+        self.out.handlers[-1].handle(self.out.makeRecord('stdout', logging.INFO, '', 0, message, (), None))
+
     def warn(self, message):
-        self.end_line()
         self.err.warning('warning: %s', message)
 
     def warn_once(self, message):
         if message not in self.warned:
             self.warned.add(message)
             self.warn(message)
-
-    def progress(self, message):
-        """One line that replaces itself in a terminal; elsewhere a line of its own, at most once a minute."""
-        if self.is_main and sys.stdout.isatty():
-            self.on_line = True
-            with suppress(OSError):
-                sys.stdout.write(f'\r\x1b[K{message}')
-                sys.stdout.flush()
-        elif time.monotonic() - self.said > 60:
-            self.say(message)
-
-    def end_line(self):
-        if self.on_line:
-            self.on_line = False
-            with suppress(OSError):
-                sys.stdout.write('\r\x1b[K')
 
     def record(self, entry):
         if self.is_main:
@@ -174,16 +173,20 @@ class RunLog:
             write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
 
     def scalars(self, values, step):
-        for name, value in values.items() if self.is_main else ():
-            self.to_board('add_scalar', name, value, step)
+        """Tell {name: number} to TensorBoard and to the tracker, under the tags of common/training/tags.py."""
+        tagged = {tag_of(name): value for name, value in values.items()} if self.is_main else {}
+        for tag, value in tagged.items():
+            self.to_board('add_scalar', tag, value, step)
         if self.tracker is not None:
-            self.track(values, step)
+            self.track(tagged, step)
 
     def picture(self, name, image, step):
+        """Tell a picture (3, H, W) to TensorBoard and to the tracker."""
+        tag = f'pictures/{name}'
         if self.is_main:
-            self.to_board('add_image', name, image, step)
+            self.to_board('add_image', tag, image, step)
         if self.tracker is not None:
-            self.track({name: image}, step)
+            self.track({tag: image}, step)
 
     def to_board(self, method, *arguments, purge_step=None):
         """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is

@@ -1,9 +1,10 @@
-"""How a run tells what it does while it trains: the progress line, scalars, and the time to go."""
+"""How a run tells what it does while it trains: its line in the terminal, scalars, and the time to go."""
 import time
 
 from common.training.energy import Meter
 from common.training.log import clock, duration
 from common.training.run import usable_cores
+from common.training.status import TrainingStatus
 from common.training.supply import Supply
 from common.words import counted
 
@@ -17,12 +18,12 @@ class Progress:
     """Follows the losses of a run, and tells them.
 
     run: Run. log: RunLog. saved: the checkpoint that the run goes on from, or None. batch_of(step): names of
-    the images of a step, on all ranks together. against_waiting: what makes a run wait less for its images, for a
-    sentence. seconds_an_item: as of Supply.
+    the images of a step, on all ranks together. against_waiting: what makes a run wait less for its images,
+    for a sentence. seconds_an_item: as of Supply.
 
     The part to save is `sums` (of losses, of gradient norms, number of steps) and `skipped` (steps that were
-    not finite), both of this epoch so far. `metric` is what the progress line says besides, from the last
-    evaluation. `bad` are the steps in a row, up to the last one, that were not finite: [(step, loss, gradient norm)].
+    not finite), both of this epoch so far. `status` is what the run's line shows. `bad` are the steps in a
+    row, up to the last one, that were not finite: [(step, loss, gradient norm)].
     """
     def __init__(self, run, log, saved, batch_of, against_waiting, seconds_an_item):
         self.run = run
@@ -38,7 +39,7 @@ class Progress:
         self.supply = Supply(run, seconds_an_item)
         self.has_told_supply = False
         self.has_warned = False  # of waiting
-        self.metric = ''
+        self.status = TrainingStatus(run, log.line.now)
         self.meter = Meter(run.ranks.device)
         self.bad = []
         self.untold_bad = []
@@ -62,6 +63,7 @@ class Progress:
     def add(self, step, loss, norm, finite):
         """Note what a step came to; called in turn, as soon as the device has told. norm: of the gradient."""
         self.steps_since_look += 1
+        self.status.add(step, loss if finite else None)
         if finite:
             total, total_norm, steps = self.sums
             self.sums[:] = [total + loss, total_norm + norm, steps + 1]
@@ -86,11 +88,12 @@ class Progress:
                 f'{", ".join(names[:NAMES_SHOWN])}{more}')
 
     def add_first_step(self, seconds):
-        """Note how long one of the first steps took, which take longer than others. They do not count in what is
-        said of the speed.
+        """Note how long one of the first steps took, which take longer than others. They do not count in what
+        is said of the speed.
         """
         self.first_steps.append(seconds)
         self.steps_since_look = 0
+        self.status.forget_speed()
 
     def tell_first_steps(self, what):
         """Tell of the first steps. what: why they took longer, for a person."""
@@ -122,11 +125,7 @@ class Progress:
         share = min(waited / seconds, 1)
         self.log.scalars({'loss': loss, 'gradient_norm': norm, 'learning_rate': lr, 'weight_decay': decay,
                           'images_per_second': rate, 'data_wait': share}, step + 1)
-        waits = f'waits {100 * share:.0f} % for images  ' if share > WAIT_TOLD else ''
-        epoch = step // self.run.per_epoch + 1
-        self.log.progress(f'epoch {epoch}/{self.run.options.epochs}  step {step + 1}/{self.run.steps}  loss '
-                          f'{loss:.4f}  {self.metric}lr {lr:.2e}  {rate:.1f} images/s  '
-                          f'{waits}{duration(left)} left')
+        self.status.share_waited = share if share > WAIT_TOLD else 0.0
         if not self.has_announced:
             self.has_announced = True
             what = 'next' if self.first_steps else 'first'
@@ -164,8 +163,8 @@ class Progress:
     def end_epoch(self, epoch, metrics, unreadable, metrics_text):
         """Write the line of an epoch (counted from 1) to the log and the terminal; called on all ranks.
 
-        metrics: {name: value} for the log, None where not measured; metrics_text: the same for a person.
-        unreadable: number of images that could not be read so far.
+        metrics: {name: value} for the log, None where not measured; metrics_text: the same for a person, ''
+        if nothing was measured. unreadable: number of images that could not be read so far.
         """
         step = epoch * self.run.per_epoch
         loss, norm, steps = self.sums
@@ -182,9 +181,10 @@ class Progress:
             'seconds': time.perf_counter() - self.began, 'gpu_kwh': None if None in energies else sum(energies),
             'remaining': duration(left), 'finish': clock(left)})
         self.log.scalars({name: value for name, value in metrics.items() if value is not None}, step)
-        self.metric = metrics_text or self.metric
+        if metrics_text:
+            self.status.measured = metrics_text, epoch
         parts = ['no finite step'] if loss is None else [
-            f'loss {loss:.4f}', *([metrics_text.strip()] if metrics_text else []), f'lr {lr:.2e}', f'gradient norm {norm:.3f}']
+            f'loss {loss:.4f}', *([metrics_text] if metrics_text else []), f'lr {lr:.2e}', f'gradient norm {norm:.3f}']
         if loss is not None and rate:
             parts.append(f'{rate:.1f} images/s')
         parts.append(f'{duration(left)} left')

@@ -99,7 +99,8 @@ class Session:
         content() returns what is in it, in copies that training does not change.
         """
         if self.writer:
-            self.writer.wait()  # before the copy: there is one at a time in memory
+            with self.log.line.counting('writing the earlier checkpoint'):
+                self.writer.wait()  # before the copy: there is one at a time in memory
             state = {'version': VERSION, 'step': step, **content()}
             keep_every = self.options.keep_every and self.options.keep_every * self.run.per_epoch
 
@@ -117,7 +118,8 @@ class Session:
         Raises Unwritten with the message if it could not be.
         """
         self.watch.now('waiting for the files to be written')
-        is_written = self.writer.close(patience) if self.writer else True
+        with self.log.line.counting('writing the last files'):
+            is_written = self.writer.close(patience) if self.writer else True
         failed = torch.tensor(float(not is_written), device=self.ranks.device)
         if self.ranks.all_reduce(failed, dist.ReduceOp.MAX).item():
             raise Unwritten(message)

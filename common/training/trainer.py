@@ -252,7 +252,8 @@ class Trainer:
                     self.augmented, self.watched = self.make_datasets()
                     try:
                         with naming_the_file(self.augmented, self.watched):
-                            self.prepare()
+                            with self.log.line.counting('preparing the first step'):
+                                self.prepare()
                             self.train()
                         self.end()
                     finally:
@@ -402,7 +403,8 @@ class Trainer:
         self.progress.start_epoch()
         for step, stop in self.run.stretches(epoch, self.start):
             while step < stop:
-                step = self.train_steps(range(step, stop))
+                with self.log.line.showing(self.progress.status):
+                    step = self.train_steps(range(step, stop))
                 if self.stop_requested:
                     self.stop(step)
                 if self.progress.is_lost:
@@ -431,6 +433,7 @@ class Trainer:
         same step, with the results of all steps read.
         """
         self.parallel.train()
+        self.progress.status.begin(steps.start)
         began = time.perf_counter()
         first_steps = self.first_steps - len(self.progress.first_steps)  # that are left
         waiting = deque()  # (step, its result, event of its arrival) of those that are not read yet

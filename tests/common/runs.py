@@ -99,4 +99,4 @@ def losses_of(folder):
     """
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = accumulator.EventAccumulator(str(folder / 'tensorboard_log'), {'scalars': 0}, purge_orphaned_data=False).Reload()
-    return {event.step: event.value for event in events.Scalars('loss')}
+    return {event.step: event.value for event in events.Scalars('loss/train')}

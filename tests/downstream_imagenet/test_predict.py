@@ -17,6 +17,7 @@ from downstream_imagenet.main import fine_tune
 from downstream_imagenet.predict import main, predict
 from downstream_imagenet.sheet import SIDE, sheet_of
 from downstream_imagenet.tuned import read_tuned
+from tests.terminal import as_stdout
 
 
 @pytest.fixture(scope='module')
@@ -50,6 +51,17 @@ def quiet(*words):
 
 def accuracy(found):
     return 100 * np.mean([one.path.split('/')[-2] == one.classes[0][0] for one in found])
+
+
+def test_the_images_stand_above_a_bar(run, labelled):
+    with as_stdout() as terminal:
+        found = predict(read_tuned(run), [labelled / 'val'], workers=0, batch_size=13)
+        fine_tune(options(run, labelled, **OTHER, eval=str(run / 'your_convnet_1kfinetuned_best.pth')))
+    named = [line for line in terminal.lines if line.startswith(str(labelled))]
+    assert [line.split(': ')[0] for line in named] == [one.path for one in found]
+    shown = [text for text in terminal.drawn if '█' in text or '░' in text]
+    assert 'classified ' in shown[0] and '0/26' in shown[0] and 'validation images ' in shown[-1]
+    assert any('13/26' in text for text in shown) and 'images/s' not in ''.join(terminal.lines)
 
 
 # -- the same as the evaluation ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from downstream_imagenet.features import Options as FeatureOptions
 from downstream_imagenet.main import fine_tune
 from tests.conftest import same
 from tests.downstream_imagenet.runs import saved
+from tests.terminal import as_stdout
 
 # -- probes -----------------------------------------------------------------------------------------------------------
 
@@ -56,6 +57,12 @@ def test_probes_from_the_command_line(labelled, tmp_path, monkeypatch, capsys, f
     out = capsys.readouterr().out
     assert 'k-NN, k = 20: top-1' in out and 'linear probe: top-1' in out and 'chosen by 4-fold cross-validation' in out
     assert ('matched' in out) == (flags != ['--random'])
+    with as_stdout() as terminal:
+        knn.main(common)
+        linear.main(common)
+    shown = {text.split('  ')[0] for text in terminal.drawn}
+    assert {'features, training', 'nearest neighbours', 'cross-validation'} <= shown
+    assert out == '\n'.join(terminal.lines)  # nothing of it is left
     linear.main(['--mae', *common, '--name=p', '--bs=12', '--ep=2'])
     assert 'linear probe' in capsys.readouterr().out and saved(tmp_path / 'output_p')['config']['freeze']
 

@@ -43,7 +43,7 @@ def test_the_launch_line_from_another_folder_on_one_and_two_processes(tiny, tmp_
         epochs, _ = log_of(tmp_path / f'output_{name}')
         board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
         events = board.EventAccumulator(str(tmp_path / f'output_{name}/tensorboard_log')).Reload()
-        losses.append([event.value for event in events.Scalars('loss')])
+        losses.append([event.value for event in events.Scalars('loss/train')])
         assert len(epochs) == 3
     assert losses[0][:3] == pytest.approx(losses[1][:3], rel=1e-6)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -32,13 +32,16 @@ def test_a_run_leaves_its_files(whole, tiny, capsys):
         assert text in shown, text
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = board.EventAccumulator(str(whole / 'tensorboard_log')).Reload()
-    assert [event.step for event in events.Scalars('val_loss')] == [0, 10]
-    assert {'loss', 'learning_rate', 'weight_decay', 'gradient_norm', 'images_per_second', 'data_wait', 'val_loss'} == set(
-        events.Tags()['scalars']) and events.Tags()['images']
+    assert [event.step for event in events.Scalars('loss/held_out')] == [0, 10]
+    tags = events.Tags()
+    assert sorted(tags['scalars']) == [
+        'loss/held_out', 'loss/train', 'optimisation/gradient_norm', 'optimisation/learning_rate',
+        'optimisation/weight_decay', 'speed/data_wait', 'speed/images_per_second']  # as TensorBoard has them on its page
+    assert len(tags['images']) == 1 and tags['images'][0].startswith('pictures/')
     pretrain(tiny(run_dir=str(whole)))
     assert 'This run is finished: 2 epochs' in capsys.readouterr().out
     again = board.EventAccumulator(str(whole / 'tensorboard_log')).Reload()
-    assert [event.step for event in again.Scalars('val_loss')] == [0, 10]
+    assert [event.step for event in again.Scalars('loss/held_out')] == [0, 10]
 
 
 @pytest.mark.parametrize(('steps', 'changes'), [

@@ -20,6 +20,7 @@ from pretrain.results.typed_masks import on_other_grid, read_mask, to_visible
 from pretrain.saved import read_saved
 from pretrain.spark import build_spark
 from pretrain.spark_weights import official_encoder
+from tests.terminal import as_stdout
 
 
 def official_file(spark, path):
@@ -285,6 +286,15 @@ def test_pictures_and_features_lie_beside_the_run(finished, photos, tmp_path, mo
     assert (folder / 'reconstructed/contact_sheet.png').exists() and (folder / 'features/pooled.npz').exists()
     assert 'output_tiny/reconstructed' in said and 'output_tiny/features' in said
     assert set(tmp_path.iterdir()) == before
+
+
+def test_bars_while_images_are_read(finished, photos, tmp_path):
+    with as_stdout() as terminal:
+        reconstruct.reconstruct(read_saved(finished), [photos], tmp_path / 'out')
+        features.features(read_saved(finished), [photos], tmp_path / 'features')
+    assert any('reconstructed ' in text and ' 2/' in text for text in terminal.drawn)
+    assert any(text.startswith('features ') for text in terminal.drawn)
+    assert 'elapsed' not in '\n'.join(terminal.lines)
 
 
 def test_a_given_mask_and_ratio(finished, photos, tmp_path):

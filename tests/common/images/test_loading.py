@@ -7,10 +7,12 @@ import time
 import pytest
 import torch
 
+from common.distributed import Ranks
 from common.images.augmented import Augmented, CentreCrop
 from common.images.datasets import check_dataset
-from common.images.loading import loader, naming_the_file
+from common.images.loading import each_once, loader, naming_the_file
 from common.images.timeout import at_most
+from common.live_line import LiveLine
 
 NORM = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device('cpu')
@@ -34,6 +36,18 @@ class Doing:
 
     def name(self, index):
         return f'file{index}.png'
+
+
+def test_images_are_counted_whether_they_can_be_read_or_not():
+    """The main rank of two counts for both."""
+    def broken():
+        raise OSError('no image')
+
+    for size in (1, 2):
+        augmented, warned = Augmented(Doing(broken), CentreCrop((8, 8)), NORM, stand_ins=False), []
+        with LiveLine(None).counting('images', 8) as count:
+            done = [count.done for _ in each_once(augmented, 2, 0, Ranks(size - 1, size, CPU), warned.append, count=count)]
+        assert (done, count.done, len(warned)) == (([0, 2, 4, 6], 8, 1) if size == 1 else ([0, 4], 8, 1))
 
 
 def never():

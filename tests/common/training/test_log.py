@@ -55,7 +55,8 @@ def test_a_tracker_is_told_and_cannot_stop_a_run(tiny, service, capsys):
     begun = service.begun[0]
     assert begun['id'] == begun['name'] and begun['name'].startswith('run-') and begun['config']['model'] == 'your_convnet'
     assert begun['resume'] == 'allow' and service.finished and (folder / 'your_convnet_1kpretrained.pth').exists()
-    assert list(service.said[0][0]) == ['val_loss'] and service.said[1][1] == 3 and 'learning_rate' in service.said[1][0]
+    assert list(service.said[0][0]) == ['loss/held_out'] and service.said[1][1] == 3
+    assert 'optimisation/learning_rate' in service.said[1][0]
     assert capsys.readouterr().err.count('wandb takes nothing any more: OSError: no connection') == 1
     pretrain(tiny(tracker='wandb', val_every=2, picture_every=1))
     assert service.begun[1]['id'] == begun['id']  # the same run goes on there
@@ -67,8 +68,8 @@ def test_pictures_for_a_tracker_and_a_failure_at_its_end(tiny, service, capsys):
     service.patience = 1000
     service.finish = lambda: Path('/nowhere/at/all').read_text()
     pretrain(tiny(tracker='wandb', picture_every=2))
-    pictures = [value for values, _ in service.said for value in values.values() if isinstance(value, tuple)]
-    assert len(pictures) == 1 and pictures[0][2] == 3
+    pictures = [(tag, value) for values, _ in service.said for tag, value in values.items() if isinstance(value, tuple)]
+    assert len(pictures) == 1 and pictures[0][0].startswith('pictures/') and pictures[0][1][2] == 3
     assert 'wandb cannot end its run: FileNotFoundError' in capsys.readouterr().err
 
 

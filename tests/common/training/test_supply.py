@@ -7,6 +7,7 @@ import torch
 
 from common.images.augmented import ROWS, Augmented, CentreCrop
 from common.images.loading import loader
+from common.live_line import LiveLine
 from common.training.progress import Progress
 from common.training.supply import MEASURED, SETTLED, Supply, rounded
 from pretrain.main import pretrain
@@ -27,13 +28,14 @@ class Log:
     """Notes what is said and warned of."""
 
     def __init__(self):
+        self.line = LiveLine(None)
         self.said, self.warned = [], []
         self.say, self.warn = self.said.append, self.warned.append
 
     def scalars(self, *given):
         pass
 
-    progress = record = scalars
+    record = scalars
 
 
 def told(run, seconds_an_item, looks):

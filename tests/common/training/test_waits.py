@@ -46,7 +46,7 @@ def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch, 
     assert told == [('64', '1')]  # once
     assert all(word in warned for word in ('more --workers', '--decode=fast', 'tar shards'))
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    shares = board.EventAccumulator(str(folder / 'tensorboard_log')).Reload().Scalars('data_wait')
+    shares = board.EventAccumulator(str(folder / 'tensorboard_log')).Reload().Scalars('speed/data_wait')
     assert len(shares) >= 3 and all(0.5 < share.value < 0.81 for share in shares)
 
 

@@ -1,0 +1,79 @@
+"""What the line of a run shows while it trains (common/live_line.py)."""
+from common.live_facts import elapsed_of, left_of, rate_of
+
+RECENT = 0.1  # weight of the last step in the loss and in the speed that are shown
+
+
+class TrainingStatus:
+    """How far a run has come, its loss and speed, what was measured last, and the time left.
+
+    Training sets numbers here as soon as a step's result is known, and waits for nobody. A thread reads them.
+    Time between two epochs, in which images are measured, counts neither as speed nor for the time left.
+
+    run: Run. now: the clock, in seconds.
+    """
+
+    def __init__(self, run, now):
+        self.run = run
+        self.now = now
+        self.done = 0  # steps
+        self.loss = None  # as of the last steps
+        self.measured = None  # (text, epoch after which it was measured)
+        self.share_waited = 0.0  # for images
+        self.recent = None  # seconds of a step, as of the last ones
+        self.seconds = 0.0  # of all steps that are timed
+        self.timed = 0
+        self.began = self.since = now()  # of the training, and of the step that goes on
+
+    def begin(self, step):
+        """Note that steps begin, or go on, with this one."""
+        self.done = step
+        self.since = self.now()
+
+    def add(self, step, loss):
+        """Note that a step is done. loss: None if it was not finite."""
+        seconds = self.now() - self.since
+        self.since += seconds
+        self.done = step + 1
+        self.timed += 1
+        self.seconds += seconds
+        self.recent = averaged(self.recent, seconds)
+        if loss is not None:
+            self.loss = averaged(self.loss, loss)
+
+    def forget_speed(self):
+        """Leave out the steps until now, which took longer than those to come."""
+        self.recent = None
+        self.seconds = 0.0
+        self.timed = 0
+
+    def status(self, now):
+        """As LiveLine shows it: (share of the run that is done, facts)."""
+        run = self.run
+        epochs, steps = run.options.epochs, run.steps
+        epoch = min(self.done // run.per_epoch + 1, epochs)
+        share = self.done / steps
+        loss = 'first step' if self.loss is None else f'loss {self.loss:.4f}'
+        facts = [(f'epoch {epoch}/{epochs}',) * 4 + (f'{epoch}/{epochs}',),
+                 (f'step {self.done:,}/{steps:,}', f'{self.done}/{steps}', f'{100 * share:.0f}%', ''),
+                 (loss,)]
+        if self.measured:
+            text, at = self.measured
+            facts.append((f'{text} after epoch {at}', f'{text} (epoch {at})', f'{text.split(" (")[0]} (ep {at})', ''))
+        if self.recent:
+            facts += [rate_of(run.options.batch_size / self.recent, 'image'), left_of(self.left(now))]
+        facts.append(elapsed_of(now - self.began))
+        if self.share_waited:
+            facts.append((f'waits {100 * self.share_waited:.0f} % for images', ''))
+        return share, facts
+
+    def left(self, now):
+        """Seconds that are left; they become fewer while a step goes on."""
+        of_a_step = self.seconds / self.timed
+        of_this_one = max(of_a_step - (now - self.since), 0.0)
+        return max(self.run.steps - self.done - 1, 0) * of_a_step + of_this_one
+
+
+def averaged(average, value):
+    """A moving average with one more value; None at first."""
+    return value if average is None else average + RECENT * (value - average)
