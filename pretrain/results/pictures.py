@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
@@ -198,3 +198,21 @@ def read_picture(path):
 def write_picture(path, image):
     """Write a PIL image as PNG, whole or not at all. Raises ValueError."""
     write_atomically(path, lambda file: image.save(file, 'PNG'))
+
+
+def labelled_rows(rows, side):
+    """Put pictures of the same images below each other, in rows with names. Returns a PIL image.
+
+    rows: {name: pictures (B, 3, H, W)}. side: of a picture on the sheet, in pixels; it is scaled smoothly.
+    """
+    gap, left, font = 6, 170, ImageFont.load_default(18)  # pixels
+    count = max(map(len, rows.values()))
+    sheet = Image.new('RGB', (left + count * (side + gap), gap + len(rows) * (side + gap)), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, pictures) in enumerate(rows.items()):
+        y = gap + row * (side + gap)
+        draw.multiline_text((left - 12, y + side // 2), name, 'black', font, anchor='rm', align='right')
+        for column, picture in enumerate(pictures):
+            image = to_pil_image(picture.float().cpu()).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(image, (left + column * (side + gap), y))
+    return sheet
