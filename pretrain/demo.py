@@ -38,9 +38,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # held-out images in the picture
 TILE = 160  # pixels, the side of an image in the picture
 SIDES = ('untrained', 'pretrained')
-PROBES = {  # {module of downstream_imagenet: (what it measures, what it prints before the accuracy)}
-    'knn': ('k-NN, k = 20', 'k-NN, k = 20: top-1 '),
-    'linear': ('linear probe', 'linear probe: top-1 ')}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A program of downstream_imagenet. prints: what it says in front of the accuracy in percent."""
+    title: str
+    prints: str
+    options: tuple = ()
+
+
+PROBES = {'knn': Probe('k-NN, k = 20', 'k-NN, k = 20: top-1 '),
+          'linear': Probe('linear probe, 10 % of the labels', 'linear probe: top-1 ', ('--label_fraction=0.1',))}
 
 
 @dataclass(frozen=True)
@@ -123,13 +132,14 @@ def measure(demo, probe):
     threads = str(max(1, (os.cpu_count() or 1) // len(SIDES)))
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': threads}
     sources = {'untrained': '--random', 'pretrained': f'--weights={demo.weights}'}
-    processes = [subprocess.Popen([sys.executable, '-m', f'downstream_imagenet.{probe}', *MODEL, f'--data_path={demo.world}',
-                                   f'--seed={demo.seed}', '--workers=0', sources[side]],
-                                  cwd=demo.folder, env=environment, stdout=subprocess.PIPE, text=True) for side in SIDES]
+    command = [sys.executable, '-m', f'downstream_imagenet.{probe}', *MODEL, f'--data_path={demo.world}', f'--seed={demo.seed}',
+               '--workers=0', *PROBES[probe].options]
+    processes = [subprocess.Popen([*command, sources[side]], cwd=demo.folder, env=environment, stdout=subprocess.PIPE,
+                                  text=True) for side in SIDES]
     texts = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise ValueError(f'downstream_imagenet.{probe} failed, as said above')
-    return [float(re.search(re.escape(PROBES[probe][1]) + r'([\d.]+)', text)[1]) for text in texts]
+    return [float(re.search(re.escape(PROBES[probe].prints) + r'([\d.]+)', text)[1]) for text in texts]
 
 
 def untrained(options):
@@ -160,10 +170,10 @@ def report(demo):
     print(f'''
 {demo.val:,} held-out fabrics of {len(PATTERNS)} patterns, which no training saw:
 
-                        untrained   pretrained
-  loss on hidden cells  {before:9.3f}    {after:9.3f}     1 is what a decoder gets that says nothing''')
+                                    untrained   pretrained
+  loss on hidden cells              {before:9.3f}    {after:9.3f}     1 is what a decoder gets that says nothing''')
     for probe, accuracy in json.loads(demo.results.read_text()).items():
-        print(f'  {PROBES[probe][0]:20}  {accuracy["untrained"]:7.1f} %    {accuracy["pretrained"]:7.1f} %     '
+        print(f'  {PROBES[probe].title:32}  {accuracy["untrained"]:7.1f} %    {accuracy["pretrained"]:7.1f} %     '
               f'{100 / len(PATTERNS):.1f} % is chance')
     print(f'''
 k-NN and the linear probe tell the patterns apart by frozen features. Labels were for them alone: pretraining had none.

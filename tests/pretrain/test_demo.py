@@ -100,7 +100,7 @@ def test_a_run_that_is_interrupted_is_waited_for(tmp_path, monkeypatch):
     assert stopped.value.code == 75 and not Process.waits
 
 
-@pytest.mark.slow  # a minute
+@pytest.mark.slow  # a minute or two: seven programs
 def test_the_whole_demo_is_interrupted_and_goes_on(tmp_path):
     command = [sys.executable, '-m', 'pretrain.demo', str(tmp_path), *SMALL]
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
