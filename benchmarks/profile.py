@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import torch
 
 from benchmarks.timing import alternate, machine, on_machine, sizes
+from common.training.memory import kept_for_backward
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from pretrain.accelerated.densify import FilledMap
-from pretrain.planning.memory import kept_for_backward
 from pretrain.spark import build_spark
 from pretrain.spark_method import SparKMethod
 

@@ -58,7 +58,8 @@ class ImageOptions:
     input_size: int | tuple = option(224, 'side of an image in pixels, or height,width', 'method',
                                      ('img_size',), parse=size)
 
-    batch_size: int = option(4096, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
+    batch_size: int = option(None, 'images an optimiser step, on all ranks together; by --recipe if not given',
+                             'optimisation', ('bs',), int)
     seed: int = option(0, 'of all that is drawn', 'run')
     precision: str = option(None, 'bf16 or fp16 (autocast), or fp32. If not given: bf16 on a GPU that has it, '
                             'else fp32', 'machine', parse=str, choices=('fp32', 'bf16', 'fp16'), harmless=True)
@@ -68,7 +69,8 @@ class ImageOptions:
             # the one moment at which a frozen dataclass may be completed
             object.__setattr__(self, field, value)
         for field in ('batch_size', 'in_chans'):
-            require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
+            value = getattr(self, field)
+            require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')
         require(self.seed >= 0, f'seed must be 0 or more, not {self.seed}')
         sides = (self.input_size,) * 2 if isinstance(self.input_size, int) else self.input_size
         require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
@@ -133,14 +135,18 @@ class RunOptions(ImageOptions):
     crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
-    accum: int | str = option(1, 'parts that a rank cuts its batch into, one after the other; or auto: as '
-                              'many as memory asks for', 'optimisation', parse=accumulation, harmless=True)
-    epochs: int = option(1600, 'passes over the data', 'optimisation', ('ep',))
+    recipe: str = option(None, "what holds where batch_size, epochs or the rate are not given. paper: the paper's "
+                         'values; auto: a rule for the number of images and the device. If not given: paper '
+                         'where it can work, else auto', 'optimisation', parse=str, choices=('paper', 'auto'))
+    accum: int | str = option(None, 'parts that a rank cuts its batch into, one after the other (gradient '
+                              'accumulation); or auto: as many as memory asks for. If not given: 1 for a batch that '
+                              'is given, else auto', 'optimisation', parse=accumulation, harmless=True)
+    epochs: int = option(None, 'passes over the data; by --recipe if not given', 'optimisation', ('ep',), int)
     warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
-    base_lr: float = option(2e-4, 'peak learning rate for a batch of 256; it grows with the batch',
-                            'optimisation', harmless=True)
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256', 'optimisation',
-                       parse=float, harmless=True)
+    base_lr: float = option(None, 'peak learning rate for a batch of 256; it grows with the batch; by --recipe '
+                            'if not given', 'optimisation', parse=float, harmless=True)
+    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256; by --recipe if not given',
+                       'optimisation', parse=float, harmless=True)
     max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run '
                             'stops; such a step changes nothing', 'optimisation', harmless=True)
     rewind: bool = option(False, 'go back to the last checkpoint then, and go on without the images of those '
@@ -175,14 +181,18 @@ class RunOptions(ImageOptions):
     def __post_init__(self):
         super().__post_init__()
         for field in ('epochs', 'save_every', 'log_every', 'keep', 'max_skips'):
-            require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
-        require(self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
+            value = getattr(self, field)
+            require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')
+        require(self.warmup_epochs is None or 0 <= self.warmup_epochs,
+                f'warmup_epochs must be 0 or more, not {self.warmup_epochs}')
+        require(None in (self.warmup_epochs, self.epochs) or self.warmup_epochs < self.epochs,
                 f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would '
                 'be left to train at the full rate')
-        require(self.accum == 'auto' or isinstance(self.accum, int) and self.accum >= 1,
+        require(self.accum in (None, 'auto') or isinstance(self.accum, int) and self.accum >= 1,
                 f'accum must be auto, 1 or more, not {self.accum}')
-        require(0 < self.peak_lr < float('inf'), 'the peak learning rate must be more than 0, not '
-                                                 f'{self.peak_lr}')
+        for field in ('base_lr', 'lr'):
+            value = getattr(self, field)
+            require(value is None or 0 < value < float('inf'), f'{field} must be more than 0, not {value}')
         for field in ('save_every_minutes', 'stall_minutes'):
             require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
         require(self.read_timeout > 0, f'read_timeout must be more than 0, not {self.read_timeout}')
@@ -202,5 +212,11 @@ class RunOptions(ImageOptions):
         return self.run_dir or f'output_{self.name}'
 
     @property
+    def parts(self):
+        """Parts that a rank cuts its batch into, or 'auto' for as many as memory asks for."""
+        return self.accum or ('auto' if self.batch_size is None else 1)
+
+    @property
     def peak_lr(self):
+        """The peak learning rate, of options whose recipe was settled."""
         return self.base_lr * self.batch_size / 256 if self.lr is None else self.lr

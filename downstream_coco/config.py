@@ -51,12 +51,12 @@ class Options(RunOptions):
                              'method')
     ema: float = option(0.0, 'decay of an average of the weights; 0 for none', 'method')
 
-    batch_size: int = option(16, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
-    epochs: int = option(36, 'passes over the data', 'optimisation', ('ep',))
     warmup_epochs: float = option(None, 'epochs of rising learning rate; 500 steps if not given, or a tenth '
                                   'of all where that is less', 'optimisation', ('wp_ep',), float)
-    base_lr: float = option(2e-4, 'peak learning rate for a batch of 16; it grows with the batch',
-                            'optimisation', harmless=True)
+    base_lr: float = option(None, 'peak learning rate for a batch of 16; it grows with the batch; by --recipe '
+                            'if not given', 'optimisation', parse=float, harmless=True)
+    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 16; by --recipe if not given',
+                       'optimisation', parse=float, harmless=True)
     opt: str = option('adamw', 'optimiser', 'optimisation', choices=('adamw', 'lamb', 'sgd'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; 0.7 if not "
                                 "given, or more such that the stem of a deep network has a ResNet-50's share",

@@ -26,6 +26,7 @@ from downstream_coco.scenes import Collate, Scenes, WholeView
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
+AT_A_TIME = 4  # images, of all ranks together, where --batch_size is not given
 
 
 def encoded(masks, boxes, height, width):
@@ -150,7 +151,7 @@ def evaluate_file(options, ranks):
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)
         with naming_the_file(seen):
-            results[which] = evaluate(model, seen, max(options.batch_size // ranks.size, 1), ranks,
+            results[which] = evaluate(model, seen, max((options.batch_size or AT_A_TIME) // ranks.size, 1), ranks,
                                       lambda: autocast(options, ranks), loading_processes(options, ranks))
         if ranks.is_main:
             print(f'{which}: {figures(results[which])} on {counted(results[which]["images"], "image")}')

@@ -18,9 +18,11 @@ from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images.datasets import same_images
 from common.networks.create import register
+from common.training.recipe import saved_options
 from downstream_coco.config import parse_options
 from downstream_coco.data import CocoImages
 from downstream_coco.evaluation import average_precision, evaluate_file
+from downstream_coco.recipe import Recipe
 from downstream_coco.training import DetectorTraining, Run
 
 
@@ -39,7 +41,9 @@ def train_detector(options):
         val = CocoImages(*options.files('val'), options.in_chans, images.categories, True, images.has_masks,
                          options.reading, say)
         average_precision(val.annotations, [], val.ids, val.has_masks, dry=True)  # what it cannot take ends the run here
-        run = Run(options, ranks, len(images), same_images(images, ranks))
+        saved = saved_options(options, Run.checkpoint_of(options), ranks)
+        options, chosen = Recipe().settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen)
         same_images(val, ranks)
         return DetectorTraining(run, images, val).fit()
 
@@ -48,7 +52,7 @@ def train_detector(options):
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         train_detector(options)
 
 

@@ -132,6 +132,7 @@ class DetectorTraining(FineTuning):
             ('pyramid', f'maps of stride {levels}, and one pooled; '
                         f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
+            ('recipe', run.recipe),
             ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation; {categories}'),
             ('left out', f'{self.images.notes or "nothing"}; of validation, '
                          f'{self.val_images.notes or "nothing"}'),

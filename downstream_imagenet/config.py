@@ -29,6 +29,9 @@ RECIPES = {
     'resnet200': DEEPER_RESNET,
 }
 
+# What is chosen when the number of images is known (downstream_imagenet/recipe.py).
+CHOSEN = ('recipe', 'batch_size', 'epochs', 'warmup_epochs', 'base_lr', 'lr', 'ema', 'accum')
+
 
 def clip(text):
     """'-1' -> inf: the official way of saying that nothing is clipped."""
@@ -76,14 +79,11 @@ class Options(RunOptions):
     smoothing: float = option(0.1, 'of the labels', 'method')
     loss: str = option(None, 'bce (binary cross-entropy) or ce (soft-target cross-entropy); bce for LAMB if '
                        'not given, else ce', 'method', parse=str, choices=('bce', 'ce'))
-    ema: float = option(0.9999, 'decay of the average of the weights; 0 for none', 'method')
+    ema: float = option(None, 'decay of the average of the weights; 0 for none; by --recipe if not given',
+                        'method', parse=float)
 
-    batch_size: int = option(2048, 'images an optimiser step, on all ranks together', 'optimisation', ('bs',))
-    epochs: int = option(300, 'passes over the data', 'optimisation', ('ep',))
-    warmup_epochs: float = option(5.0, 'epochs of rising learning rate; at most a tenth of all if not given',
-                                  'optimisation', ('wp_ep',))
-    base_lr: float = option(2e-3, 'peak learning rate for a batch of 256; it grows with the batch',
-                            'optimisation', harmless=True)
+    warmup_epochs: float = option(None, "epochs of rising learning rate; the paper's, and at most a tenth of "
+                                  'all, if not given', 'optimisation', ('wp_ep',), float)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd', 'lars'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; the recipe's if "
                                 "not given, for other networks 0.7, or more such that the stem of a deep one "
@@ -189,13 +189,13 @@ def recipe_of(model, input_size=224):
 
 
 def recipe(given):
-    """The options of a model's recipe as a dict, to be overridden by those in the dict `given`."""
+    """The options of a model's recipe as a dict, to be overridden by those in the dict `given`.
+
+    Those that depend on the images too are left to `settled` (downstream_imagenet/recipe.py).
+    """
     register(given.get('register', USERS_NETWORKS))
     _, options = recipe_of(given.get('model', 'resnet50'), given.get('input_size', 224))
-    options = dict(options)
-    if 'epochs' in given:  # The warm-up takes at most a tenth of them.
-        options['warmup_epochs'] = min(options['warmup_epochs'], given['epochs'] / 10)
-    return options
+    return {name: value for name, value in options.items() if name not in CHOSEN}
 
 
 def recommended(**given):

@@ -112,7 +112,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         load_trained(model, state, options, options.eval)
-        batch = min(max(options.batch_size // ranks.size, 1), AT_A_TIME)
+        batch = min(max((options.batch_size or AT_A_TIME) // ranks.size, 1), AT_A_TIME)
         with naming_the_file(watched):
             results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),
                                       loading_processes(options, ranks))

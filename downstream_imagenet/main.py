@@ -19,9 +19,11 @@ from common.distributed import distributed
 from common.images.datasets import same_images
 from common.networks.create import register
 from common.reliability.checkpoint import is_run, read_plain
+from common.training.recipe import saved_options
 from downstream_imagenet.config import parse_options
 from downstream_imagenet.data import check_labelled, class_names, find_labelled, share_of
 from downstream_imagenet.evaluation import evaluate_file
+from downstream_imagenet.recipe import Recipe
 from downstream_imagenet.training import ClassifierTraining, Run
 
 
@@ -47,7 +49,9 @@ def fine_tune(options, dataset=None, val_dataset=None):
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:
             raise ValueError('--fresh starts over and --resume goes on: give one of them')
-        run = Run(options, ranks, len(images), same_images(images, ranks))
+        saved = saved_options(options, Run.checkpoint_of(options), ranks)
+        options, chosen = Recipe().settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen)
         return ClassifierTraining(run, images, val, classes).fit()
 
 
@@ -61,7 +65,7 @@ def is_own_run(path):
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv)
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         fine_tune(options)
 
 

@@ -131,6 +131,7 @@ class ClassifierTraining(FineTuning):
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
                       f'trained{" (frozen features)" * options.freeze}'),
             ('recipe', self.recipe()),
+            ('', run.recipe),
             ('images', f'{run.images:,} for training, {len(val):,} for validation{where}; '
              f'{counted(len(self.classes), "class", "classes")}'),
             ('', not_looked_at(self.images, val, 'validation')),

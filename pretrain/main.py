@@ -19,9 +19,11 @@ if not __package__:  # started as a file: imports are absolute from the root
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.distributed import distributed
 from common.images.datasets import check_dataset, same_images
+from common.training.recipe import saved_options
 from pretrain.data import find_held_out, find_images
 from pretrain.methods import METHODS, parse_options
 from pretrain.pretraining import Pretraining, Run
+from pretrain.recipe import Recipe
 
 
 def pretrain(options, dataset=None, val_dataset=None, method=None):
@@ -36,7 +38,9 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)
         held_out = held_out_images(options) if val_dataset is None else check_dataset(val_dataset, options.in_chans)
         method = method or METHODS[options.method]
-        run = Run(options, ranks, len(images), same_images(images, ranks),
+        saved = saved_options(options, Run.checkpoint_of(options), ranks)
+        options, chosen = Recipe().settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen,
                   learning_rate_ends=method.learning_rate_ends)
         return Pretraining(run, images, held_out, method).fit()
 
@@ -53,7 +57,7 @@ def held_out_images(options):
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse_options(argv, 'pretrain.main')
-    with errors_in_one_sentence(options.accum):
+    with errors_in_one_sentence(options.parts):
         pretrain(options)
 
 

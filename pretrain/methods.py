@@ -62,6 +62,9 @@ class Method(Protocol):
     def describe(self, network, options):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
 
+    def warnings(self, network, options):
+        """Sentences on what is allowed and seldom works well."""
+
     def picture(self, network, images, visible, normalisation):
         """Rows of pictures of what the network makes of some images, as one picture (3, H, W) in [0, 1];
         their caption.

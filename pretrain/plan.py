@@ -22,6 +22,7 @@ from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import Line
 from pretrain.planning.scaling import step_seconds
 from pretrain.pretraining import Run
+from pretrain.recipe import Recipe
 from pretrain.results.read_log import read_log
 from pretrain.spark_method import SparKMethod, SparKOptions
 
@@ -240,7 +241,7 @@ class Plan:
         return [
             ('largest at a time', counted(self.room(self.alone), 'image'),
              'predicted, with room for that and what is kept free'),
-            ("a GPU's share", counted(self.run.share, 'image'), f'given, by --bs={options.batch_size}'),
+            ("a GPU's share", counted(self.run.share, 'image'), f'given, or chosen by --recipe: --bs={options.batch_size}'),
             ('parts', f'--accum={self.parts}', f'predicted, of {counted(self.part, "image")}; BatchNorm sees those'
              + ' of all GPUs' * (options.sync_bn and options.gpus > 1))]
 
@@ -251,7 +252,8 @@ class Plan:
 
     def time(self):
         options, run, counts = self.options, self.run, self.counts
-        rows = [('steps', f'{run.steps:,}', f'given: {counted(options.epochs, "epoch")} of {counted(options.images, "image")}'),
+        epochs = f'{counted(options.epochs, "epoch")} of {counted(options.images, "image")}'
+        rows = [('steps', f'{run.steps:,}', f'given, or chosen by --recipe: {epochs}'),
                 ('operations of an image', f'{counts.operations / 1e9:.1f} G', 'measured, forward and backward; a '
                  'multiply-accumulate is two')]
         if self.speed is None:
@@ -305,6 +307,8 @@ def build(options):
 
 def plan(options):
     """The Plan of a run with these options. Raises ValueError."""
+    gpus = Ranks(0, options.gpus, torch.device('cuda'))
+    options, _ = Recipe().settled(options, options.images, gpus)
     speed = logged(options) if options.log else None  # first: the rest takes a while
     spark = build(options)
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)

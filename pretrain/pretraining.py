@@ -1,6 +1,7 @@
 """A pretraining run with any method: what `Trainer` (common/training/trainer.py) leaves to its subclasses."""
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torchvision.transforms.functional import to_pil_image
@@ -20,6 +21,7 @@ from common.training.schedule import weight_decay
 from common.training.trainer import Trainer
 from common.words import counted, described
 from pretrain.config import PretrainingOptions
+from pretrain.recipe import rate_for
 from pretrain.results.pictures import write_picture
 
 PICTURES = 8  # images of which a reconstruction is shown
@@ -33,9 +35,14 @@ class Run(run.Run):
     options: PretrainingOptions
     learning_rate_ends: tuple | None = None  # of the method; only a run that trains needs them
 
+    @staticmethod
+    def checkpoint_of(options):
+        """The path of the newest checkpoint of a run with these options."""
+        return Path(options.folder) / f'{options.model}_still_pretraining.pth'
+
     @property
     def checkpoint(self):
-        return self.folder / f'{self.options.model}_still_pretraining.pth'
+        return self.checkpoint_of(self.options)
 
     @property
     def exported(self):
@@ -238,12 +245,13 @@ class Pretraining(Trainer):
         held_out = 'none held out' if self.val_images is None else f'{len(self.val_images):,} held out'
         if isinstance(self.val_images, ImageFiles) and self.val_images.root.name != 'val':
             held_out += f' ({self.val_images.root})'
-        warmup = counted(options.warmup, 'epoch')
+        warmup = f"{counted(options.warmup, 'epoch')}, {counted(run.warmup_steps, 'step')}"
         if options.warmup_epochs is None:
             warmup += ' (not given: 40, or a tenth of fewer than 400)'
         where = getattr(self.images, 'root', type(self.images).__name__)
         return described([
             *self.method.describe(self.network, options),
+            ('recipe', run.recipe),
             ('images', f'{run.images:,} of {where}, {held_out}'),
             ('', not_looked_at(self.images, self.val_images, 'held-out')),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
@@ -269,10 +277,12 @@ class Pretraining(Trainer):
         if saved and options.init and options.init != saved['config']['init']:
             yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
         yield from super().warnings()
-        if options.lr is None and options.batch_size < 1024:
-            yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate '
-                   f'goes up to {options.peak_lr:.2g} only, at which little is learned. Give --lr (README, '
-                   '"Learning rate")')
+        yield from self.method.warnings(self.network, options)
+        advised = rate_for(options, self.run.images)
+        if options.opt == 'lamb' and not advised / 4 <= options.peak_lr <= advised * 4:
+            yield (f'the learning rate goes up to {options.peak_lr:.2g}; for {counted(self.run.steps, "step")} about '
+                   f'{advised:g} is advised (--lr={advised:g}): with far less little is learned, with far more the '
+                   'loss may jump')
 
     def verdict(self):
         return f'Finished. The pretrained {self.options.model} is in {self.run.exported}'

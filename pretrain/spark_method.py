@@ -18,6 +18,8 @@ from pretrain.sparse.geometry import is_accelerated
 DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.08, 'resnet152': 0.10, 'resnet200': 0.15,
              'convnext_small': 0.2, 'convnext_base': 0.3, 'convnext_large': 0.4}
 
+FEW_CELLS = 25  # fewer in an image are warned of; the paper's images have 49
+
 
 @dataclass(frozen=True)
 class SparKOptions(PretrainingOptions):
@@ -109,6 +111,19 @@ class SparKMethod:
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
         ]
+
+    def warnings(self, network, options):
+        encoder, cells = network.encoder, network.cells
+        share = 1 - network.visible_cells / cells
+        smaller = encoder.cell_size > encoder.stride
+        if cells < FEW_CELLS:
+            yield (f'an image has {cells} cells of {encoder.cell_size} px only, of which {cells - network.visible_cells} '
+                   f'({share:.0%}) are hidden: little of it can be learned from so few. Give '
+                   + (f'--cell_size={encoder.stride}' if smaller else
+                      f'an --input_size of {6 * encoder.stride} or more, or a network of smaller stride: this one has '
+                      f'{encoder.stride}, and a cell (--cell_size) is no smaller than that'))
+        elif abs(share - options.mask_ratio) > 0.02:
+            yield f'{share:.0%} of the {cells} cells are hidden, since whole cells are, not {options.mask_ratio:.0%}'
 
     def parts_to_compile(self, network):
         """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.

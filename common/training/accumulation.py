@@ -1,8 +1,12 @@
 """Into how many parts a batch must be cut to fit in memory."""
+import os
+
 import torch
 from torch import distributed as dist
+from torch.utils._pytree import tree_leaves
 
 from common.recompute import frozen_statistics
+from common.training.memory import free_memory, kept_for_backward
 from common.words import counted
 
 
@@ -15,8 +19,9 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
     statistics, cuts nothing. keeps_inputs: whether the inputs of all parts stay in memory during a step, as
     those of a CUDA graph do.
 
-    It is tried with a forward and backward pass, beside as much memory as the gradients in flight and the
-    optimiser will take. Raises ValueError if nothing fits.
+    On a GPU it is tried with a forward and backward pass, beside as much memory as the gradients in flight
+    and the optimiser will take. A CPU is not tried like that: a system that runs out of memory kills the
+    process, or others. There it is counted, see `needed_on_host`. Raises ValueError if nothing fits.
     """
     if share < smallest_part:
         return 1
@@ -35,6 +40,10 @@ def fits(network, example_batch, images, ranks, autocast, kept=0):
     kept: images whose inputs a CUDA graph keeps. Its memory is its own, so that there must be room besides for
     a forward pass of what is measured between the steps.
     """
+    if ranks.device.type == 'cpu':
+        needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
+        failed = float(needed > (free_memory() or needed))
+        return not ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item()
     try:
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
         batch = example_batch(images)
@@ -51,6 +60,51 @@ def fits(network, example_batch, images, ranks, autocast, kept=0):
     if ranks.device.type == 'cuda':
         torch.cuda.empty_cache()
     return not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item()
+
+
+def needed_on_host(network, example_batch, images, autocast):
+    """Bytes that a training step of so many images will take of a computer's memory, about.
+
+    They are counted from what a forward pass of two images keeps for its backward pass. Kernels and the backward
+    pass take a quarter more at most (1.16 was the most that was measured, of five networks). Gradients, the
+    state of the optimiser and the copy of a checkpoint take six times the weights; the batches that are loaded
+    in advance, and this one, three times the images.
+    """
+    few = min(images, 2)
+    batch = example_batch(few)
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+
+    def loss():
+        with autocast():
+            return network(*batch)
+
+    kept = kept_for_backward(loss, [*network.parameters(), *network.buffers(), *tensors])
+    weights = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    inputs = sum(tensor.nbytes for tensor in tensors)
+    return (1.25 * kept + 3 * inputs) * images / few + 6 * weights
+
+
+def ranks_here():
+    """The ranks on this computer."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+
+def require_memory(network, example_batch, share, accum, ranks, autocast):
+    """Raise a ValueError if a step of the parts that were given will not fit in a computer's memory.
+
+    A GPU says so itself, without harm. share: images of a rank's batch; accum: the parts that it is cut into.
+    """
+    images = share // accum
+    if ranks.device.type != 'cpu' or images <= 2:
+        return
+    with frozen_statistics(network):
+        needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
+    free = free_memory() or needed
+    lacking = ranks.all_reduce(torch.tensor(float(needed > free)), dist.ReduceOp.MAX)  # all ranks end, or none
+    if lacking:
+        raise ValueError(f'a step on {images:,} images at a time would take about {needed / 2 ** 30:,.1f} GiB of '
+                         f'memory, and {free / 2 ** 30:,.1f} GiB are free: give a smaller --bs or --input_size, or '
+                         '--accum=auto, which cuts the batch into parts')
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ weights.
 """
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
@@ -42,9 +43,14 @@ class FineTuningRun(Run):
     the peak.
     """
 
+    @classmethod
+    def checkpoint_of(cls, options):
+        """The path of the newest checkpoint of a run with these options."""
+        return Path(options.folder) / f'{options.model}_{cls.word}_last.pth'
+
     @property
     def checkpoint(self):
-        return self.file('last')
+        return self.checkpoint_of(self.options)
 
     def file(self, which):
         return self.folder / f'{self.options.model}_{self.word}_{which}.pth'

@@ -19,6 +19,8 @@ from common.training.log import clock
 from common.training.schedule import learning_rate
 from common.words import counted
 
+SHORT_WARMUP = 50  # steps; a warm-up of fewer is warned of, unless the run is short
+
 
 def nearest_divisors(batch, number):
     """The divisors of a batch that are nearest to a number, below and above, for a person."""
@@ -68,7 +70,7 @@ class Run:
 
     images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
     step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
-    that a part must have, see `with_norms`.
+    that a part must have, see `with_norms`. recipe: a sentence on the options that were chosen, see `Recipe`.
     """
     options: RunOptions
     ranks: Ranks
@@ -76,6 +78,7 @@ class Run:
     fingerprint: str | None = None
     left_out: tuple = ()
     smallest_part: int = 1
+    recipe: str = ''
 
     def __post_init__(self):
         batch, ranks = self.options.batch_size, self.ranks.size
@@ -90,7 +93,7 @@ class Run:
 
         A run that goes on with another number of ranks may need more parts than it was given.
         """
-        parts = self.options.accum
+        parts = self.options.parts
         same_ranks = saved and saved['ranks'] == self.ranks.size
         if parts == 'auto':
             return saved['accum'] if same_ranks else None
@@ -169,6 +172,10 @@ class Run:
     @property
     def warmup_steps(self):
         return round(self.options.warmup * self.per_epoch)
+
+    def advised_warmup(self):
+        """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
+        return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
 
     def learning_rate(self, step, start, end):
         """Of a step; start and end as shares of the peak, see common/training/schedule.py."""
@@ -294,7 +301,7 @@ class Run:
         if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
             yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
                    "rates are kept here, and nothing was tried on it")
-        if options.accum not in ('auto', accum):
+        if options.parts not in ('auto', accum):
             yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
                    f'into {accum}, and BatchNorm sees those')
         if self.left_out:
@@ -309,6 +316,9 @@ class Run:
                        f'{self.images:,} now); the run goes on with them from here on')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
+        if self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+            yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
+                   f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:
             fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
             yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '

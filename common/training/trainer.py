@@ -7,7 +7,6 @@ which batches, and what is measured; all else is here.
 The host does not wait for the device's step, but reads its result two steps later. So the step, `train_step`,
 can be captured as one CUDA graph (common/training/graph.py).
 """
-import os
 import sys
 import time
 from collections import deque
@@ -33,13 +32,14 @@ from common.reliability.checkpoint import (
 from common.reliability.stopping import Stopped
 from common.seeds import seed_for
 from common.sync_batchnorm import synchronise_batchnorm
-from common.training.accumulation import fit_accumulation
+from common.training.accumulation import fit_accumulation, require_memory
 from common.training.compilation import compile_network, repeated_blocks
 from common.training.device import to_host
 from common.training.graph import CUDARecorder, GraphedStep
 from common.training.log import RunLog
 from common.training.optim import BufferGuard, load_state, optimizer_size, set_schedule, weights_size
 from common.training.progress import Progress
+from common.training.recipe import starts_over
 from common.training.scaling import LossScaler
 from common.training.session import Session
 from common.words import counted
@@ -191,11 +191,8 @@ class Trainer:
         ends it.
         """
         left_out = []  # (first step, step behind the last) of those that were not finite
-        # A group or a job that its launcher starts again goes on: what was moved aside once stays there.
-        counts = (os.environ.get(name) for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
-        was_restarted = any(int(count or 0) for count in counts)
         while True:
-            fresh = self.options.fresh and not left_out and not was_restarted
+            fresh = starts_over(self.options) and not left_out
             try:
                 self.attempt(fresh, left_out)
                 return self.run.folder
@@ -268,6 +265,7 @@ class Trainer:
         options, ranks, saved = self.options, self.ranks, self.saved
         self.accum = self.run.parts(saved)
         if self.accum is not None:
+            require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast)
             self.start_loading()
         self.place_network()
         if self.accum is None:

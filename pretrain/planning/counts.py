@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from common.distributed import Ranks
+from common.training.memory import kept_for_backward
 from common.training.optim import (
     BufferGuard,
     build_optimizer,
@@ -19,7 +20,7 @@ from common.training.optim import (
     weights_size,
 )
 from common.training.trainer import train_step
-from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
+from pretrain.planning.memory import AsCUDA, Line, Live
 from pretrain.spark_method import SparKMethod
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image

@@ -1,8 +1,6 @@
 """What a training step holds in memory, counted from its tensors: what a GPU will need can so be found on a
 CPU.
 
-    kept_for_backward(lambda: spark(images), [*spark.parameters(), *spark.buffers(), images])
-
 Counted are the bytes of tensors. What a kernel takes for itself while it runs (cuDNN's workspaces), what a
 library keeps (CUDA's context, NCCL's buffers) and what an allocator cannot use are not seen.
 """
@@ -15,34 +13,6 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-
-def kept_for_backward(run, besides=()):
-    """Bytes that autograd keeps for the backward pass of what run() returns; views of one storage count once.
-
-    besides: tensors that are there anyway, such as parameters, buffers and images. Seen is what goes through
-    autograd's saved tensors, so save_for_backward too, but no tensor that a function hangs on its context
-    itself.
-    """
-    held = weakref.WeakSet()  # not what was kept for a part of the graph that is gone again
-
-    def pack(tensor):
-        held.add(one := _Held(tensor.detach()))  # with its history, an output would keep itself for good
-        return one
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
-        result = run()
-    # All are alive here, so that an address stands for one storage.
-    storages = {one.tensor.untyped_storage().data_ptr(): one.tensor.untyped_storage().nbytes() for one in held}
-    del result
-    for tensor in besides:
-        storages.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
-
-
-@dataclass(eq=False)
-class _Held:
-    tensor: torch.Tensor
 
 
 class Live(TorchDispatchMode):

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from common.demo_world import write_coco
+from common.distributed import Ranks
 from common.networks.create import create_cnn
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
 from downstream_coco.main import main as coco_main
 from downstream_coco.main import train_detector
 from downstream_coco.predict import predict
+from downstream_coco.recipe import Recipe
 from downstream_coco.training import DetectorTraining
 from tests.conftest import ROOT, Stop, same, stop_after
 from tests.downstream_coco.files import files
@@ -184,3 +186,12 @@ def test_a_small_network_learns_the_drawn_images(tmp_path):
         weight_decay=0.01, clip_grad=10.0, flip=False, workers=0, val_every=100))
     last = log_of(folder)[-1]
     assert last['box_AP'] > 50 and last['mask_AP'] > 50
+
+
+@pytest.mark.parametrize(('images', 'device', 'expected'), [
+    (118_287, 'cuda', ('paper', 16, 36, 2e-4)), (16_383, 'cuda', ('auto', 16, 10, 2e-4)),
+    (128, 'cuda', ('auto', 8, 300, 1.4e-4)), (128, 'cpu', ('auto', 2, 31, 7.1e-5)), (118_287, 'cpu', ('auto', 2, 1, 7.1e-5))])
+def test_what_is_chosen_for_a_number_of_images(images, device, expected):
+    options, _ = Recipe().settled(Options(name='run'), images, Ranks(0, 1, torch.device(device)))
+    assert (options.recipe, options.batch_size, options.epochs) == expected[:3]
+    assert options.peak_lr == pytest.approx(expected[3])

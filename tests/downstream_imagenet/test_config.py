@@ -2,9 +2,17 @@
 import dataclasses
 
 import pytest
+import torch
 
+from common.distributed import Ranks
 from downstream_imagenet.config import RECIPES, recipe_of, recommended
+from downstream_imagenet.recipe import Recipe
 from tests.downstream_imagenet.runs import parse
+
+
+def on_imagenet(options):
+    """The options as a run on ImageNet and 8 GPUs has them."""
+    return Recipe().settled(options, 1_281_167, Ranks(0, 8, torch.device('cuda')))[0]
 
 
 def test_official_command_lines_parse():
@@ -13,11 +21,12 @@ def test_official_command_lines_parse():
                     '--ema=0.9999 --sbn=False --dataloader_workers=8')
     assert (options.folder, options.resume, options.input_size, options.batch_size, options.layer_decay, options.clipping,
             options.repeats, options.sync_bn, options.workers) == ('E', 'F', 224, 2048, 0.7, float('inf'), 0, False, 8)
-    assert options == dataclasses.replace(parse('--model=resnet50'), data_path='D', run_dir='E', resume='F', workers=8,
-                                          clip_grad=float('inf'))
+    assert on_imagenet(options) == dataclasses.replace(on_imagenet(parse('--model=resnet50')), data_path='D', run_dir='E',
+                                                       resume='F', workers=8, clip_grad=float('inf'), accum=1)
     for model in RECIPES:
         name, *size = model.split(' at ')
-        assert parse(f'--model={name}' + (' --img_size=384' if size else '')).base_lr == RECIPES[model]['base_lr']
+        options = parse(f'--model={name}' + (' --img_size=384' if size else ''))
+        assert on_imagenet(options).base_lr == RECIPES[model]['base_lr']
 
 
 @pytest.mark.parametrize(('model', 'size', 'expected'), [
@@ -29,7 +38,7 @@ def test_official_command_lines_parse():
     ('resnet200', 224, (2048, 300, 5, 'lamb', 1e-3, 0.8, 0.02, 0.1, 0, 0.2, 0.9999, 'bce')),
 ])
 def test_the_recipes_of_the_paper(model, size, expected):
-    o = recommended(name='n', model=model, input_size=size)
+    o = on_imagenet(recommended(name='n', model=model, input_size=size))
     assert (o.batch_size, o.epochs, o.warmup, o.opt, o.base_lr, o.layer_decay, o.weight_decay, o.mixup, o.repeats, o.drop_path,
             o.ema, o.loss_name) == expected
     assert o.augmentation == ('v0' if size == 384 else 'trivial') and o.smoothing == 0.1 and o.cutmix == 1 and o.erase == 0.25
@@ -37,10 +46,11 @@ def test_the_recipes_of_the_paper(model, size, expected):
 
 
 def test_zero_is_a_value_and_short_runs_warm_up_shortly():
-    options = parse('--model=convnext_base --mixup=0 --dp=0 --ema=0 --rep_aug=0 --smoothing=0 --wp_ep=0 --wd=0')
+    options = on_imagenet(parse('--model=convnext_base --mixup=0 --dp=0 --ema=0 --rep_aug=0 --smoothing=0 --wp_ep=0 --wd=0'))
     assert (options.mixup, options.drop_path, options.ema, options.repeats, options.smoothing, options.warmup,
             options.weight_decay) == (0, 0, 0, 0, 0, 0, 0)
-    assert parse('--ep=20').warmup == 2 and parse('--ep=200').warmup == 5 and parse('--ep=20 --wp_ep=5').warmup == 5
+    lines = '--ep=20', '--ep=200', '--ep=20 --wp_ep=5'
+    assert [on_imagenet(parse(line)).warmup for line in lines] == [2, 5, 5]
     assert parse('--opt=adamw').loss_name == 'ce' and parse('--opt=adamw').clipping == float('inf')
     assert parse('').clipping == 1 and parse('--official_lamb').clipping == float('inf') and parse('--clip=3').clipping == 3
 
@@ -62,3 +72,27 @@ def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
         parse(line)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and word in message and message.count('\n') == 1
+
+
+@pytest.mark.parametrize(('model', 'images', 'device', 'expected'), [
+    ('resnet50', 32_768, 'cuda', ('paper', 2048, 300, 5, 0.016, 0.9999)),
+    ('resnet50', 32_767, 'cuda', ('auto', 1024, 100, 5, 0.05, 0.996875)),
+    ('resnet50', 2_000, 'cuda', ('auto', 64, 100, 5, 0.05, 0.996875)),
+    ('resnet50', 2_000, 'cpu', ('auto', 32, 32, 3.2, 0.05, 0.995040)),
+    ('resnet50', 150, 'cpu', ('auto', 8, 100, 5, 0.05, 0.994737)),
+    ('convnext_small', 2_000, 'cuda', ('auto', 64, 100, 10, 4e-4, 0.996875)),
+    ('resnet50', 14_000_000, 'cuda', ('auto', 2048, 27, 2.7, 0.016, 0.9999)),
+    ('convnext_small', 65_536, 'cuda', ('paper', 4096, 400, 20, 3.2e-3, 0.9999))])
+def test_what_is_chosen_for_a_number_of_images(model, images, device, expected):
+    options, words = Recipe().settled(recommended(name='n', model=model), images, Ranks(0, 1, torch.device(device)))
+    found = options.batch_size, options.epochs, options.warmup, options.peak_lr, options.ema
+    assert found == pytest.approx(expected[1:], rel=1e-5) and options.recipe == expected[0]
+    assert words.startswith(expected[0])
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen():
+    ranks = Ranks(0, 1, torch.device('cpu'))
+    began, _ = Recipe().settled(recommended(name='n', model='resnet18'), 150, ranks)
+    goes_on, words = Recipe().settled(recommended(name='n', model='resnet18'), 90_000, Ranks(0, 1, torch.device('cuda')),
+                                      began.as_dict())
+    assert goes_on == began and words == 'auto, as the run began'

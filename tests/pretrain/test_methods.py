@@ -75,6 +75,9 @@ class BlankMethod(SparKMethod):
     def describe(self, network, options):
         return [('model', 'one colour')]
 
+    def warnings(self, network, options):
+        return ['it is for tests alone']
+
     def picture(self, network, images, visible, normalisation):
         return images[0].cpu().clamp(0, 1), 'image'
 

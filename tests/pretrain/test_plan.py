@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import SIZES, fit
+from common.training.memory import kept_for_backward
 from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, Speed, build, main, plan, speed_of
 from pretrain.planning.counts import OPERATIONS, Counts, Step
-from pretrain.planning.memory import AsCUDA, Line, Live, kept_for_backward
+from pretrain.planning.memory import AsCUDA, Line, Live
 from pretrain.planning.scaling import BUCKET, all_reduce_seconds, step_seconds
 
 SMALL = ['--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=64']

@@ -164,9 +164,11 @@ def test_datasets_of_your_own(tiny, tmp_path):
 
 
 def test_few_images_and_a_low_rate_are_warned_of(tiny, tmp_path, capsys):
-    pretrain(tiny(run_dir=str(tmp_path / 'few'), batch_size=64, epochs=1, warmup_epochs=0, lr=None))
+    pretrain(tiny(run_dir=str(tmp_path / 'few'), batch_size=64, epochs=1, warmup_epochs=0, lr=None,
+                  base_lr=2e-4))
     errors = capsys.readouterr().err
-    assert '40 images are fewer than one batch of 64' in errors and '--bs=4' in errors and 'Give --lr' in errors
+    assert '40 images are fewer than one batch of 64' in errors and '--bs=4' in errors
+    assert 'goes up to 5e-05; for 1 step about 0.03 is advised (--lr=0.03)' in errors
 
 
 def test_unreadable_images_are_named_once(tiny, world, tmp_path, capsys):

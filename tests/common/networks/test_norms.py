@@ -12,6 +12,7 @@ from common.distributed import Ranks
 from common.networks import norms
 from common.networks.norms import refused, single_valued
 from common.sync_batchnorm import CPUSyncBatchNorm, synchronise_batchnorm
+from common.training import accumulation
 from common.training.accumulation import fit_accumulation
 from common.training.run import Run
 from downstream_coco.main import train_detector
@@ -160,16 +161,16 @@ def test_a_run_that_goes_on_is_not_told_to_change_its_batch():
 def test_accumulation_is_not_fitted_to_parts_of_one_image(monkeypatch):
     sizes = []
 
-    class Hungry(nn.Linear):
-        def forward(self, x):
-            sizes.append(len(x))
-            if len(x) > 1:
-                raise torch.OutOfMemoryError
-            return super().forward(x).sum()
+    def needed(network, example, images, autocast):
+        sizes.append(images)
+        return images
+
+    monkeypatch.setattr(accumulation, 'needed_on_host', needed)
+    monkeypatch.setattr(accumulation, 'free_memory', lambda: 1)
 
     def fit(share, least):
         sizes.clear()
-        return fit_accumulation(Hungry(2, 1), lambda n: (torch.randn(n, 2),), share, Ranks(0, 1, torch.device('cpu')),
+        return fit_accumulation(nn.Linear(2, 1), lambda n: (torch.randn(n, 2),), share, Ranks(0, 1, torch.device('cpu')),
                                        nullcontext, least)
 
     assert fit(8, 1) == 8 and sizes == [8, 4, 2, 1]

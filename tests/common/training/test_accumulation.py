@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.distributed import Ranks
-from common.training import trainer
+from common.training import accumulation, memory, trainer
 from common.training.accumulation import fit_accumulation
 from common.training.optim import BufferGuard
 from pretrain.main import pretrain
@@ -47,22 +47,56 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
     spark = build_spark('your_convnet', input_size=32, decoder_width=16)
-    forward, sizes = spark.forward, []
+    count, sizes = accumulation.needed_on_host, []
 
-    def limited(images, visible=None):
-        sizes.append(len(images))
-        if len(images) > 3:
-            raise torch.OutOfMemoryError('too much')
-        return forward(images, visible)
+    def needed(network, example, images, autocast):
+        sizes.append(images)
+        return count(network, example, images, autocast)
 
-    monkeypatch.setattr(spark, 'forward', limited)
-    before = {k: v.clone() for k, v in spark.state_dict().items()}
+    monkeypatch.setattr(accumulation, 'needed_on_host', needed)
     ranks = Ranks(0, 1, torch.device('cpu'))
 
     def example(n):
         return (torch.randn(n, 3, 32, 32),)
 
+    three = count(spark, example, 3, nullcontext)
+    assert count(spark, example, 2, nullcontext) < three < count(spark, example, 4, nullcontext)
+    monkeypatch.setattr(accumulation, 'free_memory', lambda: three)
+    before = {k: v.clone() for k, v in spark.state_dict().items()}
     assert fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
     assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
     with pytest.raises(ValueError, match='5 images at a time do not fit in memory, and the 5 of a rank cannot be halved'):
         fit_accumulation(spark, example, 5, ranks, nullcontext)
+
+
+def test_free_memory_is_the_least_of_what_the_system_and_the_container_leave(monkeypatch, tmp_path):
+    whole = memory.free_memory()
+    assert whole is None or 2 ** 20 < whole < 2 ** 50
+    (tmp_path / 'max').write_text('3000000\n')
+    (tmp_path / 'used').write_text('1000000\n')
+    (tmp_path / 'none').write_text('max\n')
+    limits = 'none', 'max', 'there is no such file'
+    monkeypatch.setattr(memory, 'CGROUPS', [(tmp_path / limit, tmp_path / 'used') for limit in limits])
+    assert memory.free_memory() == 2_000_000
+
+
+def test_all_ranks_of_a_computer_share_its_memory(monkeypatch):
+    network, ranks = torch.nn.Linear(4, 4), Ranks(0, 1, torch.device('cpu'))
+
+    def fits(free, ranks_here):
+        monkeypatch.setattr(accumulation, 'free_memory', lambda: free)
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', str(ranks_here))
+        return accumulation.fits(Loss(network), lambda n: (torch.randn(n, 4),), 8, ranks, nullcontext)
+
+    # 1.25 times 8 outputs of 4 numbers, 3 times the images, 6 times the 20 weights; of 4 bytes
+    needed = (1.25 * 8 * 4 + 3 * 8 * 4 + 6 * 20) * 4
+    assert fits(needed, 1) and not fits(needed - 1, 1) and not fits(needed, 2) and fits(2 * needed, 2)
+
+
+class Loss(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).exp().sum()

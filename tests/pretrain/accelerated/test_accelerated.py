@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.training.memory import kept_for_backward
 from pretrain.accelerated.convolutions import CanvasConvolution, CellConvolution, WindowProduct
 from pretrain.accelerated.decoder import LEAST_POSITIONS, decode, enlarge
 from pretrain.accelerated.densify import FilledMap
 from pretrain.accelerated.gradients import convolution_gradients
 from pretrain.accelerated.norms import norm_conv
 from pretrain.decoder import LightDecoder
-from pretrain.planning.memory import kept_for_backward
 from pretrain.spark import build_spark
 from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.plane import Plane

@@ -1,0 +1,141 @@
+"""Settings that follow from the number of images and the device, where a user did not give them.
+
+A program has two recipes. `paper` is the setting of the paper, made for ImageNet and many GPUs. `auto` is a
+rule for whatever that setting cannot work on: few images, or a CPU. Each program has its own rule (its
+recipe.py); the parts that they share are here. Only options that are None, not given, are chosen.
+
+What was chosen stands in the checkpoints, and a run that goes on takes it from there, on any device.
+"""
+import dataclasses
+import os
+
+import torch
+
+from common.reliability.checkpoint import earlier
+
+IMAGENET = 1_281_167  # training images
+STEPS_AN_EPOCH = 16  # of the batch that is chosen for few images
+BATCH_ON_A_CPU = 32  # images a step, at most
+STEPS_ON_A_CPU = 2000  # of a whole run
+
+
+def batch_for(images, ranks, most, least=8):
+    """The largest power of two, from `least` to `most`, with which an epoch has 16 steps or more.
+
+    ranks: their number, of which the batch is a multiple; each rank has two images at least.
+    """
+    batch = least
+    while batch * 2 <= most and batch * 2 * STEPS_AN_EPOCH <= images:
+        batch *= 2
+    return max(-(-batch // ranks), 2) * ranks if ranks > 1 else batch
+
+
+def most_on(device, many):
+    """The largest batch that is chosen on a device: `many` on a GPU, fewer on a CPU."""
+    return many if device.type == 'cuda' else min(many, BATCH_ON_A_CPU)
+
+
+def epochs_for(images, batch, steps, most):
+    """The epochs, from 1 to `most`, that have so many steps in all."""
+    per_epoch = -(-images // batch)
+    return max(1, min(most, round(steps / per_epoch)))
+
+
+def rounded(number):
+    """Two significant digits, so that a person can read and repeat a number that was chosen."""
+    return float(f'{number:.2g}')
+
+
+def starts_over(options):
+    """Whether --fresh holds. A process that its launcher starts again goes on with what it began."""
+    counts = (os.environ.get(name) for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
+    return options.fresh and not any(int(count or 0) for count in counts)
+
+
+def saved_options(options, checkpoint, ranks):
+    """The options, as a dictionary, of the run that goes on; None if one begins. The same on all ranks.
+
+    checkpoint: path of the newest checkpoint in the run folder. It is read without its tensors, and without a
+    look at its checksums: that is done when the run loads it.
+    """
+    found = None
+    if ranks.is_main and not starts_over(options):
+        past = earlier(checkpoint)
+        own = [checkpoint, *(past[step] for step in sorted(past, reverse=True))]
+        paths = [path for path in (*own, options.resume) if path and os.path.exists(path)]
+        found = next((config for config in map(config_of, paths) if config), None)
+    return ranks.broadcast_object(found)
+
+
+def config_of(path):
+    """The options in a checkpoint, as a dictionary; None if it has none or cannot be read."""
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception:  # A damaged file can make torch raise anything. What reads all of it says what is wrong.
+        return None
+    config = content.get('config') if isinstance(content, dict) else None
+    return config if isinstance(config, dict) else None
+
+
+def filled(options, values):
+    """The options, with those that are None replaced by the values of a dictionary."""
+    missing = {name: value for name, value in values.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **missing)
+
+
+class Recipe:
+    """The recipes of a program. Its options are RunOptions, or of a class derived from them.
+
+    chosen: names of the options that are chosen. before: {name: value} of those that runs were saved without,
+    when there was no choice. words: {name of an option: text with {} for its value}, for a person.
+    fewest_images, most_images: between which the paper's recipe is the default on GPUs.
+    """
+    chosen = ('recipe', 'batch_size', 'epochs', 'base_lr', 'lr', 'accum')
+    before = {}
+    words = {'batch_size': 'batches of {:,}', 'epochs': '{:,} epochs', 'lr': 'a peak learning rate of {:g}'}
+    fewest_images = 0
+    most_images = float('inf')
+
+    def paper(self, options):
+        """{name: value} of the paper's setting."""
+        raise NotImplementedError
+
+    def automatic(self, options, images, ranks):
+        """The options with all that the rule chooses. images: the number of training images."""
+        raise NotImplementedError
+
+    def settled(self, options, images, ranks, saved=None):
+        """The options with all values that were not given, and a sentence on them.
+
+        saved: the options of the run that goes on, as a dictionary.
+        """
+        if saved:
+            return self.going_on(options, saved), f"{saved.get('recipe') or 'paper'}, as the run began"
+        on_gpus = ranks.device.type == 'cuda'
+        fits = on_gpus and self.fewest_images <= images <= self.most_images
+        name = options.recipe or ('paper' if fits else 'auto')
+        begun = filled(options, {'recipe': name, 'accum': options.parts})
+        done = filled(begun, self.paper(options)) if name == 'paper' else self.automatic(begun, images, ranks)
+        what = self.in_words(options, done)
+        if name == 'paper':
+            return done, f'paper: {what}'
+        why = '' if fits else f" (the paper's is for {self.papers_images()} images on GPUs)"
+        return done, f"auto, for {images:,} images on {'GPUs' if on_gpus else 'a CPU'}: {what}{why}"
+
+    def papers_images(self):
+        """For how many images the paper's recipe is the default, in words."""
+        most = '' if self.most_images == float('inf') else f' to {self.most_images:,}'
+        return f'{self.fewest_images:,}{most or " or more"}'
+
+    def going_on(self, options, saved):
+        """The options of a run that goes on: what is not given now is as it was saved."""
+        values = {**self.before, **saved}
+        if options.base_lr is not None:
+            values['lr'] = None  # A base_lr that is given now stands against the peak that was chosen then.
+        return filled(options, {name: values[name] for name in self.chosen if name in values})
+
+    def in_words(self, given, options):
+        """What was chosen: 'batches of 32, 7 epochs'. given, options: before and after."""
+        chosen = [text.format(getattr(options, name)) for name, text in self.words.items()
+                  if getattr(given, name) is None and getattr(options, name) is not None]
+        return ', '.join(chosen) or 'all was given'

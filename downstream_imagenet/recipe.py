@@ -1,0 +1,68 @@
+"""Batch, epochs, learning rate and EMA of a fine-tuning where they are not given: --recipe=paper or auto.
+
+`paper` is the paper's recipe for the network, or for another network that of a similar one (config.py). It is
+made for ImageNet, and the default on GPUs for 32,768 images (16 batches of 2,048) to 2.5 million (twice
+ImageNet). `auto` is a rule for the rest:
+
+* batch: the largest power of two, from 8 to the paper's, with which an epoch has 16 steps or more; on a CPU
+  32 at most.
+* epochs: 100 on GPUs, or fewer where the run would see more images than the paper's. On a CPU as many as
+  2,000 steps take, and 100 at most.
+* peak rate: the paper's for as many steps as its run has, and more for fewer with LAMB, by the power 1/3, at
+  most 0.05; with other optimisers the paper's times the root of the batch over its batch.
+* decay of the EMA: 1 - 10 / steps, at most the paper's. It then averages over a tenth of the run.
+"""
+from common.training import recipe
+from common.training.recipe import filled
+from downstream_imagenet.config import CHOSEN, recipe_of
+
+EPOCHS = 100
+HIGHEST_LR = 0.05
+
+
+class Recipe(recipe.Recipe):
+    """Those of a fine-tuning."""
+    chosen = CHOSEN
+    before = {'lr': None, 'accum': 1}
+    words = {**recipe.Recipe.words, 'ema': 'an EMA of decay {:g}'}
+    fewest_images = recipe.STEPS_AN_EPOCH * 2048
+    most_images = 2_500_000
+
+    def paper(self, options):
+        papers = papers_values(options)
+        options = filled(options, papers)
+        return {**papers, 'warmup_epochs': warmup(options, papers)}
+
+    def automatic(self, options, images, ranks):
+        papers = papers_values(options)
+        batch = recipe.batch_for(images, ranks.size, recipe.most_on(ranks.device, papers['batch_size']))
+        options = filled(options, {'batch_size': batch})
+        on_gpus = ranks.device.type == 'cuda'
+        steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+        epochs = recipe.epochs_for(images, options.batch_size, steps, EPOCHS)
+        options = filled(options, {'epochs': epochs})
+        steps = options.epochs * -(-images // options.batch_size)
+        if options.base_lr is None:
+            options = filled(options, {'lr': rate_for(options, steps, papers)})
+        ema = max(0.0, min(papers['ema'], round(1 - 10 / steps, 6)))
+        return filled(options, {'base_lr': papers['base_lr'], 'ema': ema, 'warmup_epochs': warmup(options, papers)})
+
+
+def papers_values(options):
+    """{name: value} of the paper's recipe for the model, of the options that are chosen here."""
+    _, papers = recipe_of(options.model, options.input_size)
+    return {name: papers[name] for name in CHOSEN if name in papers}
+
+
+def warmup(options, papers):
+    """Epochs of warm-up: the paper's, and at most a tenth of all."""
+    return min(papers['warmup_epochs'], options.epochs / 10)
+
+
+def rate_for(options, steps, papers):
+    """The peak learning rate for the optimiser and batch of the options, and a number of steps."""
+    papers_lr = papers['base_lr'] * papers['batch_size'] / 256
+    if options.opt != 'lamb':
+        return recipe.rounded(papers_lr * (options.batch_size / papers['batch_size']) ** 0.5)
+    papers_steps = papers['epochs'] * recipe.IMAGENET / papers['batch_size']
+    return recipe.rounded(min(papers_lr * (papers_steps / steps) ** (1 / 3), HIGHEST_LR))

@@ -1,0 +1,52 @@
+"""Batch, epochs and learning rate of a pretraining where they are not given: --recipe=paper or auto.
+
+`paper` is the official setting to the letter: batches of 4,096 images, 1,600 epochs, LAMB with a peak rate of
+2e-4 for each 256 images of the batch. It is the default on GPUs for 65,536 images (16 batches) to 2.5 million
+(twice ImageNet).
+
+`auto` is a rule for the rest (docs/your_images.md says what was measured):
+
+* batch: the largest power of two, from 8 to 4,096, with which an epoch has 16 steps or more; on a CPU 32 at
+  most.
+* epochs: 1,600 on GPUs, or fewer where the run would see more images than 1,600 epochs of ImageNet have. On a
+  CPU as many as 2,000 steps take.
+* peak rate of LAMB: 3.2e-3 * (500,000 / steps) ** (1/3), at most 0.03: the paper's for as many steps as the
+  paper's run has, and more for fewer. LAMB moves a layer by a share of its own size, the rate, in each step;
+  fewer steps have to be longer ones to get as far. Other optimisers: 3.2e-3 * (batch / 4,096) ** (1/2).
+"""
+from common.training import recipe
+from common.training.recipe import filled
+
+PAPER = {'batch_size': 4096, 'epochs': 1600, 'base_lr': 2e-4}
+PAPERS_LR = 3.2e-3  # its peak rate
+PAPERS_STEPS = 500_000  # of its 1,600 epochs of ImageNet
+HIGHEST_LR = 0.03
+
+
+class Recipe(recipe.Recipe):
+    """Those of a pretraining."""
+    before = {**PAPER, 'lr': None, 'accum': 1}
+    fewest_images = recipe.STEPS_AN_EPOCH * PAPER['batch_size']
+    most_images = 2_500_000
+
+    def paper(self, options):
+        return PAPER
+
+    def automatic(self, options, images, ranks):
+        batch = recipe.batch_for(images, ranks.size, recipe.most_on(ranks.device, PAPER['batch_size']))
+        options = filled(options, {'batch_size': batch})
+        on_gpus = ranks.device.type == 'cuda'
+        steps = PAPER['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+        epochs = recipe.epochs_for(images, options.batch_size, steps, PAPER['epochs'])
+        options = filled(options, {'epochs': epochs})
+        if options.base_lr is None:
+            options = filled(options, {'lr': rate_for(options, images)})
+        return filled(options, {'base_lr': PAPER['base_lr']})
+
+
+def rate_for(options, images):
+    """The peak learning rate for the optimiser, batch and epochs of the options, and a number of images."""
+    if options.opt != 'lamb':
+        return recipe.rounded(PAPERS_LR * (options.batch_size / PAPER['batch_size']) ** 0.5)
+    steps = options.epochs * -(-images // options.batch_size)
+    return recipe.rounded(min(PAPERS_LR * (PAPERS_STEPS / steps) ** (1 / 3), HIGHEST_LR))
