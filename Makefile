@@ -21,7 +21,8 @@ ifeq ($(VENV_PYTHON),.venv/bin/python)
 audit demo test test-all lint bench chaos coverage transfer: .venv/complete
 endif
 
-# Pretrains a small network on drawn pictures and shows its reconstructions: under five minutes on two cores.
+# Pretrains a small network on drawn pictures, shows its reconstructions, and compares its features with those of the same network
+# untrained: under five minutes on two cores.
 demo:
 	$(VENV_PYTHON) -m pretrain.demo
 

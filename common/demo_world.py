@@ -137,11 +137,14 @@ def draw(name, rng, side):
     return reduced(np.where(inside[..., None], colours, background(rng, big)), side)
 
 
-def write_world(folder, train, val, side, seed):
-    """Write train/ and val/ with a folder a class, images dealt evenly among the classes."""
+def write_world(folder, train, val, side, seed, classes=CLASSES, draw=draw):
+    """Write train/ and val/ with a folder a class, images dealt evenly among the classes.
+
+    classes: their names. draw: function of (name, generator, side) that returns a PIL image.
+    """
     for split, (name, count) in enumerate((('train', train), ('val', val))):
         for i in range(count):
-            label = list(CLASSES)[i % len(CLASSES)]
+            label = list(classes)[i % len(classes)]
             path = Path(folder, name, label, f'{i:06}.png')
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(label, np.random.default_rng([seed, split, i]), side).save(path)
