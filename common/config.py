@@ -143,17 +143,19 @@ class RunOptions(ImageOptions):
     crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
-    recipe: str = option(None, "what holds where batch_size, epochs or the rate are not given. paper: the paper's "
-                         'values; auto: a rule for the number of images and the device. If not given: paper '
-                         'where it can work, else auto', 'optimisation', parse=str, choices=('paper', 'auto'))
+    recipe: str = option(None, 'which batch_size, epochs and learning rate hold where they are not given: those of the '
+                         'paper, or those that a rule chooses for the number of images and the device (auto). If '
+                         'recipe is not given: paper where that can work, else auto', 'optimisation', parse=str,
+                         choices=('paper', 'auto'))
     accum: int | str = option(None, 'parts that a rank cuts its batch into, one after the other (gradient '
                               'accumulation); or auto: as many as memory asks for. If not given: 1 for a batch that '
                               'is given, else auto', 'optimisation', parse=accumulation, harmless=True)
-    epochs: int = option(None, 'passes over the data; by --recipe if not given', 'optimisation', ('ep',), int)
+    epochs: int = option(None, 'passes over the data; a finished run that is given more of them goes on. By --recipe if '
+                         'not given', 'optimisation', ('ep',), int)
     warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
     base_lr: float = option(None, 'peak learning rate for a batch of 256; it grows with the batch; by --recipe '
                             'if not given', 'optimisation', parse=float, harmless=True)
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 256; by --recipe if not given',
+    lr: float = option(None, 'peak learning rate, instead of base_lr * batch_size / 256; by --recipe if not given',
                        'optimisation', parse=float, harmless=True)
     max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run '
                             'stops; such a step changes nothing', 'optimisation', harmless=True)

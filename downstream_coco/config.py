@@ -58,7 +58,7 @@ class Options(RunOptions):
                                   'of all where that is less', 'optimisation', ('wp_ep',), float)
     base_lr: float = option(None, 'peak learning rate for a batch of 16; it grows with the batch; by --recipe '
                             'if not given', 'optimisation', parse=float, harmless=True)
-    lr: float = option(None, 'the peak itself, instead of base_lr * batch_size / 16; by --recipe if not given',
+    lr: float = option(None, 'peak learning rate, instead of base_lr * batch_size / 16; by --recipe if not given',
                        'optimisation', parse=float, harmless=True)
     opt: str = option('adamw', 'optimiser', 'optimisation', choices=('adamw', 'lamb', 'sgd'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; 0.7 if not "

@@ -226,7 +226,7 @@ ABOUT = About(
       'fine-tune pretrained weights on the classes of a folder; the same command again goes on where it stopped'),
      ('bash downstream_imagenet/main.sh my_tune --data_path=DIR --model=resnet50 --eval=FILE',
       'measure the accuracy of a file on the validation images')),
-    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr'))
+    ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'val_fraction', 'batch_size', 'epochs', 'lr'))
 
 
 def parse_options(argv=None):

@@ -17,7 +17,7 @@ EXAMPLES = (
     ('bash pretrain/main.sh small --data_path=DIR --model=resnet18 --input_size=192 --bs=64 --ep=100',
      'a small network on smaller images, of which each is seen 100 times'),
 )
-MOST_USED = ('name', 'data_path', 'val_path', 'model', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr', 'init')
+MOST_USED = ('name', 'data_path', 'val_fraction', 'model', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr', 'init')
 
 
 @dataclass(frozen=True)
