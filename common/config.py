@@ -196,8 +196,8 @@ class RunOptions(ImageOptions):
         require(self.warmup_epochs is None or 0 <= self.warmup_epochs,
                 f'warmup_epochs must be 0 or more, not {self.warmup_epochs}')
         require(None in (self.warmup_epochs, self.epochs) or self.warmup_epochs < self.epochs,
-                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}: nothing would '
-                'be left to train at the full rate')
+                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}, which --recipe '
+                'chooses where they are not given: nothing would be left to train at the full rate')
         require(self.accum in (None, 'auto') or isinstance(self.accum, int) and self.accum >= 1,
                 f'accum must be auto, 1 or more, not {self.accum}')
         for field in ('base_lr', 'lr'):

@@ -20,27 +20,31 @@ class Count:
 
     def start(self, what, total=None):
         """Go over to another task, or to another part of it."""
-        self.what = what
-        self.total = total
-        self.done = 0
-        self.began = self.last = self.now()
+        now = self.now()
+        self.task = what, total, now, 0, now  # in one piece, since the thread that shows it may read it at any time
+
+    @property
+    def done(self):
+        """How many parts are done."""
+        return self.task[3]
 
     def add(self, number=1):
         """Note that more parts are done."""
-        self.done += number
-        self.last = self.now()
+        what, total, began, done, _ = self.task
+        self.task = what, total, began, done + number, self.now()
 
     def status(self, now):
         """As LiveLine shows it: (share that is done, facts)."""
-        elapsed = elapsed_of(now - self.began)
-        if self.total is None:
-            return None, [(self.what,), elapsed]
-        done = min(self.done, self.total)  # the main rank of several counts for all of them
-        share = done / self.total if self.total else 0.0
-        facts = [(self.what,), (f'{done:,}/{self.total:,}', f'{done}/{self.total}', f'{100 * share:.0f}%')]
-        if done and self.last > self.began:
-            rate = done / (self.last - self.began)
-            facts += [rate_of(rate, self.unit), left_of((self.total - done) / rate - (now - self.last))]
+        what, total, began, done, last = self.task
+        elapsed = elapsed_of(now - began)
+        if total is None:
+            return None, [(what,), elapsed]
+        done = min(done, total)  # the main rank of several counts for all of them
+        share = done / total if total else 0.0
+        facts = [(what,), (f'{done:,}/{total:,}', f'{done}/{total}', f'{100 * share:.0f}%')]
+        if done and last > began:
+            rate = done / (last - began)
+            facts += [rate_of(rate, self.unit), left_of((total - done) / rate - (now - last))]
         return share, [*facts, elapsed]
 
 

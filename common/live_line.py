@@ -118,7 +118,7 @@ class LiveLine:
             yield
         finally:
             ended.set()
-            thread.join()
+            thread.join(REFRESH)  # not longer: it may be writing to a terminal that is stopped (Ctrl-S)
 
     def tick(self):
         """What is done each second."""

@@ -118,8 +118,8 @@ class Options(RunOptions):
         super().require_paths()
         if self.eval is not None:
             require_file(self.eval)
-        splits = ('train', 'val') if self.val_fraction is None else ('train',)
-        for split in ('val',) if self.eval is not None else splits:
+        splits = ('val',) if self.eval is not None else ('train', 'val')
+        for split in splits if self.val_fraction is None else ('train',):
             images, annotations = self.files(split)
             open_annotations(annotations).close()
             require_folder(images)

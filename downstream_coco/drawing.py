@@ -85,9 +85,9 @@ def draw_boxes(picture, boxes, texts, colours):
     font = font_of(letters)
     margin = letters // 4
     height = round(1.4 * letters)
+    texts = [shortened(text, picture.width - 2 * margin, font) for text in texts]
     labels = []
     for box, text in zip(boxes, texts):
-        text = shortened(text, picture.width - 2 * margin, font)
         width = round(font.getlength(text)) + 2 * margin
         left, top = place_of_label((width, height), box, labels, picture.size)
         labels.append((left, top, left + width - 1, top + height - 1))
@@ -96,7 +96,7 @@ def draw_boxes(picture, boxes, texts, colours):
     for label, text, colour in reversed(list(zip(labels, texts, colours))):
         draw.rectangle(label, fill=colour)
         is_light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 150
-        draw.text((label[0] + margin, label[1] + height // 2), shortened(text, picture.width - 2 * margin, font),
+        draw.text((label[0] + margin, label[1] + height // 2), text,
                   'black' if is_light else 'white', font, 'lm')
 
 

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from common.images.held_out import warn_of_division
 from common.images.loading import each_once, naming_the_file
 from common.live_line import LiveLine
 from common.training.device import to_device
@@ -144,7 +145,8 @@ def whole_scenes(options, val):
 
 def evaluate_file(options, ranks):
     """--eval: {which: average precisions} of a run's file, of its weights and of their average."""
-    options, models, categories, masks = restore(read_detector(options.eval), options)
+    content = read_detector(options.eval)
+    options, models, categories, masks = restore(content, options)
     line = LiveLine(print if ranks.is_main else None)
     warn = line.say if ranks.is_main else print
     if options.val_fraction is not None:
@@ -152,6 +154,7 @@ def evaluate_file(options, ranks):
     else:
         images = CocoImages(*options.files('val'), options.in_chans, categories, True, masks, options.reading, line)
     if ranks.is_main:
+        warn_of_division(options, content['config'])
         for remark in images.remarks:
             print(f'warning: {remark}', file=sys.stderr)
     seen, results = whole_scenes(options, images), {}

@@ -69,7 +69,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
         results = []
         count.start('detected', len(images))
         for number in range(len(images)):
-            count.add(number > 0)  # the one before this
+            count.add(number - count.done)  # those before this one
             try:
                 image = images[number]
                 image = image if torch.is_tensor(image) else F.pil_to_tensor(image)

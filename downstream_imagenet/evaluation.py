@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from common.images.augmented import Augmented
 from common.images.datasets import notes_of
+from common.images.held_out import warn_of_division
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
 from common.live_line import LiveLine
@@ -73,15 +74,6 @@ def options_and_classes(content, path):
     return config, classes
 
 
-def warn_of_division(options, then):
-    """Warn where the images that --val_fraction holds out are not those that a run held out. then: its options."""
-    fraction, seed = then.get('val_fraction'), then.get('seed')
-    if (fraction, seed) != (options.val_fraction, options.seed):
-        given = 'without --val_fraction' if fraction is None else f'with --val_fraction={fraction:g} --seed={seed}'
-        print(f'warning: {options.eval} was trained {given}: if these are the same images, it has seen some of those '
-              'that it is measured on', file=sys.stderr)
-
-
 def evaluate_file(options, ranks, val_dataset=None):
     """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its
     classes.
@@ -116,7 +108,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     for name in ('input_size', 'crop', 'mean', 'std', 'pixel_range'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:
             print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
-    if options.val_fraction is not None and then and ranks.is_main:
+    if then and ranks.is_main:
         warn_of_division(options, then)
     watched = Augmented(val, evaluation_transform(options), options.normalisation, labelled=True, stand_ins=False,
                         timeout=options.read_timeout)

@@ -49,7 +49,11 @@ def with_part(images, val, options):
 
 def all_labels(images):
     """The class of each image; the images are read where the data set does not list their classes."""
-    return labels_of(images) or [int(images[index][1]) for index in range(len(images))]
+    labels = labels_of(images)
+    if labels:
+        return labels
+    with said_if_long(f'Reading {len(images):,} images for their classes, which the data set does not list'):
+        return [int(images[index][1]) for index in range(len(images))]
 
 
 def measured_folder(options, classes):

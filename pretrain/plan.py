@@ -11,6 +11,7 @@ from common.start import start_tool
 if __name__ == '__main__':
     start_tool()
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,6 +323,9 @@ def build(options):
 def plan(options):
     """The Plan of a run with these options. Raises ValueError."""
     gpus = Ranks(0, options.gpus, torch.device('cuda'))
+    if options.val_fraction is not None:
+        training = options.images - max(1, round(options.val_fraction * options.images))
+        options = dataclasses.replace(options, images=max(training, 1))
     options, _ = Recipe().settled(options, options.images, gpus)
     speed = logged(options) if options.log else None  # first: the rest takes a while
     spark = build(options)

@@ -289,7 +289,8 @@ class Pretraining(Trainer):
         if saved and options.init and options.init != saved['config']['init']:
             yield f'--init={options.init} is not used: the run goes on from {saved["path"]}'
         yield from super().warnings()
-        yield from self.method.warnings(self.network, options)
+        if not saved:
+            yield from self.method.warnings(self.network, options)
         advised = rate_for(options, self.run.images)
         if options.opt == 'lamb' and not advised / 4 <= options.peak_lr <= advised * 4:
             yield (f'the learning rate goes up to {options.peak_lr:.2g}; for {counted(self.run.steps, "step")} about '

@@ -101,7 +101,7 @@ class Saved:
             count.total = len(images)
         for number in range(len(images)):
             if count:
-                count.add(number > 0)  # the one before this
+                count.add(number - count.done)  # those before this one
             name = images.name(number)
             try:
                 image = self.prepare(images[number])

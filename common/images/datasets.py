@@ -61,11 +61,15 @@ def timm_dataset(name, root, split, in_chans=3):
 
 
 class Share(Subset):
-    """Some images of a data set, with the names that they have there. labels: their classes, if they are known."""
+    """Some images of a data set, with the names that they and their classes have there.
+
+    labels: their classes, if they are known.
+    """
 
     def __init__(self, images, indices, labels=None):
         super().__init__(images, indices)
         self.labels = labels
+        self.classes = getattr(images, 'classes', None)
 
     def name(self, index):
         at = self.indices[index]

@@ -1,10 +1,11 @@
 """A part of a data set that is held out: never trained on, for where there is no folder of such images.
 
 Which images it has is a function of a seed and of their names alone. It is therefore the same after a resume, on any
-number of ranks, in every program, and with any version of NumPy and torch.
+number of ranks, in every program, and with any version of NumPy and torch. Of other images, others are held out.
 """
 import hashlib
 import os
+import sys
 from itertools import chain
 
 import numpy as np
@@ -92,3 +93,15 @@ def part_of(images, places, labels=None):
     if isinstance(images, ImageFiles):
         return images.subset(places)
     return Share(images, places.tolist(), None if labels is None else np.asarray(labels)[places])
+
+
+def warn_of_division(options, then):
+    """Warn where the images that --val_fraction holds out of those of --eval are not those that the run held out.
+
+    then: the options of the run, as a dictionary.
+    """
+    fraction, seed = then.get('val_fraction'), then.get('seed')
+    if options.val_fraction is not None and (fraction, seed) != (options.val_fraction, options.seed):
+        given = 'without --val_fraction' if fraction is None else f'with --val_fraction={fraction:g} --seed={seed}'
+        print(f'warning: {options.eval} was trained {given}: if these are the same images, it has seen some of those '
+              'that it is measured on', file=sys.stderr)

@@ -42,7 +42,8 @@ def fits(network, example_batch, images, ranks, autocast, kept=0):
     """
     if ranks.device.type == 'cpu':
         needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
-        failed = float(needed > (free_memory() or needed))
+        free = free_memory()
+        failed = float(free is not None and needed > free)
         return not ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item()
     try:
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
@@ -89,22 +90,26 @@ def ranks_here():
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
-def require_memory(network, example_batch, share, accum, ranks, autocast):
+def require_memory(network, example_batch, share, accum, ranks, autocast, goes_on=False):
     """Raise a ValueError if a step of the parts that were given will not fit in a computer's memory.
 
     A GPU says so itself, without harm. share: images of a rank's batch; accum: the parts that it is cut into.
+    goes_on: whether the run was saved, so that its batch and the size of its images are settled.
     """
     images = share // accum
     if ranks.device.type != 'cpu' or images <= 2:
         return
     with frozen_statistics(network):
         needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
-    free = free_memory() or needed
+    free = free_memory()
+    if free is None:
+        free = needed
     lacking = ranks.all_reduce(torch.tensor(float(needed > free)), dist.ReduceOp.MAX)  # all ranks end, or none
     if lacking:
         raise ValueError(f'a step on {images:,} images at a time would take about {needed / 2 ** 30:,.1f} GiB of '
-                         f'memory, and {free / 2 ** 30:,.1f} GiB are free: give a smaller --bs or --input_size, or '
-                         '--accum=auto, which cuts the batch into parts')
+                         f'memory, and {free / 2 ** 30:,.1f} GiB are free: '
+                         + ('' if goes_on else 'give a smaller --bs or --input_size, or ')
+                         + '--accum=auto, which cuts the batch into parts')
 
 
 @torch.no_grad()

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
-CGROUPS = (('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),  # version 2, as a container sees it
-           ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'))
+# Of a container: the limit, what is used, and the statistics. Version 2 as a container sees it, and version 1.
+CGROUPS = (('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current', '/sys/fs/cgroup/memory.stat'),
+           ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes',
+            '/sys/fs/cgroup/memory/memory.stat'))
+CACHED = {'active_file', 'inactive_file'}  # bytes of files that were read: counted as used, and given up when asked for
 
 
 def kept_for_backward(run, besides=()):
@@ -54,9 +57,12 @@ def free_memory():
         names = getattr(os, 'sysconf_names', {})
         if 'SC_PHYS_PAGES' in names and 'SC_PAGE_SIZE' in names:
             found.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
-    for limit, usage in CGROUPS:
+    for paths in CGROUPS:
         try:
-            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
+            limit, usage, statistics = (Path(path).read_text() for path in paths)
+            words = [line.split() for line in statistics.splitlines()]
+            cached = sum(int(number) for name, number in words if name.removeprefix('total_') in CACHED)
+            found.append(max(int(limit) - int(usage) + cached, 0))
         except (OSError, ValueError):  # no such limit, or the word "max"
             continue
     return min(found, default=None)

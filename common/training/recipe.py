@@ -55,26 +55,31 @@ def starts_over(options):
 def saved_options(options, checkpoint, ranks):
     """The options, as a dictionary, of the run that goes on; None if one begins. The same on all ranks.
 
+    They are those of the checkpoint that `load_run` will take: the newest one in the run folder that can be read,
+    or that of --resume, whichever is of the later step.
+
     checkpoint: path of the newest checkpoint in the run folder. It is read without its tensors, and without a
     look at its checksums: that is done when the run loads it.
     """
-    found = None
+    found = []
     if ranks.is_main and not starts_over(options):
         past = earlier(checkpoint)
         own = [checkpoint, *(past[step] for step in sorted(past, reverse=True))]
-        paths = [path for path in (*own, options.resume) if path and os.path.exists(path)]
-        found = next((config for config in map(config_of, paths) if config), None)
-    return ranks.broadcast_object(found)
+        found = [next((read for read in map(step_and_options, own) if read), None),
+                 options.resume and step_and_options(options.resume)]
+    _, config = max(filter(None, found), key=lambda read: read[0], default=(0, None))
+    return ranks.broadcast_object(config)
 
 
-def config_of(path):
-    """The options in a checkpoint, as a dictionary; None if it has none or cannot be read."""
+def step_and_options(path):
+    """(step, options as a dictionary) of a checkpoint; None if it is none or cannot be read."""
     try:
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception:  # A damaged file can make torch raise anything. What reads all of it says what is wrong.
         return None
-    config = content.get('config') if isinstance(content, dict) else None
-    return config if isinstance(config, dict) else None
+    if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
+        return None
+    return content.get('step', 0), content['config']
 
 
 def filled(options, values):
@@ -110,7 +115,8 @@ class Recipe:
         saved: the options of the run that goes on, as a dictionary.
         """
         if saved:
-            return self.going_on(options, saved), f"{saved.get('recipe') or 'paper'}, as the run began"
+            name = f"{saved['recipe']}, " if saved.get('recipe') else ''
+            return self.going_on(options, saved), f'{name}as the run began'
         on_gpus = ranks.device.type == 'cuda'
         fits = on_gpus and self.fewest_images <= images <= self.most_images
         name = options.recipe or ('paper' if fits else 'auto')

@@ -100,8 +100,8 @@ class Run:
         """
         parts = self.options.parts
         same_ranks = saved and saved['ranks'] == self.ranks.size
-        if parts == 'auto':
-            return saved['accum'] if same_ranks else None
+        if parts == 'auto':  # What was found out then is kept. A number that was given then is not: it was too few.
+            return saved['accum'] if same_ranks and saved['config'].get('accum') in (None, 'auto') else None
         if self.share % parts == 0:
             return parts
         if saved and not same_ranks and parts < self.share:
@@ -268,6 +268,8 @@ class Run:
         `extended` (common/training/extension.py) to decide.
         """
         wrong = changes(self.options, saved['config'], harmless=False)
+        if self.options.epochs > saved['config']['epochs']:  # and the warm-up may follow from them
+            wrong = [change for change in wrong if change[0] not in ('epochs', 'warmup_epochs')]
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
         if any(name != 'epochs' for name, *_ in wrong):
             changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
@@ -342,9 +344,12 @@ class Run:
             if self.data_changed(saved):
                 yield (f'the training images are not those of before ({saved["images"]:,} then, '
                        f'{self.images:,} now); the run goes on with them from here on')
+                if options.val_fraction is not None:
+                    yield ('of other images, others are held out: some that are measured on now were trained on before, '
+                           'so that what is measured is too good')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
-        if not self.ended_at and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+        if not saved and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
             yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
                    f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:

@@ -2,6 +2,7 @@
 from common.live_facts import elapsed_of, left_of, rate_of
 
 RECENT = 0.1  # weight of the last step in the loss and in the speed that are shown
+UNKNOWN = None, 0.0, 0  # seconds of a step as of the last ones, and of all that are timed; the number of these
 
 
 class TrainingStatus:
@@ -20,9 +21,7 @@ class TrainingStatus:
         self.loss = None  # as of the last steps
         self.measured = None  # (text, epoch after which it was measured)
         self.share_waited = 0.0  # for images
-        self.recent = None  # seconds of a step, as of the last ones
-        self.seconds = 0.0  # of all steps that are timed
-        self.timed = 0
+        self.speed = UNKNOWN  # in one piece, since the thread may read it at any time
         self.began = self.since = now()  # of the training, and of the step that goes on
 
     def begin(self, step):
@@ -35,17 +34,14 @@ class TrainingStatus:
         seconds = self.now() - self.since
         self.since += seconds
         self.done = step + 1
-        self.timed += 1
-        self.seconds += seconds
-        self.recent = averaged(self.recent, seconds)
+        recent, total, timed = self.speed
+        self.speed = averaged(recent, seconds), total + seconds, timed + 1
         if loss is not None:
             self.loss = averaged(self.loss, loss)
 
     def forget_speed(self):
         """Leave out the steps until now, which took longer than those to come."""
-        self.recent = None
-        self.seconds = 0.0
-        self.timed = 0
+        self.speed = UNKNOWN
 
     def status(self, now):
         """As LiveLine shows it: (share of the run that is done, facts)."""
@@ -60,16 +56,16 @@ class TrainingStatus:
         if self.measured:
             text, at = self.measured
             facts.append((f'{text} after epoch {at}', f'{text} (epoch {at})', f'{text.split(" (")[0]} (ep {at})', ''))
-        if self.recent:
-            facts += [rate_of(run.options.batch_size / self.recent, 'image'), left_of(self.left(now))]
+        recent, total, timed = self.speed
+        if recent:
+            facts += [rate_of(run.options.batch_size / recent, 'image'), left_of(self.left(total / timed, now))]
         facts.append(elapsed_of(now - self.began))
         if self.share_waited:
             facts.append((f'waits {100 * self.share_waited:.0f} % for images', ''))
         return share, facts
 
-    def left(self, now):
-        """Seconds that are left; they become fewer while a step goes on."""
-        of_a_step = self.seconds / self.timed
+    def left(self, of_a_step, now):
+        """Seconds that are left, from those of a step; they become fewer while a step goes on."""
         of_this_one = max(of_a_step - (now - self.since), 0.0)
         return max(self.run.steps - self.done - 1, 0) * of_a_step + of_this_one
 

@@ -277,7 +277,8 @@ class Trainer:
         options, ranks, saved = self.options, self.ranks, self.saved
         self.accum = self.run.parts(saved)
         if self.accum is not None:
-            require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast)
+            require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast,
+                           goes_on=bool(saved))
             self.start_loading()
         self.place_network()
         if self.accum is None:

@@ -10,6 +10,8 @@ from pycocotools import mask as coco_mask
 
 from common.demo_world import write_coco
 from common.distributed import Ranks
+from common.live_facts import Count
+from common.live_line import LiveLine
 from downstream_coco import masks as mask_checks
 from downstream_coco.annotations import read_annotations
 from downstream_coco.config import Options
@@ -188,10 +190,11 @@ def test_a_few_bad_masks_are_warned_of_and_left_out(drawn, capsys):
 def test_progress_is_told_of(tmp_path, monkeypatch):
     _, file = written(tmp_path, [{}] * 7)
     monkeypatch.setattr(mask_checks, 'CHUNK', 3)
-    monkeypatch.setattr(mask_checks, 'PROGRESS', -1.0)
     monkeypatch.setattr('downstream_coco.annotations.LARGE', 10)
-    said = []
-    content = read_annotations(file, said.append)
-    assert [line.removeprefix(f'{file}: ') for line in said][1:] == [
-        f'{count} of 7 annotations are checked' for count in (3, 6, 7)] and 'MB are read' in said[0]
+    said, counted = [], []
+    add = Count.add
+    monkeypatch.setattr(Count, 'add', lambda count, number: add(count, number) or counted.append(count.done))
+    content = read_annotations(file, LiveLine(said.append))
+    assert 'MB are read' in said[0]
+    assert counted == [3, 6, 7]
     assert [one['segmentation'] for one in content['annotations']] == [[POLYGON]] * 7

@@ -15,8 +15,8 @@ from common.networks.create import create_cnn
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
 from downstream_coco.data import CocoImages
+from downstream_coco.main import check, train_detector
 from downstream_coco.main import main as coco_main
-from downstream_coco.main import train_detector
 from downstream_coco.predict import main as predict_main
 from downstream_coco.predict import predict
 from downstream_coco.recipe import Recipe
@@ -68,8 +68,11 @@ def test_images_are_held_out_of_one_annotation_file(small, scenes, tmp_path, mon
             assert images.objects(i) == whole.objects(at) and images.name(i) == whole.name(at)
             assert images.shapes[i].tolist() == whole.shapes[at].tolist()
     assert ' 4 for validation (held out of the same, --val_fraction=0.3)' in capsys.readouterr().out
-    found = train_detector(Options(eval=str(folder / 'your_convnet_coco_last.pth'), data_path=str(tmp_path / 'one'), workers=0,
-                                   val_fraction=0.3))
+    flags = [f'--eval={folder / "your_convnet_coco_last.pth"}', f'--data_path={tmp_path / "one"}', '--workers=0']
+    found = train_detector(check([*flags, '--val_fraction=0.3']))
+    assert 'was trained' not in capsys.readouterr().err
+    train_detector(check([*flags, '--val_fraction=0.4']))
+    assert 'was trained with --val_fraction=0.3 --seed=0' in capsys.readouterr().err
     assert found['model']['images'] == 4 and found['model']['box_AP'] == log_of(folder)[-1]['box_AP']
 
 

@@ -65,6 +65,8 @@ def test_probes_from_the_command_line(labelled, tmp_path, monkeypatch, capsys, f
     assert out == '\n'.join(terminal.lines)  # nothing of it is left
     linear.main(['--mae', *common, '--name=p', '--bs=12', '--ep=2'])
     assert 'linear probe' in capsys.readouterr().out and saved(tmp_path / 'output_p')['config']['freeze']
+    linear.main(['--mae', *common, '--name=p', '--bs=12', '--ep=4'])  # whose warm-up would be longer
+    assert saved(tmp_path / 'output_p')['config']['epochs'] == 4
 
 
 def test_a_linear_probe_trains_its_classifier_only():

@@ -4,7 +4,7 @@ import torch
 
 from common.distributed import Ranks
 from common.training import accumulation
-from common.training.recipe import batch_for, config_of, epochs_for
+from common.training.recipe import batch_for, epochs_for, saved_options, step_and_options
 from pretrain.main import pretrain
 from pretrain.methods import recommended
 from pretrain.recipe import Recipe
@@ -74,7 +74,7 @@ def test_a_run_that_goes_on_takes_what_its_first_start_chose(tiny, tmp_path, mon
             '65,536 to 2,500,000 images on GPUs)') in text
     config = saved(tmp_path / 'run')['config']
     assert (config['recipe'], config['batch_size'], config['epochs'], config['lr']) == ('auto', 8, 400, 0.02)
-    assert config == config_of(tmp_path / 'run' / 'your_convnet_still_pretraining.pth')
+    assert (5, config) == step_and_options(tmp_path / 'run' / 'your_convnet_still_pretraining.pth')
     # On another device, for another number of images, with an older rule: what was chosen stays.
     options, words = Recipe().settled(tiny(**given), 10 ** 6, Ranks(0, 1, torch.device('cuda')), config)
     assert (options.batch_size, options.epochs, options.lr, options.recipe) == (8, 400, 0.02, 'auto')
@@ -107,6 +107,33 @@ def test_a_step_that_does_not_fit_is_refused_before_images_are_loaded(tiny, tmp_
     with pytest.raises(ValueError, match='a step on 8 images at a time would take about 0.0 GiB of memory, and 0.0 GiB '
                                          'are free: give a smaller --bs'):
         pretrain(tiny(run_dir=str(tmp_path / 'large')))
+
+
+def test_a_run_that_goes_on_with_less_memory_is_cut_into_more_parts(tiny, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 7)
+        pretrain(tiny(save_every_steps=5))
+    monkeypatch.setattr(accumulation, 'free_memory', lambda: 1)
+    with pytest.raises(ValueError, match='0.0 GiB are free: --accum=auto, which cuts'):
+        pretrain(tiny())
+    monkeypatch.setattr(accumulation, 'needed_on_host', lambda network, example, images, autocast: images)
+    monkeypatch.setattr(accumulation, 'free_memory', lambda: 4)
+    assert saved(pretrain(tiny(accum='auto')))['accum'] == 2
+
+
+def test_the_options_are_those_of_the_checkpoint_that_is_loaded(tmp_path):
+    ranks = Ranks(0, 1, torch.device('cpu'))
+    own, other = tmp_path / 'resnet50_still_pretraining.pth', tmp_path / 'other.pth'
+    torch.save({'step': 10, 'config': {'epochs': 1}}, own)
+    torch.save({'step': 30, 'config': {'epochs': 3}}, other)
+    torch.save({'step': 5, 'config': {'epochs': 7}}, tmp_path / 'resnet50_still_pretraining_step5.pth')
+    begun, elsewhere = recommended(name='n'), recommended(name='n', resume=str(other))
+    assert saved_options(begun, own, ranks) == {'epochs': 1}
+    assert saved_options(elsewhere, own, ranks) == {'epochs': 3}
+    assert saved_options(recommended(name='n', fresh=True), own, ranks) is None
+    own.write_bytes(own.read_bytes()[:100])  # damaged: the run will take the one before
+    assert saved_options(begun, own, ranks) == {'epochs': 7}
+    assert saved_options(begun, tmp_path / 'none.pth', ranks) is None
 
 
 def test_few_cells_and_a_short_warmup_are_warned_of(tiny, tmp_path, capsys):

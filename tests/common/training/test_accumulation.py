@@ -74,10 +74,13 @@ def test_free_memory_is_the_least_of_what_the_system_and_the_container_leave(mon
     assert whole is None or 2 ** 20 < whole < 2 ** 50
     (tmp_path / 'max').write_text('3000000\n')
     (tmp_path / 'used').write_text('1000000\n')
+    (tmp_path / 'statistics').write_text('anon 600000\ninactive_file 30000\nactive_file 5000\n')
     (tmp_path / 'none').write_text('max\n')
     limits = 'none', 'max', 'there is no such file'
-    monkeypatch.setattr(memory, 'CGROUPS', [(tmp_path / limit, tmp_path / 'used') for limit in limits])
-    assert memory.free_memory() == 2_000_000
+    monkeypatch.setattr(memory, 'CGROUPS', [(tmp_path / limit, tmp_path / 'used', tmp_path / 'statistics') for limit in limits])
+    assert memory.free_memory() == 2_035_000  # files that were read are given up when memory is asked for
+    (tmp_path / 'used').write_text('9000000\n')
+    assert memory.free_memory() == 0
 
 
 def test_all_ranks_of_a_computer_share_its_memory(monkeypatch):

@@ -82,7 +82,7 @@ def test_a_longer_run_is_resumed_to_the_last_bit(tiny, tmp_path, monkeypatch, ca
     assert epochs[2]['lr'] == epochs[4]['lr'] == pytest.approx(1e-5)
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = board.EventAccumulator(str(one / 'tensorboard_log')).Reload()
-    assert [event.step for event in events.Scalars('val_loss')] == [0, 10, 20]
+    assert [event.step for event in events.Scalars('loss/held_out')] == [0, 10, 20]
     pretrain(tiny(run_dir=str(one), epochs=5))
     assert saved(one)['ended_at'] == (10, 20) and saved(one)['step'] == 25
 
@@ -115,8 +115,7 @@ def test_what_is_refused_of_other_lengths(tiny, tmp_path, monkeypatch):
         pretrain(tiny(epochs=4))
     with pytest.raises(ValueError, match=r'is of a run of 2 epochs, and --epochs=1 is less: .* Give --epochs=2'):
         pretrain(tiny(epochs=1))
-    with pytest.raises(ValueError, match=r'of another run: epochs was 2 and is 4 now; seed was 0 and is 1 now|'
-                                         'of another run: seed was 0 and is 1 now; epochs was 2 and is 4 now'):
+    with pytest.raises(ValueError, match=r'of another run: seed was 0 and is 1 now\. Give'):
         pretrain(tiny(epochs=4, seed=1))
     with pytest.raises(ValueError, match=r'of another run: warmup_epochs was 0.5 and is 1.0 now'):
         pretrain(tiny(warmup_epochs=1.0))

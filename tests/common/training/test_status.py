@@ -129,7 +129,7 @@ def test_elsewhere_a_run_says_the_same_every_thirty_seconds(tiny, tmp_path, monk
     monkeypatch.setattr(log, 'LiveLine', lambda *given: original(*given, now=lambda: next(seconds)))
     folder = pretrain(tiny(val_every=1, run_dir=str(tmp_path / 'run')))
     out = capsys.readouterr().out
-    assert (folder / 'stdout_backup.txt').read_text() == out
+    assert out.endswith((folder / 'stdout_backup.txt').read_text())  # what was said before the folder was there, it has not
     lines = [line for line in out.splitlines() if ' elapsed' in line]
     assert any(line.startswith('epoch 2/2, step ') and ', loss ' in line and ' after epoch 1, ' in line
                and ' images/s, ' in line and ' left, ' in line for line in lines)
