@@ -68,14 +68,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
             line.say(f'warning: {warning}')
         results = []
         count.start('detected', len(images))
-        for number in range(len(images)):
-            count.add(number - count.done)  # those before this one
-            try:
-                image = images[number]
-                image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
-            except Exception as error:  # A damaged file can make a reader raise anything.
-                line.say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
-                continue
+        for number, image in readable(images, line, count):
             found = detected(model, image, options, ranks, score)
             path = Path(out, f'{number:04}_{Path(images.name(number)).stem}.png')
             shown = to_draw(found, overlap)
@@ -88,6 +81,22 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
         write_atomically(table, lambda file: file.write(json.dumps(results).encode()))
         line.say(f'{counted(len(results), "object")} in all, in {table}')
     return results
+
+
+def readable(images, line, count):
+    """Yield (number, image (C, h, w)) of the images that can be read; others are warned of.
+
+    line: a LiveLine. count: a Count of the images that are done.
+    """
+    for number in range(len(images)):
+        count.add(number - count.done)  # those before this one
+        try:
+            image = images[number]
+            image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
+        except Exception as error:  # A damaged file can make a reader raise anything.
+            line.say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
+            continue
+        yield number, image
 
 
 def detected(model, image, options, ranks, score):

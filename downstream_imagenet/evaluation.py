@@ -74,6 +74,27 @@ def options_and_classes(content, path):
     return config, classes
 
 
+def images_to_measure(options, classes, val_dataset=None):
+    """(validation images, names of their classes).
+
+    classes: those that the file names; None if it names none. val_dataset: a data set instead of the paths in the
+    options. Raises ValueError for images of other classes.
+    """
+    if val_dataset is not None:
+        return val_dataset, classes or class_names(val_dataset, options.num_classes)
+    if classes and options.dataset is None:
+        if not (options.val_path or options.data_path):
+            raise ValueError('say where the images are: --val_path=DIR, or --data_path=DIR with val/ in it')
+        return measured_folder(options, classes), classes
+    images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading,
+                                options.val_fraction is not None)
+    found = class_names(images, options.num_classes)
+    if classes and list(classes) != found:
+        raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, '
+                         f'...), the images have others ({", ".join(found[:3])}, ...)')
+    return with_part(images, val, options)[1], found
+
+
 def evaluate_file(options, ranks, val_dataset=None):
     """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its
     classes.
@@ -83,22 +104,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     content = read_plain(options.eval)
     content = content if isinstance(content, dict) else {}
     then, classes = options_and_classes(content, options.eval)
-    if val_dataset is not None:
-        val = val_dataset
-        classes = classes or class_names(val_dataset, options.num_classes)
-    elif classes and options.dataset is None:
-        if not (options.val_path or options.data_path):
-            raise ValueError('say where the images are: --val_path=DIR, or --data_path=DIR with val/ in it')
-        val = measured_folder(options, classes)
-    else:
-        images, val = find_labelled(options.data_path, options.val_path, options.dataset, options.in_chans, options.reading,
-                                    options.val_fraction is not None)
-        found = class_names(images, options.num_classes)
-        if classes and list(classes) != found:
-            raise ValueError(f'{options.eval} tells {len(classes)} classes apart ({", ".join(classes[:3])}, '
-                             f'...), the images have others ({", ".join(found[:3])}, ...)')
-        classes = found
-        _, val = with_part(images, val, options)
+    val, classes = images_to_measure(options, classes, val_dataset)
     check_labelled(val, options, len(classes))
     if ranks.is_main and notes_of(val):
         print(f'not looked at  {notes_of(val)}')
