@@ -10,15 +10,22 @@ PYTEST = -m pytest -q -n 2 --dist=worksteal
 
 setup: .venv/complete
 
-.venv/complete: requirements.txt requirements-dev.txt pretrain/requirements.txt
+.venv/packages: requirements.txt
+	@echo "Installing the packages of requirements.txt into .venv, which takes a minute or two ..."
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/complete: .venv/packages requirements-dev.txt pretrain/requirements.txt
+	@echo "Installing what developers need into .venv ..."
 	.venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
 	.venv/bin/python -m pip check
 	touch $@
 
 ifeq ($(VENV_PYTHON),.venv/bin/python)
-audit demo test test-all lint bench chaos coverage transfer: .venv/complete
+demo: .venv/packages
+audit test test-all lint bench chaos coverage transfer: .venv/complete
 endif
 
 # Pretrains a small network on drawn pictures, shows its reconstructions, and compares its features with those of the same network

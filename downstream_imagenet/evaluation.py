@@ -74,6 +74,19 @@ def options_and_classes(content, path):
     return config, classes
 
 
+def as_in_training(options, then):
+    """The options with the network and the images of a run, where others than the defaults were not given.
+
+    then: the options of the run, as a dictionary.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(options)}
+    names = ('model', 'input_size', 'in_chans', 'crop', 'mean', 'std', 'pixel_range')
+    taken = {name: then[name] for name in names if name in then and getattr(options, name) == default[name]}
+    if 'model' in taken:
+        taken['drop_path'] = then.get('drop_path')  # The recipe of the default network has one.
+    return dataclasses.replace(options, **taken)
+
+
 def images_to_measure(options, classes, val_dataset=None):
     """(validation images, names of their classes).
 
@@ -104,6 +117,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     content = read_plain(options.eval)
     content = content if isinstance(content, dict) else {}
     then, classes = options_and_classes(content, options.eval)
+    options = as_in_training(options, then)
     val, classes = images_to_measure(options, classes, val_dataset)
     check_labelled(val, options, len(classes))
     if ranks.is_main and notes_of(val):

@@ -247,7 +247,7 @@ def parser():
                                      allow_abbrev=False)
     add = parser.add_argument
     add('run', metavar='RUN', help='run folder of downstream_imagenet, a file of it, or a file of weights')
-    add('images', metavar='IMAGES', nargs='+', help='images, folders of them, or text files of paths')
+    add('images', metavar='IMAGES', nargs='*', help='images, folders of them, or text files of paths')
     add('--top', type=int, default=5, help='classes shown for an image (default: 5)')
     add('--out', metavar='FILE.csv', help='a table of path, and class and probability of each rank; none if '
                                           'not given')
@@ -256,8 +256,8 @@ def parser():
     add('--no_sheet', action='store_true', help='without that picture')
     add('--ema', action='store_true', help='the average of the weights (EMA), of a run folder or of a '
         '*_last.pth; of a folder the better of both if not given')
-    add('--held_out', action='store_true', help='IMAGES is the folder that the run was trained on, and of it only '
-        'the images are classified that the run held out (--val_fraction)')
+    add('--held_out', action='store_true', help='classify only the images that the run held out (--val_fraction) of its '
+        '--data_path, or of IMAGES, if that folder has moved')
     add('--classes', metavar='FILE', help="names of the classes, a text file with one a line, in the order "
         "of the network's outputs; those in the file if not given")
     add('--list_root', metavar='DIR', help='folder from which the paths of lists start; that of the list if '
@@ -280,18 +280,22 @@ def parser():
 
 @reader_may_leave(ends=False)
 def main(argv=None):
-    args = parser().parse_args(expanded(argv))
+    args = parser().parse_intermixed_args(expanded(argv))
     if args.no_sheet and args.sheet is not None:
         parser().error('--no_sheet is for no picture: leave --sheet away')
     if args.held_out and len(args.images) > 1:
         parser().error('--held_out is for one folder, the --data_path of the run')
+    if not args.held_out and not args.images:
+        parser().error('say which images: files, folders or lists of them; or --held_out')
     with errors_in_one_sentence():
         register(args.register)
         tuned = read_tuned(args.run, args.ema, args.classes, model=args.model, input_size=args.input_size,
                            crop=args.crop, in_chans=args.in_chans, mean=args.mean, std=args.std)
         beside = tuned.path.parent / 'predictions.png' if args.out is None else Path(args.out).with_suffix('.png')
         sheet = None if args.no_sheet else args.sheet or beside
-        images = held_out_of_run(tuned.options, args.images[0]) if args.held_out else args.images
+        images = args.images
+        if args.held_out:
+            images = held_out_of_run(tuned.options, images[0] if images else tuned.options.data_path)
         predict(tuned, images, args.top, args.out, sheet, args.batch_size, args.workers, args.list_root)
 
 

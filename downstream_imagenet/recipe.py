@@ -8,8 +8,8 @@ ImageNet). `auto` is a rule for the rest:
   32 at most.
 * epochs: 100 on GPUs, or fewer where the run would see more images than the paper's. On a CPU as many as
   2,000 steps take, and 100 at most.
-* peak rate: the paper's for as many steps as its run has, and more for fewer with LAMB, by the power 1/3, at
-  most 0.05; with other optimisers the paper's times the root of the batch over its batch.
+* peak rate: with LAMB the paper's, which moves a layer by a share of its own size whatever the batch; with other
+  optimisers the paper's times the root of the batch over its batch.
 * decay of the EMA: 1 - 10 / steps, at most the paper's. It then averages over a tenth of the run.
 """
 from common.training import recipe
@@ -17,7 +17,6 @@ from common.training.recipe import filled
 from downstream_imagenet.config import CHOSEN, recipe_of
 
 EPOCHS = 100
-HIGHEST_LR = 0.05
 
 
 class Recipe(recipe.Recipe):
@@ -43,7 +42,7 @@ class Recipe(recipe.Recipe):
         options = filled(options, {'epochs': epochs})
         steps = options.epochs * -(-images // options.batch_size)
         if options.base_lr is None:
-            options = filled(options, {'lr': rate_for(options, steps, papers)})
+            options = filled(options, {'lr': rate_for(options, papers)})
         ema = max(0.0, min(papers['ema'], round(1 - 10 / steps, 6)))
         return filled(options, {'base_lr': papers['base_lr'], 'ema': ema, 'warmup_epochs': warmup(options, papers)})
 
@@ -59,10 +58,8 @@ def warmup(options, papers):
     return min(papers['warmup_epochs'], options.epochs / 10)
 
 
-def rate_for(options, steps, papers):
-    """The peak learning rate for the optimiser and batch of the options, and a number of steps."""
+def rate_for(options, papers):
+    """The peak learning rate for the optimiser and the batch of the options."""
     papers_lr = papers['base_lr'] * papers['batch_size'] / 256
-    if options.opt != 'lamb':
-        return recipe.rounded(papers_lr * (options.batch_size / papers['batch_size']) ** 0.5)
-    papers_steps = papers['epochs'] * recipe.IMAGENET / papers['batch_size']
-    return recipe.rounded(min(papers_lr * (papers_steps / steps) ** (1 / 3), HIGHEST_LR))
+    share = 1.0 if options.opt == 'lamb' else (options.batch_size / papers['batch_size']) ** 0.5
+    return recipe.rounded(papers_lr * share)

@@ -79,6 +79,8 @@ def export(saved, to, out, suffix='.safetensors', licence=None):
 
 def remarks(saved, to):
     """Yield sentences on what of the given file is not in an export, and on what in it was not trained."""
+    if saved.unfinished:
+        yield f'Warning: {saved.unfinished}'
     head = [key for key in saved.head if key in saved.weights]
     names = ', '.join(head)
     if saved.has_classifier and to in WITH_CLASSIFIER:

@@ -6,12 +6,13 @@ Memory is counted from the tensors of real training steps of two and three image
 short run on the machine in question (--log), from a few steps here (--measure), is given (--images_per_second), or is
 predicted from the counted operations (--tflops). Each figure says where it comes from; predictions, how far off such ones were.
 """
-from common.start import start_tool
+from common.start import say, start_tool
 
 if __name__ == '__main__':
     start_tool()
 
 import dataclasses
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
 from common.distributed import Ranks
 from common.training.log import duration
+from common.training.recipe import IMAGENET
 from common.words import counted
+from pretrain.data import find_images
 from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import Line
 from pretrain.planning.scaling import step_seconds
@@ -58,7 +61,8 @@ class PlanOptions(SparKOptions):
     memory: float = option(80.0, 'of a GPU, in GiB', 'plan')
     reserve: float = option(3.0, "GiB of it that are no tensors: CUDA's context, workspaces of kernels, NCCL's buffers, what "
                             'the allocator cannot use; an assumption', 'plan')
-    images: int = option(1281167, 'in the data set; ImageNet if not given', 'plan')
+    images: int = option(None, 'in the data set; if not given, those in --data_path are counted, or else those of ImageNet '
+                         'are meant', 'plan', parse=int)
     image_kilobytes: float = option(115.0, "of an image's file; ImageNet's mean if not given", 'plan')
     cost_per_gpu_hour: float = option(None, 'in any currency', 'plan', parse=float)
     images_per_second: float = option(None, 'that one GPU trains on', 'plan', parse=float)
@@ -76,7 +80,8 @@ class PlanOptions(SparKOptions):
     def __post_init__(self):
         super().__post_init__()
         for field in ('gpus', 'images'):
-            require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
+            value = getattr(self, field)
+            require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')
         for field in ('memory', 'image_kilobytes', 'images_per_second', 'tflops', 'bandwidth'):
             value = getattr(self, field)
             require(value is None or 0 < value < float('inf'), f'{field} must be more than 0, not {value}')
@@ -320,13 +325,24 @@ def build(options):
     return spark
 
 
+def training_images(options):
+    """The number of images to train on: as given, or as there are in --data_path, or as ImageNet has."""
+    images = options.images
+    if images is None and options.data_path is None:
+        images = IMAGENET
+    elif images is None:
+        images = len(find_images(options.data_path, options.dataset, options.in_chans, options.list_root, options.reading))
+    if options.val_fraction is None:
+        return images
+    return max(1, images - max(1, round(options.val_fraction * images)))
+
+
 def plan(options):
     """The Plan of a run with these options. Raises ValueError."""
-    gpus = Ranks(0, options.gpus, torch.device('cuda'))
-    if options.val_fraction is not None:
-        training = options.images - max(1, round(options.val_fraction * options.images))
-        options = dataclasses.replace(options, images=max(training, 1))
-    options, _ = Recipe().settled(options, options.images, gpus)
+    options = dataclasses.replace(options, images=training_images(options))
+    is_cpu = options.measure and not torch.cuda.is_available()  # the plan is of this machine
+    ranks = Ranks(0, options.gpus, torch.device('cpu' if is_cpu else 'cuda'))
+    options, _ = Recipe().settled(options, options.images, ranks)
     speed = logged(options) if options.log else None  # first: the rest takes a while
     spark = build(options)
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)
@@ -345,6 +361,7 @@ def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = parse(PlanOptions, 'pretrain.plan', ABOUT, argv, recipe)
     with errors_in_one_sentence():
+        say('Counting the memory and the operations of steps of two and three images ...', sys.stderr)
         print(plan(options))
 
 

@@ -292,10 +292,18 @@ class Pretraining(Trainer):
         if not saved:
             yield from self.method.warnings(self.network, options)
         advised = rate_for(options, self.run.images)
-        if options.opt == 'lamb' and not advised / 4 <= options.peak_lr <= advised * 4:
+        is_papers = options.recipe == 'paper' and options.lr is None
+        if options.opt == 'lamb' and not is_papers and not advised / 4 <= options.peak_lr <= advised * 4:
+            what = 'with far less little is learned'
+            if options.peak_lr > advised:
+                what = f'with {options.peak_lr / advised:,.0f} times as much the loss will hardly fall, or becomes NaN'
             yield (f'the learning rate goes up to {options.peak_lr:.2g}; for {counted(self.run.steps, "step")} about '
-                   f'{advised:g} is advised (--lr={advised:g}): with far less little is learned, with far more the '
-                   'loss may jump')
+                   f'{advised:g} is advised (--lr={advised:g}): {what}')
 
     def verdict(self):
-        return f'Finished. The pretrained {self.options.model} is in {self.run.exported}'
+        run, model = self.run, self.options.model
+        return (f'Finished. The pretrained {model} is in {run.exported}\n'
+                f'  pictures   python -m pretrain.reconstruct {run.folder} DIR\n'
+                f'  curves     python -m pretrain.report {run.folder}\n'
+                f'  fine-tune  bash downstream_imagenet/main.sh NAME --data_path=DIR --model={model} '
+                f'--finetune_from={run.exported}')

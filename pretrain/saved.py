@@ -66,6 +66,15 @@ class Saved:
         return self.options.model
 
     @property
+    def unfinished(self):
+        """A sentence, if the file is of a run that has not come to its end, else ''."""
+        options = self.options
+        if None in (self.step, self.images, options.batch_size, options.epochs):
+            return ''
+        steps = options.epochs * -(-self.images // options.batch_size)
+        return f'the run is at step {self.step:,} of {steps:,}, its weights are not finished' if self.step < steps else ''
+
+    @property
     def name(self):
         """What to call it in a picture: the name of the run, or that of the file."""
         return self.options.name or self.path.stem

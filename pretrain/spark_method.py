@@ -62,8 +62,8 @@ class SparKMethod:
             yield (f'an image has {cells} cells of {encoder.cell_size} px only, of which {cells - network.visible_cells} '
                    f'({share:.0%}) are hidden: little of it can be learned from so few. Give '
                    + (f'--cell_size={encoder.stride}' if smaller else
-                      f'an --input_size of {6 * encoder.stride} or more, or a network of smaller stride: this one has '
-                      f'{encoder.stride}, and a cell (--cell_size) is no smaller than that'))
+                      f'an --input_size of {6 * encoder.stride} or more, a network whose stride is smaller than '
+                      f'{encoder.stride} (a cell is as large as that at least), or fewer --levels (docs/your_images.md)'))
         elif abs(share - options.mask_ratio) > 0.02:
             yield f'{share:.0%} of the {cells} cells are hidden, since whole cells are, not {options.mask_ratio:.0%}'
 

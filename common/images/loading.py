@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from common.images.augmented import collate
 
+NAMED = 3  # images that cannot be read of which is said why
+
 
 def loader(augmented, batches, workers, device, collate=collate):
     """A DataLoader of batches of images, made ahead of time in loading processes.
@@ -182,7 +184,7 @@ def without_failures(batches, augmented, named, log):
 
 
 def tell_failures(failures, augmented, named, log):
-    """Warn once of each image that could not be read.
+    """Warn once of each image that could not be read; after the first NAMED of them in fewer words.
 
     failures: [(index, what is wrong)]. named: the set of the names of such images, which is added to. log: a
     RunLog.
@@ -191,4 +193,5 @@ def tell_failures(failures, augmented, named, log):
         name = augmented.name(index)
         if name not in named:
             named.add(name)
-            log.warn(f'unreadable image {name} ({error}): the next one stands in for it; {len(named)} so far')
+            why = f' ({error}): the next one stands in for it' if len(named) <= NAMED else ''
+            log.warn(f'unreadable image {name}{why}; {len(named)} so far')

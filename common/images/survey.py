@@ -36,11 +36,13 @@ def survey(images, normalised=False):
     returned.
     normalised: whether the mean and deviation of the images were given. Then dark images are intended.
 
-    Files that cannot be read are passed over. Raises NotInstalled, a ValueError, where a package is missing.
+    Files that cannot be read are passed over. Raises ValueError if none can be, and NotInstalled, a ValueError,
+    where a package is missing.
     """
     left_out = defaultdict(list)  # {kind: [(number, name of the file)]}
     deep_values = DeepValues()
     num_read = 0
+    first_failure = None
     budget = PIXELS
     places = np.linspace(0, len(images) - 1, min(len(images), FILES)).round().astype(int)
     for place in places.tolist():
@@ -57,11 +59,15 @@ def survey(images, normalised=False):
                     examine_pixels(dataset, index, facts, deep_values)
         except NotInstalled as error:
             raise NotInstalled(f'{name} cannot be read: {error}') from error
-        except Exception:  # A file can make a reader raise anything. It is named when it is read.
+        except Exception as error:  # A file can make a reader raise anything. It is named when it is read.
+            first_failure = first_failure or f'{name}: {error}'
             continue
         num_read += 1
         for kind, number in facts.left_out:
             left_out[kind].append((number, name))
+    if not num_read:
+        raise ValueError(f'none of the images can be read ({len(places):,} were looked at); the first of them is '
+                         f'{first_failure}')
     said = []
     for kind, files in left_out.items():
         number, name = max(files)

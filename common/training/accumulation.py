@@ -90,11 +90,11 @@ def ranks_here():
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
-def require_memory(network, example_batch, share, accum, ranks, autocast, goes_on=False):
+def require_memory(network, example_batch, share, accum, ranks, autocast, remedy):
     """Raise a ValueError if a step of the parts that were given will not fit in a computer's memory.
 
     A GPU says so itself, without harm. share: images of a rank's batch; accum: the parts that it is cut into.
-    goes_on: whether the run was saved, so that its batch and the size of its images are settled.
+    remedy: what can be given, as the last words of a sentence.
     """
     images = share // accum
     if ranks.device.type != 'cpu' or images <= 2:
@@ -107,9 +107,7 @@ def require_memory(network, example_batch, share, accum, ranks, autocast, goes_o
     lacking = ranks.all_reduce(torch.tensor(float(needed > free)), dist.ReduceOp.MAX)  # all ranks end, or none
     if lacking:
         raise ValueError(f'a step on {images:,} images at a time would take about {needed / 2 ** 30:,.1f} GiB of '
-                         f'memory, and {free / 2 ** 30:,.1f} GiB are free: '
-                         + ('' if goes_on else 'give a smaller --bs or --input_size, or ')
-                         + '--accum=auto, which cuts the batch into parts')
+                         f'memory, and {free / 2 ** 30:,.1f} GiB are free: {remedy}')
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ NAMES_SHOWN = 5  # names of images in a warning
 WAIT_TOLD = 0.05  # share of the time spent waiting for images from which on it is told
 WAIT_WARNED = 0.2  # and from which on it is warned of
 SHORTEST_WAIT = 1.0  # seconds of an epoch's waiting below which nobody need be warned
+LONG = 7200.0  # seconds of a run on a CPU, from which on it is said how a run takes less
 
 
 class Progress:
@@ -39,7 +40,7 @@ class Progress:
         self.supply = Supply(run, seconds_an_item)
         self.has_told_supply = False
         self.has_warned = False  # of waiting
-        self.status = TrainingStatus(run, log.line.now)
+        self.status = TrainingStatus(run, log.line.now, saved['step'] if saved else 0)
         self.meter = Meter(run.ranks.device)
         self.bad = []
         self.untold_bad = []
@@ -131,7 +132,9 @@ class Progress:
             what = 'next' if self.first_steps else 'first'
             took = f'The {what} step took {self.step_time:.2f} s' if self.timed_steps == 1 else \
                 f'The {what} {self.timed_steps} steps took {self.step_time:.2f} s each'
-            self.log.say(f'{took}: about {duration(left)} to go, until {clock(left)}.')
+            is_long = self.run.ranks.device.type == 'cpu' and left > LONG
+            smaller = ' On a CPU a smaller --model and --input_size take less, in a new run.' if is_long else ''
+            self.log.say(f'{took}: about {duration(left)} to go, until {clock(left)}.{smaller}')
         if self.supply.is_measured and not self.has_told_supply:
             self.has_told_supply = True
             self.tell_supply()

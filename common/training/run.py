@@ -195,6 +195,21 @@ class Run:
         at_first = self.warmup_steps if self.first_warmup is None else self.first_warmup
         return min(at_first, (stop - first) // 10) if first else at_first
 
+    @property
+    def advised_batch(self):
+        """A batch with which few images have ten steps an epoch or more."""
+        return self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
+
+    def against_memory(self, saved):
+        """What to give if a step does not fit in memory. A run that goes on keeps its batch and its sizes."""
+        parts = '--accum=auto, which cuts the batch into parts'
+        if saved:
+            return f'give {parts}'
+        if self.images < self.options.batch_size:
+            return (f'there are {counted(self.images, "image")}, fewer than a batch, so leave --bs away, or give '
+                    f'--bs={self.advised_batch} or so')
+        return f'give a smaller --bs or --input_size, or {parts}'
+
     def advised_warmup(self):
         """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
         return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
@@ -349,14 +364,15 @@ class Run:
                            'so that what is measured is too good')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
-        if not saved and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+        if not saved and options.recipe != 'paper' and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
             yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
                    f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:
-            fitting = self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
+            remedy = f'Give --bs={self.advised_batch} or so, for ten steps an epoch or more'
+            if options.recipe == 'paper':
+                remedy = '--recipe=auto is for so few'
             yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '
-                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. '
-                   f'Give --bs={fitting} or so, for ten steps an epoch or more')
+                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. {remedy}')
 
     def record(self, start, accum, commit, command):
         """The first line of a run, or of its continuation, in the log."""

@@ -11,13 +11,13 @@ class TrainingStatus:
     Training sets numbers here as soon as a step's result is known, and waits for nobody. A thread reads them.
     Time between two epochs, in which images are measured, counts neither as speed nor for the time left.
 
-    run: Run. now: the clock, in seconds.
+    run: Run. now: the clock, in seconds. start: the first step that is left to do.
     """
 
-    def __init__(self, run, now):
+    def __init__(self, run, now, start=0):
         self.run = run
         self.now = now
-        self.done = 0  # steps
+        self.done = start  # steps
         self.loss = None  # as of the last steps
         self.measured = None  # (text, epoch after which it was measured)
         self.share_waited = 0.0  # for images

@@ -278,7 +278,7 @@ class Trainer:
         self.accum = self.run.parts(saved)
         if self.accum is not None:
             require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast,
-                           goes_on=bool(saved))
+                           self.run.against_memory(saved))
             self.start_loading()
         self.place_network()
         if self.accum is None:
@@ -394,7 +394,7 @@ class Trainer:
         if self.run.ended_at:
             self.log.say(described_extension(self.run))
         if self.ranks.is_main:
-            for warning in chain(self.warnings(), warn_of(self.images, self.options)):
+            for warning in chain(warn_of(self.images, self.options), self.warnings()):
                 self.log.warn(warning)
             self.log.record({**self.run.record(self.start, self.accum, git_commit(), sys.argv),
                              'compiled': self.compiled.is_on})

@@ -30,9 +30,10 @@ def write_card(saved, folder, licence=None):
         remarks.append('The card has no curve of the loss: for one, pip install matplotlib, and export again')
     curve = ''.join(draw_curve_of(log, folder))
     picture = ''.join(copy_reconstructions(saved, folder))
+    unfinished = f'**Unfinished:** {saved.unfinished}.\n\n' if saved.unfinished else ''
     no_licence = '**Licence.** Whoever exported this did not say; ask before you use it.\n\n'
     encoder = saved.spark.encoder
-    text = TEXT.format(licence=licence or 'other', stated='' if licence else no_licence,
+    text = TEXT.format(licence=licence or 'other', stated=unfinished + ('' if licence else no_licence),
                        model=saved.model.split('.')[0], paper=PAPER, data=data(saved),
                        recipe=recipe_table(saved, log), picture=f'{picture}\n\n' if picture else '',
                        curve=curve or 'No log of the training lay beside the weights.',

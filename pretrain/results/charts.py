@@ -36,7 +36,7 @@ def chart(logs, names, field, title, is_logarithmic):
         for log in logs:
             add_restarts(figure, log)
         figure.update_yaxes(rangemode='tozero')
-    longest = max((log.config['epochs'] for log in logs), default=1)
+    longest = max((log.epochs[-1]['epoch'] for log in logs if log.epochs), default=1)
     figure.update_layout(title=title, template='plotly_white', height=340,
                          margin={'l': 55, 'r': 15, 't': 45, 'b': 70}, legend={'orientation': 'h', 'y': -0.2},
                          xaxis={'title': 'epoch', 'range': [0, longest]}, font={'family': 'system-ui, '

@@ -76,10 +76,10 @@ def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
 
 @pytest.mark.parametrize(('model', 'images', 'device', 'expected'), [
     ('resnet50', 32_768, 'cuda', ('paper', 2048, 300, 5, 0.016, 0.9999)),
-    ('resnet50', 32_767, 'cuda', ('auto', 1024, 100, 5, 0.05, 0.996875)),
-    ('resnet50', 2_000, 'cuda', ('auto', 64, 100, 5, 0.05, 0.996875)),
-    ('resnet50', 2_000, 'cpu', ('auto', 32, 32, 3.2, 0.05, 0.995040)),
-    ('resnet50', 150, 'cpu', ('auto', 8, 100, 5, 0.05, 0.994737)),
+    ('resnet50', 32_767, 'cuda', ('auto', 1024, 100, 5, 0.016, 0.996875)),
+    ('resnet50', 2_000, 'cuda', ('auto', 64, 100, 5, 0.016, 0.996875)),
+    ('resnet50', 2_000, 'cpu', ('auto', 32, 32, 3.2, 0.016, 0.995040)),
+    ('resnet50', 150, 'cpu', ('auto', 8, 100, 5, 0.016, 0.994737)),
     ('convnext_small', 2_000, 'cuda', ('auto', 64, 100, 10, 4e-4, 0.996875)),
     ('resnet50', 14_000_000, 'cuda', ('auto', 2048, 27, 2.7, 0.016, 0.9999)),
     ('convnext_small', 65_536, 'cuda', ('paper', 4096, 400, 20, 3.2e-3, 0.9999))])

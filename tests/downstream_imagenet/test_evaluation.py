@@ -85,6 +85,8 @@ def test_eval_minds_the_classes_and_asks_for_no_more_than_it_needs(small, labell
     monkeypatch.setattr(sys, 'argv', ['main'])
     finetune_main([f'--eval={file}', f'--val_path={tmp_path}/test', '--model=your_convnet', '--img_size=40', '--workers=0'])
     assert 'note: input_size was 32 in training, and is 40 here' in capsys.readouterr().out
+    finetune_main([f'--eval={file}', f'--val_path={tmp_path}/test', '--workers=0'])  # of the network and size of the file
+    assert 'note:' not in (out := capsys.readouterr().out) and 'model: top-1' in out
     (tmp_path / 'test/bar_stripes').rename(tmp_path / 'test/bars')
     with pytest.raises(SystemExit, match='classes that the training images do not have: bars'):
         finetune_main([f'--eval={file}', f'--val_path={tmp_path}/test', '--model=your_convnet', '--img_size=32', '--workers=0'])

@@ -107,6 +107,8 @@ def test_a_step_that_does_not_fit_is_refused_before_images_are_loaded(tiny, tmp_
     with pytest.raises(ValueError, match='a step on 8 images at a time would take about 0.0 GiB of memory, and 0.0 GiB '
                                          'are free: give a smaller --bs'):
         pretrain(tiny(run_dir=str(tmp_path / 'large')))
+    with pytest.raises(ValueError, match='there are 40 images, fewer than a batch, so leave --bs away, or give --bs=4 or so'):
+        pretrain(tiny(run_dir=str(tmp_path / 'larger'), batch_size=64))
 
 
 def test_a_run_that_goes_on_with_less_memory_is_cut_into_more_parts(tiny, monkeypatch):
@@ -114,7 +116,7 @@ def test_a_run_that_goes_on_with_less_memory_is_cut_into_more_parts(tiny, monkey
         stop_after(patch, 7)
         pretrain(tiny(save_every_steps=5))
     monkeypatch.setattr(accumulation, 'free_memory', lambda: 1)
-    with pytest.raises(ValueError, match='0.0 GiB are free: --accum=auto, which cuts'):
+    with pytest.raises(ValueError, match='0.0 GiB are free: give --accum=auto, which cuts'):
         pretrain(tiny())
     monkeypatch.setattr(accumulation, 'needed_on_host', lambda network, example, images, autocast: images)
     monkeypatch.setattr(accumulation, 'free_memory', lambda: 4)
@@ -140,7 +142,7 @@ def test_few_cells_and_a_short_warmup_are_warned_of(tiny, tmp_path, capsys):
     pretrain(tiny(run_dir=str(tmp_path / 'few'), epochs=10, warmup_epochs=0.2))
     errors = capsys.readouterr().err
     assert 'an image has 16 cells of 8 px only, of which 10 (62%) are hidden' in errors
-    assert 'Give an --input_size of 48 or more' in errors
+    assert 'Give an --input_size of 48 or more, a network whose stride is smaller than 8' in errors
     assert 'rises to its peak within 1 step, in which the weights can be spoilt: give --warmup_epochs=0.5 or so' in errors
     pretrain(tiny(run_dir=str(tmp_path / 'large_cells'), epochs=1, warmup_epochs=0, cell_size=16, mask_ratio=0.5))
     assert 'an image has 4 cells of 16 px only, of which 2 (50%) are hidden: little of it can be learned from so few. ' \

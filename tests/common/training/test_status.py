@@ -115,7 +115,7 @@ def test_a_run_in_a_terminal_leaves_its_epochs_as_lines(tiny, tmp_path, monkeypa
     terminal.end()
     seen = [line for line in terminal.lines if line]
     assert [line.split(',')[0].split(': ')[0] for line in seen if line.startswith('epoch')] == ['epoch 1/2', 'epoch 2/2']
-    assert (folder / 'stdout_backup.txt').read_text().split('\n') == terminal.lines
+    assert (folder / 'stdout_backup.txt').read_text().replace('\n', '') == ''.join(terminal.lines)  # long lines are broken
     bars = [text for text in terminal.drawn if '░' in text]
     assert max(map(len, bars)) < 150 and any(text.startswith('held-out images') for text in bars)
     assert any(text.startswith('epoch 1/2 ') and 'first step' in text and 'held-out' in text for text in bars)
