@@ -23,6 +23,11 @@ class Count:
         now = self.now()
         self.task = what, total, now, 0, now  # in one piece, since the thread that shows it may read it at any time
 
+    def set_total(self, total):
+        """Note how many parts there are, once that is known."""
+        what, _, began, done, last = self.task
+        self.task = what, total, began, done, last
+
     @property
     def done(self):
         """How many parts are done."""

@@ -29,7 +29,7 @@ PENALTIES = tuple(10.0 ** (-i / 2) for i in range(13))  # 1 to 1e-6, strong to w
 FOLDS = 5
 MANY = 20_000  # With more images one of the folds is enough, and float32.
 MAE = {'freeze': True, 'opt': 'lars', 'base_lr': 0.1, 'weight_decay': 0.0, 'epochs': 90,
-       'warmup_epochs': 10.0, 'batch_size': 16384, 'augment': 'none', 'erase': 0.0, 'mixup': 0.0,
+       'batch_size': 16384, 'augment': 'none', 'erase': 0.0, 'mixup': 0.0,
        'cutmix': 0.0, 'smoothing': 0.0, 'ema': 0.0, 'loss': 'ce', 'name': 'linear'}
 
 
@@ -145,11 +145,9 @@ def probe_by_fine_tuning(argv):
 
 
 def mae_recipe(given):
-    """MAE's options as a dict, to be overridden by those in the dict `given`, which its warm-up depends
-    on.
-    """
+    """MAE's options as a dict, to be overridden by those in the dict `given`."""
     register(given.get('register', USERS_NETWORKS))
-    return {**MAE, 'warmup_epochs': min(10.0, given.get('epochs', 90) / 9)}
+    return MAE
 
 
 if __name__ == '__main__':

@@ -54,7 +54,9 @@ def papers_values(options):
 
 
 def warmup(options, papers):
-    """Epochs of warm-up: the paper's, and at most a tenth of all."""
+    """Epochs of warm-up: the paper's, and at most a tenth of all; of a linear probe with LARS those of MAE."""
+    if options.opt == 'lars':
+        return min(10.0, options.epochs / 9)
     return min(papers['warmup_epochs'], options.epochs / 10)
 
 

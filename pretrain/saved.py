@@ -107,7 +107,7 @@ class Saved:
             say(f'warning: {warning}')
         num_read = 0
         if count:
-            count.total = len(images)
+            count.set_total(len(images))
         for number in range(len(images)):
             if count:
                 count.add(number - count.done)  # those before this one

@@ -283,8 +283,8 @@ class Run:
         `extended` (common/training/extension.py) to decide.
         """
         wrong = changes(self.options, saved['config'], harmless=False)
-        if self.options.epochs > saved['config']['epochs']:  # and the warm-up may follow from them
-            wrong = [change for change in wrong if change[0] not in ('epochs', 'warmup_epochs')]
+        if self.options.epochs > saved['config']['epochs']:  # That may be.
+            wrong = [change for change in wrong if change[0] != 'epochs']
         wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
         if any(name != 'epochs' for name, *_ in wrong):
             changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)

@@ -129,7 +129,7 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path):
     with as_stdout() as terminal:
         predict_main([f'--weights={path}', str(tmp_path / 'grey.png')])
     assert json.loads((folder / 'predictions/predictions.json').read_text()) == []
-    assert f'0 objects in all, in {folder}/predictions/predictions.json' in '\n'.join(terminal.lines)
+    assert f'0 objects in all, in {folder}/predictions/predictions.json' in ''.join(terminal.lines)  # a long line is broken
     with pytest.raises(ValueError, match='no average'):
         predict(str(folder / 'your_convnet_coco_best.pth'), val, tmp_path / 'out', which='ema')
     with pytest.raises(ValueError, match='no image or folder'):

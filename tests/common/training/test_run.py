@@ -17,7 +17,9 @@ def test_four_ranks_become_three(tiny):
         return Run(tiny(batch_size=batch, accum=accum), Ranks(0, ranks, torch.device('cpu')), 40).parts(saved)
     assert run(24, 4, 2) == 2 and run(24, 3, 2, {'ranks': 4, 'accum': 2}) == 2
     assert run(12, 4, 3) == 3 and run(12, 3, 3, {'ranks': 4, 'accum': 3}) == 4  # 4 images a rank are not cut into 3 parts
-    assert run(24, 3, 'auto', {'ranks': 3, 'accum': 8}) == 8 and run(24, 3, 'auto', {'ranks': 4, 'accum': 8}) is None
+    found_out = {'ranks': 3, 'accum': 8, 'config': {'accum': 'auto'}}
+    assert run(24, 3, 'auto', found_out) == 8 and run(24, 3, 'auto', {**found_out, 'ranks': 4}) is None
+    assert run(24, 3, 'auto', {**found_out, 'config': {'accum': 8}}) is None  # it was given, and was too few
     with pytest.raises(ValueError, match='16 images cannot be divided among 3 ranks: give --bs=15 or --bs=18; or, to go on '
                                          'with a run of that batch, start 2 or 4 processes'):
         run(16, 3, 1, {'ranks': 4, 'accum': 1})
