@@ -19,6 +19,7 @@ from common.images.loading import each_once
 from common.images.reading import AS_IT_IS
 from common.images.timeout import at_most
 from common.seeds import seed_for
+from common.start import said_if_long
 from common.training.device import to_device
 from common.words import first_of, printable
 from downstream_imagenet.layout import training_folder
@@ -205,6 +206,15 @@ def check_labelled(images, options, number, timeout=120.0):
         raise ValueError(NO_TENSORS)
 
 
+def all_labels(images):
+    """The class of each image; the images are read where the data set does not list their classes."""
+    labels = labels_of(images)
+    if labels:
+        return labels
+    with said_if_long(f'Reading {len(images):,} images for their classes, which the data set does not list'):
+        return [int(images[index][1]) for index in range(len(images))]
+
+
 def share_of(images, fraction, seed):
     """A data set with the same share of the images of each class, but at least one of each, drawn from the
     seed.
@@ -213,7 +223,7 @@ def share_of(images, fraction, seed):
     """
     if fraction == 1:
         return images
-    labels = labels_of(images) or [int(images[i][1]) for i in range(len(images))]
+    labels = all_labels(images)
     places = defaultdict(list)
     for place, label in enumerate(labels):
         places[int(label)].append(place)

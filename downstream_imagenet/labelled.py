@@ -9,11 +9,11 @@ from common.images.held_out import with_held_out
 from common.start import said_if_long
 from downstream_imagenet.data import (
     LabelledFolder,
+    all_labels,
     check_labelled,
     class_names,
     find_labelled,
     find_validation,
-    labels_of,
     share_of,
 )
 from downstream_imagenet.layout import training_folder
@@ -45,15 +45,6 @@ def with_part(images, val, options):
     if options.val_fraction is None:
         return images, val
     return with_held_out(images, val, options.val_fraction, options.seed, np.array(all_labels(images)))
-
-
-def all_labels(images):
-    """The class of each image; the images are read where the data set does not list their classes."""
-    labels = labels_of(images)
-    if labels:
-        return labels
-    with said_if_long(f'Reading {len(images):,} images for their classes, which the data set does not list'):
-        return [int(images[index][1]) for index in range(len(images))]
 
 
 def measured_folder(options, classes):

@@ -13,7 +13,6 @@ ImageNet). `auto` is a rule for the rest:
 * decay of the EMA: 1 - 10 / steps, at most the paper's. It then averages over a tenth of the run.
 """
 from common.training import recipe
-from common.training.recipe import filled
 from downstream_imagenet.config import CHOSEN, recipe_of
 
 EPOCHS = 100
@@ -29,22 +28,20 @@ class Recipe(recipe.Recipe):
 
     def paper(self, options):
         papers = papers_values(options)
-        options = filled(options, papers)
-        return {**papers, 'warmup_epochs': warmup(options, papers)}
+        return {**papers, 'warmup_epochs': warmup(options.opt, papers, options.epochs or papers['epochs'])}
 
-    def automatic(self, options, images, ranks):
-        papers = papers_values(options)
-        batch = recipe.batch_for(images, ranks.size, recipe.most_on(ranks.device, papers['batch_size']))
-        options = filled(options, {'batch_size': batch})
-        on_gpus = ranks.device.type == 'cuda'
+    def length(self, options, papers, on_gpus):
         steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
-        epochs = recipe.epochs_for(images, options.batch_size, steps, EPOCHS)
-        options = filled(options, {'epochs': epochs})
+        return steps, EPOCHS
+
+    def rate(self, options, papers, images):
+        share = 1.0 if options.opt == 'lamb' else (options.batch_size / papers['batch_size']) ** 0.5
+        return papers['base_lr'] * papers['batch_size'] / 256 * share
+
+    def rest(self, options, papers, images):
         steps = options.epochs * -(-images // options.batch_size)
-        if options.base_lr is None:
-            options = filled(options, {'lr': rate_for(options, papers)})
         ema = max(0.0, min(papers['ema'], round(1 - 10 / steps, 6)))
-        return filled(options, {'base_lr': papers['base_lr'], 'ema': ema, 'warmup_epochs': warmup(options, papers)})
+        return {'ema': ema, 'warmup_epochs': warmup(options.opt, papers, options.epochs)}
 
 
 def papers_values(options):
@@ -53,15 +50,8 @@ def papers_values(options):
     return {name: papers[name] for name in CHOSEN if name in papers}
 
 
-def warmup(options, papers):
+def warmup(opt, papers, epochs):
     """Epochs of warm-up: the paper's, and at most a tenth of all; of a linear probe with LARS those of MAE."""
-    if options.opt == 'lars':
-        return min(10.0, options.epochs / 9)
-    return min(papers['warmup_epochs'], options.epochs / 10)
-
-
-def rate_for(options, papers):
-    """The peak learning rate for the optimiser and the batch of the options."""
-    papers_lr = papers['base_lr'] * papers['batch_size'] / 256
-    share = 1.0 if options.opt == 'lamb' else (options.batch_size / papers['batch_size']) ** 0.5
-    return recipe.rounded(papers_lr * share)
+    if opt == 'lars':
+        return min(10.0, epochs / 9)
+    return min(papers['warmup_epochs'], epochs / 10)

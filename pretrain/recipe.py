@@ -15,7 +15,6 @@
   fewer steps have to be longer ones to get as far. Other optimisers: 3.2e-3 * (batch / 4,096) ** (1/2).
 """
 from common.training import recipe
-from common.training.recipe import filled
 
 PAPER = {'batch_size': 4096, 'epochs': 1600, 'base_lr': 2e-4}
 PAPERS_LR = 3.2e-3  # its peak rate
@@ -32,16 +31,12 @@ class Recipe(recipe.Recipe):
     def paper(self, options):
         return PAPER
 
-    def automatic(self, options, images, ranks):
-        batch = recipe.batch_for(images, ranks.size, recipe.most_on(ranks.device, PAPER['batch_size']))
-        options = filled(options, {'batch_size': batch})
-        on_gpus = ranks.device.type == 'cuda'
+    def length(self, options, papers, on_gpus):
         steps = PAPER['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
-        epochs = recipe.epochs_for(images, options.batch_size, steps, PAPER['epochs'])
-        options = filled(options, {'epochs': epochs})
-        if options.base_lr is None:
-            options = filled(options, {'lr': rate_for(options, images)})
-        return filled(options, {'base_lr': PAPER['base_lr']})
+        return steps, PAPER['epochs']
+
+    def rate(self, options, papers, images):
+        return rate_for(options, images)
 
 
 def rate_for(options, images):

@@ -100,14 +100,38 @@ class Recipe:
     words = {'batch_size': 'batches of {:,}', 'epochs': '{:,} epochs', 'lr': 'a peak learning rate of {:g}'}
     fewest_images = 0
     most_images = float('inf')
+    least_batch = 8  # of the rule
 
     def paper(self, options):
         """{name: value} of the paper's setting."""
         raise NotImplementedError
 
+    def most_batch(self, papers, device):
+        """The largest batch that the rule chooses. papers: what `paper` gives."""
+        return most_on(device, papers['batch_size'])
+
+    def length(self, options, papers, on_gpus):
+        """(steps of a run, epochs at most) that the rule aims at, from the batch in the options."""
+        raise NotImplementedError
+
+    def rate(self, options, papers, images):
+        """The peak learning rate of the rule, from the optimiser, the batch and the epochs in the options."""
+        raise NotImplementedError
+
+    def rest(self, options, papers, images):
+        """{name: value} of what the rule chooses last, from all else in the options."""
+        return {}
+
     def automatic(self, options, images, ranks):
         """The options with all that the rule chooses. images: the number of training images."""
-        raise NotImplementedError
+        papers = self.paper(options)
+        batch = batch_for(images, ranks.size, self.most_batch(papers, ranks.device), self.least_batch)
+        options = filled(options, {'batch_size': batch})
+        length = self.length(options, papers, ranks.device.type == 'cuda')
+        options = filled(options, {'epochs': epochs_for(images, options.batch_size, *length)})
+        if options.base_lr is None:
+            options = filled(options, {'lr': rounded(self.rate(options, papers, images))})
+        return filled(options, {'base_lr': papers['base_lr'], **self.rest(options, papers, images)})
 
     def settled(self, options, images, ranks, saved=None):
         """The options with all values that were not given, and a sentence on them.

@@ -49,8 +49,8 @@ def test_zero_is_a_value_and_short_runs_warm_up_shortly():
     options = on_imagenet(parse('--model=convnext_base --mixup=0 --dp=0 --ema=0 --rep_aug=0 --smoothing=0 --wp_ep=0 --wd=0'))
     assert (options.mixup, options.drop_path, options.ema, options.repeats, options.smoothing, options.warmup,
             options.weight_decay) == (0, 0, 0, 0, 0, 0, 0)
-    lines = '--ep=20', '--ep=200', '--ep=20 --wp_ep=5'
-    assert [on_imagenet(parse(line)).warmup for line in lines] == [2, 5, 5]
+    lines = '--ep=20', '--ep=200', '--ep=20 --wp_ep=5', '--ep=2'
+    assert [on_imagenet(parse(line)).warmup for line in lines] == [2, 5, 5, 0.2]
     assert parse('--opt=adamw').loss_name == 'ce' and parse('--opt=adamw').clipping == float('inf')
     assert parse('').clipping == 1 and parse('--official_lamb').clipping == float('inf') and parse('--clip=3').clipping == 3
 
