@@ -40,6 +40,17 @@ class A2MIMMethod:
         """The spatial term: that on spectra depends on which images are averaged."""
         return network.terms(images, visible)['spatial']
 
+    def term_sums(self, network):
+        return network.term_sums
+
+    def metrics(self, network, sums):
+        """The mean of each term of the loss, before its weight, and that of the token's gain."""
+        steps, spatial, frequency = sums
+        gain = network.encoder.mask_gain
+        return {'loss_spatial': spatial / steps if steps else None,
+                'loss_frequency': frequency / steps if steps and network.fourier != 'none' else None,
+                **({} if gain is None else {'token_gain': gain.mean().item()})}
+
     def exported(self, network):
         return network.encoder.cnn
 

@@ -63,6 +63,14 @@ class Method(Protocol):
     def held_out_loss(self, network, images, visible):
         """The loss that is measured on held-out images, 0-dim: the mean over these, whichever others there are."""
 
+    def term_sums(self, network):
+        """Sums over the training steps since they were set to 0, a tensor (n,) on the device, of what the log of an epoch has
+        besides the loss; None if there is nothing. They are changed in place, are saved, and are added up over all ranks.
+        """
+
+    def metrics(self, network, sums):
+        """{name: number} for the log of an epoch. sums: `term_sums` of all ranks, as a list, or None."""
+
     def parts_to_compile(self, network):
         """The modules that torch.compile is given, each by itself, none inside another."""
 

@@ -123,6 +123,11 @@ class Pretraining(Trainer):
 
     def connect_ranks(self):
         self.method.connect(self.network, self.options, self.run.share // self.accum, self.ranks)
+        sums = self.method.term_sums(self.network)
+        if sums is not None:
+            sums.zero_()  # Steps were tried before, for memory and compilation.
+            if self.saved and self.ranks.is_main:
+                sums += torch.tensor(self.saved.get('term_sums', [0.0]), dtype=sums.dtype, device=sums.device)
 
     # -- images and masks ------------------------------------------------------------------------------------
 
@@ -183,7 +188,16 @@ class Pretraining(Trainer):
         val_loss = self.held_out_loss() if is_last or epoch % self.options.val_every == 0 else None
         if self.session.asked_to_stop():
             return None
-        return {'val_loss': val_loss}, '' if val_loss is None else f'held-out {val_loss:.4f}'
+        metrics = self.method.metrics(self.network, self.terms_of_all_ranks())
+        sums = self.method.term_sums(self.network)
+        if sums is not None:
+            sums.zero_()
+        return {'val_loss': val_loss, **metrics}, '' if val_loss is None else f'held-out {val_loss:.4f}'
+
+    def terms_of_all_ranks(self):
+        """The method's `term_sums`, added up over all ranks, as a list; None if it has none."""
+        sums = self.method.term_sums(self.network)
+        return None if sums is None else self.ranks.all_reduce(sums.clone()).tolist()
 
     @torch.no_grad()
     def held_out_loss(self):
@@ -244,8 +258,13 @@ class Pretraining(Trainer):
             self.log.warn(f'{error}. The run goes on without this picture')
         self.log.picture(caption, picture, epoch * self.run.per_epoch)
 
+    def save(self, step):
+        self.saved_terms = self.terms_of_all_ranks()  # The content of a checkpoint is asked of the main rank alone.
+        super().save(step)
+
     def checkpoint_content(self):
-        return {'model': plain_state(self.network), 'network': self.record}
+        terms = {} if self.saved_terms is None else {'term_sums': self.saved_terms}
+        return {'model': plain_state(self.network), 'network': self.record, **terms}
 
     # -- what is said ----------------------------------------------------------------------------------------
 

@@ -41,6 +41,12 @@ class SparKMethod:
     def held_out_loss(self, network, images, visible):
         return network(images, visible)
 
+    def term_sums(self, network):
+        return None
+
+    def metrics(self, network, sums):
+        return {}
+
     def exported(self, network):
         return network.encoder.cnn
 
