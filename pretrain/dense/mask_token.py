@@ -39,9 +39,14 @@ class Layout:
         return parameter if self.axes is Axes.CHANNELS_FIRST else parameter.flatten()
 
 
-def find_layout(output, grid):
-    """The Layout of a submodule's output over a grid (h, w) of cells; None where it is no map of these cells."""
+def find_layout(output, grid, batch):
+    """The Layout of a submodule's output over a grid (h, w) of cells; None where it is no map of these cells.
+
+    batch: number of images. Attention in windows has outputs with more rows than that.
+    """
     shape = tuple(output.shape) if torch.is_tensor(output) and output.is_floating_point() else ()
+    if shape[:1] != (batch,):
+        return None
     if len(shape) == 4:
         for axes, size, channels in ((Axes.CHANNELS_FIRST, shape[2:], shape[1]),
                                      (Axes.CHANNELS_LAST, shape[1:3], shape[3])):

@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from pretrain.dense.mask_token import find_layout
+from pretrain.dense.mask_token import Axes, find_layout
 from pretrain.dense.refused import Refused
 from pretrain.sparse.probe import unused_parameters
 
@@ -63,9 +63,11 @@ class Proof:
             return 'is not run on the way to the last map', None
         if len(outputs) > 1:
             return f'is run {len(outputs)} times in a forward, and must be run once', None
-        layout = find_layout(outputs[0], self.grid)
+        layout = find_layout(outputs[0], self.grid, len(self.images))
         if layout is None:
             return self.no_map(outputs[0]), None
+        if layout.axes is Axes.TOKENS and not self.in_rows(name, layout, outputs[0]):
+            return 'gives tokens that are not in the order of the image, row by row', layout
         with replaced(self.twin, name, outputs[0]):
             other = self.last_map(self.twin, self.images.flip(0))
         difference = (last - last.flip(0)).abs().max()
@@ -74,6 +76,22 @@ class Proof:
         if not difference > TOLERANCE * last.abs().max():
             return 'changes nothing in the last map', layout
         return None, layout
+
+    def in_rows(self, name, layout, output):
+        """Whether the tokens of an output (B, N, C) change most in the cell in which the image changes.
+
+        Some networks sort them by windows. A map would show by its shape what a row of tokens does not.
+        """
+        h, w = self.grid
+        changed = self.images.clone()
+        height, width = (side // cells for side, cells in zip(self.images.shape[2:], self.grid))
+        changed[..., :height, -width:] += 1  # the last cell of the first row, which others are not confused with
+        outputs = []
+        with watched(self.twin, [name], lambda name, output: outputs.append(copy_of(output))):
+            self.last_map(self.twin, changed)
+        by_token = (outputs[0] - output).abs().sum((0, 2))
+        by_cell = by_token.view(h, layout.repeats, w, layout.repeats).sum((1, 3))
+        return int(by_cell.argmax()) == w - 1
 
     def no_map(self, output):
         found = tuple(output.shape) if torch.is_tensor(output) else type(output).__name__
