@@ -46,6 +46,12 @@ class SparKMethod:
     def departures(self, options, precision):
         return ()
 
+    def connect(self, network, options, part, ranks):
+        """Nothing: the loss of an image does not depend on others."""
+
+    def held_out_loss(self, network, images, visible):
+        return network(images, visible)
+
     def exported(self, network):
         return network.encoder.cnn
 

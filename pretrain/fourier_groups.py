@@ -1,0 +1,38 @@
+"""The mean residual of groups of images, for A2MIM's Fourier loss: the same on any number of ranks.
+
+The batch of a step is cut into groups of neighbouring images, in the order that `Steps` gives it. A rank has several whole
+groups, or several neighbouring ranks share one. So the groups, and the loss, do not depend on how a batch is
+divided among ranks and parts. Which groups fit is in pretrain/group_sizes.py.
+"""
+import torch.distributed as dist
+
+from pretrain.group_sizes import against
+
+
+class GroupMeans:
+    """Function of residuals (part, C, H, W), a rank's images at a time, to the means of its groups (groups, C, H, W).
+
+    group: images of a group. part: images that each rank takes at a time. Every rank has to make it at the same moment, where
+    a group is larger than a part: torch then makes a process group of the ranks that share one. Raises ValueError if
+    the groups do not fit.
+    """
+
+    def __init__(self, group, part, ranks=1):
+        why_not = against(group, part * ranks, ranks)
+        if why_not:
+            raise ValueError(why_not)
+        self.here = min(group, part)
+        self.sharing = group // self.here  # ranks that share a group
+        self.process_group = None
+        if self.sharing > 1:
+            self.process_group, _ = dist.new_subgroups(self.sharing)
+
+    def __call__(self, values):
+        means = values.unflatten(0, (-1, self.here)).mean(1)
+        if self.process_group is None:
+            return means
+        # All ranks that share a group compute the same loss from the same mean, and DDP averages their gradients. So each
+        # needs the gradient of its own images alone, and no gradient travels.
+        shared = means.detach() / self.sharing
+        dist.all_reduce(shared, group=self.process_group)
+        return shared + (means - means.detach())
