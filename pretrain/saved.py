@@ -279,7 +279,7 @@ def untrained_spark(options, num_classes=None, record=None):
         number = num_classes(create_cnn(options.model, options.in_chans)) if num_classes else None
         model = options.model
         if number is not None:
-            model = create_cnn(options.model, options.in_chans, num_classes=number)
+            model = create_cnn(options.model, options.in_chans, num_classes=number, input_size=options.size)
         return build_spark(**{**options.network, 'drop_path': None, 'model': model}, record=record)
 
 
