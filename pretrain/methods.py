@@ -85,7 +85,7 @@ class Method(Protocol):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
 
     def departures(self, options, precision):
-        """Texts on how a run differs from the method's paper. precision: 'bf16', 'fp16' or 'fp32'."""
+        """Texts, of a line each, on how a run differs from the method's paper. precision: 'bf16', 'fp16' or 'fp32'."""
 
     def warnings(self, network, options):
         """Sentences on what is allowed and seldom works well."""
