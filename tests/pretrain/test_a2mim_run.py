@@ -23,7 +23,7 @@ def options(world, tmp_path):
     return make
 
 
-def close(one, other, tolerance=2e-4):
+def close(one, other, tolerance=1e-4):
     """Whether two runs ended with about the same weights."""
     a, b = saved(one)['model'], saved(other)['model']
     assert a.keys() == b.keys()
@@ -80,9 +80,13 @@ def test_parts_of_a_batch_have_the_same_groups(options, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('group', [2, 8])
 def test_two_ranks_train_as_one(options, tmp_path, group):
-    """With 8 images in a group the ranks share it, and with 2 each has groups of its own."""
-    one = pretrain(options(run_dir=str(tmp_path / 'one'), fourier_group=group, save_every=1))
-    two = options(run_dir=str(tmp_path / 'two'), fourier_group=group)
+    """With 8 images in a group the ranks share it, and with 2 each has groups of its own.
+
+    By SGD: Adam's first steps are as long whatever the size of a gradient, and make much of its rounding.
+    """
+    changes = {'fourier_group': group, 'opt': 'sgd', 'lr': 0.1, 'token_lr_scale': 1.0, 'fourier_weight': 5.0}
+    one = pretrain(options(run_dir=str(tmp_path / 'one'), **changes))
+    two = options(run_dir=str(tmp_path / 'two'), **changes)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'pretrain.main',
                '--name=tiny', '--method=a2mim', *flags(two)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
