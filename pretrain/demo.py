@@ -31,7 +31,6 @@ from common.seeds import seed_for
 from pretrain.results.pictures import views, write_picture
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
-from pretrain.spark import build_spark
 
 MODEL = ('--model=your_convnet', '--input_size=64')
 TRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--val_every=1000', '--picture_every=5', '--ngpu_per_node=1')
@@ -143,10 +142,10 @@ def measure(demo, probe):
     return [float(re.search(re.escape(PROBES[probe].prints) + r'([\d.]+)', text)[1]) for text in texts]
 
 
-def untrained(options):
-    """The network that a run with these options starts from, in evaluation mode."""
-    torch.manual_seed(seed_for('weights', options.seed))
-    return build_spark(**options.network).eval()
+def untrained(saved):
+    """The network that a run that is read back started from, in evaluation mode."""
+    torch.manual_seed(seed_for('weights', saved.options.seed))
+    return saved.method.build(saved.options).eval()
 
 
 def show(demo):
@@ -155,9 +154,9 @@ def show(demo):
     paths = sorted((demo.world / 'val').rglob('*.png'), key=lambda path: path.name)
     step = len(PATTERNS) // SHOWN  # Neighbours are of different patterns, and so many fabrics have all of them.
     images = torch.cat([image for _, _, image in saved.each(paths[:len(PATTERNS):step])])
-    visible = saved.spark.draw_visible(len(images), torch.Generator().manual_seed(seed_for('picture', 0)))
-    before, after = (views(spark, images, visible, saved.options.normalisation)
-                     for spark in (untrained(saved.options), saved.spark))
+    visible = saved.network.draw_visible(len(images), torch.Generator().manual_seed(seed_for('picture', 0)))
+    before, after = (views(network, images, visible, saved.options.normalisation)
+                     for network in (untrained(saved), saved.network))
     rows = {'image': after.image, 'what the network sees': after.masked,
             'reconstruction before pretraining': before.reconstruction,
             'reconstruction after pretraining': after.reconstruction}

@@ -40,6 +40,12 @@ def check_indices(visible, num_cells):
                          'each once an image')
 
 
+def is_visible(visible, num_cells):
+    """(B, L) booleans: which cells are visible."""
+    hidden = torch.zeros(len(visible), num_cells, dtype=torch.bool, device=visible.device)
+    return hidden.scatter(1, visible, True)
+
+
 def cut(images, cell_size):
     """(B, C, H, W) -> (B, L, C * cell_size * cell_size): the values of each cell."""
     B, C, H, W = images.shape

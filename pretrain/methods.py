@@ -5,40 +5,96 @@ not load torch.
 """
 from typing import Protocol
 
+from torch import nn
+
 from pretrain.options import (  # noqa: F401  (users import the last two from here)
     DEFAULT,
     options_of,
     parse_options,
     recommended,
 )
+from pretrain.results.meaning import Paper
 from pretrain.spark_method import SparKMethod
 
 
-class Method(Protocol):
-    """What the trainer (pretrain/pretraining.py) asks of a method.
+class MaskedNetwork(Protocol):
+    """What the commands that read a run ask of a method's network, besides what `Method.build` says.
 
-    The commands that read a run (reconstruct, features, export, playground, report, plan) know SparK alone; what ties them
-    to it is in pretrain/saved.py, pretrain/results/read_log.py and pretrain/plan.py.
+    B, C, (H, W): images, normalised. L = h*w cells. `visible`: as in pretrain/masking.py. In evaluation mode.
+
+    encoder: a module that has `cnn` (the network itself, with its own keys), `input_size` (height, width), `in_chans`,
+    `cell_size` in pixels, `grid` (h, w), `stride` (total), `reductions` and `channels` of the pyramid, `unused` (names
+    of the parameters of cnn that are not trained), `pyramid(images, cnn=None)`: the feature maps of whole images, small
+    stride to large, by itself or by another network with the same ones.
+    cells, visible_cells: of an image. mask_ratio: share of hidden cells. target: 'normalised' (a cell by its own mean and
+    deviation) or 'pixels'. single_valued: names of norms that see one value of each channel of an image.
+    """
+    encoder: nn.Module
+    cells: int
+    visible_cells: int
+    mask_ratio: float
+    target: str
+    single_valued: tuple
+
+    def pyramid(self, images, visible=None):
+        """The feature maps, small stride to large, of whole images, or of what is visible of them."""
+
+    def masked(self, images, visible):
+        """(B, C, H, W): what the network sees, as an image."""
+
+    def targets(self, images):
+        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it."""
+
+    def predict(self, images, visible):
+        """(B, C, H, W): what is predicted of all cells, visible ones too, on the scale of `targets`."""
+
+    def cell_errors(self, images, reconstruction):
+        """(B, L): the error of each cell, visible ones too."""
+
+    def reconstruct(self, images, visible):
+        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted."""
+
+    def recompute(self, what):
+        """Choose what the backward pass computes again instead of keeping it: 'none', or what the option says."""
+
+
+class Method(Protocol):
+    """What the trainer (pretrain/pretraining.py) asks of a method, and then what the commands that read a run ask.
 
     name: the value of --method; it stands in every checkpoint, and must be the same when a run goes on.
     learning_rate_ends: the learning rate at the first and at the last step, as shares of the peak.
     no_decay: names of parameters that get no weight decay, besides all one-dimensional ones
     (`parameter_groups`).
+
+    title: what it is called in sentences. paper: where it was published. idea: a sentence on what it does, for model
+    cards. masked_images: a sentence on how hidden cells are shown in masked images; '' if they are empty. whole_file:
+    the files of a whole network that others than this program write, in words.
+    encoder_options: names of the method's own options that are needed to read a file of its encoder; they are taken
+    from the log beside the file. step_options: names of those that time and memory of a step depend on.
     """
     name: str
     learning_rate_ends: tuple
     no_decay: tuple
+    title: str
+    paper: Paper
+    idea: str
+    masked_images: str
+    whole_file: str
+    encoder_options: tuple
+    step_options: tuple
 
-    def build(self, options, record=None):
+    def build(self, options, record=None, cnn=None):
         """The network, with drawn weights.
 
         It is an nn.Module whose forward(images, visible=None) returns a loss; it draws `visible` itself where none is
         given, as for a look at its norms or at memory. It has besides `draw_visible(batch, generator, rows)`: LongTensor
         (B, k), ascending, drawn for the whole batch before rows of it are taken; `input_size`: (height, width);
-        `placed(device)`: itself, as it trains; `uncompiled`: whether torch.compile leaves a part of it alone.
+        `placed(device)`: itself, as it trains; `uncompiled`: whether torch.compile leaves a part of it alone. The
+        commands that read a run ask more: MaskedNetwork.
 
         record: what an earlier `record` gave for a network of the same options, from a checkpoint or another rank; it saves
-        time, and is not trusted where it does not fit. Raises ValueError.
+        time, and is not trusted where it does not fit. cnn: the network to be pretrained, if it is not to be made from
+        the options. Raises ValueError.
         """
 
     def record(self, network):
@@ -69,16 +125,49 @@ class Method(Protocol):
         caption.
         """
 
+    # -- for the commands that read a run ---------------------------------------------------------------------
+
+    def find_init(self, network, state, path, which=None, adapt=False):
+        """Find in a flat dictionary of tensors what fills the network.
+
+        Returns the arguments of `load_found`: (the network itself for a whole one, else its encoder's cnn; Network; names
+        of the parameters that may be missing). Arguments as of `find_network`. Raises ValueError.
+        """
+
+    def is_whole(self, state):
+        """Whether a flat dictionary of tensors holds a whole network of this method."""
+
+    def is_in_whole(self, found):
+        """Whether a Network of a CNN was found inside of a whole network of this method."""
+
+    def told_by(self, state):
+        """{name of an option: value} that a flat dictionary of tensors tells; None where it lacks what would tell."""
+
+    def settings(self, options):
+        """[(word, text)]: the method's rows in the recipe of a model card."""
+
+    def in_words(self, options):
+        """What a step of the method is made of, for the title of a plan."""
+
+    def loss_meaning(self, config):
+        """LossMeaning of a run's options, a dictionary as logs have it."""
+
+    def trained_besides(self, network):
+        """Sentences on what was trained of `exported` besides the layers up to the last feature map."""
+
 
 METHODS = {method.name: method for method in (SparKMethod(),)}
 
 
-def method_of(config):
-    """The method of a run's options, a dictionary as checkpoints have it. Raises ValueError for one that is
+def method_of(config, path=None):
+    """The method of a run's options, a dictionary as checkpoints and logs have it. Raises ValueError for one that is
     not known.
 
-    Runs from before there was a choice are SparK's.
+    Runs from before there was a choice are SparK's. path: of what holds the options, for the message.
     """
     name = config.get('method', DEFAULT)
-    options_of(name)
+    try:
+        options_of(name)
+    except ValueError as error:
+        raise ValueError(f'{path} is of another program or version: {error}' if path else str(error)) from error
     return METHODS[name]

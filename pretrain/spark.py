@@ -176,6 +176,15 @@ class SparK(nn.Module):
         masking.check_indices(visible, self.cells)
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
 
+    def pyramid(self, images, visible=None):
+        """The feature maps, small stride to large: as `encode` has them, or of the whole image."""
+        return self.encoder(images) if visible is None else self.encode(images, visible)
+
+    def masked(self, images, visible):
+        """What the network sees, as an image (B, C, H, W): hidden pixels are 0."""
+        geometry = self.geometry(images, visible)
+        return geometry.to_canvas(geometry.to_strip(images))
+
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
 
