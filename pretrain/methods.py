@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
+from pretrain.a2mim_method import A2MIMMethod
 from pretrain.options import (  # noqa: F401  (users import the last two from here)
     DEFAULT,
     options_of,
@@ -67,8 +68,7 @@ class Method(Protocol):
     (`parameter_groups`).
 
     title: what it is called in sentences. paper: where it was published. idea: a sentence on what it does, for model
-    cards. masked_images: a sentence on how hidden cells are shown in masked images; '' if they are empty. whole_file:
-    the files of a whole network that others than this program write, in words.
+    cards. whole_file: the files of a whole network that others than this program write, in words.
     encoder_options: names of the method's own options that are needed to read a file of its encoder; they are taken
     from the log beside the file. step_options: names of those that time and memory of a step depend on.
     """
@@ -78,7 +78,6 @@ class Method(Protocol):
     title: str
     paper: Paper
     idea: str
-    masked_images: str
     whole_file: str
     encoder_options: tuple
     step_options: tuple
@@ -107,6 +106,16 @@ class Method(Protocol):
 
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
+
+    def connect(self, network, options, part, ranks):
+        """Have the networks of all ranks work together, if they do, besides averaging gradients. Called once, on all ranks,
+        before the first step.
+
+        part: the images that each rank takes at a time.
+        """
+
+    def held_out_loss(self, network, images, visible):
+        """The loss that is measured on held-out images, 0-dim: the mean over these, whichever others there are."""
 
     def parts_to_compile(self, network):
         """The modules that torch.compile is given, each by itself, none inside another."""
@@ -143,8 +152,11 @@ class Method(Protocol):
     def told_by(self, state):
         """{name of an option: value} that a flat dictionary of tensors tells; None where it lacks what would tell."""
 
-    def settings(self, options):
+    def settings(self, network, options):
         """[(word, text)]: the method's rows in the recipe of a model card."""
+
+    def masked_images(self, options):
+        """A sentence on how hidden cells, called `they`, are shown in masked images; '' if they are empty."""
 
     def in_words(self, options):
         """What a step of the method is made of, for the title of a plan."""
@@ -153,10 +165,10 @@ class Method(Protocol):
         """LossMeaning of a run's options, a dictionary as logs have it."""
 
     def trained_besides(self, network):
-        """Sentences on what was trained of `exported` besides the layers up to the last feature map."""
+        """Sentences on what of the encoder was trained besides the layers up to the last feature map."""
 
 
-METHODS = {method.name: method for method in (SparKMethod(),)}
+METHODS = {method.name: method for method in (SparKMethod(), A2MIMMethod())}
 
 
 def method_of(config, path=None):

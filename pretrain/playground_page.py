@@ -82,8 +82,8 @@ def parts_of(number, saved):
                                       buttons=[], elem_id=f'{field}{number}'))
     loss = gr.Markdown(elem_id=f'loss{number}')
     with gr.Accordion('features, and what the pictures show', open=False):
-        gr.Markdown(f'{explanation(saved.network, saved.method.masked_images)} Below: the three principal components '
-                    'of each level of the feature pyramid as colours.')
+        about = explanation(saved.network, saved.method.masked_images(saved.options))
+        gr.Markdown(f'{about} Below: the three principal components of each level of the feature pyramid as colours.')
         levels = gr.Image(label='features', show_label=False, interactive=False, format='png', buttons=[],
                           elem_id=f'levels{number}')
     return [*parts, loss, levels]

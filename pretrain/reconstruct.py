@@ -69,7 +69,8 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
             losses.append((name, loss))
             line.say(f'{name}: {loss_name} {loss:.3f} on {network.cells - visible.shape[1]} hidden cells of {network.cells}')
     sheet = out / 'contact_sheet.png'
-    write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, explanation(network, saved.method.masked_images)))
+    about = explanation(network, saved.method.masked_images(saved.options))
+    write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, about))
     say(f'{len(losses)} image{"s" * (len(losses) > 1)} in {out}, all on {sheet}'
         + (f' (the first {MAX_ON_SHEET})' if len(losses) > MAX_ON_SHEET else ''))
     return losses

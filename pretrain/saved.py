@@ -8,6 +8,7 @@ it holds a whole network, or else SparK. Files of downstream_imagenet and downst
 are read too, for what is done with an encoder.
 """
 import dataclasses
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,7 +225,9 @@ def read_weights_alone(content, path, which, adapt, given):
     options = options_of_weights(method, state, path, tuned, log, given)
     check_size(path, options, given)
     head = classifier_entries(options.model, options.in_chans)
-    network = untrained(method, options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
+    is_guess = log is None and 'method' not in given and not method.is_whole(state)
+    with named_methods(is_guess):
+        network = untrained(method, options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
     module, found, may_miss = method.find_init(network, state, path, which, adapt)
     loaded = load_found(module, found, may_miss)
     weights = encoder_entries(found, loaded)
@@ -251,6 +254,19 @@ def method_of_weights(state, path, log, given):
     if known not in (None, method):
         raise ValueError(f'{path} is of {known.title}, not of {method.title}: leave --method={method.name} away')
     return method
+
+
+@contextmanager
+def named_methods(is_guess):
+    """Around what a method may refuse: its error names the other methods, if that it is this one is a guess."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_guess:
+            raise
+        others = ' or '.join(f'--method={name}' for name in METHODS if name != DEFAULT)
+        raise ValueError(f'{error}. If it was pretrained with another method than {METHODS[DEFAULT].title}, say so: '
+                         f'{others}') from error
 
 
 def options_of_weights(method, state, path, tuned, log, given):

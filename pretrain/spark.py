@@ -180,11 +180,6 @@ class SparK(nn.Module):
         """The feature maps, small stride to large: as `encode` has them, or of the whole image."""
         return self.encoder(images) if visible is None else self.encode(images, visible)
 
-    def masked(self, images, visible):
-        """What the network sees, as an image (B, C, H, W): hidden pixels are 0."""
-        geometry = self.geometry(images, visible)
-        return geometry.to_canvas(geometry.to_strip(images))
-
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
 
@@ -197,6 +192,11 @@ class SparK(nn.Module):
         is_visible = self.geometry(images, visible).is_visible()[..., None]
         cells = torch.where(is_visible, masking.cut(images, cell_size), predicted * deviation + mean)
         return masking.paste(cells, self.encoder.grid, cell_size)
+
+    def masked(self, images, visible):
+        """What the network sees of the images, (B, C, H, W): 0 where hidden."""
+        cells = masking.cut(images, self.encoder.cell_size) * masking.is_visible(visible, self.cells)[..., None]
+        return masking.paste(cells, self.encoder.grid, self.encoder.cell_size)
 
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""

@@ -34,7 +34,6 @@ class SparKMethod:
     title = 'SparK'
     paper = PAPER
     idea = IDEA
-    masked_images = ''
     whole_file = 'a *_withdecoder_1kpretrained_spark_style.pth'
     encoder_options = ('levels', 'target')
     step_options = ('decoder_width', 'decoder')
@@ -55,6 +54,12 @@ class SparKMethod:
         """The paper's networks with BatchNorm were trained with a beta2 of 0.95, the others with 0.999."""
         beta2 = {'bn': 0.95, 'ln': 0.999}[network.encoder.norm] if options.beta2 is None else options.beta2
         return 0.9, beta2
+
+    def connect(self, network, options, part, ranks):
+        """Nothing: the loss of an image does not depend on others."""
+
+    def held_out_loss(self, network, images, visible):
+        return network(images, visible)
 
     def exported(self, network):
         return network.encoder.cnn
@@ -117,9 +122,12 @@ class SparKMethod:
     def told_by(self, state):
         return {'decoder_width': spark_weights.decoder_width(state)}
 
-    def settings(self, options):
+    def settings(self, network, options):
         return [('target', TARGETS[options.target]),
                 ('decoder', f'{options.decoder}, {options.decoder_width} channels wide')]
+
+    def masked_images(self, options):
+        return ''
 
     def in_words(self, options):
         return f'decoder {options.decoder}, {options.decoder_width} wide'

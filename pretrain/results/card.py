@@ -35,7 +35,7 @@ def write_card(saved, folder, licence=None):
     no_licence = '**Licence.** Whoever exported this did not say; ask before you use it.\n\n'
     encoder = saved.network.encoder
     text = TEXT.format(licence=licence or 'other', stated=unfinished + ('' if licence else no_licence),
-                       model=saved.model.split('.')[0], method=method_in_words(saved.method), tag=saved.method.name,
+                       model=saved.model.split('.')[0], tag=saved.method.name,
                        paper=citation(saved.method.paper), data=data(saved),
                        recipe=recipe_table(saved, log), picture=f'{picture}\n\n' if picture else '',
                        curve=curve or 'No log of the training lay beside the weights.',
@@ -45,15 +45,13 @@ def write_card(saved, folder, licence=None):
     return remarks
 
 
-def method_in_words(method):
-    """Return the sentence on a method, with its paper, as Markdown."""
-    text = f'{method.idea} ([{method.title}]({method.paper.link}), {method.paper.venue}).'
-    return textwrap.fill(text, TEXT_WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
 def citation(paper):
     """Return a Paper as Markdown."""
-    text = f'{paper.authors}: *{paper.title}*, {paper.venue}, {paper.link}'
+    return in_lines(f'{paper.authors}: *{paper.title}*, {paper.venue}, {paper.link}')
+
+
+def in_lines(text):
+    """Return a paragraph in lines of TEXT_WIDTH."""
     return textwrap.fill(text, TEXT_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
@@ -98,14 +96,16 @@ def wide_enough(image):
 
 def contents(saved):
     """Return what the text says of the folder: it holds an encoder, or a trained classifier."""
+    method = saved.method
+    how = f'{method.idea} ([{method.title}]({method.paper.link}), {method.paper.venue}).'
     if not saved.has_classifier:
-        besides = saved.method.trained_besides(saved.network)
-        return {'title': f'pretrained with {saved.method.title}', 'gives': 'features',
-                'holds': ' '.join(["These are the encoder's weights, without classifier and decoder.", *besides])}
+        holds = "These are the encoder's weights, without classifier and decoder."
+        return {'title': f'pretrained with {method.title}', 'gives': 'features',
+                'what': in_lines(' '.join([how, holds, *method.trained_besides(saved.network)]))}
     number = saved.weights[saved.head[0]].shape[0]
-    return {'title': f'a classifier of {number} classes', 'gives': 'logits',
-            'holds': f'These are the weights of a fine-tuned network, with its classifier of {number} '
-                     'classes. **Say here what it was fine-tuned on.**'}
+    holds = (f'These are the weights of a fine-tuned network, with its classifier of {number} classes. **Say here what '
+             'it was fine-tuned on.**')
+    return {'title': f'a classifier of {number} classes', 'gives': 'logits', 'what': in_lines(f'{how} {holds}')}
 
 
 def as_markdown(text):
@@ -144,7 +144,7 @@ def recipe(saved, log):
     if options.pixel_range is not None:
         yield 'values', '{:g} to {:g} of files of more than 8 bits become 0 to 1'.format(*options.pixel_range)
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
-    yield from saved.method.settings(options)
+    yield from saved.method.settings(saved.network, options)
     if log is not None:
         yield from recipe_of_log(log)
 
@@ -195,7 +195,7 @@ tags: [timm, {tag}, self-supervised, masked-image-modeling]
 
 # {model}, {title}
 
-{method} {holds}
+{what}
 
 {picture}```python
 import timm
@@ -219,8 +219,8 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  
 
 * The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised
   weights.
-* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any convolutional
-  network.
+* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any network
+  of its kind.
 * What the images did not show, the network has not learned; whatever bias they have, it may have too.
 * A low reconstruction loss does not rank networks: compare them on your task.
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.pictures import labelled_columns
 from common.reliability.checkpoint import write_atomically
-from pretrain.masking import check_visible, cut, is_visible, paste
+from pretrain.masking import cut, is_visible, paste
 
 CAPTIONS = {  # of the fields of Views
     'image': 'input',
@@ -45,10 +45,10 @@ def hidden_cells(target):
 def explanation(network, masked=''):
     """Return the sentences below a sheet with all of `captions`.
 
-    masked: what is to be said of the masked images, such as `Method.masked_images`.
+    masked: what is to be said of the masked images, `Method.masked_images`.
     """
     own = [OWN] if 'own' in captions(network) else []
-    return ' '.join([*filter(None, [masked]), hidden_cells(network.target), *own, ERROR])
+    return ' '.join([hidden_cells(network.target), *own, *filter(None, [masked]), ERROR])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ def views(network, images, visible, normalisation):
     """
     grid = network.encoder.grid
     cell_size = network.encoder.cell_size
-    check_visible(visible, len(images))
     prediction = network.predict(images, visible)
     predicted = cut(prediction.to(images.dtype), cell_size)
     cells = cut(images, cell_size)
