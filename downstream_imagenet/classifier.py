@@ -52,7 +52,14 @@ class LinearProbe(Classifier):
 def pooled_features(cnn, images):
     """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of
     the head.
+
+    Of a transformer it is the mean of the patches, without the class token, behind its last norm.
     """
+    if hasattr(cnn, 'num_prefix_tokens'):
+        tokens = cnn.forward_features(images)
+        if tokens.ndim == 3:
+            mean = tokens[:, cnn.num_prefix_tokens:].mean(1)
+            return cnn.fc_norm(mean) if hasattr(cnn, 'fc_norm') else mean
     if hasattr(cnn, 'forward_intermediates'):
         return feature_maps(cnn, images)[-1].mean((2, 3))
     return cnn.forward_features(images).mean((2, 3))
@@ -61,7 +68,8 @@ def pooled_features(cnn, images):
 def build_classifier(options, num_classes):
     """The Classifier, or LinearProbe, of the options, with random weights. Raises ValueError."""
     torch.manual_seed(seed_for('weights', options.seed))
-    cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes)
+    cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes,
+                     input_size=options.size)
     try_size(cnn, options.model, options.size, options.in_chans)
     if not options.freeze:
         return Classifier(cnn, options.loss_name)

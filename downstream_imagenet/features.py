@@ -113,7 +113,7 @@ def compute(options, dataset=None, val_dataset=None, say=print):
 def network(options, say):
     """The network of the options, with their weights, on the CPU. Raises ValueError."""
     torch.manual_seed(seed_for('weights', options.seed))
-    cnn = create_cnn(options.model, options.in_chans)
+    cnn = create_cnn(options.model, options.in_chans, input_size=options.size)
     try_size(cnn, options.model, options.size, options.in_chans)
     if not options.random:
         source = 'timm' if options.timm else options.weights

@@ -79,6 +79,8 @@ class A2MIM(nn.Module):
         self.fourier_group = fourier_group
         self.group_means = None  # of a run, see pretrain/fourier_groups.py
         self.recomputes = False  # whether the encoder is computed again in the backward pass
+        # Of the training steps since they were read: their number, and the sums of both terms of their losses.
+        self.term_sums = torch.zeros(3, dtype=torch.float64)
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = self.cells - math.ceil(self.cells * mask_ratio)
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
@@ -111,7 +113,10 @@ class A2MIM(nn.Module):
             visible = self.draw_visible(len(images)).to(images.device)
         hidden = self.hidden(images, visible)
         features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputes)
-        return self.losses(images, self.decode(features), hidden)
+        terms = self.losses(images, self.decode(features), hidden)
+        if self.training:
+            self.count(terms)
+        return terms
 
     def hidden(self, images, visible):
         """`visible` as a map of cells, (B, 1, h, w): 1 where a cell is hidden. Raises ValueError."""
@@ -142,6 +147,13 @@ class A2MIM(nn.Module):
         else:
             frequency = spectral_loss(z, images, self.spatial_loss)
         return {'loss': spatial + self.fourier_weight * frequency, 'spatial': spatial, 'frequency': frequency}
+
+    @torch.no_grad()
+    def count(self, terms):
+        """Add the terms of a training step to `term_sums`, on the device, unless they are not finite."""
+        spatial, frequency = terms['spatial'], terms['frequency']
+        seen = torch.stack([torch.ones_like(spatial), spatial, torch.zeros_like(spatial) if frequency is None else frequency])
+        self.term_sums += torch.where(seen.isfinite().all(), seen, 0.0)
 
     def grouped(self, batch):
         """The mean over groups for `focal_frequency_loss`. In evaluation mode the images of a call are one group."""
@@ -205,6 +217,7 @@ class A2MIM(nn.Module):
         """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        self.term_sums = self.term_sums.to(device)
         return self.to(device, memory_format=torch.channels_last)
 
     def recompute(self, what):

@@ -5,11 +5,13 @@ import torch
 
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY
+from common.training.optim import NO_DECAY, parameter_groups
+from common.training.schedule import CosineToFloor, Drop
 from common.words import first_of
 from pretrain import a2mim_weights
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIM
+from pretrain.a2mim_recipe import Recipe, departures
 from pretrain.fourier_groups import GroupMeans
 from pretrain.results.meaning import LossMeaning, Paper
 from pretrain.results.pictures import TARGETS, in_columns, views
@@ -20,18 +22,26 @@ IDEA = ('A network pretrained without labels: most cells of an image are hidden 
         'marks them deep in the network, and one convolution predicts their pixels from its last feature map')
 ERRORS = {'focal_l1': 'focal L1 error', 'l1': 'L1 error', 'mse': 'squared error'}  # by the option spatial_loss
 
+TOKEN = 'mask_token', 'mask_gain'
+LOWEST_LR = 1e-5  # of a cosine, whatever its peak
+SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}', 'drop': 'the peak, and a tenth of it for the last eighth of the epochs'}
+
 
 class A2MIMMethod:
     """A2MIM (Li et al., ICML 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = A2MIM
-    learning_rate_ends = (0.0, 0.01)
-    no_decay = (*NO_DECAY, 'mask_token', 'mask_gain')
+    recipe = Recipe()
+    no_decay = (*NO_DECAY, *TOKEN, 'cls_token', 'pos_embed', 'relative_position_bias_table')
     title = 'A2MIM'
     paper = PAPER
     idea = IDEA
     whole_file = 'a file of the authors that has the decoder'
     encoder_options = ('token_at', 'token')
     step_options = ('fourier',)
+
+    def curve(self, options):
+        """The published runs of ViTs had 800 epochs, and a tenth of the rate from epoch 700 on: 7/8 of any length."""
+        return Drop(at=7 / 8) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
 
     def build(self, options, record=None, cnn=None):
         # Groups of images are made by `connect`: what is tried on a few images before has none.
@@ -46,8 +56,19 @@ class A2MIMMethod:
     def load_init(self, network, options):
         return a2mim_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
 
+    def parameter_groups(self, network, options):
+        """No decay on one-dimensional parameters, biases, token, gain and what ViTs learn of positions; token and gain have a
+        share of the learning rate.
+
+        This departs from the original, whose regular expressions on names have accidents: BatchNorms of ResNets'
+        downsampling and the weights of ConvNeXts' LayerNorms do get decay there, and so does the gain in some runs, at the
+        full rate.
+        """
+        scales = dict.fromkeys(TOKEN, options.token_lr_scale)
+        return parameter_groups(network, options.weight_decay, self.no_decay, scales)
+
     def betas(self, network, options):
-        return 0.9, 0.999
+        return 0.9, options.beta2
 
     def connect(self, network, options, part, ranks):
         if options.fourier == 'focal' and options.fourier_group is not None:
@@ -56,6 +77,17 @@ class A2MIMMethod:
     def held_out_loss(self, network, images, visible):
         """The spatial term: that on spectra depends on which images are averaged."""
         return network.terms(images, visible)['spatial']
+
+    def term_sums(self, network):
+        return network.term_sums
+
+    def metrics(self, network, sums):
+        """The mean of each term of the loss, before its weight, and that of the token's gain."""
+        steps, spatial, frequency = sums
+        gain = network.encoder.mask_gain
+        return {'loss_spatial': spatial / steps if steps else None,
+                'loss_frequency': frequency / steps if steps and network.fourier != 'none' else None,
+                **({} if gain is None else {'token_gain': gain.mean().item()})}
 
     def exported(self, network):
         return network.encoder.cnn
@@ -73,7 +105,11 @@ class A2MIMMethod:
             ('loss', loss_in_words(options)),
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
+            ('schedule', SCHEDULES[options.lr_schedule]),
         ]
+
+    def departures(self, options, precision):
+        return departures(options, precision)
 
     def warnings(self, network, options):
         return iter(())
@@ -100,7 +136,7 @@ class A2MIMMethod:
 
     def told_by(self, state):
         """Whether there is a gain; the other two kinds of a token have the same tensors."""
-        return {'token': 'gain'} if any(key.endswith('encoder.mask_gain') for key in state) else {}
+        return {'token': 'gain'} if a2mim_weights.has_gain(state) else {}
 
     def settings(self, network, options):
         return [('target', TARGETS['pixels']), ('token', f'{options.token}, behind {network.encoder.token_at}'),

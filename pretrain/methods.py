@@ -14,6 +14,7 @@ from pretrain.options import (  # noqa: F401  (users import the last two from he
     parse_options,
     recommended,
 )
+from pretrain.recipe import Recipe
 from pretrain.results.meaning import Paper
 from pretrain.spark_method import SparKMethod
 
@@ -63,9 +64,7 @@ class Method(Protocol):
     """What the trainer (pretrain/pretraining.py) asks of a method, and then what the commands that read a run ask.
 
     name: the value of --method; it stands in every checkpoint, and must be the same when a run goes on.
-    learning_rate_ends: the learning rate at the first and at the last step, as shares of the peak.
-    no_decay: names of parameters that get no weight decay, besides all one-dimensional ones
-    (`parameter_groups`).
+    recipe: what chooses batch, epochs and learning rate where they are not given.
 
     title: what it is called in sentences. paper: where it was published. idea: a sentence on what it does, for model
     cards. whole_file: the files of a whole network that others than this program write, in words.
@@ -73,14 +72,16 @@ class Method(Protocol):
     from the log beside the file. step_options: names of those that time and memory of a step depend on.
     """
     name: str
-    learning_rate_ends: tuple
-    no_decay: tuple
+    recipe: Recipe
     title: str
     paper: Paper
     idea: str
     whole_file: str
     encoder_options: tuple
     step_options: tuple
+
+    def curve(self, options):
+        """The learning rate over the run, a curve of common/training/schedule.py."""
 
     def build(self, options, record=None, cnn=None):
         """The network, with drawn weights.
@@ -104,6 +105,9 @@ class Method(Protocol):
         ValueError.
         """
 
+    def parameter_groups(self, network, options):
+        """The groups of parameters for the optimiser, as `parameter_groups` (common/training/optim.py) makes them."""
+
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
 
@@ -117,6 +121,14 @@ class Method(Protocol):
     def held_out_loss(self, network, images, visible):
         """The loss that is measured on held-out images, 0-dim: the mean over these, whichever others there are."""
 
+    def term_sums(self, network):
+        """Sums over the training steps since they were set to 0, a tensor (n,) on the device, of what the log of an epoch has
+        besides the loss; None if there is nothing. They are changed in place, are saved, and are added up over all ranks.
+        """
+
+    def metrics(self, network, sums):
+        """{name: number} for the log of an epoch. sums: `term_sums` of all ranks, as a list, or None."""
+
     def parts_to_compile(self, network):
         """The modules that torch.compile is given, each by itself, none inside another."""
 
@@ -125,6 +137,9 @@ class Method(Protocol):
 
     def describe(self, network, options):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
+
+    def departures(self, options, precision):
+        """Texts on how a run differs from the method's paper. precision: 'bf16', 'fp16' or 'fp32'."""
 
     def warnings(self, network, options):
         """Sentences on what is allowed and seldom works well."""

@@ -35,7 +35,6 @@ from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import Line
 from pretrain.planning.scaling import step_seconds
 from pretrain.pretraining import Run
-from pretrain.recipe import Recipe
 from pretrain.results.read_log import read_log
 
 GIB = 2 ** 30
@@ -372,7 +371,7 @@ def plan(options):
     options = dataclasses.replace(options, images=training_images(options))
     is_cpu = options.measure and not torch.cuda.is_available()  # the plan is of this machine
     ranks = Ranks(0, options.gpus, torch.device('cpu' if is_cpu else 'cuda'))
-    options, _ = Recipe().settled(options, options.images, ranks)
+    options, _ = METHODS[options.method].recipe.settled(options, options.images, ranks)
     speed = logged(options) if options.log else None  # first: the rest takes a while
     network = build(options)
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)

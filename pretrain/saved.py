@@ -328,7 +328,9 @@ def untrained(method, options, num_classes=None, record=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         number = num_classes(create_cnn(options.model, options.in_chans)) if num_classes else None
-        cnn = None if number is None else create_cnn(options.model, options.in_chans, num_classes=number)
+        cnn = None
+        if number is not None:
+            cnn = create_cnn(options.model, options.in_chans, num_classes=number, input_size=options.size)
         network = method.build(dataclasses.replace(options, drop_path=None), record, cnn)
     network.recompute('none')
     return network

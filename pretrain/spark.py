@@ -224,7 +224,7 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     earlier one, see SparseEncoder. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
+    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = SparseEncoder(cnn, size, in_chans, cell_size, levels, record)
     spark = SparK(encoder, mask_ratio, decoder_width, decoder, target)
     return synchronise_batchnorm(spark, equal_counts=True) if sync_bn else spark

@@ -3,8 +3,10 @@ pretrain/spark_options.py.
 """
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY
+from common.training.optim import NO_DECAY, parameter_groups
+from common.training.schedule import Cosine
 from pretrain import spark_weights
+from pretrain.recipe import Recipe
 from pretrain.results.meaning import LossMeaning, Paper
 from pretrain.results.pictures import TARGETS, in_columns, views
 from pretrain.spark import build_spark
@@ -29,7 +31,7 @@ LOSSES = {  # by what a run predicts
 class SparKMethod:
     """SparK (Tian et al., ICLR 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = SPARK
-    learning_rate_ends = (0.005, 0.001)
+    recipe = Recipe()
     no_decay = (*NO_DECAY, 'mask_tokens')
     title = 'SparK'
     paper = PAPER
@@ -37,6 +39,9 @@ class SparKMethod:
     whole_file = 'a *_withdecoder_1kpretrained_spark_style.pth'
     encoder_options = ('levels', 'target')
     step_options = ('decoder_width', 'decoder')
+
+    def curve(self, options):
+        return Cosine(0.005, 0.001)
 
     def build(self, options, record=None, cnn=None):
         arguments = options.network if cnn is None else {**options.network, 'model': cnn}
@@ -50,16 +55,28 @@ class SparKMethod:
     def load_init(self, network, options):
         return spark_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
 
+    def parameter_groups(self, network, options):
+        return parameter_groups(network, options.weight_decay, self.no_decay)
+
     def betas(self, network, options):
         """The paper's networks with BatchNorm were trained with a beta2 of 0.95, the others with 0.999."""
         beta2 = {'bn': 0.95, 'ln': 0.999}[network.encoder.norm] if options.beta2 is None else options.beta2
         return 0.9, beta2
+
+    def departures(self, options, precision):
+        return ()
 
     def connect(self, network, options, part, ranks):
         """Nothing: the loss of an image does not depend on others."""
 
     def held_out_loss(self, network, images, visible):
         return network(images, visible)
+
+    def term_sums(self, network):
+        return None
+
+    def metrics(self, network, sums):
+        return {}
 
     def exported(self, network):
         return network.encoder.cnn

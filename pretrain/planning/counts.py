@@ -15,7 +15,6 @@ from common.training.optim import (
     BufferGuard,
     build_optimizer,
     optimizer_size,
-    parameter_groups,
     set_schedule,
     weights_size,
 )
@@ -47,8 +46,8 @@ class Step:
 
     def __init__(self, network, options, device):
         self.network, self.options, self.device = network.placed(device).train(), options, device
-        no_decay = METHODS[options.method].no_decay
-        self.optimizer = build_optimizer(options.opt, parameter_groups(network, options.weight_decay, no_decay))
+        groups = METHODS[options.method].parameter_groups(self.network, options)
+        self.optimizer = build_optimizer(options.opt, groups)
         set_schedule(self.optimizer, 0.0, options.weight_decay)
         self.guard = BufferGuard(network)
 

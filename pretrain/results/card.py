@@ -157,7 +157,8 @@ def recipe_of_log(log):
     yield 'epochs', f'{log.epochs[-1]["epoch"] if log.epochs else 0} of {config["epochs"]}'
     yield 'batch', config['batch_size']
     yield 'optimiser', f'{config["opt"]}, learning rate up to {peak:.3g}'
-    yield 'weight decay', f'{config["weight_decay"]} to {config["weight_decay_end"]}'
+    start, end = config['weight_decay'], config['weight_decay_end']
+    yield 'weight decay', start if end is None else f'{start} to {end}'
     yield 'crop', f'area {low} to {high}, {"half of them" if config["flip"] else "not"} mirrored'
     if log.epochs:
         yield 'loss of the last epoch', f'{log.epochs[-1]["loss"]:.4f}'
