@@ -59,7 +59,7 @@ class Blank(nn.Module):
 class BlankMethod(SparKMethod):
     """Another method, in the place of a second one in METHODS; it shares SparK's options alone."""
 
-    def build(self, options, record=None):
+    def build(self, options, record=None, cnn=None):
         return Blank()
 
     def record(self, network):

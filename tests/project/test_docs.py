@@ -118,8 +118,9 @@ def test_flags_that_are_named_exist():
     from downstream_coco.config import Options as Coco
     from downstream_imagenet.config import Options as Classes
     from downstream_imagenet.features import Options as Features
-    from pretrain.plan import PlanOptions as Options  # pretraining's, and its own
-    for options in (Options, Classes, Features, Coco):
+    from pretrain.options import OPTIONS
+    from pretrain.plan import options_class  # pretraining's, and its own
+    for options in (*map(options_class, OPTIONS), Classes, Features, Coco):
         for name, field in options.__dataclass_fields__.items():
             known |= {name, f'no_{name}', *field.metadata.get('aliases', ()), *field.metadata.get('replaces', ())}
     for page in PAGES:
