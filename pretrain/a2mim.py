@@ -193,8 +193,11 @@ class A2MIM(MaskedNetwork):
         """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        self.to(device)
         self.term_sums = self.term_sums.to(device)
-        return self.to(device, memory_format=torch.channels_last)
+        for part in (self.encoder.cnn, self.decoder):  # token and gain would confuse DDP
+            part.to(memory_format=torch.channels_last)
+        return self
 
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none' or 'all'."""
