@@ -24,7 +24,8 @@ ERRORS = {'focal_l1': 'focal L1 error', 'l1': 'L1 error', 'mse': 'squared error'
 
 TOKEN = 'mask_token', 'mask_gain'
 LOWEST_LR = 1e-5  # of a cosine, whatever its peak
-SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}', 'drop': 'the peak, and a tenth of it for the last eighth of the epochs'}
+SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}',
+             'drop': 'the peak, and a tenth of it for the last eighth of the epochs (from epoch 700 on, of 800)'}
 
 
 class A2MIMMethod:
@@ -40,7 +41,7 @@ class A2MIMMethod:
     step_options = ('fourier',)
 
     def curve(self, options):
-        """The published runs of ViTs had 800 epochs, and a tenth of the rate from epoch 700 on: 7/8 of any length."""
+        """ViTs had 800 epochs, and a tenth of the rate from epoch 700 on. So it is 7/8 of any number."""
         return Drop(at=7 / 8) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
 
     def build(self, options, record=None, cnn=None):
@@ -57,12 +58,12 @@ class A2MIMMethod:
         return a2mim_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
 
     def parameter_groups(self, network, options):
-        """No decay on one-dimensional parameters, biases, token, gain and what ViTs learn of positions; token and gain have a
-        share of the learning rate.
+        """No decay on one-dimensional parameters, biases, token, gain and what ViTs learn of positions; token
+        and gain have a share of the learning rate.
 
-        This departs from the original, whose regular expressions on names have accidents: BatchNorms of ResNets'
-        downsampling and the weights of ConvNeXts' LayerNorms do get decay there, and so does the gain in some runs, at the
-        full rate.
+        This departs from the original, whose regular expressions on names have accidents: BatchNorms of
+        ResNets' downsampling and the weights of ConvNeXts' LayerNorms do get decay there, and so does the
+        gain in some runs, at the full rate.
         """
         scales = dict.fromkeys(TOKEN, options.token_lr_scale)
         return parameter_groups(network, options.weight_decay, self.no_decay, scales)

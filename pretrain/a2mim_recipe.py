@@ -13,8 +13,8 @@ It is the default on GPUs for 32,768 images (16 batches) to 2.5 million (twice I
 * epochs: as for SparK, at most the paper's.
 * peak rate of AdamW: the paper's times (batch / 2,048) ** (1/2). LAMB has SparK's rule.
 
-`simmim` is one of these two, with other losses. The Fourier group is 256 images, the paper's, or the largest number
-below that fits the batch.
+`simmim` is one of these two, with other losses. The Fourier group is 256 images, the paper's, or the largest
+number below that fits the batch.
 """
 import dataclasses
 
@@ -28,13 +28,15 @@ VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
 DEIT = {**VIT, 'base_lr': 1e-4}
 # The published runs of these had 128 images on a GPU.
 SMALLER_GROUP = {'vit_base', 'vit_large', 'beit_base', 'beit_large', 'beit_abs_base', 'beit_abs_large'}
-# Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the optimiser.
-COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', 'image_fill', 'spatial_loss', 'fourier',
-            'fourier_weight', 'fourier_visible', 'fourier_fill', 'opt', 'beta2', 'lr_schedule', 'token_lr_scale',
-            'weight_decay', 'clip_grad')
+# Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the
+# optimiser.
+COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', 'image_fill', 'spatial_loss',
+            'fourier', 'fourier_weight', 'fourier_visible', 'fourier_fill', 'opt', 'beta2', 'lr_schedule',
+            'token_lr_scale', 'weight_decay', 'last_weight_decay', 'clip_grad')
 OTHER_EPOCHS = {'resnet50': 100, 'resnet101': 800, 'resnet152': 800}  # of a second published run
 # Names of numbers, and what a person calls them.
-NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak learning rate', 'warmup': 'epochs of warm-up'}
+NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak learning rate',
+           'warmup': 'epochs of warm-up'}
 
 
 class Recipe(recipe.Recipe):
@@ -52,7 +54,8 @@ class Recipe(recipe.Recipe):
     def rate(self, options, papers, images):
         if options.opt == 'lamb':
             return super().rate(options, papers, images)
-        return papers['base_lr'] * papers['batch_size'] / 256 * (options.batch_size / papers['batch_size']) ** 0.5
+        peak = papers['base_lr'] * papers['batch_size'] / 256
+        return peak * (options.batch_size / papers['batch_size']) ** 0.5
 
     def completed(self, options, ranks):
         if options.fourier != 'focal' or options.fourier_group is not None:
@@ -78,7 +81,8 @@ def papers_precision(model):
 
 
 def departures(options, precision):
-    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the paper's: texts.
+    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the
+    paper's: texts.
 
     options: settled. precision: 'bf16', 'fp16' or 'fp32'.
     """
@@ -86,16 +90,23 @@ def departures(options, precision):
     papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, **models_recipe(model)})
     if options.epochs == OTHER_EPOCHS.get(model):
         papers = dataclasses.replace(papers, epochs=options.epochs)
-    numbers = [(word, *(f'{getattr(one, name):,g}' for one in (options, papers))) for name, word in NUMBERS.items()]
+    numbers = [(word, f'{getattr(options, name):,g}', f'{getattr(papers, name):,g}')
+               for name, word in NUMBERS.items()]
     values = [(name, getattr(options, name), getattr(papers, name)) for name in COMPARED]
-    differing = [[f'{word} {value} (not {papers_value})' for word, value, papers_value in kind if value != papers_value]
-                 for kind in (numbers, values)]
-    found = [', '.join(texts) for texts in differing if texts]
+    found = [*differences(numbers), *differences(values)]
     group, usual = options.fourier_group, papers_group(model)
     if options.fourier == 'focal' and group != usual:
-        found.append(f'spectra averaged over {counted(group, "image")} (not {usual}): the loss on spectra is about '
-                     f'{usual / group:.2g} times as large')
+        found.append(f'spectra averaged over {counted(group, "image")} (not {usual}): the loss on spectra is '
+                     f'about {usual / group:.2g} times as large')
     if papers_precision(model) not in (None, precision):
         found.append(f'{precision} (not {papers_precision(model)})')
-    found.append('no weight decay on any one-dimensional parameter, bias, token and gain (the original chose by names)')
+    if family(model) not in ('vit', 'deit'):  # their original has the same rule
+        found.append('no weight decay on any one-dimensional parameter, bias, token and gain, and one rate for '
+                     'the last two (the original chose by names, with exceptions)')
     return found
+
+
+def differences(compared):
+    """The differences among (name, value, the paper's value) in one text, in a list; an empty one if there are none."""
+    texts = [f'{name} {value} (not {usual})' for name, value, usual in compared if value != usual]
+    return [', '.join(texts)] if texts else []

@@ -130,12 +130,12 @@ def forward_memory(network, batch, autocast, device):
 
 
 def does_not_fit(share, accum, smallest_part, against=None):
-    """The ValueError for a batch that cannot be cut further. against: what else than its size speaks against it."""
+    """The ValueError for a batch that cannot be cut further. against: what speaks against it but its size."""
     images = share // accum
     too_many = counted(images, 'image at a time does', 'images at a time do')
     norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
     if against:
-        return ValueError(f'{too_many} not fit in memory, and the {share} of a rank are not cut further: {against}; or a '
-                          'smaller --input_size')
+        return ValueError(f'{too_many} not fit in memory, and the {share} of a rank are not cut further: '
+                          f'{against}; or a smaller --input_size')
     return ValueError(f'{too_many} not fit in memory, and the {share} of a rank cannot be halved '
                       f'further{norm}: give a smaller --bs or --input_size')

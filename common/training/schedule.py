@@ -1,12 +1,13 @@
 """Learning rate and weight decay as functions of the step: the curves that all programs share.
 
-Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, and of the downstream folders' training.py.
+Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, and of the downstream folders'
+training.py.
 
-A curve of the learning rate is a `Cosine`, a `CosineToFloor` or a `Drop`. Its `parts(step, steps, warmup_steps)`
-gives two numbers, (share, floor): the learning rate is floor + share * peak. `steps` is the number of steps of the
-whole curve, and `warmup_steps` that of its rising part. A group of parameters whose peak is a share of the
-others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the curve of a finished run that
-is given more epochs: it starts where the first one ended.
+A curve of the learning rate is a `Cosine`, a `CosineToFloor` or a `Drop`. Its `parts(step, steps,
+warmup_steps)` gives two numbers, (share, floor): the learning rate is floor + share * peak. `steps` is the
+number of steps of the whole curve, and `warmup_steps` that of its rising part. A group of parameters whose
+peak is a share of the others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the
+curve of a finished run that is given more epochs: it starts where the first one ended.
 """
 import math
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ class Cosine:
 class CosineToFloor:
     """A cosine over all steps from the peak to a floor, multiplied by step / warmup_steps in the warm-up.
 
-    The cosine is symmetric about the end of the warm-up. So the learning rate lies a little below a straight line
-    in the warm-up, and it is 0 at the first step. floor: a learning rate, which does not depend on the peak.
-    rises_from_floor: whether the warm-up starts at the floor instead, as it does where a finished run goes on.
+    The cosine is symmetric about the end of the warm-up. So the learning rate lies a little below a straight
+    line in the warm-up, and it is 0 at the first step. floor: a learning rate, which does not depend on the
+    peak. rises_from_floor: whether the warm-up starts at the floor instead, as it does where a finished run
+    goes on.
     """
     floor: float
     rises_from_floor: bool = False
