@@ -88,7 +88,7 @@ class A2MIM(MaskedNetwork):
         self.decoder = nn.Conv2d(encoder.width, encoder.in_chans * encoder.stride ** 2, 1)
         nn.init.trunc_normal_(self.decoder.weight, std=0.02)
         nn.init.zeros_(self.decoder.bias)
-        image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(self.decoder.weight)
+        image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(encoder.mask_token)
         self.single_valued = tuple(f'encoder.{name}' for name in single_valued(encoder, lambda: encoder(image)))
 
     def forward(self, images, visible=None):

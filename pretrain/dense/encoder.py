@@ -90,6 +90,10 @@ class DenseEncoder(nn.Module):
         run = partial(self._pyramid, self.cnn if cnn is None else cnn)
         return self._run(run, images, hidden)
 
+    def last_map_of(self, cnn, images):
+        """The last map of another network of the same kind, or of this one in another place."""
+        return self._found.seen.last_map(cnn, images)
+
     def left_out(self):
         """{module: number of parameters} of what the last map does not depend on, and pretraining leaves as it is."""
         return outermost_modules(self.cnn, self.unused)
@@ -113,7 +117,7 @@ class DenseEncoder(nn.Module):
             self._hidden = None
 
     def _last_map(self, images):
-        return self._found.seen.last_map(self.cnn, images)
+        return self.last_map_of(self.cnn, images)
 
     @torch.compiler.disable
     def _last_map_uncompiled(self, images):

@@ -4,10 +4,10 @@ The paper puts it behind the third of four stages. The rule here finds that plac
 """
 import difflib
 
-import torch
 from timm.models.convnext import ConvNeXt
 from timm.models.hrnet import HighResolutionNet
 
+from pretrain.dense.mask_token import Axes, find_layout
 from pretrain.dense.proof import watched
 from pretrain.dense.refused import Refused
 
@@ -38,10 +38,12 @@ def find_place(cnn, seen, proof, token_at=None):
                       'every map of half its total stride: name a submodule in front of the branches, '
                       '--token_at=layer1, or use a network without them')
     first = [choice for choice in (*authors_choice(cnn, seen), seen.place) if choice is not None]
-    found = proof.first_proven(first) or proof.first_proven(places_of_half_stride(proof, seen))
+    found = proof.first_proven(first) or proof.first_proven(passages(proof, lambda stride: 2 * stride == seen.stride))
     if found is None:
+        other = proof.first_proven(passages(proof, lambda stride: stride < seen.stride))
+        such_as = f', such as --token_at={other[0]}' if other else f': {REMEDY}'
         raise Refused(f'{name} has no submodule with an output of stride {seen.stride / 2:g} that nothing leads '
-                      f'around, for the mask token to come in at: {REMEDY}, or use another network')
+                      f'around, for the mask token to come in at: use another network, or another place{such_as}')
     return found
 
 
@@ -54,18 +56,20 @@ def authors_choice(cnn, seen):
     return [name for name in names if name in known]
 
 
-def places_of_half_stride(proof, seen):
-    """Names of the submodules, last to first, with an output (B, C, h, w) or (B, h, w, C) of half the total stride
-    that the graph of the forward cannot be passed around. It spares the proof of most others.
+def passages(proof, is_wanted):
+    """Names of the submodules that the graph of a forward cannot be passed around, last to first in the forward.
+
+    The proof need not be tried on all others then. is_wanted: is_wanted(stride) says whether outputs (B, C, h, w)
+    or (B, h, w, C) of a stride are looked at.
     """
-    image = tuple(proof.images.shape[2:])
-    size = tuple(2 * side // seen.stride for side in image)
     leaf = proof.images[:1].clone().requires_grad_()
+    cell = leaf.shape[2] // proof.grid[0]
     nodes = {}
 
     def note(name, output):
         nodes.pop(name, None)
-        if torch.is_tensor(output) and output.ndim == 4 and size in (output.shape[2:], output.shape[1:3]):
+        layout = find_layout(output, proof.grid, 1)
+        if layout is not None and layout.axes is not Axes.TOKENS and is_wanted(cell / layout.repeats):
             nodes[name] = output.grad_fn
 
     with watched(proof.twin, [name for name, _ in proof.twin.named_modules() if name], note):
