@@ -125,7 +125,7 @@ class A2MIMMethod:
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 
-    def find_init(self, network, state, path, which=None, adapt=False):
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
         return a2mim_weights.find_init(network, state, path, which, adapt)
 
     def is_whole(self, state):

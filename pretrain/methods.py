@@ -151,7 +151,7 @@ class Method(Protocol):
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 
-    def find_init(self, network, state, path, which=None, adapt=False):
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
         """Find in a flat dictionary of tensors what fills the network.
 
         Returns the arguments of `load_found`: (the network itself for a whole one, else its encoder's cnn; Network; names
