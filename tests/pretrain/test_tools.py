@@ -207,15 +207,21 @@ def test_the_card_is_of_the_method(run, saved, tmp_path):
     assert 'focal' in rows['loss'] and 'decoder' not in rows and rows['target'].startswith('pixels')
 
 
-def test_the_card_of_a_convnext_says_that_its_last_norm_was_trained(tmp_path):
-    dense = saved_as_of(tmp_path, A2MIMOptions(name='r', model='test_convnext', input_size=64))
-    assert 'head.norm.weight' not in dense.network.encoder.unused
+@pytest.mark.parametrize('model, size, trained', [
+    ('test_convnext', 64, '`head.norm`'), ('test_efficientnet', 64, '`conv_head`, `bn2`'), ('test_vit', 160, '`norm`')])
+def test_the_card_says_what_was_trained_behind_the_last_map(tmp_path, model, size, trained):
+    dense = saved_as_of(tmp_path, A2MIMOptions(name='r', model=model, input_size=size))
     write_card(dense, tmp_path)
     text = ' '.join((tmp_path / 'README.md').read_text().split())
-    assert 'Pretraining with A2MIM trained `head.norm` too' in text
-    sparse = saved_run(tmp_path, 'test_convnext')
-    write_card(sparse, tmp_path)
-    assert 'head.norm' not in (tmp_path / 'README.md').read_text()
+    assert f'also trained what lies behind the last feature map: {trained}. It is part' in text
+    said = ' '.join(export.export(dense, 'timm', tmp_path / 'export'))
+    assert 'strictly; the same features' in said and trained.strip('`').split('`')[0] not in said
+
+
+def test_the_card_of_a_spark_says_nothing_of_what_it_did_not_train(tmp_path):
+    write_card(saved_run(tmp_path, 'test_convnext'), tmp_path)
+    text = (tmp_path / 'README.md').read_text()
+    assert 'head.norm' not in text and 'pretrained with SparK' in text and 'arxiv.org/abs/2301.03580' in text
 
 
 @pytest.mark.parametrize('to', ['timm', pytest.param('onnx', marks=pytest.mark.slow)])
