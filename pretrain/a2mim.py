@@ -37,9 +37,10 @@ from pretrain.a2mim_loss import (
 )
 from pretrain.a2mim_weights import load_official as load_official_a2mim
 from pretrain.dense.encoder import DenseEncoder
+from pretrain.masked_network import MaskedNetwork
 
 
-class A2MIM(nn.Module):
+class A2MIM(MaskedNetwork):
     """Mask, encode, decode, compare.
 
     Args:
@@ -89,16 +90,6 @@ class A2MIM(nn.Module):
         nn.init.zeros_(self.decoder.bias)
         image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(self.decoder.weight)
         self.single_valued = tuple(f'encoder.{name}' for name in single_valued(encoder, lambda: encoder(image)))
-
-    @property
-    def input_size(self):
-        """(height, width) of the images, in pixels."""
-        return self.encoder.input_size
-
-    @property
-    def uncompiled(self):
-        """Whether torch.compile leaves the encoder alone."""
-        return self.encoder.uncompiled
 
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
@@ -172,10 +163,6 @@ class A2MIM(nn.Module):
 
     # -- masks, pictures, files ------------------------------------------------------------------------------
 
-    def draw_visible(self, batch, generator=None, rows=slice(None)):
-        """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
-        return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
-
     def encode(self, images, visible):
         """images, visible -> the last map (B, width, H/R, W/R), as the decoder reads it."""
         masking.check_indices(visible, self.cells)
@@ -185,11 +172,6 @@ class A2MIM(nn.Module):
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of the input."""
         return self.decode(self.encode(images, visible))
-
-    def reconstruct(self, images, visible):
-        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted."""
-        y = self.predict(images, visible).to(images.dtype)
-        return torch.where(self.pixels(self.hidden(images, visible)) > 0, y, images)
 
     def masked(self, images, visible):
         """What the network sees of the images, (B, C, H, W)."""
@@ -202,16 +184,10 @@ class A2MIM(nn.Module):
         hidden = self.hidden(images, visible)
         return self.encoder.pyramid(self.fill(images, hidden), hidden)
 
-    def targets(self, images):
-        """(B, L, .) each: the pixels of each cell, and the mean 0 and deviation 1 that make an image of them."""
-        cells = masking.cut(images, self.encoder.cell_size)
-        zeros = cells.new_zeros(*cells.shape[:2], 1)
-        return cells, zeros, zeros + 1
-
     def cell_errors(self, images, reconstruction):
         """(B, L): the spatial error of each cell, visible ones too."""
         errors = error((reconstruction.to(images.dtype) - images).abs(), self.spatial_loss)
-        return masking.cut(errors, self.encoder.cell_size).mean(2)
+        return self.cut(errors).mean(2)
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""

@@ -29,10 +29,14 @@ SIMMIMS_TOKEN_AT = {'resnet': 'maxpool', 'convnext': 'stem', 'vit': 'patch_embed
 
 @dataclass(frozen=True)
 class A2MIMOptions(PretrainingOptions):
-    """What a user decides of a pretraining run with A2MIM. Raises ValueError."""
+    """What a user decides of a pretraining run with A2MIM. Raises ValueError.
+
+    Defaults are those of ResNet-50, also for networks that are not the authors'; help texts say what others get.
+    """
 
     crop_scale: tuple = option((0.8, 1.0), 'area of the random crop, from,to; 0.67,1 for ViTs if not given', 'data',
                                parse=numbers)
+    model: str = option('resnet50', 'a network by its timm name, or your own in pretrain/models', 'method', parse=str)
     interpolation: str = option('bilinear', 'filter by which crops are resized', 'data', choices=('bicubic', 'bilinear'))
 
     method: str = option(A2MIM, 'how the network is pretrained; --method=NAME --help shows the options of another method',
@@ -104,9 +108,8 @@ class A2MIMOptions(PretrainingOptions):
                 f'the recipe for {self.model}: leave it out, or give --fourier=focal')
         parts = self.accum if isinstance(self.accum, int) else 1
         if self.batch_size is not None and self.batch_size % parts == 0:
-            batch, group = self.batch_size, self.fourier_group
-            # Whatever the ranks: what they have together must be whole groups.
-            require(batch // parts % group == 0, against(group, batch, 1, parts) or '')
+            why_not = against(self.fourier_group, self.batch_size, 1, parts)  # what fits on several ranks fits on one
+            require(why_not is None, why_not)
 
     @property
     def network(self):

@@ -32,6 +32,9 @@ SMALLER_GROUP = {'vit_base', 'vit_large', 'beit_base', 'beit_large', 'beit_abs_b
 COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', 'image_fill', 'spatial_loss', 'fourier',
             'fourier_weight', 'fourier_visible', 'fourier_fill', 'opt', 'beta2', 'lr_schedule', 'token_lr_scale',
             'weight_decay', 'clip_grad')
+OTHER_EPOCHS = {'resnet50': 100, 'resnet101': 800, 'resnet152': 800}  # of a second published run
+# Names of numbers, and what a person calls them.
+NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak learning rate', 'warmup': 'epochs of warm-up'}
 
 
 class Recipe(recipe.Recipe):
@@ -75,22 +78,24 @@ def papers_precision(model):
 
 
 def departures(options, precision):
-    """How a run differs from the paper's, as texts. options: settled. precision: 'bf16', 'fp16' or 'fp32'."""
+    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the paper's: texts.
+
+    options: settled. precision: 'bf16', 'fp16' or 'fp32'.
+    """
     model = options.model
-    values = papers_values(model)
-    papers = A2MIMOptions(**{**values, 'name': 'paper', 'model': model, **models_recipe(model)})
-    numbers = [(f'batches of {options.batch_size:,}', options.batch_size, papers.batch_size),
-               (f'{options.epochs:,} epochs', options.epochs, papers.epochs),
-               (f'a peak learning rate of {options.peak_lr:.3g}', options.peak_lr, papers.peak_lr),
-               (f'{options.warmup:g} epochs of warm-up', options.warmup, papers.warmup)]
-    found = [f'{text}, not {papers_value:g}' for text, value, papers_value in numbers if value != papers_value]
-    found += [f'--{name}={getattr(options, name)}, not {getattr(papers, name)}' for name in COMPARED
-              if getattr(options, name) != getattr(papers, name)]
-    group, papers_one = options.fourier_group, papers_group(model)
-    if options.fourier == 'focal' and group != papers_one:
-        found.append(f'spectra averaged over {counted(group, "image")}, not {papers_one}: residuals that are independent '
-                     f'of each other make this loss {papers_one / group:.3g} times as large')
+    papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, **models_recipe(model)})
+    if options.epochs == OTHER_EPOCHS.get(model):
+        papers = dataclasses.replace(papers, epochs=options.epochs)
+    numbers = [(word, *(f'{getattr(one, name):,g}' for one in (options, papers))) for name, word in NUMBERS.items()]
+    values = [(name, getattr(options, name), getattr(papers, name)) for name in COMPARED]
+    differing = [[f'{word} {value} (not {papers_value})' for word, value, papers_value in kind if value != papers_value]
+                 for kind in (numbers, values)]
+    found = [', '.join(texts) for texts in differing if texts]
+    group, usual = options.fourier_group, papers_group(model)
+    if options.fourier == 'focal' and group != usual:
+        found.append(f'spectra averaged over {counted(group, "image")} (not {usual}): the loss on spectra is about '
+                     f'{usual / group:.2g} times as large')
     if papers_precision(model) not in (None, precision):
-        found.append(f'{precision}, not {papers_precision(model)}')
-    found.append('no weight decay on one-dimensional parameters, biases, token and gain; the original chose by names')
+        found.append(f'{precision} (not {papers_precision(model)})')
+    found.append('no weight decay on any one-dimensional parameter, bias, token and gain (the original chose by names)')
     return found

@@ -5,8 +5,6 @@ not load torch.
 """
 from typing import Protocol
 
-from torch import nn
-
 from pretrain.a2mim_method import A2MIMMethod
 from pretrain.options import (  # noqa: F401  (users import the last two from here)
     DEFAULT,
@@ -17,47 +15,6 @@ from pretrain.options import (  # noqa: F401  (users import the last two from he
 from pretrain.recipe import Recipe
 from pretrain.results.meaning import Paper
 from pretrain.spark_method import SparKMethod
-
-
-class MaskedNetwork(Protocol):
-    """What the commands that read a run ask of a method's network, besides what `Method.build` says.
-
-    B, C, (H, W): images, normalised. L = h*w cells. `visible`: as in pretrain/masking.py. In evaluation mode.
-
-    encoder: a module that has `cnn` (the network itself, with its own keys), `input_size` (height, width), `in_chans`,
-    `cell_size` in pixels, `grid` (h, w), `stride` (total), `reductions` and `channels` of the pyramid, `unused` (names
-    of the parameters of cnn that are not trained), `pyramid(images, cnn=None)`: the feature maps of whole images, small
-    stride to large, by itself or by another network with the same ones.
-    cells, visible_cells: of an image. mask_ratio: share of hidden cells. target: 'normalised' (a cell by its own mean and
-    deviation) or 'pixels'. single_valued: names of norms that see one value of each channel of an image.
-    """
-    encoder: nn.Module
-    cells: int
-    visible_cells: int
-    mask_ratio: float
-    target: str
-    single_valued: tuple
-
-    def pyramid(self, images, visible=None):
-        """The feature maps, small stride to large, of whole images, or of what is visible of them."""
-
-    def masked(self, images, visible):
-        """(B, C, H, W): what the network sees, as an image."""
-
-    def targets(self, images):
-        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it."""
-
-    def predict(self, images, visible):
-        """(B, C, H, W): what is predicted of all cells, visible ones too, on the scale of `targets`."""
-
-    def cell_errors(self, images, reconstruction):
-        """(B, L): the error of each cell, visible ones too."""
-
-    def reconstruct(self, images, visible):
-        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted."""
-
-    def recompute(self, what):
-        """Choose what the backward pass computes again instead of keeping it: 'none', or what the option says."""
 
 
 class Method(Protocol):
@@ -90,7 +47,7 @@ class Method(Protocol):
         given, as for a look at its norms or at memory. It has besides `draw_visible(batch, generator, rows)`: LongTensor
         (B, k), ascending, drawn for the whole batch before rows of it are taken; `input_size`: (height, width);
         `placed(device)`: itself, as it trains; `uncompiled`: whether torch.compile leaves a part of it alone. The
-        commands that read a run ask more: MaskedNetwork.
+        commands that read a run ask for all of MaskedNetwork (pretrain/masked_network.py).
 
         record: what an earlier `record` gave for a network of the same options, from a checkpoint or another rank; it saves
         time, and is not trusted where it does not fit. cnn: the network to be pretrained, if it is not to be made from
@@ -139,7 +96,7 @@ class Method(Protocol):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
 
     def departures(self, options, precision):
-        """Texts on how a run differs from the method's paper. precision: 'bf16', 'fp16' or 'fp32'."""
+        """Texts, of a line each, on how a run differs from the method's paper. precision: 'bf16', 'fp16' or 'fp32'."""
 
     def warnings(self, network, options):
         """Sentences on what is allowed and seldom works well."""

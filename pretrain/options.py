@@ -64,8 +64,11 @@ def parse_options(argv=None, program='pretraining'):
     program: what the command is called in its help.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    method = OPTIONS[named_method(argv)]
-    about = About(method.title, EXAMPLES, MOST_USED)
+    name = named_method(argv)
+    method = OPTIONS[name]
+    named = '' if name == DEFAULT else f' --method={name}'
+    examples = tuple((command + named, what) for command, what in EXAMPLES)
+    about = About(method.title, examples, MOST_USED)
     return parse(method.options, program, about, argv, method.recipe)
 
 

@@ -293,6 +293,7 @@ class Pretraining(Trainer):
         if run.ended_at:
             warmup = counted(run.warmup_of(self.start), 'step')
         clipped = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
+        decay = ' to '.join(dict.fromkeys([f'{options.weight_decay}', f'{options.last_weight_decay}']))
         departures = self.method.departures(options, precision_of(options, self.ranks))
         whole = whole_of(self.images)
         where = getattr(whole, 'root', type(whole).__name__)
@@ -304,11 +305,10 @@ class Pretraining(Trainer):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
             ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient {clipped}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to '
-             f'{options.last_weight_decay}'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {decay}'),
             ('warm-up', warmup),
             ('precision', run.precision),
-            *zip(['departures', *[''] * len(departures)], departures),
+            *zip(['departures', *[' '] * len(departures)], departures),
             *self.compiled.described(),
             ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
