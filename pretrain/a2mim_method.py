@@ -126,7 +126,7 @@ class A2MIMMethod:
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 
-    def find_init(self, network, state, path, which=None, adapt=False):
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
         return a2mim_weights.find_init(network, state, path, which, adapt)
 
     def is_whole(self, state):
@@ -173,11 +173,12 @@ class A2MIMMethod:
                                if gradient is None and name not in encoder.unused)
         if not behind:
             return []
-        return [f'Pretraining with A2MIM trained {first_of([f"`{name}`" for name in behind], 4)} too, behind the last feature '
-                'map: it is part of the network (SparK would have left it as it was).']
+        return [f'A2MIM also trained what lies behind the last feature map: {first_of([f"`{name}`" for name in behind], 4)}. '
+                'It is part of the network; SparK leaves it as it was.']
 
 
 def loss_in_words(options):
-    fourier = {'focal': f'{options.fourier_weight:g} x focal loss on spectra, averaged over {options.fourier_group} images',
+    group = 'the images of a step' if options.fourier_group is None else f'{options.fourier_group} images'
+    fourier = {'focal': f'{options.fourier_weight:g} x focal loss on spectra, averaged over {group}',
                'spectral': f'{options.fourier_weight:g} x loss on the spectra of each image', 'none': 'none on spectra'}
     return f'{options.spatial_loss} on hidden pixels; {fourier[options.fourier]}'

@@ -1,6 +1,6 @@
 """The main job in a few minutes on two CPU cores: pretrain a small network without labels, and see what that is worth.
 
-    make demo          or          python -m pretrain.demo [FOLDER]
+    make demo          or          python -m pretrain.demo [FOLDER] [--method=a2mim]
 
 1. It draws 3,000 fabrics of twelve patterns (common/fabrics.py), and 600 others to hold out.
 2. It pretrains `your_convnet` on them through main.sh.

@@ -6,7 +6,6 @@ not load torch.
 from typing import Protocol
 
 from pretrain.a2mim_method import A2MIMMethod
-from pretrain.masked_network import MaskedNetwork  # noqa: F401  (what `Method.build` returns)
 from pretrain.options import (  # noqa: F401  (users import the last two from here)
     DEFAULT,
     options_of,
@@ -109,7 +108,7 @@ class Method(Protocol):
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 
-    def find_init(self, network, state, path, which=None, adapt=False):
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
         """Find in a flat dictionary of tensors what fills the network.
 
         Returns the arguments of `load_found`: (the network itself for a whole one, else its encoder's cnn; Network; names

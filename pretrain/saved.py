@@ -26,7 +26,8 @@ from common.networks.keys import unwrap
 from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
 from pretrain.config import PretrainingOptions
-from pretrain.methods import DEFAULT, METHODS, MaskedNetwork, Method, method_of, options_of
+from pretrain.masked_network import MaskedNetwork
+from pretrain.methods import DEFAULT, METHODS, Method, method_of, options_of
 from pretrain.results.read_log import read_log
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had

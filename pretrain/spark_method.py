@@ -127,7 +127,7 @@ class SparKMethod:
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 
-    def find_init(self, network, state, path, which=None, adapt=False):
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
         return spark_weights.find_init(network, state, path, which, adapt)
 
     def is_whole(self, state):

@@ -1,7 +1,7 @@
 """Pictures of what a masked network does: masked images, reconstructions, their errors, features.
 
 Images are (B, C, H, W), normalised; pictures are (3, H, W) or (B, 3, H, W) in [0, 1]. `visible` (B, k) as in
-masking.py. What is asked of a network is in `MaskedNetwork` of pretrain/methods.py.
+masking.py. What is asked of a network is in pretrain/masked_network.py.
 """
 from dataclasses import dataclass
 

@@ -35,6 +35,16 @@ def test_the_trainer_names_no_method():
         assert not re.search('spark', text, re.IGNORECASE), path
 
 
+def test_the_commands_that_read_a_run_know_no_method():
+    files = [ROOT / f'pretrain/{name}.py' for name in ('saved', 'arguments', 'reconstruct', 'features', 'export', 'playground',
+                                                       'playground_page', 'report', 'plan', 'demo')]
+    others = [path for folder in ('results', 'planning') for path in (ROOT / 'pretrain' / folder).glob('*.py')]
+    assert len(others) > 5
+    for path in (*files, *others):
+        known = re.findall(r'(?:from|import) pretrain\.((?:spark|a2mim)\w*)', path.read_text(encoding='utf-8'))
+        assert not known, f'{path} imports {known}'
+
+
 class Blank(nn.Module):
     """Predicts one colour for all hidden cells: the least that a network of a method is."""
     input_size = (32, 32)
