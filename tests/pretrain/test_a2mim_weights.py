@@ -156,6 +156,16 @@ def test_colour_weights_start_a_grey_pretraining():
     assert 'decoder' in report.beside and report.adapted and ALONE in str(report)
 
 
+def test_a_vit_starts_from_a_whole_file_of_another_size():
+    a2mim, other = (build_a2mim('small_vit', size, token='residual') for size in (64, 96))
+    report = load_init(other, as_official(randomise(a2mim), 'small_vit'))
+    assert 'the positions and 3 tables of relative positions are resized from 4x4 patches to 6x6' in str(report)
+    own = other.state_dict()
+    assert own['encoder.cnn.pos_embed'].shape[1] == 37 and ALONE not in str(report)
+    assert torch.equal(own['decoder.weight'], a2mim.decoder.weight)
+    assert torch.equal(own['encoder.mask_token'], a2mim.encoder.mask_token)
+
+
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('model, changes', [('test_convnext', {}), ('small_vit', {'token': 'residual'})])
