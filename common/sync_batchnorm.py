@@ -236,7 +236,9 @@ def synchronise_on_gpus(module, equal_counts):
         module.__class__ = equal[type(module)]
     elif isinstance(module, _BatchNorm) and not is_synchronised(module):
         # timm's function; torch's would drop the activation of BatchNormAct2d.
-        return convert_sync_batchnorm(module)
+        converted = convert_sync_batchnorm(module)
+        converted._forward_hooks = module._forward_hooks  # such as the one that puts a mask token in
+        return converted
     for name, child in module.named_children():
         setattr(module, name, synchronise_on_gpus(child, equal_counts))
     return module

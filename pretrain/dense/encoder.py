@@ -1,101 +1,172 @@
-"""The dense encoder of A2MIM: any network with a feature map at stride R/2."""
-import timm
+"""The dense encoder of A2MIM: any network, into which a mask token comes at one depth (section 4 of the paper).
+
+The network runs as it is, on whole images. A forward hook at one submodule puts the token into its output
+(mask_token.py). Where that is, and how the last map is had, is measured and proven when the encoder is built
+(probe.py, placement.py, proof.py).
+"""
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.models.convnext import ConvNeXt
 from torch import nn
 
 from common.feature_maps import feature_maps
+from common.networks.convolutions import safe_convolutions
+from pretrain.dense.last_map import Form
+from pretrain.dense.mask_token import MODES, Layout, with_token
+from pretrain.dense.placement import find_place
+from pretrain.dense.probe import Seen, look
+from pretrain.dense.proof import Proof
+from pretrain.dense.sizes import choose_cell
+from pretrain.sparse.parameters import outermost_modules
+from pretrain.sparse.probe import check_parameters, copy_of, random_images
 
 
 class DenseEncoder(nn.Module):
-    """A network that sees the whole image; behind one of its submodules a learned token is added to what is hidden."""
+    """A network that runs on whole images, with a mask token at hidden cells.
+
+    `cnn` is the network itself. Nothing in it is changed but for one forward hook, which does nothing unless
+    `forward` of this encoder is given hidden cells. input_size: (height, width) in pixels. cell_size: the side of a
+    cell in pixels, a multiple of the total stride R; None is the smallest multiple that is at least 32. token:
+    'gain', 'residual' or 'replace', see `with_token`. token_at: the name of the submodule whose output gets the
+    token; None finds it (`find_place`).
+
+    mask_token, mask_gain: parameters (1, C, 1, 1); there is a gain where the token is 'gain' alone. Facts,
+    measured: `token_at`, `stride` (R), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid from
+    small stride to large, `width` (channels of the last map), `unused` (names of the parameters that the last map
+    does not depend on: the classifier and the like), `notes` (sentences on what was chosen), `uncompiled` (whether
+    torch.compile leaves it alone). Raises ValueError for what does not fit, naming the remedy.
+    """
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, token='gain', token_at=None):
         super().__init__()
+        if token not in MODES:
+            raise ValueError(f'token is one of {", ".join(MODES)}, not {token!r}')
+        found = probe(cnn, tuple(input_size), in_chans, cell_size, token_at)
         self.cnn = cnn
         self.input_size = tuple(input_size)
         self.in_chans = in_chans
         self.token = token
-        self.notes = ()
-        self.uncompiled = False
-        self.hidden = None
-        image = torch.zeros(2, in_chans, *self.input_size).to(next(cnn.parameters()))
-        self.has_head_norm = isinstance(getattr(getattr(cnn, 'head', None), 'norm', None), (nn.LayerNorm, LayerNorm2d))
-        mode = cnn.training
-        cnn.eval()
-        with torch.no_grad():
-            last = self.last_map(image)
-            maps = self.pyramid(image) if hasattr(cnn, 'forward_intermediates') else [last]
-        self.width = last.shape[1]
-        self.stride = self.input_size[0] // last.shape[2]
-        self.reductions = tuple(self.input_size[0] // m.shape[2] for m in maps)
-        self.channels = tuple(m.shape[1] for m in maps)
-        self.cell_size = cell_size or max(32, self.stride)
-        self.grid = tuple(side // self.cell_size for side in self.input_size)
-        self.token_at = token_at or self.place()
-        at = cnn.get_submodule(self.token_at)
-        channels = []
-        handle = at.register_forward_hook(lambda m, i, o: channels.append(o.shape[2] if o.ndim == 3 else o.shape[1]))
-        with torch.no_grad():
-            self.last_map(image)
-        handle.remove()
-        zero = isinstance(cnn, timm.models.ConvNeXt)
-        token_start = torch.zeros(1, channels[0], 1, 1)
-        self.mask_token = nn.Parameter(token_start if zero else nn.init.trunc_normal_(token_start, std=0.02))
-        self.mask_gain = nn.Parameter(torch.full_like(token_start, 1e-6)) if token == 'gain' else None
-        at.register_forward_hook(self.add_token)
-        self.unused = self.find_unused(image)
-        cnn.train(mode)
-
-    def find_unused(self, image):
-        with torch.enable_grad():
-            out = self.last_map(image).sum()
-            grads = torch.autograd.grad(out, list(self.cnn.parameters()), allow_unused=True)
-        return tuple(n for (n, _), g in zip(self.cnn.named_parameters(), grads) if g is None)
-
-    def place(self):
-        if isinstance(self.cnn, timm.models.ConvNeXt):
-            return 'stages.3.downsample'
-        if hasattr(self.cnn, 'patch_embed'):
-            return 'patch_embed'
-        if hasattr(self.cnn, 'layer3'):
-            return 'layer3'
-        return f'stages.{len(self.cnn.stages) - 2}'
-
-    def add_token(self, module, inputs, features):
-        if self.hidden is None:
-            return None
-        token, gain = self.mask_token, self.mask_gain
-        if features.ndim == 3:
-            side = round(features.shape[1] ** 0.5)
-            m = F.interpolate(self.hidden, (side, side)).flatten(2).transpose(1, 2)
-            token, gain = (None if v is None else v.flatten()[None, None] for v in (token, gain))
-        else:
-            m = F.interpolate(self.hidden, features.shape[2:])
-        m = m.to(features.dtype)
-        if self.token == 'gain':
-            return features * (1 - m) + features * m * gain + token * m
-        if self.token == 'residual':
-            return features + token * m
-        return features * (1 - m) + token * m
-
-    def last_map(self, images):
-        x = self.cnn.forward_features(images)
-        if x.ndim == 3:
-            x = x[:, self.cnn.num_prefix_tokens:]
-            side = round(x.shape[1] ** 0.5)
-            return x.transpose(1, 2).unflatten(2, (side, side))
-        return self.cnn.head.norm(x) if self.has_head_norm else x
+        self.token_at = found.token_at
+        self.stride = found.seen.stride
+        self.cell_size = found.cell_size
+        self.grid = found.grid
+        self.reductions = found.seen.reductions
+        self.channels = found.seen.channels
+        self.width = found.seen.width
+        self.unused = found.unused
+        self.notes = found.notes
+        self.uncompiled = found.seen.last_map.form is Form.PYRAMID and found.seen.last_map.taps is not None
+        self._found = found
+        self._hidden = None  # the cells that are hidden, while a forward runs
+        self._recomputing = [module for module in cnn.modules() if hasattr(module, 'grad_checkpointing')]
+        like = next(p for p in cnn.parameters() if p.is_floating_point())
+        shape = (1, found.layout.channels, 1, 1)
+        self.mask_token = nn.Parameter(like.new_zeros(shape))
+        if not starts_at_zero(cnn):
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_gain = nn.Parameter(like.new_full(shape, 1e-6)) if token == 'gain' else None
+        cnn.get_submodule(self.token_at).register_forward_hook(self._put_token)
 
     def forward(self, images, hidden=None):
-        self.hidden = hidden
-        out = self.last_map(images)
-        self.hidden = None
-        return out
+        """images (B, C, H, W) -> the last map, (B, width, H/R, W/R).
+
+        hidden: (B, 1, h, w) over the cells, 1 where hidden and 0 where visible, in a floating type; None leaves
+        the token out. It is an argument, so that activation checkpointing, which runs the forward again in the
+        backward pass, sees the same cells.
+        """
+        run = self._last_map_uncompiled if self.uncompiled else self._last_map
+        return self._run(run, images, hidden)
 
     def pyramid(self, images, hidden=None):
-        self.hidden = hidden
-        maps = {m.shape[2]: m for m in feature_maps(self.cnn, images)}
-        self.hidden = None
-        return list(maps.values())
+        """images (B, C, H, W) -> maps (B, C_i, H/r_i, W/r_i) of the strides `reductions`, small to large.
+
+        It is the last map of each stride as the network itself gives it, without the norm that may follow in
+        `forward`. A network that gives no pyramid has the map of `forward` alone.
+        """
+        return self._run(self._pyramid, images, hidden)
+
+    def left_out(self):
+        """{module: number of parameters} of what the last map does not depend on, and pretraining leaves as it is."""
+        return outermost_modules(self.cnn, self.unused)
+
+    def _run(self, run, images, hidden):
+        if images.shape[1:] != (self.in_chans, *self.input_size):
+            raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
+                             f'{(self.in_chans, *self.input_size)}: resize them, or build it for their size')
+        if hidden is None:
+            return run(images)
+        if hidden.shape != (len(images), 1, *self.grid):
+            raise ValueError(f'hidden must be (B, 1, h, w) = {(len(images), 1, *self.grid)}, 1 where a cell is '
+                             f'hidden; got {tuple(hidden.shape)}')
+        if any(module.grad_checkpointing for module in self._recomputing):
+            raise ValueError("timm's activation checkpointing would run the backward pass without the mask token: "
+                             'switch it off with cnn.set_grad_checkpointing(False)')
+        self._hidden = hidden
+        try:
+            return run(images)
+        finally:
+            self._hidden = None
+
+    def _last_map(self, images):
+        return self._found.seen.last_map(self.cnn, images)
+
+    @torch.compiler.disable
+    def _last_map_uncompiled(self, images):
+        """torch.compile cannot register the hooks of taps."""
+        return self._last_map(images)
+
+    def _pyramid(self, images):
+        seen = self._found.seen
+        if seen.levels is None:
+            return [self._last_map(images)]
+        with safe_convolutions(images.device):
+            maps = feature_maps(self.cnn, images, seen.last_map.taps)
+        return [maps[level] for level in seen.levels]
+
+    def _put_token(self, module, inputs, output):
+        """The forward hook at `token_at`."""
+        if self._hidden is None:
+            return output
+        return with_token(output, self._hidden, self.mask_token, self.mask_gain, self.token, self._found.layout)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The facts that `probe` returns; see DenseEncoder."""
+    seen: Seen
+    cell_size: int
+    grid: tuple
+    token_at: str
+    layout: Layout
+    unused: tuple
+    notes: tuple
+
+
+def probe(cnn, input_size, in_chans, cell_size, token_at):
+    """Measure a network and prove the place of its token. Returns Found; raises ValueError.
+
+    Everything is tried on a copy, so that the network stays as it is. It takes about five forwards of two images.
+    """
+    check_parameters(cnn)
+    images = random_images(cnn, in_chans, input_size)
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        twin = copy_of(cnn).eval()
+        seen = look(twin, images[:1])
+        cell = choose_cell(type(cnn).__name__, input_size, seen.stride, cell_size)
+        grid = (input_size[0] // cell, input_size[1] // cell)
+        proof = Proof(twin, seen.last_map, images, grid)
+        place, layout = find_place(cnn, seen, proof, token_at)
+    return Found(seen, cell, grid, place, layout, proof.unused, notes_on(cnn))
+
+
+def notes_on(cnn):
+    """Sentences on what was chosen for a network."""
+    if starts_at_zero(cnn):
+        return ('the mask token starts at zero, as the original does it for ConvNeXt',)
+    return ()
+
+
+def starts_at_zero(cnn):
+    """Whether the token starts at zero: the original's initialiser does nothing for ConvNeXt."""
+    return isinstance(cnn, ConvNeXt)
