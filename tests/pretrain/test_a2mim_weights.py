@@ -15,8 +15,10 @@ from pretrain.a2mim_options import A2MIMOptions
 from pretrain.a2mim_weights import ALONE, encoder_entries, find_init, is_in_whole, load_init, load_official
 from pretrain.main import pretrain
 from pretrain.spark import build_spark
+from tests.common.networks.test_openmmlab import VIT
 from tests.common.networks.test_weights import holds, randomised, under
 from tests.conftest import log_of, randomise
+from tests.pretrain.official import fill
 from tests.pretrain.official_a2mim import LOSSES, golden, network, official_state, our_state
 
 MODELS = ('resnet26', 'convnext_tiny', 'vit')
@@ -38,6 +40,19 @@ def test_every_entry_of_the_authors_program_is_loaded(case):
     a2mim.load_state_dict(drawn)
     a2mim.load_official({'state_dict': under('module.', official), 'meta': {'epoch': 300}})
     assert holds(a2mim, ours)
+
+
+def test_a_vit_that_classifies_by_the_mean_of_its_patches_reads_the_same_last_map():
+    """Its last norm is `fc_norm`, which pretraining has on the tokens."""
+    want = golden('vit')
+    vits = [network('vit'), timm.models.beit.Beit(**VIT, num_classes=3)]
+    images, visible = fill('input', (want['batch'], 3, 96, 96)), torch.tensor(want['visible'])
+    maps = []
+    for vit in vits:
+        a2mim = build_a2mim(vit, 96, **LOSSES['vit']).double().eval()
+        a2mim.load_official(official_state(want))
+        maps.append(a2mim.encode(images, visible))
+    assert hasattr(vits[1].fc_norm, 'weight') and torch.equal(*maps)
 
 
 def test_what_is_wrong_is_named(case):
