@@ -226,7 +226,7 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     The others as for A2MIM; the defaults are those of ResNet-50. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
+    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
     a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible, fourier_fill,
                   fourier_group)

@@ -74,12 +74,18 @@ def may_have_one_size(name, size):
 
 
 def takes_size(name, size, arguments):
-    """Whether a network, as it is made without a size, takes images of one. Nothing is computed."""
-    with torch.random.fork_rng(devices=[]), torch.device('meta'), torch.no_grad():
-        try:
-            timm.create_model(name, **arguments).eval()(torch.zeros(1, arguments['in_chans'], *size))
-        except Exception:  # whatever a network can raise
-            return False
+    """Whether a network, as it is made without a size, takes images of one. Where it can be made on the meta
+    device, nothing is computed.
+    """
+    try:
+        cnn = without_values(lambda: timm.create_model(name, **arguments)).eval()
+    except Exception:  # It cannot be made at all, which is not for its size.
+        return True
+    try:
+        with torch.no_grad():
+            cnn(torch.zeros(1, arguments['in_chans'], *size, device=next(cnn.parameters()).device))
+    except Exception:  # whatever a network can raise
+        return False
     return True
 
 
