@@ -174,6 +174,10 @@ class Trainer:
         """
         raise NotImplementedError
 
+    def before_step(self, step):
+        """Set on the device what depends on the number of the step."""
+        set_schedule(self.optimizer, *self.run.schedule(step))
+
     def after_step(self, finite):
         """Called after each step. finite: 0-dim tensor on the device, 1, or 0 if the step changed nothing."""
 
@@ -450,7 +454,7 @@ class Trainer:
         for step in steps:
             # Drop path and dropout: a function of where we are, so that there is no random state to save.
             torch.manual_seed(seed_for('noise', self.options.seed, step, self.ranks.rank))
-            set_schedule(self.optimizer, *self.run.schedule(step))
+            self.before_step(step)
             result = self.step(self.batches, self.session.requests)
             waiting.append((step, *to_host(result)))
             done = step + 1 - steps.start
