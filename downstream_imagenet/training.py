@@ -153,13 +153,13 @@ class ClassifierTraining(FineTuning):
         """How the learning rate falls."""
         options = self.options
         if options.lr_steps is not None:
-            return f'a tenth after each of {", ".join(f"{epochs:g}" for epochs in options.lr_steps)} epochs'
+            return f'a tenth after each of the epochs {", ".join(f"{epoch:g}" for epoch in options.lr_steps)}'
         by_epoch = ' between epochs' * options.lr_by_epoch
         return f'a cosine{by_epoch} to {self.run.schedule(self.run.steps - 1)[0]:.3g}'
 
     def average_in_words(self):
         options = self.options
-        rising = f', which it reaches within {options.ema_warmup:g} epochs' if options.ema_warmup else ''
+        rising = f', reached in {counted(options.ema_warmup, "epoch")}' if options.ema_warmup else ''
         return f'EMA of the weights, decay {options.ema:g}{rising}' if options.ema else 'none'
 
     def recipe(self):

@@ -14,7 +14,9 @@ from torch import nn
 from common.distributed import Ranks
 from common.images.augmented import Augmented
 from common.training.finetuning import Average
-from downstream_imagenet.classifier import Classifier, LinearProbe, build_classifier
+from common.training.layer_decay import parameter_groups as layer_groups
+from common.training.optim import build_optimizer, parameter_groups, set_schedule
+from downstream_imagenet.classifier import Classifier, LinearProbe, bce_sum, build_classifier
 from downstream_imagenet.config import recommended
 from downstream_imagenet.data import evaluation_transform, find_labelled, training_transform
 from downstream_imagenet.linear import mae_recipe
@@ -285,6 +287,28 @@ def test_an_average_takes_the_decay_of_the_step():
     torch.testing.assert_close(average.module.weight, begin + 0.625)
 
 
+# -- optimiser --------------------------------------------------------------------------------------------------------
+
+def test_lamb_with_the_clipping_of_a2_is_timms_with_its_defaults():
+    def problem():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 4)).double()
+        return net, parameter_groups(net, 0.02)
+    (ours, groups), (theirs, other) = problem(), problem()
+    optimizer, timms = build_optimizer('lamb', groups), timm.optim.Lamb(other, lr=5e-3)
+    images, targets = torch.randn(16, 5).double(), torch.rand(16, 4).double()
+    set_schedule(optimizer, 5e-3, 0.02)
+    for _ in range(5):
+        for net, each in ((ours, optimizer), (theirs, timms)):
+            each.zero_grad()
+            (10 * bce_sum(net(images), targets)).backward()  # so that it is clipped
+        assert torch.nn.utils.clip_grad_norm_(ours.parameters(), settled('rsb_a2', 'resnet50').clipping) > 1
+        optimizer.step()
+        timms.step()
+    for one, other in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 def like_a3(small, folder, **changes):
@@ -298,7 +322,7 @@ def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(small, tmp_path, m
     whole = fine_tune(like_a3(small, tmp_path / 'whole'))
     out = capsys.readouterr().out
     for text in ('rsb_a3, under what was given', '32x32 px for training, 40x40 px for validation', 'a cosine between epochs to',
-                 'bce_sum, label smoothing 0', 'augmentation rand-m6-n2-mstd0.5-inc1', 'which it reaches within 1 epochs'):
+                 'bce_sum, label smoothing 0', 'augmentation rand-m6-n2-mstd0.5-inc1', 'decay 0.9, reached in 1 epoch\n'):
         assert text in out, text
     options = like_a3(small, tmp_path / 'cut', save_every_steps=3)
     with monkeypatch.context() as patch:
@@ -320,7 +344,7 @@ def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(small, tmp_path, m
 def test_a_probe_is_trained_and_read_back(small, capsys):
     recipe = {name: value for name, value in NAMED['linear_probe'].items() if name not in ('batch_size', 'epochs', 'base_lr')}
     folder = fine_tune(small(**{**recipe, 'recipe': 'linear_probe', 'lr_steps': (1.0,), 'lr': 1.0, 'warmup_epochs': 0.0}))
-    assert 'a tenth after each of 1 epochs' in capsys.readouterr().out
+    assert 'a tenth after each of the epochs 1;' in capsys.readouterr().out
     found = fine_tune(small(eval=str(folder / 'your_convnet_1kfinetuned_last.pth'), ema=0.0))
     assert np.isfinite(found['model']['top1']) and sorted(saved(folder)['model'])[-2:] == ['fc.bias', 'fc.weight']
 
@@ -336,9 +360,8 @@ def test_a_recipe_for_another_kind_of_network_is_warned_of(small, tmp_path, caps
 
 @pytest.mark.parametrize(('model', 'depth'), [('test_vit', 6), ('beit_base_patch16_224', 12)])
 def test_the_layers_of_transformers(model, depth):
-    from common.training.layer_decay import parameter_groups
     network = timm.create_model(model)
-    groups = parameter_groups(network, 0.05, 0.65)
+    groups = layer_groups(network, 0.05, 0.65)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     last = depth + 1
     for group in groups:
