@@ -223,6 +223,13 @@ class RunOptions(ImageOptions):
 
     needs_folder = True
 
+    def against_parts(self, ranks, parts, goes_on=False):
+        """Why each of so many ranks cannot cut its batch into so many parts, in a sentence with the remedy; None if it can.
+
+        It is asked of parts that divide the batch. goes_on: whether the run goes on, so that its batch is as it was.
+        """
+        return
+
     def require_paths(self):
         """Raise a ValueError if a path that the options name is not there. It does not load torch."""
         if self.resume is not None:

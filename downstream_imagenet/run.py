@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from common.training.finetuning import FineTuningRun
-from common.training.schedule import cosine_by_epoch, tenths
+from common.training.schedule import Cosine, CosineToRate, Drop
 from downstream_imagenet.config import Options
 from downstream_imagenet.published import NAMED
 from downstream_imagenet.recipe import fitting
@@ -31,40 +31,17 @@ class Run(FineTuningRun):
             return f'Give {fitting(self.options, self.images, self.ranks)}'
         return super().against_few_images()
 
-    def schedule(self, step):
+    @property
+    def curve(self):
         options = self.options
-        begin, end = self.learning_rate_ends
-        if options.final_lr is not None:
-            end = options.final_lr / options.peak_lr
+        start, end = self.learning_rate_ends
         if options.lr_steps is not None:
-            rate = self.rate_in_tenths(step, begin)
-        elif options.lr_by_epoch:
-            rate = self.rate_by_epoch(step, begin, end)
-        else:
-            rate = self.learning_rate(step, begin, end)
-        return rate, options.weight_decay
-
-    def rate_by_epoch(self, step, begin, end):
-        """The learning rate of a step with --lr_by_epoch. begin, end: shares of the peak.
-
-        A run that was given more epochs goes on from where its rate had ended.
-        """
-        peak = self.options.peak_lr
-        first, stop = self.span(step)
-        epochs = -(-(stop - first) // self.per_epoch)
-        return cosine_by_epoch(step - first, self.per_epoch, epochs, self.warmup_of(step), peak,
-                               end if first else begin, end * peak)
-
-    def rate_in_tenths(self, step, begin):
-        """The learning rate of a step with --lr_steps. begin: a share of the peak.
-
-        A run that was given more epochs falls at the same shares of them.
-        """
-        first, stop = self.span(step)
-        stretch = self.per_epoch * (stop - first) / self.first_end
-        drops = [epochs * stretch for epochs in self.options.lr_steps]
-        return tenths(step - first, drops, self.warmup_of(step), self.options.peak_lr,
-                      0.1 ** len(drops) if first else begin)
+            epochs = self.first_end / self.per_epoch  # A run that was given more falls at the same shares of them.
+            return Drop(tuple(epoch / epochs for epoch in options.lr_steps), start)
+        if options.final_lr is None and not options.lr_by_epoch:
+            return Cosine(start, end)
+        final = end * options.peak_lr if options.final_lr is None else options.final_lr
+        return CosineToRate(start, final, self.per_epoch if options.lr_by_epoch else None)
 
     def ema_decay(self, step):
         """The decay of the average at a step: within --ema_warmup it rises from 0.9 of --ema, linearly."""

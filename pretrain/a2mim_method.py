@@ -3,19 +3,29 @@ pretrain/a2mim_options.py.
 """
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY
+from common.training.optim import NO_DECAY, parameter_groups
+from common.training.schedule import CosineToFloor, Drop
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIM
+from pretrain.a2mim_recipe import Recipe, departures
 from pretrain.a2mim_weights import load_init
 from pretrain.fourier_groups import GroupMeans
 from pretrain.results.pictures import in_columns, views
+
+TOKEN = 'mask_token', 'mask_gain'
+LOWEST_LR = 1e-5  # of a cosine, whatever its peak
+SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}', 'drop': 'the peak, and a tenth of it for the last eighth of the epochs'}
 
 
 class A2MIMMethod:
     """A2MIM (Li et al., ICML 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = A2MIM
-    learning_rate_ends = (0.0, 0.01)
-    no_decay = (*NO_DECAY, 'mask_token', 'mask_gain')
+    recipe = Recipe()
+    no_decay = (*NO_DECAY, *TOKEN, 'cls_token', 'pos_embed', 'relative_position_bias_table')
+
+    def curve(self, options):
+        """The published runs of ViTs had 800 epochs, and a tenth of the rate from epoch 700 on: 7/8 of any length."""
+        return Drop(at=(7 / 8,)) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
 
     def build(self, options, record=None):
         # Groups of images are made by `connect`: what is tried on a few images before has none.
@@ -29,8 +39,19 @@ class A2MIMMethod:
     def load_init(self, network, options):
         return load_init(network, options.init, options.model, options.adapt_input_conv)
 
+    def parameter_groups(self, network, options):
+        """No decay on one-dimensional parameters, biases, token, gain and what ViTs learn of positions; token and gain have a
+        share of the learning rate.
+
+        This departs from the original, whose regular expressions on names have accidents: BatchNorms of ResNets'
+        downsampling and the weights of ConvNeXts' LayerNorms do get decay there, and so does the gain in some runs, at the
+        full rate.
+        """
+        scales = dict.fromkeys(TOKEN, options.token_lr_scale)
+        return parameter_groups(network, options.weight_decay, self.no_decay, scales)
+
     def betas(self, network, options):
-        return 0.9, 0.999
+        return 0.9, options.beta2
 
     def connect(self, network, options, part, ranks):
         if options.fourier == 'focal' and options.fourier_group is not None:
@@ -58,7 +79,11 @@ class A2MIMMethod:
             ('loss', f'{options.spatial_loss} on hidden pixels; {fourier[options.fourier]}'),
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
+            ('schedule', SCHEDULES[options.lr_schedule]),
         ]
+
+    def departures(self, options, precision):
+        return departures(options, precision)
 
     def warnings(self, network, options):
         return iter(())

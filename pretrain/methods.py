@@ -12,6 +12,7 @@ from pretrain.options import (  # noqa: F401  (users import the last two from he
     parse_options,
     recommended,
 )
+from pretrain.recipe import Recipe
 from pretrain.spark_method import SparKMethod
 
 
@@ -22,13 +23,13 @@ class Method(Protocol):
     to it is in pretrain/saved.py, pretrain/results/read_log.py and pretrain/plan.py.
 
     name: the value of --method; it stands in every checkpoint, and must be the same when a run goes on.
-    learning_rate_ends: the learning rate at the first and at the last step, as shares of the peak.
-    no_decay: names of parameters that get no weight decay, besides all one-dimensional ones
-    (`parameter_groups`).
+    recipe: what chooses batch, epochs and learning rate where they are not given.
     """
     name: str
-    learning_rate_ends: tuple
-    no_decay: tuple
+    recipe: Recipe
+
+    def curve(self, options):
+        """The learning rate over the run, a curve of common/training/schedule.py."""
 
     def build(self, options, record=None):
         """The network, with drawn weights.
@@ -49,6 +50,9 @@ class Method(Protocol):
         """Start from the weights of --init, of a file in any known format. Returns a sentence. Raises
         ValueError.
         """
+
+    def parameter_groups(self, network, options):
+        """The groups of parameters for the optimiser, as `parameter_groups` (common/training/optim.py) makes them."""
 
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
@@ -71,6 +75,9 @@ class Method(Protocol):
 
     def describe(self, network, options):
         """[(word, text)]: the method's lines at the start of a run; the first says which network it is."""
+
+    def departures(self, options, precision):
+        """Texts, of a line each, on how a run differs from the method's paper. precision: 'bf16', 'fp16' or 'fp32'."""
 
     def warnings(self, network, options):
         """Sentences on what is allowed and seldom works well."""

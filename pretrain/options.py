@@ -74,5 +74,7 @@ def parse_options(argv=None, program='pretraining'):
         sys.stderr.write(f'error: --method is one of {", ".join(OPTIONS)}, not {name or "empty"}\n')
         sys.exit(2)
     method = OPTIONS[name]
-    about = About(method.title, EXAMPLES, MOST_USED)
+    named = '' if name == DEFAULT else f' --method={name}'
+    examples = tuple((command + named, what) for command, what in EXAMPLES)
+    about = About(method.title, examples, MOST_USED)
     return parse(method.options, program, about, argv, method.recipe)

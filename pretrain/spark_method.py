@@ -3,7 +3,9 @@ pretrain/spark_options.py.
 """
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY
+from common.training.optim import NO_DECAY, parameter_groups
+from common.training.schedule import Cosine
+from pretrain.recipe import Recipe
 from pretrain.results.pictures import TARGETS, in_columns, views
 from pretrain.spark import build_spark
 from pretrain.spark_options import SPARK, SparKOptions  # noqa: F401  (they belong together)
@@ -16,8 +18,11 @@ FEW_CELLS = 25  # fewer in an image are warned of; the paper's images have 49
 class SparKMethod:
     """SparK (Tian et al., ICLR 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = SPARK
-    learning_rate_ends = (0.005, 0.001)
+    recipe = Recipe()
     no_decay = (*NO_DECAY, 'mask_tokens')
+
+    def curve(self, options):
+        return Cosine(0.005, 0.001)
 
     def build(self, options, record=None):
         spark = build_spark(**options.network, record=record)
@@ -30,10 +35,16 @@ class SparKMethod:
     def load_init(self, network, options):
         return load_init(network, options.init, options.model, options.adapt_input_conv)
 
+    def parameter_groups(self, network, options):
+        return parameter_groups(network, options.weight_decay, self.no_decay)
+
     def betas(self, network, options):
         """The paper's networks with BatchNorm were trained with a beta2 of 0.95, the others with 0.999."""
         beta2 = {'bn': 0.95, 'ln': 0.999}[network.encoder.norm] if options.beta2 is None else options.beta2
         return 0.9, beta2
+
+    def departures(self, options, precision):
+        return ()
 
     def connect(self, network, options, part, ranks):
         """Nothing: the loss of an image does not depend on others."""

@@ -12,8 +12,9 @@ from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
 from common.training.compilation import uncompiled
 from common.training.layer_decay import default_decay, layers_of
-from common.training.optim import weights_size
+from common.training.optim import set_schedule, weights_size
 from common.training.run import Run
+from common.training.schedule import Cosine
 from common.training.trainer import Trainer
 
 
@@ -70,9 +71,20 @@ class FineTuningRun(Run):
     def file(self, which):
         return self.folder / f'{self.options.model}_{self.word}_{which}.pth'
 
+    @property
+    def curve(self):
+        """The curve of the learning rate (common/training/schedule.py)."""
+        return Cosine(*self.learning_rate_ends)
+
     def schedule(self, step):
         """(learning rate, weight decay) of a step."""
-        return self.learning_rate(step, *self.learning_rate_ends), self.options.weight_decay
+        share, floor = self.along(self.curve, step)
+        return floor + self.options.peak_lr * share, self.options.weight_decay
+
+    def floor(self, step):
+        """The part of the learning rate of a step that does not depend on its peak."""
+        _, floor = self.along(self.curve, step)
+        return floor
 
     def ema_decay(self, step):
         """The decay of the average of the weights at a step."""
@@ -143,7 +155,7 @@ class FineTuning(Trainer):
         self.average = None
 
     def before_step(self, step):
-        super().before_step(step)
+        set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
         if self.average:
             self.average.set_decay(self.run.ema_decay(step))
 

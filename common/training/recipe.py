@@ -131,6 +131,10 @@ class Recipe:
         """{name: value} of what the rule chooses last, from all else in the options."""
         return {}
 
+    def completed(self, options, ranks):
+        """The options with what follows from all others and the ranks, whichever the recipe."""
+        return options
+
     def automatic(self, options, images, ranks):
         """The options with all that the rule chooses. images: the number of training images."""
         papers = self.paper(options)
@@ -156,6 +160,7 @@ class Recipe:
         begun = filled(options, {'recipe': name, 'accum': options.parts})
         to_the_letter = self.to_the_letter(name, fits)
         done = filled(begun, self.paper(begun)) if to_the_letter else self.automatic(begun, images, ranks)
+        done = self.completed(done, ranks)
         what = self.in_words(options, done)
         if to_the_letter:
             return done, f'{name}: {what}'

@@ -16,7 +16,6 @@ from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
 from common.sync_batchnorm import can_share
 from common.training.log import clock
-from common.training.schedule import learning_rate
 from common.words import counted
 
 SHORT_WARMUP = 50  # steps; a warm-up of fewer is warned of, unless the run is short
@@ -102,14 +101,22 @@ class Run:
         same_ranks = saved and saved['ranks'] == self.ranks.size
         if parts == 'auto':  # What was found out then is kept. A number that was given then is not: it was too few.
             return saved['accum'] if same_ranks and saved['config'].get('accum') in (None, 'auto') else None
-        if self.share % parts == 0:
+        if self.allows(parts):
             return parts
-        if saved and not same_ranks and parts < self.share:
-            return next(more for more in range(parts, self.share + 1) if self.share % more == 0)
+        if saved and not same_ranks:
+            more = next((more for more in range(parts, self.share + 1) if self.allows(more)), None)
+            if more:
+                return more
         batch = self.options.batch_size
+        if self.share % parts == 0:
+            raise ValueError(self.options.against_parts(self.ranks.size, parts, bool(saved)))
         raise ValueError(f'a batch of {batch} images cannot be divided among '
                          f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
                          f'{nearest_batches(batch, self.ranks.size * parts)}')
+
+    def allows(self, parts):
+        """Whether a rank can cut its batch into so many parts."""
+        return self.share % parts == 0 and self.options.against_parts(self.ranks.size, parts) is None
 
     def with_norms(self, saved, model, forward_one_image):
         """The same run, whose parts have two images at least if the norms of its model need them.
@@ -225,14 +232,13 @@ class Run:
         """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
         return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
 
-    def learning_rate(self, step, start, end):
-        """Of a step; start and end as shares of the peak, see common/training/schedule.py.
+    def along(self, curve, step):
+        """(share of the peak, floor) of the learning rate of a step on a curve (common/training/schedule.py).
 
         An extension starts where the learning rate has ended.
         """
         first, stop = self.span(step)
-        return learning_rate(step - first, stop - first, self.warmup_of(step), self.options.peak_lr,
-                             end if first else start, end)
+        return (curve.again if first else curve).parts(step - first, stop - first, self.warmup_of(step))
 
     @property
     def machine(self):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, islice
 
 import torch
@@ -293,7 +294,8 @@ class Trainer:
         self.place_network()
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
-                                          self.run.smallest_part, keeps_inputs=self.is_graphed)
+                                          self.run.smallest_part, keeps_inputs=self.is_graphed,
+                                          against_parts=partial(options.against_parts, ranks.size, goes_on=bool(saved)))
             self.start_loading()
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)

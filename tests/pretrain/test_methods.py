@@ -125,8 +125,8 @@ def test_help_shows_the_options_of_the_method_that_is_asked_for(capsys):
 def test_an_unknown_method_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as ended:
         main(['--name=n', *flags])
-    assert ended.value.code == 2 and '--method is one of spark, not' in capsys.readouterr().err
-    with pytest.raises(ValueError, match='method is one of spark, not simmim'):
+    assert ended.value.code == 2 and '--method is one of spark, a2mim, not' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='method is one of spark, a2mim, not simmim'):
         recommended(name='n', method='simmim')
     with pytest.raises(ValueError, match='options of spark, not of simmim'):
         SparKOptions(name='n', method='simmim')
