@@ -55,8 +55,8 @@ class Options(ImageOptions):
                 f'crop must be more than 0 and at most 1, not {self.crop}')
 
     @property
-    def is_large(self):
-        return min(self.size) >= 384
+    def evaluated_size(self):
+        return self.size
 
     @property
     def source(self):

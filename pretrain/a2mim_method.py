@@ -41,8 +41,8 @@ class A2MIMMethod:
     step_options = ('fourier',)
 
     def curve(self, options):
-        """ViTs had 800 epochs, and a tenth of the rate from epoch 700 on. So it is 7/8 of any number."""
-        return Drop(at=7 / 8) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
+        """The published runs of ViTs had 800 epochs, and a tenth of the rate from epoch 700 on: 7/8 of any length."""
+        return Drop(at=(7 / 8,)) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
 
     def build(self, options, record=None, cnn=None):
         # Groups of images are made by `connect`: what is tried on a few images before has none.

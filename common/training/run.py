@@ -16,7 +16,6 @@ from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
 from common.sync_batchnorm import can_share
 from common.training.log import clock
-from common.training.schedule import Cosine
 from common.words import counted
 
 SHORT_WARMUP = 50  # steps; a warm-up of fewer is warned of, unless the run is short
@@ -218,6 +217,17 @@ class Run:
                     f'--bs={self.advised_batch} or so')
         return f'give a smaller --bs or --input_size, or {parts}'
 
+    def against_few_images(self):
+        """What to give if the images are fewer than a batch."""
+        if self.options.recipe == 'paper':
+            return '--recipe=auto is for so few'
+        return f'Give --bs={self.advised_batch} or so, for ten steps an epoch or more'
+
+    @property
+    def has_short_warmup(self):
+        """Whether the learning rate rises so fast that the weights can be spoilt."""
+        return self.options.recipe != 'paper' and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20)
+
     def advised_warmup(self):
         """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
         return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
@@ -229,11 +239,6 @@ class Run:
         """
         first, stop = self.span(step)
         return (curve.again if first else curve).parts(step - first, stop - first, self.warmup_of(step))
-
-    def learning_rate(self, step, start, end):
-        """Of a step on a cosine; start and end as shares of the peak, see common/training/schedule.py."""
-        share, _ = self.along(Cosine(start, end), step)
-        return self.options.peak_lr * share
 
     @property
     def machine(self):
@@ -376,15 +381,13 @@ class Run:
                            'so that what is measured is too good')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
-        if not saved and options.recipe != 'paper' and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+        if not saved and self.has_short_warmup:
             yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
                    f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:
-            remedy = f'Give --bs={self.advised_batch} or so, for ten steps an epoch or more'
-            if options.recipe == 'paper':
-                remedy = '--recipe=auto is for so few'
             yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '
-                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. {remedy}')
+                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. '
+                   f'{self.against_few_images()}')
 
     def record(self, start, accum, commit, command):
         """The first line of a run, or of its continuation, in the log."""

@@ -1,12 +1,12 @@
 """Learning rate and weight decay as functions of the step: the curves that all programs share.
 
-Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, and of the downstream folders'
-training.py.
+Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, of downstream_imagenet/run.py, and
+of `FineTuningRun` in common/training/finetuning.py.
 
-A curve of the learning rate is a `Cosine`, a `CosineToFloor` or a `Drop`. Its `parts(step, steps,
-warmup_steps)` gives two numbers, (share, floor): the learning rate is floor + share * peak. `steps` is the
-number of steps of the whole curve, and `warmup_steps` that of its rising part. A group of parameters whose
-peak is a share of the others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the
+A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate` or a `Drop`. Its method
+`parts(step, steps, warmup_steps)` gives two numbers, (share, floor): the learning rate is floor + share * peak.
+`steps` is the number of steps of the whole curve, and `warmup_steps` that of its rising part. A group of parameters
+whose peak is a share of the others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the
 curve of a finished run that is given more epochs: it starts where the first one ended.
 """
 import math
@@ -69,19 +69,51 @@ class CosineToFloor:
 
 
 @dataclass(frozen=True)
-class Drop:
-    """Linear from `start` to the peak, then constant, and a tenth of the peak for the last part of the steps.
+class CosineToRate:
+    """Linear from a share of the peak to the peak, then a cosine to a learning rate.
 
-    start: a share of the peak. at: the share of all steps after which the learning rate is a tenth.
+    start: the share. end: the learning rate, which does not depend on the peak. rises_from_end: whether the warm-up
+    starts at `end` instead, as it does where a finished run goes on.
+    steps_per_epoch: if given, the cosine falls between epochs only. As in timm's CosineLRScheduler, epoch e of E,
+    counted from 0, then has its value at e / E, so that it falls in the warm-up too, and the last epoch has a little
+    more than `end`. If not given, the cosine begins behind the warm-up, and the last step has `end`.
     """
-    at: float
+    start: float
+    end: float
+    steps_per_epoch: int | None = None
+    rises_from_end: bool = False
+
+    def parts(self, step, steps, warmup_steps):
+        if step < warmup_steps:
+            rising = step / warmup_steps
+            return (rising, self.end * (1 - rising)) if self.rises_from_end else \
+                (self.start + (1 - self.start) * rising, 0.0)
+        if self.steps_per_epoch is None:
+            done = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
+        else:
+            done = step // self.steps_per_epoch / -(-steps // self.steps_per_epoch)
+        share = 0.5 + 0.5 * math.cos(math.pi * done)
+        return share, self.end * (1 - share)
+
+    @property
+    def again(self):
+        return CosineToRate(self.start, self.end, self.steps_per_epoch, rises_from_end=True)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Linear from `start` to the peak, then constant, but for places from which on it is a tenth of what it was.
+
+    start: a share of the peak. at: shares of all steps, the places.
+    """
+    at: tuple
     start: float = 0.0
 
     def parts(self, step, steps, warmup_steps):
         if step < warmup_steps:
             return self.start + (1 - self.start) * step / warmup_steps, 0.0
-        return (1.0 if step < self.at * steps else 0.1), 0.0
+        return 0.1 ** sum(step >= round(share * steps, 6) for share in self.at), 0.0
 
     @property
     def again(self):
-        return Drop(self.at, start=0.1)
+        return Drop(self.at, start=0.1 ** len(self.at))

@@ -57,7 +57,8 @@ def test_what_is_chosen_for_a_number_of_images(images, device, ranks, given, exp
 
 
 @pytest.mark.parametrize(('model', 'curve'), [
-    ('resnet50', CosineToFloor(1e-5)), ('deit_small_patch16_224', CosineToFloor(1e-5)), ('vit_base_patch16_224', Drop(7 / 8))])
+    ('resnet50', CosineToFloor(1e-5)), ('deit_small_patch16_224', CosineToFloor(1e-5)),
+    ('vit_base_patch16_224', Drop((7 / 8,)))])
 def test_the_schedule_of_a_run(model, curve):
     options, _ = settled(1_281_167, ranks=8, model=model)
     assert METHOD.curve(options) == curve

@@ -9,7 +9,7 @@ from common.training.schedule import Cosine
 from downstream_coco.config import Options as DetectionOptions
 from downstream_coco.training import Run as DetectionRun
 from downstream_imagenet.config import Options as FineTuningOptions
-from downstream_imagenet.training import Run as FineTuningRun
+from downstream_imagenet.run import Run as FineTuningRun
 from pretrain.main import pretrain
 from pretrain.pretraining import Run
 from tests.conftest import Stop, assert_same_run, log_of, same, saved, stop_after

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from common.training.schedule import Cosine, CosineToFloor, Drop, learning_rate
+from common.training.schedule import Cosine, CosineToFloor, CosineToRate, Drop, learning_rate
 from tests.conftest import ROOT
 
 PARTS = json.loads((ROOT / 'tests/golden/a2mim_parts.json').read_text())
@@ -45,10 +45,37 @@ def test_a_longer_run_begins_at_the_floor_and_reaches_the_peak():
 
 
 def test_a_drop_is_a_tenth_from_the_700th_of_800_epochs_on():
-    curve, steps, warmup = Drop(at=7 / 8), 800 * 626, 10 * 626
+    curve, steps, warmup = Drop(at=(7 / 8,)), 800 * 626, 10 * 626
     at = [0, warmup // 2, warmup, 700 * 626 - 1, 700 * 626, steps - 1]
     assert [rate(curve, step, steps, warmup, 4e-4) for step in at] == pytest.approx([0, 2e-4, 4e-4, 4e-4, 4e-5, 4e-5])
     assert [curve.again.parts(step, 100, 10)[0] for step in (0, 5, 10, 87, 88)] == pytest.approx([0.1, 0.55, 1, 1, 0.1])
+
+
+def test_drops_are_at_each_place_a_tenth_of_what_was_before():
+    curve = Drop(at=(0.07, 0.6, 0.8))
+    assert [curve.parts(step, 100, 0)[0] for step in (0, 6, 7, 59, 60, 79, 80, 99)] == \
+        pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert curve.again.parts(0, 100, 10)[0] == pytest.approx(0.001)
+
+
+def test_a_cosine_to_a_rate_ends_there_for_every_group():
+    curve = CosineToRate(0.005, 1e-6)
+    for peak in (4e-3, 4e-5):
+        rates = [rate(curve, step, 100, 10, peak) for step in (0, 5, 10, 99)]
+        assert rates == pytest.approx([0.005 * peak, (0.005 + 0.995 / 2) * peak, peak, 1e-6], rel=1e-12)
+    middle = rate(curve, 10 + 44, 100, 10, 4e-3), rate(curve, 10 + 45, 100, 10, 4e-3)
+    assert middle[0] > (4e-3 + 1e-6) / 2 > middle[1]
+
+
+def test_a_cosine_to_a_rate_may_fall_between_epochs_only():
+    curve = CosineToRate(0.005, 1e-6, steps_per_epoch=4)
+    rates = [rate(curve, step, 40, 8, 1.0) for step in range(40)]
+    assert rates[:9] == sorted(rates[:9]) and rates[4] == pytest.approx(0.005 + 0.995 / 2)
+    for epoch in range(2, 10):
+        expected = 1e-6 + (1 - 1e-6) * (0.5 + 0.5 * math.cos(math.pi * epoch / 10))
+        assert rates[4 * epoch:4 * epoch + 4] == pytest.approx([expected] * 4, rel=1e-12)
+    again = [rate(curve.again, step, 40, 8, 1.0) for step in range(40)]
+    assert again[0] == 1e-6 and again[4] == pytest.approx(0.5, rel=1e-5) and again[8:] == rates[8:]
 
 
 def test_a_cosine_has_the_bits_that_it_always_had():
