@@ -107,3 +107,12 @@ def find_taps(cnn, levels=None):
     if len({id(cnn.get_submodule(name)) for name in levels}) < len(levels):
         raise FeatureMapsError(f'levels: {", ".join(levels)} name a submodule twice')
     return tuple(levels)
+
+
+def pooled_features(cnn, images):
+    """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of
+    the head.
+    """
+    if hasattr(cnn, 'forward_intermediates'):
+        return feature_maps(cnn, images)[-1].mean((2, 3))
+    return cnn.forward_features(images).mean((2, 3))
