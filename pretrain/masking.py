@@ -33,6 +33,12 @@ def check_visible(visible, batch):
                          f'cells; got {visible.dtype} {tuple(visible.shape)}')
 
 
+def is_visible(visible, num_cells):
+    """(B, k) indices -> (B, L) bool."""
+    seen = torch.zeros(len(visible), num_cells, dtype=torch.bool, device=visible.device)
+    return seen.scatter(1, visible, True)
+
+
 def check_indices(visible, num_cells):
     """Raise ValueError unless a given `visible` holds ascending indices of cells. It waits for the device."""
     if not (0 <= visible.min() and visible.max() < num_cells and (visible.diff(dim=1) > 0).all()):

@@ -5,6 +5,7 @@ not load torch.
 """
 from typing import Protocol
 
+from pretrain.a2mim_method import A2MIMMethod
 from pretrain.options import (  # noqa: F401  (users import the last two from here)
     DEFAULT,
     options_of,
@@ -52,6 +53,16 @@ class Method(Protocol):
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
 
+    def connect(self, network, options, part, ranks):
+        """Have the networks of all ranks work together, if they do, besides averaging gradients. Called once, on all ranks,
+        before the first step.
+
+        part: the images that each rank takes at a time.
+        """
+
+    def held_out_loss(self, network, images, visible):
+        """The loss that is measured on held-out images, 0-dim: the mean over these, whichever others there are."""
+
     def parts_to_compile(self, network):
         """The modules that torch.compile is given, each by itself, none inside another."""
 
@@ -70,7 +81,7 @@ class Method(Protocol):
         """
 
 
-METHODS = {method.name: method for method in (SparKMethod(),)}
+METHODS = {method.name: method for method in (SparKMethod(), A2MIMMethod())}
 
 
 def method_of(config):

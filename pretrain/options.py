@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from common.about import About
 from common.cli import parse, renewed
-from pretrain import spark_options
+from pretrain import a2mim_options, spark_options
 
 EXAMPLES = (
     ('bash pretrain/main.sh my_run --data_path=DIR --model=resnet50',
@@ -33,7 +33,10 @@ class MethodOptions:
     recipe: Callable
 
 
-OPTIONS = {spark_options.SPARK: MethodOptions(spark_options.TITLE, spark_options.SparKOptions, spark_options.recipe)}
+OPTIONS = {
+    spark_options.SPARK: MethodOptions(spark_options.TITLE, spark_options.SparKOptions, spark_options.recipe),
+    a2mim_options.A2MIM: MethodOptions(a2mim_options.TITLE, a2mim_options.A2MIMOptions, a2mim_options.recipe),
+}
 DEFAULT = spark_options.SPARK  # of --method, and of runs from before there was a choice
 
 

@@ -121,6 +121,9 @@ class Pretraining(Trainer):
         groups = parameter_groups(self.network, options.weight_decay, self.method.no_decay)
         return build_optimizer(options.opt, groups, self.method.betas(self.network, options))
 
+    def connect_ranks(self):
+        self.method.connect(self.network, self.options, self.run.share // self.accum, self.ranks)
+
     # -- images and masks ------------------------------------------------------------------------------------
 
     def make_datasets(self):
@@ -204,7 +207,8 @@ class Pretraining(Trainer):
         with self.log.line.counting('held-out images', len(self.val_images)) as count:
             for (images, _), each in zip(read, places):
                 with self.run.autocast(), uncompiled():
-                    loss = network(self.normalise(images), to_device(visible[each], ranks.device))
+                    loss = self.method.held_out_loss(network, self.normalise(images),
+                                                     to_device(visible[each], ranks.device))
                 total += loss.double() * len(images)
                 count.add(len(images) * ranks.size)
                 if not self.session.go_on():

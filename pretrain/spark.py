@@ -189,6 +189,11 @@ class SparK(nn.Module):
         cells = torch.where(is_visible, masking.cut(images, cell_size), predicted * deviation + mean)
         return masking.paste(cells, self.encoder.grid, cell_size)
 
+    def masked(self, images, visible):
+        """What the network sees of the images, (B, C, H, W): 0 where hidden."""
+        cells = masking.cut(images, self.encoder.cell_size) * masking.is_visible(visible, self.cells)[..., None]
+        return masking.paste(cells, self.encoder.grid, self.encoder.cell_size)
+
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""
         check_batch(self, images, self.single_valued)

@@ -35,6 +35,12 @@ class SparKMethod:
         beta2 = {'bn': 0.95, 'ln': 0.999}[network.encoder.norm] if options.beta2 is None else options.beta2
         return 0.9, beta2
 
+    def connect(self, network, options, part, ranks):
+        """Nothing: the loss of an image does not depend on others."""
+
+    def held_out_loss(self, network, images, visible):
+        return network(images, visible)
+
     def exported(self, network):
         return network.encoder.cnn
 

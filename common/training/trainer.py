@@ -133,6 +133,12 @@ class Trainer:
         """The modules that --compile compiles, each by itself, none inside another."""
         return repeated_blocks(self.network) or [self.network]
 
+    def connect_ranks(self):
+        """Have the networks of all ranks work together, if they do more than to average gradients.
+
+        Called once, on all ranks, when it is known how a batch is divided among them.
+        """
+
     def build_optimizer(self):
         raise NotImplementedError
 
@@ -303,6 +309,7 @@ class Trainer:
             recorder = CUDARecorder(ranks.device) if ranks.device.type == 'cuda' else None
             self.step = GraphedStep(self.eager_step, self.accum, self.optimizer, ranks, self.log.warn,
                                     self.make_parallel, recorder)
+        self.connect_ranks()
         self.make_parallel()
         self.progress = Progress(self.run, self.log, saved, self.names_of_batch, self.against_waiting,
                                  self.augmented.seconds_an_item)

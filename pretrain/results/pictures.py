@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.pictures import labelled_columns
 from common.reliability.checkpoint import write_atomically
-from pretrain.masking import cut, paste
+from pretrain.masking import cut, is_visible, paste
 
 CAPTIONS = {  # of the fields of Views
     'image': 'input',
@@ -77,20 +77,20 @@ def views(spark, images, visible, normalisation):
     predicted = cut(prediction.to(images.dtype), cell_size)
     cells = cut(images, cell_size)
     _, mean, deviation = spark.targets(images)
-    is_visible = spark.geometry(images, visible).is_visible()[..., None]
+    seen = is_visible(visible, spark.cells)[..., None]
     num_visible = visible.shape[1]
-    visible_mean = (mean * is_visible).sum(1, keepdim=True) / num_visible
-    visible_deviation = (deviation * is_visible).sum(1, keepdim=True) / num_visible
+    visible_mean = (mean * seen).sum(1, keepdim=True) / num_visible
+    visible_deviation = (deviation * seen).sum(1, keepdim=True) / num_visible
 
     def picture(hidden):
         """The visible cells as they are, the others from `hidden`."""
-        return to_rgb(paste(torch.where(is_visible, cells, hidden), grid, cell_size), normalisation)
+        return to_rgb(paste(torch.where(seen, cells, hidden), grid, cell_size), normalisation)
 
     image = to_rgb(images, normalisation)
     reconstruction = picture(predicted * deviation + mean)
-    hidden = ~is_visible[..., 0]
+    hidden = ~seen[..., 0]
     loss = (spark.cell_errors(images, prediction) * hidden).sum(1) / hidden.sum(1)
-    return Views(image=image, masked=picture(torch.zeros_like(cells)), reconstruction=reconstruction,
+    return Views(image=image, masked=to_rgb(spark.masked(images, visible), normalisation), reconstruction=reconstruction,
                  own=picture(predicted * visible_deviation + visible_mean),
                  error=heat((2 * (reconstruction - image).abs()).mean(1)), loss=loss)
 

@@ -1,0 +1,241 @@
+"""A2MIM: masked image modeling with a dense network (Li et al., ICML 2023, arXiv 2205.13943).
+
+    a2mim = build_a2mim('resnet50')
+    loss = a2mim(images)             # hide 60 % of the cells, run the whole image, reconstruct, compare
+    loss.backward()
+    a2mim.encoder.cnn.state_dict()   # the pretrained network, with timm's keys
+
+Hidden pixels become the mean colour of their image, and deep in the network a learned token is added to the
+features of hidden positions. One 1x1 convolution makes pixels of the last feature map. The loss compares pixels and
+spectra (a2mim_loss.py). Token and convolution are thrown away afterwards.
+
+Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, R the total
+stride of the network. `visible` is a LongTensor (B, k): row-major indices of the visible cells, ascending.
+`hidden` (B, 1, h, w) is the same as a map, 1 where a cell is hidden.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pretrain.models  # noqa: F401  (registers your own networks with timm)
+from common.networks.create import create_cnn
+from common.networks.norms import check_batch, single_valued
+from common.recompute import checkpointed
+from common.sync_batchnorm import synchronise_batchnorm
+from pretrain import masking
+from pretrain.a2mim_loss import (
+    ERRORS,
+    FILLS,
+    composite,
+    error,
+    focal_frequency_loss,
+    mean_over_batch,
+    spatial_loss,
+    spectral_loss,
+)
+from pretrain.a2mim_weights import load_official as load_official_a2mim
+from pretrain.dense.encoder import DenseEncoder
+
+
+class A2MIM(nn.Module):
+    """Mask, encode, decode, compare.
+
+    Args:
+        encoder: DenseEncoder.
+        mask_ratio: share of hidden cells; ceil(L * mask_ratio) are, and at least one is visible.
+        image_fill: what hidden pixels become: 'mean', the mean of each channel of their image, or 'none', which
+            leaves them as they are (SimMIM with a token at the first layer).
+        spatial_loss: the error of a pixel: 'focal_l1', 'l1' or 'mse'.
+        fourier: the loss on spectra: 'focal', 'spectral' or 'none'. fourier_weight: its weight.
+        fourier_visible, fourier_fill: what the spectra have of visible pixels, see `composite`.
+        fourier_group: images over which the focal loss averages spectra; None: those of a call. A run sets `group_means`,
+            whose groups are the same for any number of ranks.
+
+    Raises ValueError for other values.
+
+    The names of submodules and parameters are a file format.
+    """
+    target = 'pixels'  # what is predicted, as the tools for pictures ask for it
+
+    def __init__(self, encoder, mask_ratio=0.6, image_fill='mean', spatial_loss='focal_l1', fourier='focal',
+                 fourier_weight=0.5, fourier_visible=1e-3, fourier_fill='mixed', fourier_group=None):
+        super().__init__()
+        for name, value, allowed in (('image_fill', image_fill, ('mean', 'none')),
+                                     ('spatial_loss', spatial_loss, tuple(ERRORS)),
+                                     ('fourier', fourier, ('focal', 'spectral', 'none')),
+                                     ('fourier_fill', fourier_fill, FILLS)):
+            if value not in allowed:
+                raise ValueError(f'{name} is one of {", ".join(allowed)}, not {value!r}')
+        self.encoder = encoder
+        self.mask_ratio = mask_ratio
+        self.image_fill = image_fill
+        self.spatial_loss = spatial_loss
+        self.fourier = fourier
+        self.fourier_weight = fourier_weight
+        self.fourier_visible = fourier_visible
+        self.fourier_fill = fourier_fill
+        self.fourier_group = fourier_group
+        self.group_means = None  # of a run, see pretrain/fourier_groups.py
+        self.recomputes = False  # whether the encoder is computed again in the backward pass
+        self.cells = encoder.grid[0] * encoder.grid[1]
+        self.visible_cells = self.cells - math.ceil(self.cells * mask_ratio)
+        masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
+        self.decoder = nn.Conv2d(encoder.width, encoder.in_chans * encoder.stride ** 2, 1)
+        nn.init.trunc_normal_(self.decoder.weight, std=0.02)
+        nn.init.zeros_(self.decoder.bias)
+        image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(self.decoder.weight)
+        self.single_valued = tuple(f'encoder.{name}' for name in single_valued(encoder, lambda: encoder(image)))
+
+    @property
+    def input_size(self):
+        """(height, width) of the images, in pixels."""
+        return self.encoder.input_size
+
+    @property
+    def uncompiled(self):
+        """Whether torch.compile leaves the encoder alone."""
+        return self.encoder.uncompiled
+
+    def forward(self, images, visible=None):
+        """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
+        return self.terms(images, visible)['loss']
+
+    def terms(self, images, visible=None):
+        """The loss and what it is made of: {'loss', 'spatial', 'frequency'}, 0-dim each.
+
+        frequency: before its weight; None where the loss has no such term.
+        """
+        if visible is None:
+            visible = self.draw_visible(len(images)).to(images.device)
+        hidden = self.hidden(images, visible)
+        features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputes)
+        return self.losses(images, self.decode(features), hidden)
+
+    def hidden(self, images, visible):
+        """`visible` as a map of cells, (B, 1, h, w): 1 where a cell is hidden. Raises ValueError."""
+        masking.check_visible(visible, len(images))
+        check_batch(self, images, self.single_valued)
+        hidden = ~masking.is_visible(visible, self.cells)
+        return hidden.view(len(images), 1, *self.encoder.grid).to(images.dtype)
+
+    def fill(self, images, hidden):
+        """The images as the network takes them: hidden pixels are the mean of their image (all of it)."""
+        if self.image_fill == 'none':
+            return images
+        return torch.where(self.pixels(hidden) > 0, images.mean((2, 3), keepdim=True), images)
+
+    def decode(self, features):
+        """The last map (B, width, H/R, W/R) -> the reconstruction, (B, C, H, W)."""
+        return F.pixel_shuffle(self.decoder(features), self.encoder.stride)
+
+    def losses(self, images, reconstruction, hidden):
+        """As `terms`, in the images' precision."""
+        y, pixels = reconstruction.to(images.dtype), self.pixels(hidden)
+        spatial = spatial_loss(y, images, pixels, self.spatial_loss)
+        if self.fourier == 'none' or self.fourier_weight == 0:
+            return {'loss': spatial, 'spatial': spatial, 'frequency': None}
+        z = composite(y, images, pixels, self.fourier_visible, self.fourier_fill)
+        if self.fourier == 'focal':
+            frequency = focal_frequency_loss(z, images, self.grouped(len(images)))
+        else:
+            frequency = spectral_loss(z, images, self.spatial_loss)
+        return {'loss': spatial + self.fourier_weight * frequency, 'spatial': spatial, 'frequency': frequency}
+
+    def grouped(self, batch):
+        """The mean over groups for `focal_frequency_loss`. In evaluation mode the images of a call are one group."""
+        if not self.training or self.fourier_group is None and self.group_means is None:
+            return mean_over_batch
+        if self.group_means is not None:
+            return self.group_means
+        if batch % self.fourier_group:
+            raise ValueError(f'fourier_group {self.fourier_group} does not divide the {batch} images of a step: give a '
+                             'group that does, or None for all of them')
+        return lambda values: values.unflatten(0, (-1, self.fourier_group)).mean(1)
+
+    def pixels(self, hidden):
+        """A map of cells (B, 1, h, w), repeated to pixels, (B, 1, H, W)."""
+        return F.interpolate(hidden, self.encoder.input_size, mode='nearest')
+
+    # -- masks, pictures, files ------------------------------------------------------------------------------
+
+    def draw_visible(self, batch, generator=None, rows=slice(None)):
+        """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
+        return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
+
+    def encode(self, images, visible):
+        """images, visible -> the last map (B, width, H/R, W/R), as the decoder reads it."""
+        masking.check_indices(visible, self.cells)
+        hidden = self.hidden(images, visible)
+        return self.encoder(self.fill(images, hidden), hidden)
+
+    def predict(self, images, visible):
+        """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of the input."""
+        return self.decode(self.encode(images, visible))
+
+    def reconstruct(self, images, visible):
+        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted."""
+        y = self.predict(images, visible).to(images.dtype)
+        return torch.where(self.pixels(self.hidden(images, visible)) > 0, y, images)
+
+    def masked(self, images, visible):
+        """What the network sees of the images, (B, C, H, W)."""
+        return self.fill(images, self.hidden(images, visible))
+
+    def pyramid(self, images, visible=None):
+        """The last feature map of each stride, small stride to large, of whole or of masked images."""
+        if visible is None:
+            return self.encoder.pyramid(images)
+        hidden = self.hidden(images, visible)
+        return self.encoder.pyramid(self.fill(images, hidden), hidden)
+
+    def targets(self, images):
+        """(B, L, .) each: the pixels of each cell, and the mean 0 and deviation 1 that make an image of them."""
+        cells = masking.cut(images, self.encoder.cell_size)
+        zeros = cells.new_zeros(*cells.shape[:2], 1)
+        return cells, zeros, zeros + 1
+
+    def cell_errors(self, images, reconstruction):
+        """(B, L): the spatial error of each cell, visible ones too."""
+        errors = error((reconstruction.to(images.dtype) - images).abs(), self.spatial_loss)
+        return masking.cut(errors, self.encoder.cell_size).mean(2)
+
+    def placed(self, device):
+        """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""
+        for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
+            self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        return self.to(device, memory_format=torch.channels_last)
+
+    def recompute(self, what):
+        """Choose what the backward pass computes again instead of keeping it: 'none' or 'all'."""
+        self.recomputes = what == 'all'
+
+    def load_official(self, state_dict):
+        """Load a whole A2MIM of the authors' program, strictly. Raises ValueError."""
+        load_official_a2mim(state_dict, self)
+
+
+def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size=None, in_chans=3, token_at=None,
+                token='gain', image_fill='mean', spatial_loss='focal_l1', fourier='focal', fourier_weight=0.5,
+                fourier_visible=1e-3, fourier_fill='mixed', fourier_group=None, sync_bn=False):
+    """A2MIM around a network.
+
+    Args:
+        model: a timm name, or an nn.Module that keeps timm's contract.
+        input_size: pixels, an int or (height, width), a multiple of the cell.
+        drop_path: None leaves the network's own default.
+        cell_size: side of a cell in pixels; None: 32, or the network's total stride where that is larger.
+        token_at: the name of the submodule behind which the token is added; None: see pretrain/dense.
+        token: 'gain' (features of hidden positions are multiplied by a learned gain first), 'residual' (they stay) or
+            'replace' (they are left out).
+        sync_bn: share all BatchNorm statistics between the ranks, which have as many images each.
+
+    The others as for A2MIM; the defaults are those of ResNet-50. Raises ValueError, which names what would work.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
+    encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
+    a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible, fourier_fill,
+                  fourier_group)
+    return synchronise_batchnorm(a2mim, equal_counts=True) if sync_bn else a2mim
