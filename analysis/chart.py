@@ -34,9 +34,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. about: what the y axis shows, written above it. bands: [(x from, x to)] with a shaded
-    ground. span: (colour of the first, colour of the last, text of the first, text of the last) of a scale of
-    colours, or None. x_range: (from, to).
+    """One pair of axes; x goes from 0 to 1.
+
+    about: what the y axis shows, written above it. bands: [(x from, x to)] with a shaded ground. span: (colour
+    of the first, colour of the last, text of the first, text of the last) of a scale of colours, or None.
+    room_for: curves of other panels for which the y axis has room, too, so that panels can be compared.
     """
     title: str
     about: str
@@ -44,7 +46,7 @@ class Panel:
     curves: list
     bands: tuple = ()
     span: tuple | None = None
-    x_range: tuple = (0.0, 1.0)
+    room_for: tuple = ()
 
 
 def figure(panels, columns=2, note=''):
@@ -105,23 +107,22 @@ class Pen:
 
 def draw_panel(pen, panel, left, top):
     """Draw a panel whose upper left corner is at (left, top)."""
-    low, high, ticks = y_axis(panel.curves)
-    x_low, x_high = panel.x_range
+    low, high, ticks = y_axis([*panel.curves, *panel.room_for])
     inner_left, inner_right = left + LEFT, left + WIDTH - RIGHT
     inner_top, inner_bottom = top + TOP, top + HEIGHT - BOTTOM
 
     def at(x, y):
-        return (inner_left + (x - x_low) / (x_high - x_low) * (inner_right - inner_left),
+        return (inner_left + x * (inner_right - inner_left),
                 inner_bottom - (y - low) / (high - low) * (inner_bottom - inner_top))
 
     for start, end in panel.bands:
         pen.box(at(start, low)[0], inner_top, at(end, low)[0], inner_bottom, BAND)
     for tick in ticks:
-        y = at(x_low, tick)[1]
+        y = at(0, tick)[1]
         pen.line([(inner_left, y), (inner_right, y)], GRID, 1)
         pen.text(inner_left - 8, y, number(tick, ticks), 'rm')
-    for x in (x_low + step / 5 * (x_high - x_low) for step in range(6)):
-        pen.text(at(x, low)[0], inner_bottom + 7, f'{x:g}', 'ma')
+    for x in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        pen.text(at(x, low)[0], inner_bottom + 7, f'{x:.1f}', 'ma')
     pen.line([(inner_left, inner_bottom), (inner_right, inner_bottom)], INK, 1)
     pen.text(left + 14, top + 12, panel.title, letters=LETTERS + 2, room=WIDTH - 24)
     pen.text(left + 14, top + 37, panel.about, letters=LETTERS - 1, room=WIDTH - 24)

@@ -9,26 +9,29 @@ AMPLITUDE = 'change of log amplitude from frequency 0'
 
 def fourier_figure(networks):
     """Return a PIL image of what fourier.json says of its networks."""
-    panels = [curves_of(network) for network in networks]
+    curves = [curves_of(network) for network in networks]
+    everyone = tuple(curve for of_network in curves for curve in of_network)
+    panels = [Panel(network['legend'], AMPLITUDE, 'frequency (in units of pi)', of_network,
+                    span=(FIRST, LAST, 'first block', 'last'), room_for=everyone)
+              for network, of_network in zip(networks, curves)]
     panels.append(against_depth(networks, 'High frequencies by depth', f'{AMPLITUDE} to the highest one',
                                 lambda block: block['relative_log_amplitude'][-1]))
     panels.append(against_depth(networks, 'Variance of the maps by depth',
                                 'variance over positions, mean over channels',
                                 lambda block: block['variance']))
     note = 'Shaded: where a map has fewer positions than the one before it.'
-    return figure(panels, columns=min(3, len(panels)) if len(networks) != 2 else 2, note=note)
+    return figure(panels, columns=2 if len(networks) == 2 else 3, note=note)
 
 
 def curves_of(network):
-    """The panel with a curve for each block of a network but the last one, coloured by depth."""
+    """A curve for each block of a network but the last one, coloured by depth."""
     blocks = network['blocks']
     shown = blocks[:-1] or blocks
     curves = []
     for block in shown:
         points = list(zip(block['frequency'], block['relative_log_amplitude']))
         curves.append(Curve(points, between(FIRST, LAST, block['depth']), marked=len(points) == 1))
-    return Panel(network['legend'], AMPLITUDE, 'frequency (in units of pi)', curves,
-                 span=(FIRST, LAST, 'first block', 'last'))
+    return curves
 
 
 def against_depth(networks, title, about, value):
