@@ -47,6 +47,16 @@ def test_a_fine_tuned_file_is_a_classifier(settings, tuned):
     assert opened.module(torch.rand(2, 3, 32, 32)).shape == (2, 12)
 
 
+def test_the_average_of_the_weights_is_taken_where_it_is_named(settings, tuned, tmp_path):
+    content = torch.load(tuned, weights_only=True)
+    average = {key: value + 1 if value.is_floating_point() else value for key, value in content['model'].items()}
+    path = tmp_path / 'your_convnet_1kfinetuned_last.pth'
+    torch.save({**content, 'ema': average, 'step': 3}, path)
+    for source, state in ((str(path), content['model']), (f'{path}:ema', average)):
+        opened = open_classifier(Asked('x', 'your_convnet', source), settings())
+        assert torch.equal(opened.module.head.bias, state['cnn.head.bias']) and opened.num_classes == 12
+
+
 def test_a_difference_from_training_is_said(settings, tuned):
     notes = open_classifier(Asked('x', 'your_convnet', str(tuned)), settings(size=(48, 64))).notes
     assert 'note: input_size of x was (32, 32) in training, and is (48, 64) here' in notes
