@@ -48,14 +48,16 @@ class Opened:
 
 
 class Probe(nn.Module):
-    """A network and the linear classifier on its frozen features, as `downstream_imagenet.linear --mae`
-    writes it.
+    """A network and the linear classifier on its frozen features, as `downstream_imagenet.linear --mae` writes
+    them.
+
+    has_norm: whether there is a BatchNorm in front of the classifier.
     """
 
-    def __init__(self, cnn, channels, num_classes):
+    def __init__(self, cnn, channels, num_classes, has_norm):
         super().__init__()
         self.cnn = cnn
-        self.norm = nn.BatchNorm1d(channels, eps=1e-6, affine=False)
+        self.norm = nn.BatchNorm1d(channels, eps=1e-6, affine=False) if has_norm else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, images):
@@ -171,12 +173,11 @@ def refuse_pretrained(state, config, path):
 
 def probe_of(one, settings, state, path):
     """Return (Probe, what was loaded) if a file holds one, else None."""
-    has_network = any(key.startswith('cnn.') for key in state)
-    if not has_network or 'fc.weight' not in state or 'norm.running_mean' not in state:
+    if 'fc.weight' not in state or not any(key.startswith('cnn.') for key in state):
         return None
     num_classes, channels = state['fc.weight'].shape
     # The network's own classifier is as it was when the probe was trained: for as many classes.
-    module = Probe(create(one, settings, num_classes), channels, num_classes)
+    module = Probe(create(one, settings, num_classes), channels, num_classes, 'norm.running_mean' in state)
     load_whole(module, state, path)
     return module.eval(), f'a linear classifier on frozen features, for {num_classes} classes'
 

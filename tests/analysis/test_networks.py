@@ -62,10 +62,14 @@ def test_a_difference_from_training_is_said(settings, tuned):
     assert 'note: input_size of x was (32, 32) in training, and is (48, 64) here' in notes
 
 
-def test_a_linear_probe_is_a_classifier(settings, tmp_path):
+@pytest.mark.parametrize('has_norm', [True, False])
+def test_a_linear_probe_is_a_classifier(has_norm, settings, tmp_path):
     cnn = randomise(timm.create_model('your_convnet', num_classes=12))
     probe = LinearProbe(cnn, 'ce', 128, 12)
-    probe.norm.running_mean.uniform_()
+    if has_norm:
+        probe.norm.running_mean.uniform_()
+    else:
+        probe.norm = torch.nn.Identity()
     torch.save({'model': probe.state_dict(), 'config': {'freeze': True}, 'classes': list('abcdefghijkl')}, tmp_path / 'p.pth')
     opened = open_classifier(Asked('x', 'your_convnet', str(tmp_path / 'p.pth')), settings())
     images = torch.rand(2, 3, 32, 32)
