@@ -19,7 +19,8 @@ class Classified:
 
     Args:
         one: Asked (analysis/networks.py).
-        images: that were drawn. folders: that of each of them, which is its class.
+        images: that were drawn. folders: that of each of them, which is its class. classes: the names of all
+            folders.
         settings: Settings (analysis/images.py). game: Game (analysis/game.py).
         out: the folder for results.
         say: function of a text, for what is to be known.
@@ -27,7 +28,7 @@ class Classified:
     Raises ValueError if the network is no classifier, or if its classes are not those of the folders.
     """
 
-    def __init__(self, one, images, folders, settings, game, out, say):
+    def __init__(self, one, images, folders, classes, settings, game, out, say):
         self.one = one
         self.images = images
         self.settings = settings
@@ -36,7 +37,7 @@ class Classified:
         for note in opened.notes:
             say(printable(note))
         self.module = opened.module
-        number_of = class_numbers(opened, one, sorted(set(folders)))
+        number_of = class_numbers(opened, one, classes)
         self.labels = [number_of[folder] for folder in folders]
         self.unread = set()  # places of images that cannot be read
         about = {'analysis': 'interaction', 'weights': opened.digest, 'model': one.model,

@@ -104,10 +104,10 @@ def class_folder(images, place):
 
 
 def drawn_evenly(images, number, seed):
-    """Draw `number` of the images, evenly from the folders of the classes. Returns (images, the folder of
-    each).
+    """Draw `number` of the images, evenly from the folders of the classes.
 
-    The first ones are the same for any number. Raises ValueError for images outside of such folders.
+    Returns (images, the folder of each of them, the names of all folders). The first images are the same for
+    any number. Raises ValueError for images outside of such folders.
     """
     of_folder = defaultdict(list)
     for place in range(len(images)):
@@ -121,4 +121,4 @@ def drawn_evenly(images, number, seed):
             if order[folder] and len(chosen) < number:
                 chosen.append((order[folder].pop(0), folder))
     places, names = zip(*chosen)
-    return images.subset(np.array(places)), list(names)
+    return images.subset(np.array(places)), list(names), sorted(of_folder)

@@ -40,11 +40,11 @@ def interaction(networks, settings, game, out, say=print):
     Returns the content of interaction.json. Raises ValueError.
     """
     game.require_equal_cells(settings.size)
-    images, folders = drawn_evenly(find_images(settings), settings.images, settings.seed)
+    images, folders, classes = drawn_evenly(find_images(settings), settings.images, settings.seed)
     if len(images) < settings.images:
         say(f'there are {counted(len(images), "image")}, fewer than --images={settings.images}: all are '
             'taken')
-    classified = [Classified(one, images, folders, settings, game, out, say) for one in networks]
+    classified = [Classified(one, images, folders, classes, settings, game, out, say) for one in networks]
     device = this_process().device
     seconds = sum(each.seconds_left(device) for each in classified)
     if seconds:

@@ -96,6 +96,19 @@ def test_more_images_keep_what_the_first_ones_gave(options, tuned, tmp_path):
     assert len({image['class'] for image in images(4)}) == 4  # evenly from the classes
 
 
+def test_classes_are_counted_in_all_folders(options, tuned, tmp_path):
+    """A file that does not name its classes: their order is that of all folders, though 3 images are of 3 of them."""
+    content = torch.load(tuned, weights_only=True)
+    del content['classes']
+    torch.save(content, tmp_path / 'unnamed.pth')
+    found = []
+    for source in (tuned, tmp_path / 'unnamed.pth'):
+        main([f'your_convnet={source}', *options])
+        content = json.loads((tmp_path / 'out' / 'interaction.json').read_text())
+        found.append(content['networks'][0]['images'])
+    assert found[0] == found[1] and len({image['class'] for image in found[0]}) == 3
+
+
 def test_an_unreadable_image_is_left_out(pictures, tuned, options, tmp_path, capsys):
     for label in ('arrow_waves', 'bar_stripes'):
         (tmp_path / 'some' / label).mkdir(parents=True)
