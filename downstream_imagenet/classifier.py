@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.feature_maps import feature_maps
+from common.feature_maps import pooled_features
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn, try_size
 from common.networks.load import load_classifier, load_whole
@@ -56,22 +56,6 @@ class LinearProbe(Classifier):
         with torch.no_grad():
             features = pooled_features(self.cnn, images)
         return self.fc(self.norm(features))
-
-
-def pooled_features(cnn, images):
-    """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of
-    the head.
-
-    Of a transformer it is the mean of the patches, without the class token, behind its last norm.
-    """
-    if hasattr(cnn, 'num_prefix_tokens'):
-        tokens = cnn.forward_features(images)
-        if tokens.ndim == 3:
-            mean = tokens[:, cnn.num_prefix_tokens:].mean(1)
-            return cnn.fc_norm(mean) if hasattr(cnn, 'fc_norm') else mean
-    if hasattr(cnn, 'forward_intermediates'):
-        return feature_maps(cnn, images)[-1].mean((2, 3))
-    return cnn.forward_features(images).mean((2, 3))
 
 
 def build_classifier(options, num_classes):
