@@ -12,6 +12,7 @@ from pretrain import a2mim_weights
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIM
 from pretrain.a2mim_recipe import Recipe, departures
+from pretrain.dense.sizes import fitting_cells
 from pretrain.fourier_groups import GroupMeans
 from pretrain.results.meaning import LossMeaning, Paper
 from pretrain.results.pictures import TARGETS, in_columns, views
@@ -113,7 +114,10 @@ class A2MIMMethod:
         return departures(options, precision)
 
     def warnings(self, network, options):
-        return iter(())
+        encoder = network.encoder
+        smaller = [cell for cell in fitting_cells(encoder.input_size, encoder.stride) if cell < encoder.cell_size]
+        remedy = f'--cell_size={smaller[0]}' if smaller else f'an --input_size of {6 * encoder.cell_size} or more'
+        return network.remarks_on_cells(remedy)
 
     def parts_to_compile(self, network):
         """The blocks of the network, or all of it where it repeats none."""
