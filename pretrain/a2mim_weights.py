@@ -116,12 +116,18 @@ def whole_may_miss(a2mim):
     return [ENCODER + name for name in a2mim.encoder.unused]
 
 
-def encoder_entries(network, loaded):
-    """Return {key: tensor} of the network in a Network of `find_init`, without entries that were not loaded."""
-    entries = {key: value for key, value in network.entries.items() if key not in loaded.left_out}
-    if any(key.startswith(ENCODER) for key in entries):
-        return {key.removeprefix(ENCODER): value for key, value in entries.items() if key.startswith(ENCODER)}
-    return entries
+def is_whole(state):
+    """Whether a flat dictionary has the token and the decoder of an A2MIM, ours or official, and so holds all of it."""
+    is_ours = any(key.endswith('encoder.mask_token') for key in state) \
+        and any(key.endswith(f'{DECODER}weight') for key in state)
+    is_official = any(key.endswith(f'{OFFICIAL_ENCODER}{TOKENS[0]}') for key in state) \
+        and any(decoder in key for key in state for decoder in OFFICIAL_DECODERS)
+    return is_ours or is_official
+
+
+def has_gain(state):
+    """Whether a flat dictionary has the gain of a token, under our name or the official one."""
+    return any(key.endswith(('encoder.mask_gain', f'{OFFICIAL_ENCODER}{TOKENS[1]}')) for key in state)
 
 
 def is_in_whole(network):

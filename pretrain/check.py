@@ -1,6 +1,7 @@
 """Is this network right for pretraining on strips? Proves it, in seconds, on a CPU.
 
     python -m pretrain.check MODEL [--input_size=128 --cell_size=32 --in_chans=3 --levels=layer1,layer2]
+    python -m pretrain.check MODEL --method=a2mim [--token_at=layer3]    # for A2MIM, on whole images
     python -m pretrain.check --all [--jobs=2]     # every convolutional network of timm, into docs/coverage.md
 
 or, for a network of your own: `from pretrain.check import check; print(check(module))`. Everything is
@@ -17,16 +18,10 @@ import argparse
 import copy
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropBlock2d, DropPath
-from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import StochasticDepth
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.cli import reader_may_leave
@@ -34,56 +29,18 @@ from common.config import size
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
+from pretrain.a2mim_check import check_a2mim
+from pretrain.check_report import Part, Report, draw_nothing, inputs, multiply_adds, prepared, restore, tried
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
 from pretrain.sparse.coverage import cover
 from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import NoteKind
-from pretrain.sparse.proof import randomise_scales
 from pretrain.sparse.refused import ForwardFailed, Refused
 
 TOLERANCE = 1e-8
 ROUGH = 1e-5  # for networks that compute in float32 by themselves
 MASK_RATIO = 0.6
-
-
-@dataclass(frozen=True)
-class Part:
-    """One thing that was asked. found: what came out. error: the largest relative error, if it has one."""
-    holds: bool
-    asked: str
-    found: str
-    error: float = 0.0
-
-
-@dataclass
-class Report:
-    """What a check found; `str(report)` is the page that is printed, `ok` whether all parts hold."""
-    name: str
-    refused: str = ''
-    facts: list = field(default_factory=list)
-    notes: tuple = ()
-    parts: list = field(default_factory=list)  # of Part
-
-    @property
-    def ok(self):
-        return not self.refused and bool(self.parts) and all(part.holds for part in self.parts)
-
-    @property
-    def worst(self):
-        """The largest relative error."""
-        return max((part.error for part in self.parts), default=0.0)
-
-    def __str__(self):
-        if self.refused:
-            return f'{self.name}: refused\n\n  {self.refused}\n'
-        verdict = ('exact' + (', with a note' if self.notes else '')) if self.ok else 'WRONG'
-        lines = [f'{self.name}: {verdict}', '', *(f'  {what:<15}{value}' for what, value in self.facts)]
-        lines += [f'  {"note":<15}{note}' for note in self.notes]
-        lines.append('')
-        for part in self.parts:
-            lines.append(f'  {"ok   " if part.holds else "WRONG"}  {part.asked:<62}{part.found}')
-        return '\n'.join(lines) + '\n'
 
 
 def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
@@ -118,41 +75,6 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
     return report
 
 
-def tried(ask, asked, encoder):
-    """The Part of a question, on two images, or on eight if it does not hold on two.
-
-    BatchNorm over few values magnifies rounding, which more images settle; an error stays.
-    """
-    for images in (2, 8):
-        torch.manual_seed(0)
-        try:
-            part = ask(encoder, images)
-        except Exception as failure:  # whatever a network of the user's can raise
-            part = Part(False, asked, f'{type(failure).__name__}: {failure}')
-        if part.holds:
-            break
-    return part
-
-
-def prepared(cnn, seed=0):
-    """The network in training mode and float64, with random scales and no dropout. Raises ValueError.
-
-    Zero-initialised branches, small layer scales and dropout would hide errors.
-    """
-    if any(parameter.is_meta for parameter in cnn.parameters()):
-        raise ValueError(f'{type(cnn).__name__} is on the meta device, without values: make it on a real one')
-    with torch.no_grad():
-        randomise_scales(cnn.cpu(), seed)
-    dropout = (nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, StochasticDepth)
-    for module in cnn.modules():
-        for rate in ('p', 'drop_prob'):
-            if isinstance(module, dropout) and isinstance(getattr(module, rate, None), float):
-                setattr(module, rate, 0.0)
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(parameter.is_floating_point())
-    return cnn.double().train()
-
-
 def other_precision(cnn, *arguments):
     """What to say besides of a network that was refused, if it is only in the precision of the check."""
     try:
@@ -161,29 +83,6 @@ def other_precision(cnn, *arguments):
         return ''
     return ('\n  It can be built in its own precision, but the check computes in float64: make the constants '
             'of its forward buffers (register_buffer), or in the precision of what they meet (dtype=x.dtype)')
-
-
-def draw_nothing(encoder):
-    """Raise a ValueError that names the module if the network draws random numbers in training."""
-    drawn = []
-    images = inputs(encoder, 2)
-    before = torch.get_rng_state()
-
-    def look(name, module, inputs, output):
-        if not drawn and not torch.equal(torch.get_rng_state(), before):
-            drawn.append(f'"{name or "(top)"}" ({type(module).__name__})')
-
-    handles = [module.register_forward_hook(partial(look, name))
-               for name, module in encoder.cnn.named_modules()]
-    buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
-    with torch.no_grad():
-        encoder.pyramid(images)
-    restore(encoder.cnn, buffers)
-    for handle in handles:
-        handle.remove()
-    if drawn:
-        raise ValueError(f'{type(encoder.cnn).__name__} draws random numbers in training, in its module '
-                         f'{drawn[0]}, so that nothing can be compared: set its rate to 0 for the check')
 
 
 def build(cnn, input_size, cell_size, in_chans, levels):
@@ -216,7 +115,7 @@ def describe(encoder):
     parameters = f'{inside / 1e6:.2f} M in the feature path'
     if left_out:
         parameters += f', {outside / 1e6:.2f} M outside of it, not pretrained ({", ".join(left_out)})'
-    dense = multiply_adds(encoder, None)
+    dense = multiply_adds(encoder)
     strips = multiply_adds(encoder, random_cells(encoder, 2))
     return [
         ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
@@ -227,19 +126,6 @@ def describe(encoder):
         ('multiply-adds', f'{dense / 1e9:.3f} G dense, {strips / 1e9:.3f} G on strips with {MASK_RATIO:.0%} '
                           f'hidden ({strips / dense:.2f})'),
     ]
-
-
-def multiply_adds(encoder, geometry):
-    """Of one image; run on two, since a BatchNorm behind a global pool takes no single one."""
-    buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encoder(inputs(encoder, 2), geometry)
-    restore(encoder.cnn, buffers)
-    return counter.get_total_flops() / 4  # operations are two, images too
-
-
-def inputs(encoder, batch):
-    return torch.randn(batch, encoder.in_chans, *encoder.input_size, dtype=torch.float64)
 
 
 def random_cells(encoder, batch):
@@ -338,12 +224,6 @@ def has_note(encoder, kind):
     return any(note.kind is kind for note in encoder.notes)
 
 
-def restore(cnn, buffers):
-    with torch.no_grad():
-        for key, value in cnn.named_buffers():
-            value.copy_(buffers[key])
-
-
 def hidden_pixels(encoder, batch):
     """(c): other hidden pixels, and the visible cells in another order."""
     images, geometry = inputs(encoder, batch), random_cells(encoder, batch)
@@ -416,6 +296,9 @@ def main(arguments=None):
                                                         'way if not given')
     parser.add_argument('--cell_size', type=int, help="side of a cell in pixels; chosen if not given")
     parser.add_argument('--in_chans', type=int, default=3)
+    parser.add_argument('--method', default='spark', choices=('spark', 'a2mim'),
+                        help='spark if not given; a2mim asks other questions, of whole images')
+    parser.add_argument('--token_at', help='of a2mim: submodule whose output gets the mask token')
     parser.add_argument('--levels', type=lambda text: text.split(','), help='submodules whose outputs are '
                                                                             'the pyramid')
     parser.add_argument('--all', action='store_true', help='every convolutional network of timm, into '
@@ -424,10 +307,17 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if args.all == (args.model is not None):
         parser.error('give a model, or --all')
+    if args.method == 'spark' and args.token_at is not None:
+        parser.error('--token_at is of --method=a2mim')
+    if args.method == 'a2mim' and (args.levels is not None or args.all):
+        parser.error('--levels and --all are of --method=spark')
     if args.all:
         cover(check, args.jobs)
         return
-    report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
+    if args.method == 'a2mim':
+        report = check_a2mim(args.model, args.input_size, args.cell_size, args.in_chans, args.token_at)
+    else:
+        report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
     print(report)
     sys.exit(not report.ok)
 

@@ -124,8 +124,11 @@ def timm_weights(model, in_chans=3):
         raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
 
 
-def try_size(cnn, name, size, in_chans=3):
-    """Run a network on an image of a size (height, width). Raises ValueError if it cannot take such."""
+def try_size(cnn, name, size, in_chans=3, option='--img_size'):
+    """Run a network on an image of a size (height, width).
+
+    Raises ValueError if it cannot take such, which says that another value of `option` may help.
+    """
     mode = cnn.training
     image = torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device)
     try:
@@ -133,7 +136,7 @@ def try_size(cnn, name, size, in_chans=3):
             cnn.eval()(image)
     except Exception as error:  # whatever a network can raise
         raise ValueError(f'{name} cannot take images of {size[0]}x{size[1]} ({error}): give another '
-                         '--img_size') from error
+                         f'{option}') from error
     cnn.train(mode)
 
 

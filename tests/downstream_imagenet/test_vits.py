@@ -3,11 +3,11 @@ import pytest
 import torch
 
 import tests.small_vit  # noqa: F401
+from common.feature_maps import pooled_features
 from common.networks.create import create_cnn
 from common.networks.openmmlab import to_openmmlab
 from common.training.layer_decay import layers_of, parameter_groups
 from downstream_imagenet import knn, linear
-from downstream_imagenet.classifier import pooled_features
 from downstream_imagenet.main import fine_tune
 from downstream_imagenet.tuned import read_tuned
 from pretrain.a2mim import build_a2mim

@@ -12,8 +12,9 @@ from common.networks.openmmlab import to_openmmlab
 from downstream_imagenet.tuned import read_tuned
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
-from pretrain.a2mim_weights import ALONE, encoder_entries, find_init, is_in_whole, load_init, load_official
+from pretrain.a2mim_weights import ALONE, find_init, is_in_whole, load_init, load_official
 from pretrain.main import pretrain
+from pretrain.saved import encoder_entries
 from pretrain.spark import build_spark
 from tests.common.networks.test_openmmlab import VIT
 from tests.common.networks.test_weights import holds, randomised, under
