@@ -140,8 +140,8 @@ class A2MIMMethod:
         return a2mim_weights.is_in_whole(found)
 
     def told_by(self, state):
-        """Whether there is a gain; the other two kinds of a token have the same tensors."""
-        return {'token': 'gain'} if a2mim_weights.has_gain(state) else {}
+        kind = a2mim_weights.kind_of_token(state)
+        return {} if kind is None else {'token': kind}
 
     def settings(self, network, options):
         return [('target', TARGETS['pixels']), ('token', f'{options.token}, behind {network.encoder.token_at}'),
