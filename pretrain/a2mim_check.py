@@ -1,7 +1,7 @@
 """Is this network right for A2MIM? The questions of `python -m pretrain.check MODEL --method=a2mim`.
 
-Everything is computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones hide
-errors) and dropout off.
+Everything is computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones
+hide errors) and dropout off.
 """
 import copy
 
@@ -146,7 +146,8 @@ def hidden_pixels(a2mim, batch):
     restore(encoder.cnn, buffers)
     same, other = (relative_error([run], runs[:1]) for run in runs[1:])
     asked = '(c) hidden pixels enter through the mean colours alone'
-    return Part(same <= ROUGH * other and other > FAINT, asked, f'same means {same:.0e}, others {other:.0e}', same)
+    found = f'same means {same:.0e}, others {other:.0e}'
+    return Part(same <= ROUGH * other and other > FAINT, asked, found, same)
 
 
 def gradients(a2mim, batch):

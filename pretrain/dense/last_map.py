@@ -14,7 +14,6 @@ from torch import nn
 
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
-from pretrain.dense.refused import Refused
 
 NORM = 'head.norm'
 
@@ -29,7 +28,8 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class LastMap:
-    """How a network gives its last map: `last_map(cnn, images)` runs it, (B, C, H, W) -> (B, width, H/R, W/R).
+    """How a network gives its last map: `last_map(cnn, images)` runs it, (B, C, H, W) -> (B, width, H/R,
+    W/R).
 
     stride: the total stride R. has_norm: whether `head.norm` follows. taps: as in `feature_maps`.
     """
@@ -72,7 +72,7 @@ def find_last_map(cnn, features, size, stride, maps, taps):
         maps: the pyramid's maps; None for a network that gives no pyramid.
         taps: as in `feature_maps`.
 
-    Raises Refused for features that are no map, where there is no pyramid.
+    Raises ValueError for features that are no map, where there is no pyramid.
     """
     h, w = size
     shape = tuple(getattr(features, 'shape', ()))
@@ -85,9 +85,9 @@ def find_last_map(cnn, features, size, stride, maps, taps):
     elif maps is not None:
         form, width = Form.PYRAMID, maps[-1].shape[1]
     else:
-        raise Refused(f'{type(cnn).__name__} gives no map to reconstruct images from: its forward_features gives '
-                      f'{shape or type(features).__name__}; give it a forward_features or forward_intermediates '
-                      'that gives a map (B, C, h, w)')
+        raise ValueError(f'{type(cnn).__name__} gives no map to reconstruct images from: its forward_features '
+                         f'gives {shape or type(features).__name__}; give it a forward_features or '
+                         'forward_intermediates that gives a map (B, C, h, w)')
     return LastMap(form, stride, begins_with_norm(cnn, width), taps), width
 
 
