@@ -34,15 +34,15 @@ class SingleLevelSparK(SparK):
 
 
 class Zeroed(SparKMethod):
-    def build(self, options, record=None):
-        spark = super().build(options, record)
+    def build(self, options, record=None, cnn=None):
+        spark = super().build(options, record, cnn)
         spark.encoder.__class__ = ZeroedEncoder
         return spark
 
 
 class SingleLevel(SparKMethod):
-    def build(self, options, record=None):
-        spark = super().build(options, record)
+    def build(self, options, record=None, cnn=None):
+        spark = super().build(options, record, cnn)
         spark.__class__ = SingleLevelSparK
         for part in (*spark.densify_norms[1:], *spark.densify_projs[1:], *spark.mask_tokens[1:]):
             part.requires_grad_(False)

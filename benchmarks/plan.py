@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import alternate, machine
 from common.cli import numbers
-from pretrain.plan import SMALL, PlanOptions, build
+from pretrain.plan import SMALL, build, plan_options
 from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import Line
 
@@ -52,7 +52,7 @@ def growth(step, batch):
 
 def check(name, args):
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    options = PlanOptions(model=name, input_size=args.input_size, precision=args.precision, gpus=1)
+    options = plan_options(model=name, input_size=args.input_size, precision=args.precision, gpus=1)
     spark = build(options)
     counts = Counts.of(options, spark)
     step = Step(spark, options, device)

@@ -26,7 +26,7 @@ from common.cli import numbers
 from common.distributed import Ranks, data_parallel
 from common.sync_batchnorm import synchronise_batchnorm
 from common.training.trainer import train_step
-from pretrain.plan import PlanOptions
+from pretrain.plan import plan_options
 from pretrain.planning.counts import Step
 from pretrain.planning.scaling import all_reduce_seconds, step_seconds
 from pretrain.spark import build_spark
@@ -51,18 +51,18 @@ def steps(args, ranks):
     made = {}
     for kind in ('alone', 'parallel', 'shared'):
         torch.manual_seed(0)
-        options = PlanOptions(model=args.model, input_size=args.input_size, precision='fp32', gpus=1)
+        options = plan_options(model=args.model, input_size=args.input_size, precision='fp32', gpus=1)
         step = Step(build_spark(args.model, args.input_size, decoder_width=args.decoder_width), options, ranks.device)
         if kind == 'shared':
-            synchronise_batchnorm(step.spark)
+            synchronise_batchnorm(step.network)
         made[kind] = step
-    gradients = sum(4 * p.numel() for p in step.spark.parameters() if p.requires_grad)
-    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in step.spark.modules())
+    gradients = sum(4 * p.numel() for p in step.network.parameters() if p.requires_grad)
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in step.network.modules())
     lone = Ranks(0, 1, ranks.device)
 
     def runs(kind, step):
         together = lone if kind == 'alone' else ranks
-        model, inputs = data_parallel(step.spark, together, same_buffers=True), [step.inputs(args.batch)]
+        model, inputs = data_parallel(step.network, together, same_buffers=True), [step.inputs(args.batch)]
         return partial(train_step, model, inputs, 1, step.optimizer, step.guard, together, step.autocast, 5.0,
                        lambda: torch.zeros(2))
 

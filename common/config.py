@@ -30,6 +30,15 @@ def require(good, message):
         raise ValueError(message)
 
 
+def recipe_option(**named):
+    """The option `recipe` of a program. named: {name: what it is}, the recipes that it has besides paper and auto."""
+    which = ''.join(f'. {name}: {what}' for name, what in named.items())
+    return option(None, 'which batch_size, epochs and learning rate hold where they are not given: those of the paper, '
+                  'or those that a rule chooses for the number of images and the device (auto). If recipe is not '
+                  f'given: paper where that can work, else auto{which}', 'optimisation', parse=str,
+                  choices=('paper', 'auto', *named))
+
+
 @dataclass(frozen=True)
 class ImageOptions:
     """Images and a network for them. None means not given: what then holds is said in the help. Raises
@@ -143,10 +152,7 @@ class RunOptions(ImageOptions):
     crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
-    recipe: str = option(None, 'which batch_size, epochs and learning rate hold where they are not given: those of the '
-                         'paper, or those that a rule chooses for the number of images and the device (auto). If '
-                         'recipe is not given: paper where that can work, else auto', 'optimisation', parse=str,
-                         choices=('paper', 'auto'))
+    recipe: str = recipe_option()
     accum: int | str = option(None, 'parts that a rank cuts its batch into, one after the other (gradient '
                               'accumulation); or auto: as many as memory asks for. If not given: 1 for a batch that '
                               'is given, else auto', 'optimisation', parse=accumulation, harmless=True)
@@ -216,6 +222,13 @@ class RunOptions(ImageOptions):
                                                                     '--name=my_run')
 
     needs_folder = True
+
+    def against_parts(self, ranks, parts, goes_on=False):
+        """Why each of so many ranks cannot cut its batch into so many parts, in a sentence with the remedy; None if it can.
+
+        It is asked of parts that divide the batch. goes_on: whether the run goes on, so that its batch is as it was.
+        """
+        return
 
     def require_paths(self):
         """Raise a ValueError if a path that the options name is not there. It does not load torch."""

@@ -107,3 +107,18 @@ def find_taps(cnn, levels=None):
     if len({id(cnn.get_submodule(name)) for name in levels}) < len(levels):
         raise FeatureMapsError(f'levels: {", ".join(levels)} name a submodule twice')
     return tuple(levels)
+
+
+def pooled_features(cnn, images):
+    """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of the head.
+
+    Of a transformer it is the mean of the patches, without the class token, behind its last norm.
+    """
+    if hasattr(cnn, 'num_prefix_tokens'):
+        tokens = cnn.forward_features(images)
+        if tokens.ndim == 3:
+            mean = tokens[:, cnn.num_prefix_tokens:].mean(1)
+            return cnn.fc_norm(mean) if hasattr(cnn, 'fc_norm') else mean
+    if hasattr(cnn, 'forward_intermediates'):
+        return feature_maps(cnn, images)[-1].mean((2, 3))
+    return cnn.forward_features(images).mean((2, 3))

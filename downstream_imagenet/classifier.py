@@ -3,13 +3,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.feature_maps import feature_maps
+from common.feature_maps import pooled_features
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn, try_size
 from common.networks.load import load_classifier, load_whole
 from common.seeds import seed_for
 
-LOSSES = {'bce': F.binary_cross_entropy_with_logits, 'ce': F.cross_entropy}  # of soft targets (B, K)
+
+def bce_sum(logits, targets):
+    """Binary cross-entropy, its sum over the classes and mean over the images."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction='sum') / len(logits)
+
+
+# of logits (B, K) and soft targets (B, K)
+LOSSES = {'bce': F.binary_cross_entropy_with_logits, 'bce_sum': bce_sum, 'ce': F.cross_entropy}
 
 
 class Classifier(nn.Module):
@@ -28,13 +35,15 @@ class Classifier(nn.Module):
 
 
 class LinearProbe(Classifier):
-    """A linear classifier on the frozen, average pooled features of a network (MAE, appendix A.1): BatchNorm
-    before it.
+    """A linear classifier on the frozen, average pooled features of a network.
+
+    has_norm: whether there is a BatchNorm before it (MAE, appendix A.1).
     """
 
-    def __init__(self, cnn, loss, channels, num_classes):
+    def __init__(self, cnn, loss, channels, num_classes, has_norm=True):
         super().__init__(cnn.requires_grad_(False), loss)
-        self.norm, self.fc = nn.BatchNorm1d(channels, eps=1e-6, affine=False), nn.Linear(channels, num_classes)
+        self.norm = nn.BatchNorm1d(channels, eps=1e-6, affine=False) if has_norm else nn.Identity()
+        self.fc = nn.Linear(channels, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
@@ -49,25 +58,41 @@ class LinearProbe(Classifier):
         return self.fc(self.norm(features))
 
 
-def pooled_features(cnn, images):
-    """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of
-    the head.
-    """
-    if hasattr(cnn, 'forward_intermediates'):
-        return feature_maps(cnn, images)[-1].mean((2, 3))
-    return cnn.forward_features(images).mean((2, 3))
-
-
 def build_classifier(options, num_classes):
     """The Classifier, or LinearProbe, of the options, with random weights. Raises ValueError."""
     torch.manual_seed(seed_for('weights', options.seed))
-    cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes)
+    cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes,
+                     input_size=options.size)
     try_size(cnn, options.model, options.size, options.in_chans)
+    if options.evaluated_size != options.size:
+        try_size(cnn, options.model, options.evaluated_size, options.in_chans, '--test_size')
     if not options.freeze:
+        if options.head_std is not None:
+            start_classifier(cnn, options.head_std)
         return Classifier(cnn, options.loss_name)
     with torch.no_grad():
         channels = pooled_features(cnn.eval(), torch.zeros(1, options.in_chans, *options.size)).shape[1]
-    return LinearProbe(cnn, options.loss_name, channels, num_classes)
+    return LinearProbe(cnn, options.loss_name, channels, num_classes, options.probe_norm)
+
+
+def start_classifier(cnn, std):
+    """Draw the weights of a network's classifier from a normal distribution, and set its bias to 0.
+
+    The classifier is what timm names as such, or the last linear layer. Raises ValueError if there is none.
+    """
+    if hasattr(cnn, 'get_classifier'):
+        named = cnn.get_classifier()
+        parts = named if isinstance(named, tuple) else (named,)  # two of a distilled transformer
+        layers = [layer for part in parts for layer in part.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    else:
+        layers = [layer for layer in cnn.modules() if isinstance(layer, nn.Linear)][-1:]
+    if not layers:
+        raise ValueError(f'--head_std is for a linear classifier, and {type(cnn).__name__} has none: give --recipe=paper '
+                         'or auto, which leave it as it is')
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def load_trained(model, state, options, path):

@@ -1,37 +1,21 @@
-"""The options of a fine-tuning run, and its recipes: those of the paper, and for other networks that of a
-similar one.
-"""
+"""The options of a fine-tuning run. The recipes that set them are in published.py and recipe.py."""
+import re
 from dataclasses import dataclass
 
 from common.about import About
 from common.cli import numbers, option, parse
-from common.config import RunOptions, require
+from common.config import RunOptions, recipe_option, require, size
 from common.networks.users import USERS_NETWORKS, register
 from common.paths import require_file, require_weights
 from downstream_imagenet.layout import training_folder
-
-CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4,
-            'layer_decay': 0.7, 'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3,
-            'ema': 0.9999}
-RESNET = {'batch_size': 2048, 'epochs': 300, 'warmup_epochs': 5.0, 'opt': 'lamb', 'base_lr': 2e-3,
-          'layer_decay': 0.7, 'weight_decay': 0.02, 'mixup': 0.1, 'repeats': 0, 'drop_path': 0.05,
-          'ema': 0.9999}
-DEEPER_RESNET = {**RESNET, 'base_lr': 1e-3, 'layer_decay': 0.8, 'drop_path': 0.2}
-RECIPES = {
-    'convnext_small': CONVNEXT,
-    'convnext_base': {**CONVNEXT, 'base_lr': 1e-4, 'drop_path': 0.4},
-    'convnext_large': {**CONVNEXT, 'base_lr': 1e-4, 'drop_path': 0.5, 'epochs': 200, 'warmup_epochs': 10.0,
-                       'weight_decay': 0.02},
-    'convnext_large at 384 px': {**CONVNEXT, 'base_lr': 6e-5, 'drop_path': 0.5, 'epochs': 200,
-                                 'batch_size': 1024, 'ema': 0.99995},
-    'resnet50': RESNET,
-    'resnet101': DEEPER_RESNET,
-    'resnet152': DEEPER_RESNET,
-    'resnet200': DEEPER_RESNET,
-}
+from downstream_imagenet.published import NAMED, NAMES, named_recipe, recipe_of
 
 # What is chosen when the number of images is known (downstream_imagenet/recipe.py).
-CHOSEN = ('recipe', 'batch_size', 'epochs', 'warmup_epochs', 'base_lr', 'lr', 'ema', 'accum')
+CHOSEN = ('recipe', 'batch_size', 'epochs', 'warmup_epochs', 'base_lr', 'lr', 'lr_steps', 'ema', 'accum')
+
+LARGE = 384  # pixels of a side, from which on images are augmented and cut as the paper does with large ones
+AUGMENTATIONS = 'trivial', 'v0', 'none'
+RAND_AUGMENT = re.compile(r'rand(-(m\d+|n[1-9]\d*|p(0?\.\d+|1)|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]))+')  # timm's notation
 
 
 def clip(text):
@@ -60,11 +44,13 @@ class Options(RunOptions):
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop_scale: tuple = option((0.08, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
+    test_size: int | tuple = option(None, 'side of a validation image in pixels, or height,width, as --eval and predict '
+                                    'take it too; input_size if not given', 'data', parse=size)
     crop: float = option(None, 'share of an image in the evaluation crop; 0.95 if not given, from 384 px on '
                          'all, resized to the square', 'data', parse=float)
-    augment: str = option(None, 'trivial (TrivialAugmentWide), v0 (AutoAugment) or none; trivial if not '
-                          'given, v0 from 384 px on, none for images of other than 1 or 3 channels', 'data',
-                          parse=str, choices=('trivial', 'v0', 'none'))
+    augment: str = option(None, 'trivial (TrivialAugmentWide), v0 (AutoAugment), none, or a RandAugment as timm writes it, '
+                          'such as rand-m7-n2-mstd0.5-inc1; trivial if not given, v0 from 384 px on, none for images of '
+                          'other than 1 or 3 channels', 'data', parse=str)
     erase: float = option(0.25, 'share of images of which a rectangle is erased', 'data')
     repeats: int = option(0, 'times an image is augmented for a batch; an epoch then sees 1 / repeats of the '
                           'images', 'data', ('rep_aug',))
@@ -74,17 +60,29 @@ class Options(RunOptions):
     drop_path: float = option(None, "stochastic depth; the recipe's if not given, none where the network has "
                               "none", 'method', ('dp',), float)
     freeze: bool = option(False, 'train a linear classifier on frozen features (linear probing)', 'method')
+    probe_norm: bool = option(True, 'of a linear probe: BatchNorm without parameters in front of the classifier (MAE)',
+                              'method')
+    head_std: float = option(None, "standard deviation of the classifier's weights at the start; the network's own if not "
+                             'given', 'method', parse=float)
     mixup: float = option(0.1, 'alpha of mixup; 0 for none', 'method')
     cutmix: float = option(1.0, 'alpha of CutMix; 0 for none. With both, each batch gets one of them',
                            'method')
     smoothing: float = option(0.1, 'of the labels', 'method')
-    loss: str = option(None, 'bce (binary cross-entropy) or ce (soft-target cross-entropy); bce for LAMB if '
-                       'not given, else ce', 'method', parse=str, choices=('bce', 'ce'))
+    loss: str = option(None, 'bce (binary cross-entropy, its mean over the classes), bce_sum (its sum over them) or ce '
+                       '(soft-target cross-entropy); bce for LAMB if not given, else ce', 'method', parse=str,
+                       choices=('bce', 'bce_sum', 'ce'))
     ema: float = option(None, 'decay of the average of the weights; 0 for none; by --recipe if not given',
                         'method', parse=float)
+    ema_warmup: float = option(0.0, 'epochs in which that decay rises to its value, from 0.9 of it', 'method')
 
+    recipe: str = recipe_option(**NAMES)
     warmup_epochs: float = option(None, "epochs of rising learning rate; the paper's, and at most a tenth of "
                                   'all, if not given', 'optimisation', ('wp_ep',), float)
+    final_lr: float = option(None, 'learning rate at the end of the cosine; 0.001 of the peak if not given', 'optimisation',
+                             parse=float)
+    lr_by_epoch: bool = option(False, 'the cosine falls between epochs only, not at each step', 'optimisation')
+    lr_steps: tuple = option(None, 'epochs after which the learning rate falls to a tenth, such as 60,80, instead of along '
+                             'a cosine', 'optimisation', parse=numbers)
     opt: str = option('lamb', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd', 'lars'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; the recipe's if "
                                 "not given, for other networks 0.7, or more such that the stem of a deep one "
@@ -102,7 +100,7 @@ class Options(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         require(self.val_every >= 1, f'val_every must be 1 or more, not {self.val_every}')
-        for field in ('mixup', 'cutmix', 'weight_decay', 'repeats'):
+        for field in ('mixup', 'cutmix', 'weight_decay', 'repeats', 'ema_warmup'):
             require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
         for field in ('smoothing', 'ema', 'erase', 'drop_path'):
             value = getattr(self, field)
@@ -117,6 +115,31 @@ class Options(RunOptions):
         require(self.num_classes is None or self.num_classes > 1,
                 f'num_classes must be 2 or more, not {self.num_classes}')
         require(not self.official_lamb or self.opt == 'lamb', '--official_lamb is for --opt=lamb')
+        require(self.augment in (None, *AUGMENTATIONS) or RAND_AUGMENT.fullmatch(self.augment) is not None,
+                f'augment is {", ".join(AUGMENTATIONS)}, or a RandAugment as timm writes it, such as '
+                f'rand-m7-n2-mstd0.5-inc1, not {self.augment}')
+        sides = self.evaluated_size
+        require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
+                f'test_size is a side or height,width, not {self.test_size}')
+        for field in ('head_std', 'final_lr'):
+            value = getattr(self, field)
+            require(value is None or 0 < value < float('inf'), f'{field} must be more than 0, not {value}')
+        require(not self.freeze or self.recipe not in NAMED or self.recipe == 'linear_probe',
+                f'--recipe={self.recipe} trains the whole network, and --freeze only a classifier on it: give '
+                '--recipe=linear_probe, or leave --freeze out')
+        self.check_lr_steps()
+
+    def check_lr_steps(self):
+        """Raise a ValueError if the learning rate cannot fall at these epochs."""
+        steps = self.lr_steps
+        if steps is None:
+            return
+        require(min(steps, default=0) > 0 and list(steps) == sorted(set(steps)),
+                f'lr_steps are numbers of epochs in ascending order, such as 60,80, not {steps}')
+        require(self.epochs is None or steps[-1] < self.epochs,
+                f'lr_steps {steps} do not lie within {self.epochs} epochs: give others, or leave them out')
+        require(self.final_lr is None and not self.lr_by_epoch,
+                '--lr_steps is instead of a cosine: leave --final_lr and --lr_by_epoch out')
 
     def require_paths(self):
         super().require_paths()
@@ -146,8 +169,14 @@ class Options(RunOptions):
         return self.loss or ('bce' if self.opt == 'lamb' else 'ce')
 
     @property
+    def evaluated_size(self):
+        """(height, width) of a validation image, in pixels."""
+        size = self.input_size if self.test_size is None else self.test_size
+        return (size,) * 2 if isinstance(size, int) else size
+
+    @property
     def is_large(self):
-        return min(self.size) >= 384
+        return min(self.size) >= LARGE
 
     @property
     def augmentation(self):
@@ -158,58 +187,21 @@ class Options(RunOptions):
         return 'v0' if self.is_large else 'trivial'
 
 
-def papers_recipe(model, input_size=224):
-    """The name of the paper's recipe for a model; None if there is none. input_size: in pixels, or (height,
-    width).
-    """
-    name = model.split('.')[0]  # timm's tag of pretrained weights is cut off.
-    shorter_side = min(input_size) if isinstance(input_size, tuple) else input_size
-    if name == 'convnext_large' and shorter_side >= 384:
-        name = 'convnext_large at 384 px'
-    return name if name in RECIPES else None
-
-
-def relatives_recipe(cnn):
-    """The name of the recipe for any other network: ResNet-50's if most of its norms are BatchNorms, else
-    ConvNeXt-S's.
-    """
-    from torch import nn  # here, so that options are checked without it
-    norm_types = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-    is_batchnorm = [isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cnn.modules()
-                    if isinstance(module, norm_types)]
-    return 'resnet50' if sum(is_batchnorm) > len(is_batchnorm) / 2 else 'convnext_small'
-
-
-def recipe_of(model, input_size=224):
-    """(the name of the recipe for a model, its options). Raises ValueError for a name that timm does not
-    know.
-
-    A network that is not the paper's is made, to look at it; only this loads torch.
-    """
-    name = papers_recipe(model, input_size)
-    if name:
-        return name, RECIPES[name]
-    from common.networks.create import create_cnn
-    has_drop_path = True
-    try:
-        # The network is made on the CPU, since some versions of timm cannot make every network on the meta
-        # device.
-        cnn = create_cnn(model, drop_path=0.1)
-    except ValueError:
-        has_drop_path = False
-        cnn = create_cnn(model)
-    name = relatives_recipe(cnn)
-    drop_path = {'resnet50': 0.05, 'convnext_small': 0.1}[name] if has_drop_path else None
-    return name, {**RECIPES[name], 'layer_decay': None, 'drop_path': drop_path}
-
-
 def recipe(given):
     """The options of a model's recipe as a dict, to be overridden by those in the dict `given`.
 
-    Those that depend on the images too are left to `settled` (downstream_imagenet/recipe.py).
+    Those that depend on the images too are left to `settled` (downstream_imagenet/recipe.py). Raises ValueError.
     """
     register(given.get('register', USERS_NETWORKS))
-    _, options = recipe_of(given.get('model', 'resnet50'), given.get('input_size', 224))
+    name, model = given.get('recipe'), given.get('model', 'resnet50')
+    if name in NAMED:
+        options = named_recipe(name, model)
+        require(not options.get('freeze') or given.get('freeze', True),
+                f'--recipe={name} is a linear probe, which needs --freeze: leave --no_freeze out, or give another recipe')
+        if 'input_size' in given:
+            options.pop('test_size', None)  # Validation images are as large as training images then.
+    else:
+        _, options = recipe_of(model, given.get('input_size', 224))
     return {name: value for name, value in options.items() if name not in CHOSEN}
 
 

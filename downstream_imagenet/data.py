@@ -1,12 +1,14 @@
 """Images with classes: finding them, augmenting them, and mixing them."""
 import os
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
-from timm.data.auto_augment import auto_augment_transform
+from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
@@ -22,6 +24,7 @@ from common.seeds import seed_for
 from common.start import said_if_long
 from common.training.device import to_device
 from common.words import first_of, printable
+from downstream_imagenet.config import LARGE
 from downstream_imagenet.layout import training_folder
 
 # The most images beside the folders of the classes, such as an overview of them, that are left out.
@@ -257,19 +260,24 @@ def training_transform(options):
 
 
 class Automatic:
-    """TrivialAugmentWide (torchvision) or AutoAugment v0 (timm), for 8-bit images."""
+    """TrivialAugmentWide (torchvision), or AutoAugment v0 or RandAugment (timm), for 8-bit images."""
 
     def __init__(self, options):
         if options.augmentation == 'trivial':
             self.augment = TrivialAugmentWide(interpolation=BICUBIC)
             return
         fill = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)[:options.in_chans]
-        longest_shift = int(min(options.size) * 0.45)
-        self.augment = auto_augment_transform('v0', {'translate_const': longest_shift, 'img_mean': fill})
-        for policy in self.augment.policy:
-            for operation in policy:
-                if operation.name == 'Posterize':
-                    operation.level_fn = bits_to_keep
+        if options.augmentation == 'v0':
+            longest_shift = int(min(options.size) * 0.45)
+            self.augment = auto_augment_transform('v0', {'translate_const': longest_shift, 'img_mean': fill})
+            operations = [operation for policy in self.augment.policy for operation in policy]
+        else:
+            hparams = {'img_mean': fill, 'interpolation': Image.Resampling.BICUBIC}
+            self.augment = rand_augment_transform(options.augmentation, hparams)
+            operations = self.augment.ops
+        for operation in operations:
+            if operation.name.startswith('Posterize'):
+                operation.level_fn = partial(bits_to_keep, operation.level_fn)
 
     def __call__(self, image):
         if torch.is_tensor(image):
@@ -277,20 +285,23 @@ class Automatic:
         return self.augment(image)
 
 
-def bits_to_keep(level, hparams):
+def bits_to_keep(timms, level, hparams):
     """timm's number of bits that Posterize keeps at a level, but one at least, since Pillow refuses to keep
     none.
+
+    timms: timm's function of the same level and hparams, which returns a tuple of one number.
     """
-    return (max(1, int(level / 10 * 4)),)
+    return (max(1, *timms(level, hparams)),)
 
 
 def evaluation_transform(options):
     """The transform of a validation image: a centre crop of 0.95 of it; from 384 px on all of it, resized to
     the square.
     """
-    if options.crop is None and options.is_large:
-        return Resize(options.size, BICUBIC, antialias=True)
-    return CentreCrop(options.size, 0.95 if options.crop is None else options.crop)
+    size = options.evaluated_size
+    if options.crop is None and min(size) >= LARGE:
+        return Resize(size, BICUBIC, antialias=True)
+    return CentreCrop(size, 0.95 if options.crop is None else options.crop)
 
 
 def erasing(options):

@@ -80,10 +80,12 @@ def as_in_training(options, then):
     then: the options of the run, as a dictionary.
     """
     default = {field.name: field.default for field in dataclasses.fields(options)}
-    names = ('model', 'input_size', 'in_chans', 'crop', 'mean', 'std', 'pixel_range')
+    names = ('model', 'input_size', 'test_size', 'in_chans', 'crop', 'mean', 'std', 'pixel_range')
     taken = {name: then[name] for name in names if name in then and getattr(options, name) == default[name]}
     if 'model' in taken:
         taken['drop_path'] = then.get('drop_path')  # The recipe of the default network has one.
+    if 'input_size' not in taken:
+        taken.pop('test_size', None)  # A size that is given now is that of the validation images.
     return dataclasses.replace(options, **taken)
 
 
@@ -124,8 +126,9 @@ def evaluate_file(options, ranks, val_dataset=None):
         print(f'not looked at  {notes_of(val)}')
     for warning in warn_of(val, options) if ranks.is_main else ():
         print(f'warning: {warning}', file=sys.stderr)
-    options = dataclasses.replace(options, freeze=then.get('freeze', options.freeze))
-    for name in ('input_size', 'crop', 'mean', 'std', 'pixel_range'):
+    of_probe = {name: then[name] for name in ('freeze', 'probe_norm') if name in then}
+    options = dataclasses.replace(options, **of_probe)
+    for name in ('input_size', 'test_size', 'crop', 'mean', 'std', 'pixel_range'):
         if name in then and then[name] != getattr(options, name) and ranks.is_main:
             print(f'note: {name} was {then[name]} in training, and is {getattr(options, name)} here')
     if then and ranks.is_main:

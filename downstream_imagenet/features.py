@@ -7,6 +7,7 @@ import torch
 from common.cli import option
 from common.config import ImageOptions, require
 from common.distributed import Ranks
+from common.feature_maps import pooled_features
 from common.images.augmented import Augmented
 from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
@@ -17,7 +18,6 @@ from common.networks.load import load_classifier
 from common.networks.users import register
 from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
-from downstream_imagenet.classifier import pooled_features
 from downstream_imagenet.data import evaluation_transform, labelled_once
 from downstream_imagenet.labelled import labelled_images
 
@@ -55,8 +55,8 @@ class Options(ImageOptions):
                 f'crop must be more than 0 and at most 1, not {self.crop}')
 
     @property
-    def is_large(self):
-        return min(self.size) >= 384
+    def evaluated_size(self):
+        return self.size
 
     @property
     def source(self):
@@ -113,7 +113,7 @@ def compute(options, dataset=None, val_dataset=None, say=print):
 def network(options, say):
     """The network of the options, with their weights, on the CPU. Raises ValueError."""
     torch.manual_seed(seed_for('weights', options.seed))
-    cnn = create_cnn(options.model, options.in_chans)
+    cnn = create_cnn(options.model, options.in_chans, input_size=options.size)
     try_size(cnn, options.model, options.size, options.in_chans)
     if not options.random:
         source = 'timm' if options.timm else options.weights

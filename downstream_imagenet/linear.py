@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from common.cli import errors_in_one_sentence, parse, reader_may_leave
+from common.config import require
 from common.live_line import LiveLine
 from common.networks.users import USERS_NETWORKS, register
 from downstream_imagenet import config
 from downstream_imagenet.features import Options, accuracy, compute
 from downstream_imagenet.main import fine_tune
+from downstream_imagenet.published import NAMED
 
 PENALTIES = tuple(10.0 ** (-i / 2) for i in range(13))  # 1 to 1e-6, strong to weak
 FOLDS = 5
@@ -145,8 +147,10 @@ def probe_by_fine_tuning(argv):
 
 
 def mae_recipe(given):
-    """MAE's options as a dict, to be overridden by those in the dict `given`."""
+    """MAE's options as a dict, to be overridden by those in the dict `given`. Raises ValueError for another recipe."""
     register(given.get('register', USERS_NETWORKS))
+    require(given.get('recipe') not in NAMED, f'--mae is a recipe, and --recipe={given.get("recipe")} another: give one of '
+            'them; python -m downstream_imagenet.main takes the latter')
     return MAE
 
 

@@ -33,7 +33,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
     from downstream_imagenet.evaluation import evaluate_file
     from downstream_imagenet.labelled import labelled_images, with_part
     from downstream_imagenet.recipe import Recipe
-    from downstream_imagenet.training import ClassifierTraining, Run
+    from downstream_imagenet.run import Run
+    from downstream_imagenet.training import ClassifierTraining
 
     with distributed(options.stall_minutes, options.folder) as ranks:
         register(options.register)

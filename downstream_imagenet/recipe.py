@@ -1,4 +1,4 @@
-"""Batch, epochs, learning rate and EMA of a fine-tuning where they are not given: --recipe=paper or auto.
+"""Batch, epochs, learning rate and EMA of a fine-tuning where they are not given: what --recipe chooses.
 
 `paper` is the paper's recipe for the network, or for another network that of a similar one (config.py). It is
 made for ImageNet, and the default on GPUs for 32,768 images (16 batches of 2,048) to 2.5 million (twice
@@ -11,15 +11,22 @@ ImageNet). `auto` is a rule for the rest:
 * peak rate: with LAMB the paper's, which moves a layer by a share of its own size whatever the batch; with other
   optimisers the paper's times the root of the batch over its batch.
 * decay of the EMA: 1 - 10 / steps, at most the paper's. It then averages over a tenth of the run.
+
+A named recipe (published.py) has its own batch, epochs, rate and EMA, on any images and any device. `unfit` says what
+to give besides where it cannot work with them.
 """
+import dataclasses
+
 from common.training import recipe
-from downstream_imagenet.config import CHOSEN, recipe_of
+from common.words import counted
+from downstream_imagenet.config import CHOSEN
+from downstream_imagenet.published import DROP_SHARES, NAMED, named_recipe, recipe_of
 
 EPOCHS = 100
 
 
 class Recipe(recipe.Recipe):
-    """Those of a fine-tuning."""
+    """Those of a fine-tuning; published.py has those with a name."""
     chosen = CHOSEN
     before = {'lr': None, 'accum': 1}
     words = {**recipe.Recipe.words, 'ema': 'an EMA of decay {:g}'}
@@ -28,7 +35,10 @@ class Recipe(recipe.Recipe):
 
     def paper(self, options):
         papers = papers_values(options)
-        return {**papers, 'warmup_epochs': warmup(options.opt, papers, options.epochs or papers['epochs'])}
+        epochs = options.epochs or papers['epochs']
+        if options.recipe == 'linear_probe':
+            papers['lr_steps'] = tuple(round(share * epochs, 2) for share in DROP_SHARES)
+        return {**papers, 'warmup_epochs': warmup(options.opt, papers, epochs)}
 
     def length(self, options, papers, on_gpus):
         steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
@@ -38,6 +48,9 @@ class Recipe(recipe.Recipe):
         share = 1.0 if options.opt == 'lamb' else (options.batch_size / papers['batch_size']) ** 0.5
         return papers['base_lr'] * papers['batch_size'] / 256 * share
 
+    def in_words(self, given, options):
+        return super().in_words(given, options if options.ema else dataclasses.replace(options, ema=None))
+
     def rest(self, options, papers, images):
         steps = options.epochs * -(-images // options.batch_size)
         ema = max(0.0, min(papers['ema'], round(1 - 10 / steps, 6)))
@@ -45,13 +58,43 @@ class Recipe(recipe.Recipe):
 
 
 def papers_values(options):
-    """{name: value} of the paper's recipe for the model, of the options that are chosen here."""
-    _, papers = recipe_of(options.model, options.input_size)
+    """{name: value} of the named recipe, or of the paper's for the model, of the options that are chosen here."""
+    if options.recipe in NAMED:
+        papers = named_recipe(options.recipe, options.model)
+    else:
+        _, papers = recipe_of(options.model, options.input_size)
     return {name: papers[name] for name in CHOSEN if name in papers}
 
 
 def warmup(opt, papers, epochs):
-    """Epochs of warm-up: the paper's, and at most a tenth of all; of a linear probe with LARS those of MAE."""
+    """Epochs of warm-up: the paper's, and at most a tenth of all, or the share of them that the paper's are; of a
+    linear probe with LARS those of MAE.
+    """
     if opt == 'lars':
         return min(10.0, epochs / 9)
-    return min(papers['warmup_epochs'], epochs / 10)
+    share = max(0.1, papers['warmup_epochs'] / papers['epochs'])
+    return min(papers['warmup_epochs'], epochs * share if share > 0.1 else epochs / 10)
+
+
+def unfit(options, images, ranks):
+    """Yield a sentence if a named recipe is hardly made for so many images, or for a CPU, with what to give besides.
+
+    options: settled ones. Of images that are fewer than a batch every run warns.
+    """
+    batch, on_gpus = options.batch_size, ranks.device.type == 'cuda'
+    works = images >= recipe.STEPS_AN_EPOCH * batch if on_gpus else batch <= recipe.BATCH_ON_A_CPU
+    if works or images < batch:
+        return
+    where = '' if on_gpus else ' on a CPU'
+    yield (f'{options.recipe} is made for ImageNet and GPUs; here an epoch is '
+           f'{counted(-(-images // batch), "step")} of {batch:,} images{where}. Give '
+           f'{fitting(options, images, ranks)}')
+
+
+def fitting(options, images, ranks):
+    """What to give besides a named recipe, for a person: the numbers of the rule of `auto`, with the recipe's rate."""
+    unset = dataclasses.replace(options, **dict.fromkeys((*Recipe.words, 'warmup_epochs', 'base_lr', 'lr_steps')))
+    chosen = Recipe().automatic(unset, images, ranks)
+    ema = f' --ema={chosen.ema:g}' if options.ema else ''
+    return (f'--bs={chosen.batch_size} --ep={chosen.epochs} --lr={chosen.lr:g}{ema} with it, as --recipe=auto would '
+            'choose')

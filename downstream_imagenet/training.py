@@ -1,8 +1,6 @@
 """A fine-tuning run on images with labels: what `FineTuning` (common/training/finetuning.py) leaves to its
 subclasses.
 """
-from dataclasses import dataclass
-
 import torch
 
 from common.images.augmented import Augmented, Steps
@@ -11,13 +9,12 @@ from common.images.files import ImageFiles
 from common.images.loading import loader, without_failures
 from common.networks.create import drop_path_of
 from common.networks.load import load_classifier
-from common.training.finetuning import FineTuning, FineTuningRun
+from common.training.finetuning import FineTuning
+from common.training.layer_decay import is_transformer, table
 from common.training.layer_decay import parameter_groups as layer_groups
-from common.training.layer_decay import table
 from common.training.optim import build_optimizer, parameter_groups
 from common.words import counted, described, first_of
 from downstream_imagenet.classifier import Classifier, build_classifier
-from downstream_imagenet.config import Options, papers_recipe, relatives_recipe
 from downstream_imagenet.data import (
     Mixing,
     erasing,
@@ -27,14 +24,8 @@ from downstream_imagenet.data import (
     training_transform,
 )
 from downstream_imagenet.evaluation import AT_A_TIME, evaluate
-
-
-@dataclass(frozen=True)
-class Run(FineTuningRun):
-    """Options, ranks and number of training images, and what follows from them."""
-    options: Options
-    word = '1kfinetuned'
-    learning_rate_ends = 0.005, 0.001  # official SparK's fine-tuning
+from downstream_imagenet.published import NAMED, has_batchnorm, papers_recipe, relatives_recipe
+from downstream_imagenet.recipe import unfit
 
 
 class ClassifierTraining(FineTuning):
@@ -135,7 +126,7 @@ class ClassifierTraining(FineTuning):
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
                       f'trained{" (frozen features)" * options.freeze}'),
             ('recipe', self.recipe()),
-            ('', run.recipe),
+            ('chosen', run.recipe),
             ('images', f'{run.images:,} for training, {len(val):,} for validation{where}; '
              f'{counted(len(self.classes), "class", "classes")}'),
             ('', not_looked_at(self.images, val, 'validation')),
@@ -143,12 +134,13 @@ class ClassifierTraining(FineTuning):
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', f'{run.batch(self.accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}'),
             ('optimiser', f'{opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; '
+            ('rates', f'learning rate up to {options.peak_lr:.3g}, {self.fall_in_words()}; '
                       f'{counted(run.warmup_of(self.start), "step")} of warm-up'),
             ('loss', f'{options.loss_name}, label smoothing {options.smoothing:g}, {mixing}'),
             ('augmented', f'{crops}, augmentation {options.augmentation}, erasing {options.erase:g}'),
+            *self.sizes(),
             ('drop path', drop_path_of(self.network)),
-            ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
+            ('average', self.average_in_words()),
             ('precision', run.precision),
             *self.compiled.described(),
             ('kernels', run.launching(self.is_graphed)),
@@ -157,13 +149,33 @@ class ClassifierTraining(FineTuning):
             ('', layers),
         ])
 
+    def fall_in_words(self):
+        """How the learning rate falls."""
+        options = self.options
+        if options.lr_steps is not None:
+            return f'a tenth after each of the epochs {", ".join(f"{epoch:g}" for epoch in options.lr_steps)}'
+        by_epoch = ' between epochs' * options.lr_by_epoch
+        return f'a cosine{by_epoch} to {self.run.schedule(self.run.steps - 1)[0]:.3g}'
+
+    def average_in_words(self):
+        options = self.options
+        rising = f', reached in {counted(options.ema_warmup, "epoch")}' if options.ema_warmup else ''
+        return f'EMA of the weights, decay {options.ema:g}{rising}' if options.ema else 'none'
+
     def recipe(self):
         """Whose recipe the options come from, in words."""
+        if self.options.recipe in NAMED:
+            return f'{self.options.recipe}, under what was given'
         if self.options.freeze:
             return 'linear probe'
         own = papers_recipe(self.options.model, self.options.input_size)
         whose = f"the paper's for {own}" if own else f'none of its own; that of {relatives_recipe(self.cnn)}'
         return f'{whose}, under what was given'
+
+    def sizes(self):
+        """A line, if validation images have another size than training images."""
+        train, test = ('x'.join(map(str, size)) for size in (self.options.size, self.options.evaluated_size))
+        return [('sizes', f'{train} px for training, {test} px for validation')] if train != test else []
 
     def missing_classes(self):
         """A line, if some classes have no validation images."""
@@ -175,6 +187,8 @@ class ClassifierTraining(FineTuning):
     def warnings(self):
         options, steps = self.options, self.run.steps
         yield from super().warnings()
+        if not self.saved:
+            yield from self.warnings_of_recipe()
         if options.ema and steps * (1 - options.ema) < 3:
             yield (f'the EMA averages over {1 / (1 - options.ema):,.0f} steps, and the run has {steps:,}: it '
                    f'stays near the weights at the start. Give --ema={max(1 - 10 / steps, 0):.3g} or so, or '
@@ -182,6 +196,17 @@ class ClassifierTraining(FineTuning):
         if options.lr is None and options.batch_size < 512 and not options.freeze:
             yield (f'base_lr is meant for batches of thousands; with {options.batch_size} the learning rate '
                    f'goes up to {options.peak_lr:.2g}. If little is learned, give --lr')
+
+    def warnings_of_recipe(self):
+        """Sentences on a named recipe that is given to a network, images or a device for which it was not made."""
+        name = self.options.recipe
+        if name in ('rsb_a2', 'rsb_a3', 'a2mim_convnext') and is_transformer(self.cnn):
+            yield f'{name} is for CNNs, and {self.options.model} is a vision transformer: --recipe=a2mim_vit is for such'
+        elif name == 'a2mim_convnext' and has_batchnorm(self.cnn):
+            yield (f'{name} is for networks with LayerNorm, and {self.options.model} has BatchNorm: --recipe=rsb_a2 and '
+                   'rsb_a3 are for such')
+        if name in NAMED:
+            yield from unfit(self.options, self.run.images, self.ranks)
 
     def headline(self):
         return f'Finished. On {len(self.val_images):,} validation images:'

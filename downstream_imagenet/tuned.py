@@ -56,9 +56,9 @@ def read_tuned(source, ema=False, classes=None, **given):
     refuse_pretrained(state, config, path)
     given = {name: value for name, value in given.items() if value is not None}
     options = options_of_run(config, given, path) if config else options_of_weights(state, given, path)
-    if max(options.size) > LARGE and 'input_size' not in given:
-        raise ValueError(f'{path} says that its images are {max(options.size)} px large, more than {LARGE}: '
-                         'it is refused')
+    longest = max(*options.size, *options.evaluated_size)
+    if longest > LARGE and 'input_size' not in given:
+        raise ValueError(f'{path} says that its images are {longest} px large, more than {LARGE}: it is refused')
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         num_classes = number_of_classes(state, options, path)
         model = build_classifier(options, num_classes)
@@ -136,7 +136,9 @@ def options_of_weights(state, given, path):
     if model is None:
         raise ValueError(f'{path} does not say which network it is: give --model=NAME')
     is_probe = 'fc.weight' in state and any(key.startswith('cnn.') for key in state)
-    return Options(**{**given, 'model': model, 'freeze': is_probe, 'eval': str(path)})
+    has_norm = 'norm.running_mean' in state
+    return Options(**{**given, 'model': model, 'freeze': is_probe, 'probe_norm': has_norm or not is_probe,
+                      'eval': str(path)})
 
 
 def number_of_classes(state, options, path):

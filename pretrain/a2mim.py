@@ -37,9 +37,10 @@ from pretrain.a2mim_loss import (
 )
 from pretrain.a2mim_weights import load_official as load_official_a2mim
 from pretrain.dense.encoder import DenseEncoder
+from pretrain.masked_network import MaskedNetwork
 
 
-class A2MIM(nn.Module):
+class A2MIM(MaskedNetwork):
     """Mask, encode, decode, compare.
 
     Args:
@@ -79,6 +80,8 @@ class A2MIM(nn.Module):
         self.fourier_group = fourier_group
         self.group_means = None  # of a run, see pretrain/fourier_groups.py
         self.recomputes = False  # whether the encoder is computed again in the backward pass
+        # Of the training steps since they were read: their number, and the sums of both terms of their losses.
+        self.term_sums = torch.zeros(3, dtype=torch.float64)
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = self.cells - math.ceil(self.cells * mask_ratio)
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
@@ -87,16 +90,6 @@ class A2MIM(nn.Module):
         nn.init.zeros_(self.decoder.bias)
         image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(encoder.mask_token)
         self.single_valued = tuple(f'encoder.{name}' for name in single_valued(encoder, lambda: encoder(image)))
-
-    @property
-    def input_size(self):
-        """(height, width) of the images, in pixels."""
-        return self.encoder.input_size
-
-    @property
-    def uncompiled(self):
-        """Whether torch.compile leaves the encoder alone."""
-        return self.encoder.uncompiled
 
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
@@ -111,7 +104,10 @@ class A2MIM(nn.Module):
             visible = self.draw_visible(len(images)).to(images.device)
         hidden = self.hidden(images, visible)
         features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputes)
-        return self.losses(images, self.decode(features), hidden)
+        terms = self.losses(images, self.decode(features), hidden)
+        if self.training:
+            self.count(terms)
+        return terms
 
     def hidden(self, images, visible):
         """`visible` as a map of cells, (B, 1, h, w): 1 where a cell is hidden. Raises ValueError."""
@@ -143,6 +139,13 @@ class A2MIM(nn.Module):
             frequency = spectral_loss(z, images, self.spatial_loss)
         return {'loss': spatial + self.fourier_weight * frequency, 'spatial': spatial, 'frequency': frequency}
 
+    @torch.no_grad()
+    def count(self, terms):
+        """Add the terms of a training step to `term_sums`, on the device, unless they are not finite."""
+        spatial, frequency = terms['spatial'], terms['frequency']
+        seen = torch.stack([torch.ones_like(spatial), spatial, torch.zeros_like(spatial) if frequency is None else frequency])
+        self.term_sums += torch.where(seen.isfinite().all(), seen, 0.0)
+
     def grouped(self, batch):
         """The mean over groups for `focal_frequency_loss`. In evaluation mode the images of a call are one group."""
         if not self.training or self.fourier_group is None and self.group_means is None:
@@ -160,10 +163,6 @@ class A2MIM(nn.Module):
 
     # -- masks, pictures, files ------------------------------------------------------------------------------
 
-    def draw_visible(self, batch, generator=None, rows=slice(None)):
-        """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
-        return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
-
     def encode(self, images, visible):
         """images, visible -> the last map (B, width, H/R, W/R), as the decoder reads it."""
         masking.check_indices(visible, self.cells)
@@ -173,11 +172,6 @@ class A2MIM(nn.Module):
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of the input."""
         return self.decode(self.encode(images, visible))
-
-    def reconstruct(self, images, visible):
-        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted."""
-        y = self.predict(images, visible).to(images.dtype)
-        return torch.where(self.pixels(self.hidden(images, visible)) > 0, y, images)
 
     def masked(self, images, visible):
         """What the network sees of the images, (B, C, H, W)."""
@@ -190,22 +184,20 @@ class A2MIM(nn.Module):
         hidden = self.hidden(images, visible)
         return self.encoder.pyramid(self.fill(images, hidden), hidden)
 
-    def targets(self, images):
-        """(B, L, .) each: the pixels of each cell, and the mean 0 and deviation 1 that make an image of them."""
-        cells = masking.cut(images, self.encoder.cell_size)
-        zeros = cells.new_zeros(*cells.shape[:2], 1)
-        return cells, zeros, zeros + 1
-
     def cell_errors(self, images, reconstruction):
         """(B, L): the spatial error of each cell, visible ones too."""
         errors = error((reconstruction.to(images.dtype) - images).abs(), self.spatial_loss)
-        return masking.cut(errors, self.encoder.cell_size).mean(2)
+        return self.cut(errors).mean(2)
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
-        return self.to(device, memory_format=torch.channels_last)
+        self.to(device)
+        self.term_sums = self.term_sums.to(device)
+        for part in (self.encoder.cnn, self.decoder):  # token and gain would confuse DDP
+            part.to(memory_format=torch.channels_last)
+        return self
 
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none' or 'all'."""
@@ -234,7 +226,7 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     The others as for A2MIM; the defaults are those of ResNet-50. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
+    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
     a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible, fourier_fill,
                   fourier_group)

@@ -1,25 +1,53 @@
 """A2MIM as the trainer sees it: what it answers of `Method` (pretrain/methods.py). Its options are in
 pretrain/a2mim_options.py.
 """
+import torch
+
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY
+from common.training.optim import NO_DECAY, parameter_groups
+from common.training.schedule import CosineToFloor, Drop
+from common.words import first_of
+from pretrain import a2mim_weights
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIM
-from pretrain.a2mim_weights import load_init
+from pretrain.a2mim_recipe import Recipe, departures
 from pretrain.fourier_groups import GroupMeans
-from pretrain.results.pictures import in_columns, views
+from pretrain.results.meaning import LossMeaning, Paper
+from pretrain.results.pictures import TARGETS, in_columns, views
+
+PAPER = Paper('Siyuan Li, Di Wu, Fang Wu, Zelin Zang, Stan Z. Li',
+              'Architecture-Agnostic Masked Image Modeling: From ViT back to CNN', 'ICML 2023', '2205.13943')
+IDEA = ('A network pretrained without labels: most cells of an image are hidden under its mean colour, a learned token '
+        'marks them deep in the network, and one convolution predicts their pixels from its last feature map')
+ERRORS = {'focal_l1': 'focal L1 error', 'l1': 'L1 error', 'mse': 'squared error'}  # by the option spatial_loss
+
+TOKEN = 'mask_token', 'mask_gain'
+LOWEST_LR = 1e-5  # of a cosine, whatever its peak
+SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}',
+             'drop': 'the peak, and a tenth of it for the last eighth of the epochs (from epoch 700 on, of 800)'}
 
 
 class A2MIMMethod:
     """A2MIM (Li et al., ICML 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = A2MIM
-    learning_rate_ends = (0.0, 0.01)
-    no_decay = (*NO_DECAY, 'mask_token', 'mask_gain')
+    recipe = Recipe()
+    no_decay = (*NO_DECAY, *TOKEN, 'cls_token', 'pos_embed', 'relative_position_bias_table')
+    title = 'A2MIM'
+    paper = PAPER
+    idea = IDEA
+    whole_file = 'a file of the authors that has the decoder'
+    encoder_options = ('token_at', 'token')
+    step_options = ('fourier',)
 
-    def build(self, options, record=None):
+    def curve(self, options):
+        """The published runs of ViTs had 800 epochs, and a tenth of the rate from epoch 700 on: 7/8 of any length."""
+        return Drop(at=(7 / 8,)) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
+
+    def build(self, options, record=None, cnn=None):
         # Groups of images are made by `connect`: what is tried on a few images before has none.
-        a2mim = build_a2mim(**{**options.network, 'fourier_group': None})
+        arguments = {**options.network, 'fourier_group': None}
+        a2mim = build_a2mim(**(arguments if cnn is None else {**arguments, 'model': cnn}))
         a2mim.recompute(options.recompute)
         return a2mim
 
@@ -27,10 +55,21 @@ class A2MIMMethod:
         return None
 
     def load_init(self, network, options):
-        return load_init(network, options.init, options.model, options.adapt_input_conv)
+        return a2mim_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
+
+    def parameter_groups(self, network, options):
+        """No decay on one-dimensional parameters, biases, token, gain and what ViTs learn of positions; token
+        and gain have a share of the learning rate.
+
+        This departs from the original, whose regular expressions on names have accidents: BatchNorms of
+        ResNets' downsampling and the weights of ConvNeXts' LayerNorms do get decay there, and so does the
+        gain in some runs, at the full rate.
+        """
+        scales = dict.fromkeys(TOKEN, options.token_lr_scale)
+        return parameter_groups(network, options.weight_decay, self.no_decay, scales)
 
     def betas(self, network, options):
-        return 0.9, 0.999
+        return 0.9, options.beta2
 
     def connect(self, network, options, part, ranks):
         if options.fourier == 'focal' and options.fourier_group is not None:
@@ -40,6 +79,17 @@ class A2MIMMethod:
         """The spatial term: that on spectra depends on which images are averaged."""
         return network.terms(images, visible)['spatial']
 
+    def term_sums(self, network):
+        return network.term_sums
+
+    def metrics(self, network, sums):
+        """The mean of each term of the loss, before its weight, and that of the token's gain."""
+        steps, spatial, frequency = sums
+        gain = network.encoder.mask_gain
+        return {'loss_spatial': spatial / steps if steps else None,
+                'loss_frequency': frequency / steps if steps and network.fourier != 'none' else None,
+                **({} if gain is None else {'token_gain': gain.mean().item()})}
+
     def exported(self, network):
         return network.encoder.cnn
 
@@ -47,18 +97,20 @@ class A2MIMMethod:
         encoder = network.encoder
         trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in (encoder.cnn, network)]
         (h, w), (height, width) = encoder.grid, encoder.input_size
-        fourier = {'focal': f'{options.fourier_weight:g} x focal loss on spectra, averaged over {options.fourier_group} images',
-                   'spectral': f'{options.fourier_weight:g} x loss on the spectra of each image', 'none': 'none on spectra'}
         return [
             ('model', f'{options.model}: {trained[0] / 1e6:.1f} M parameters, '
                       f'and {(trained[1] - trained[0]) / 1e6:.1f} M in token and decoder'),
             ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of '
                       f'{height} x {width}, {network.visible_cells} visible'),
             ('token', f'{options.token}, behind {encoder.token_at}'),
-            ('loss', f'{options.spatial_loss} on hidden pixels; {fourier[options.fourier]}'),
+            ('loss', loss_in_words(options)),
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
+            ('schedule', SCHEDULES[options.lr_schedule]),
         ]
+
+    def departures(self, options, precision):
+        return departures(options, precision)
 
     def warnings(self, network, options):
         return iter(())
@@ -71,3 +123,62 @@ class A2MIMMethod:
 
     def picture(self, network, images, visible, normalisation):
         return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
+
+    # -- for the commands that read a run ---------------------------------------------------------------------
+
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
+        return a2mim_weights.find_init(network, state, path, which, adapt)
+
+    def is_whole(self, state):
+        return a2mim_weights.is_whole(state)
+
+    def is_in_whole(self, found):
+        return a2mim_weights.is_in_whole(found)
+
+    def told_by(self, state):
+        """Whether there is a gain; the other two kinds of a token have the same tensors."""
+        return {'token': 'gain'} if a2mim_weights.has_gain(state) else {}
+
+    def settings(self, network, options):
+        return [('target', TARGETS['pixels']), ('token', f'{options.token}, behind {network.encoder.token_at}'),
+                ('hidden pixels', "the image's mean colour" if options.image_fill == 'mean' else 'as they are'),
+                ('loss', loss_in_words(options))]
+
+    def masked_images(self, options):
+        if options.image_fill == 'none':
+            return 'The masked images are the images: the token alone hides features (--image_fill=none).'
+        return 'In the masked images they have the mean colour of the image, which is what the network sees there.'
+
+    def in_words(self, options):
+        return f'token {options.token}, loss on spectra {options.fourier}'
+
+    def loss_meaning(self, config):
+        options = {'spatial_loss': 'focal_l1', 'fourier': 'focal', 'fourier_weight': 0.5, **config}
+        error = f'the {ERRORS[options["spatial_loss"]]} of hidden pixels, which --mean and --std normalise'
+        if options['fourier'] == 'none' or not options['fourier_weight']:
+            return LossMeaning('pixels', f'The loss is {error}. How large it is depends on the images.')
+        return LossMeaning('pixels', f'The loss is {error}, and {options["fourier_weight"]:g} times an error of spectra. How '
+                           'large both are depends on the images. The held-out loss is the first of them alone.',
+                           title='Loss', of_cells='spatial loss')
+
+    def trained_besides(self, network):
+        """Layers behind the pyramid, which the last map, and so the decoder, depends on: a last convolution or norm."""
+        encoder = network.encoder
+        names, parameters = zip(*encoder.cnn.named_parameters())
+        with torch.enable_grad():
+            image = torch.randn(2, encoder.in_chans, *encoder.input_size)
+            used = [p.requires_grad_() for p in parameters]
+            gradients = torch.autograd.grad(encoder.pyramid(image)[-1].sum(), used, allow_unused=True)
+        behind = dict.fromkeys(name.rpartition('.')[0] for name, gradient in zip(names, gradients)
+                               if gradient is None and name not in encoder.unused)
+        if not behind:
+            return []
+        return [f'A2MIM also trained what lies behind the last feature map: {first_of([f"`{name}`" for name in behind], 4)}. '
+                'It is part of the network; SparK leaves it as it was.']
+
+
+def loss_in_words(options):
+    group = 'the images of a step' if options.fourier_group is None else f'{options.fourier_group} images'
+    fourier = {'focal': f'{options.fourier_weight:g} x focal loss on spectra, averaged over {group}',
+               'spectral': f'{options.fourier_weight:g} x loss on the spectra of each image', 'none': 'none on spectra'}
+    return f'{options.spatial_loss} on hidden pixels; {fourier[options.fourier]}'

@@ -1,9 +1,10 @@
 """The arguments by which the commands that read a network (reconstruct, export, ...) are told which one.
 
-The options of a run are in pretrain/config.py and pretrain/spark_options.py.
+The options of a run are in pretrain/config.py, and those of each method in a file of its own (pretrain/options.py).
 """
 from common.cli import numbers
 from common.config import size
+from pretrain.methods import DEFAULT, METHODS, options_of
 from pretrain.saved import read_saved
 
 
@@ -24,7 +25,19 @@ def add_network(parser, several=False):
     add('--pixel_range', type=numbers, help='from,to: the values that become 0 and 1 in files of more than 8 '
                                             'bits')
     add('--max_pixels', type=int, help="of the largest image that is read; Pillow's limit if not given")
-    add('--levels', help='submodules whose outputs are the pyramid, with commas between')
+    add('--method', choices=METHODS, help=f'by which it was pretrained; {DEFAULT} if the file does not tell')
+    for name, field in encoder_options().items():
+        about = field.metadata
+        add(f'--{name}', type=about['parse'], choices=about['choices'], help=about['help'])
+
+
+def encoder_options():
+    """{name: field of a class of options}: options of the methods' own that a file of an encoder does not say."""
+    found = {}
+    for method in METHODS.values():
+        fields = options_of(method.name).options.__dataclass_fields__
+        found.update({name: fields[name] for name in method.encoder_options})
+    return found
 
 
 def network_of(args, source=None, **more):
@@ -39,9 +52,9 @@ def network_of(args, source=None, **more):
 
     Returns Saved. Raises ValueError.
     """
-    saved = read_saved(source or args.source, adapt_input_conv=args.adapt_input_conv, model=args.model,
-                       input_size=args.input_size, in_chans=args.in_chans, mean=args.mean, std=args.std,
-                       pixel_range=args.pixel_range, max_pixels=args.max_pixels, levels=args.levels, **more)
+    names = ('method', 'model', 'input_size', 'in_chans', 'mean', 'std', 'pixel_range', 'max_pixels', *encoder_options())
+    given = {name: getattr(args, name) for name in names}
+    saved = read_saved(source or args.source, adapt_input_conv=args.adapt_input_conv, **given, **more)
     loaded = saved.loaded
     if saved.step is None and (loaded.prefix or loaded.beside or loaded.adapted):
         print(f'{saved.path}: {loaded}')

@@ -52,7 +52,9 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
     name = network if isinstance(network, str) else type(network).__name__
 
     def fresh():
-        return create_cnn(network, in_chans=in_chans) if isinstance(network, str) else copy.deepcopy(network)
+        if isinstance(network, str):
+            return create_cnn(network, in_chans, input_size=input_size)
+        return copy.deepcopy(network)
 
     try:
         cnn = prepared(fresh())

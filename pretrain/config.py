@@ -31,6 +31,8 @@ class PretrainingOptions(RunOptions):
                          'pixels differ a little', 'data', choices=('pillow', 'fast', 'gpu'),
                          replaces={'fast_decode': {True: 'fast', False: 'pillow'}})
 
+    interpolation: str = option('bicubic', 'filter by which crops are resized', 'data', choices=('bicubic', 'bilinear'))
+
     method: str = option('spark', 'how the network is pretrained; --method=NAME --help shows the options of '
                          'another method', 'method', parse=str)
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method',
@@ -60,7 +62,7 @@ class PretrainingOptions(RunOptions):
                                     'clipping')
         require(self.drop_path is None or 0 <= self.drop_path < 1,
                 f'drop_path must be 0 or more and less than 1, not {self.drop_path}')
-        require(self.weight_decay >= 0 and self.weight_decay_end >= 0, 'weight_decay must be 0 or more')
+        require(self.weight_decay >= 0 and self.last_weight_decay >= 0, 'weight_decay must be 0 or more')
 
     def require_paths(self):
         super().require_paths()
@@ -73,7 +75,14 @@ class PretrainingOptions(RunOptions):
         if self.begins:
             require_weights(self.init)
 
+    papers_warmup = 40.0  # epochs, of the method's paper
+
     @property
     def warmup(self):
         """Epochs of warm-up."""
-        return min(40.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+        return min(self.papers_warmup, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def last_weight_decay(self):
+        """The weight decay at the end."""
+        return self.weight_decay if self.weight_decay_end is None else self.weight_decay_end

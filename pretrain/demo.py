@@ -1,6 +1,6 @@
 """The main job in a few minutes on two CPU cores: pretrain a small network without labels, and see what that is worth.
 
-    make demo          or          python -m pretrain.demo [FOLDER]
+    make demo          or          python -m pretrain.demo [FOLDER] [--method=a2mim]
 
 1. It draws 3,000 fabrics of twelve patterns (common/fabrics.py), and 600 others to hold out.
 2. It pretrains `your_convnet` on them through main.sh.
@@ -28,13 +28,14 @@ from common.fabrics import PATTERNS, write_fabrics
 from common.pictures import labelled_rows
 from common.reliability.checkpoint import write_atomically
 from common.seeds import seed_for
-from pretrain.results.pictures import views, write_picture
+from pretrain.methods import DEFAULT, METHODS, method_of
+from pretrain.results.pictures import hidden_cells, views, write_picture
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
-from pretrain.spark import build_spark
 
 MODEL = ('--model=your_convnet', '--input_size=64')
-TRAINING = (*MODEL, '--decoder_width=64', '--bs=32', '--lr=3e-2', '--val_every=1000', '--picture_every=5', '--ngpu_per_node=1')
+TRAINING = (*MODEL, '--bs=32', '--val_every=1000', '--picture_every=5', '--ngpu_per_node=1')
+OF_METHODS = {'spark': ('--decoder_width=64', '--lr=3e-2'), 'a2mim': ('--cell_size=8',)}  # what suits so small a network
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # held-out images in the picture
 TILE = 160  # pixels, the side of an image in the picture
@@ -61,6 +62,7 @@ class Demo:
     val: int
     epochs: int
     seed: int
+    method: str = DEFAULT
 
     @property
     def world(self):
@@ -86,7 +88,7 @@ class Demo:
         """Note what the folder is for. Raises ValueError if it holds a demo with other options."""
         options = {name: value for name, value in dataclasses.asdict(self).items() if name != 'folder'}
         note = self.folder / 'demo.json'
-        if note.exists() and json.loads(note.read_text()) != options:
+        if note.exists() and {'method': DEFAULT, **json.loads(note.read_text())} != options:
             raise ValueError(f'{self.folder} holds a demo with other options: give another folder')
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(note, json.dumps(options))
@@ -108,6 +110,7 @@ def draw(demo):
 def train(demo):
     """Pretrain, or go on; exits with the code of a run that was stopped."""
     command = ['bash', str(ROOT / 'pretrain' / 'main.sh'), 'fabrics', f'--data_path={demo.world}', *TRAINING,
+               f'--method={demo.method}', *OF_METHODS.get(demo.method, ()),
                f'--epochs={demo.epochs}', f'--warmup_epochs={demo.epochs / 10}', f'--seed={demo.seed}']
     print(' '.join(command), flush=True)
     process = subprocess.Popen(command, cwd=demo.folder, env={**os.environ, 'PYTHON': sys.executable})
@@ -146,7 +149,7 @@ def measure(demo, probe):
 def untrained(options):
     """The network that a run with these options starts from, in evaluation mode."""
     torch.manual_seed(seed_for('weights', options.seed))
-    return build_spark(**options.network).eval()
+    return METHODS[options.method].build(options).eval()
 
 
 def show(demo):
@@ -155,9 +158,9 @@ def show(demo):
     paths = sorted((demo.world / 'val').rglob('*.png'), key=lambda path: path.name)
     step = len(PATTERNS) // SHOWN  # Neighbours are of different patterns, and so many fabrics have all of them.
     images = torch.cat([image for _, _, image in saved.each(paths[:len(PATTERNS):step])])
-    visible = saved.spark.draw_visible(len(images), torch.Generator().manual_seed(seed_for('picture', 0)))
-    before, after = (views(spark, images, visible, saved.options.normalisation)
-                     for spark in (untrained(saved.options), saved.spark))
+    visible = saved.network.draw_visible(len(images), torch.Generator().manual_seed(seed_for('picture', 0)))
+    before, after = (views(network, images, visible, saved.options.normalisation)
+                     for network in (untrained(saved.options), saved.network))
     rows = {'image': after.image, 'what the network sees': after.masked,
             'reconstruction before pretraining': before.reconstruction,
             'reconstruction after pretraining': after.reconstruction}
@@ -168,11 +171,13 @@ def report(demo):
     """Say what came out of it."""
     log = read_log(demo.run)
     before, after = log.before['val_loss'], log.epochs[-1]['val_loss']
+    meaning = method_of(log.config, demo.run).loss_meaning(log.config)
+    shown = hidden_cells(meaning.target)
     print(f'''
 {demo.val:,} held-out fabrics of {len(PATTERNS)} patterns, which no training saw:
 
                                     untrained   pretrained
-  loss on hidden cells              {before:9.3f}    {after:9.3f}     1 is what a decoder gets that says nothing''')
+  {meaning.of_cells + ' on hidden cells':32}  {before:9.3f}    {after:9.3f}     {meaning.of_nothing}'''.rstrip())
     for probe, accuracy in json.loads(demo.results.read_text()).items():
         print(f'  {PROBES[probe].title:32}  {accuracy["untrained"]:7.1f} %    {accuracy["pretrained"]:7.1f} %     '
               f'{100 / len(PATTERNS):.1f} % is chance')
@@ -180,7 +185,7 @@ def report(demo):
 k-NN and the linear probe tell the patterns apart by frozen features. Labels were for them alone: pretraining had none.
 
 Look at       {demo.picture}
-              (each hidden cell has the true cell's mean and deviation: the network predicts the rest)
+              {shown}
 Weights       {demo.weights}
 Curves        tensorboard --logdir {demo.run / "tensorboard_log"}
 Your images   bash pretrain/main.sh my_run --data_path=DIR --model=resnet50''')
@@ -193,6 +198,7 @@ def main(argv=None):
     parser.add_argument('--val', type=int, default=600, help='held-out images (default: 600)')
     parser.add_argument('--epochs', type=int, default=10, help='(default: 10)')
     parser.add_argument('--seed', type=int, default=0, help='of the network, the masks and the order (default: 0)')
+    parser.add_argument('--method', choices=METHODS, default=DEFAULT, help=f'of pretraining (default: {DEFAULT})')
     options = vars(parser.parse_args(argv))
     demo = Demo(**{**options, 'folder': Path(options['folder']).resolve()})
     with errors_in_one_sentence():

@@ -94,7 +94,7 @@ def remarks(saved, to):
                f'({number_and_first_of(saved.loaded.missing)} are missing)')
     else:
         yield 'It has no classifier: the given file has none'
-    idle = [key for key in saved.spark.encoder.unused if key in saved.weights and key not in saved.head]
+    idle = [key for key in saved.network.encoder.unused if key in saved.weights and key not in saved.head]
     if idle and saved.is_encoder and to in ('timm', 'torchvision', 'hf'):
         yield (f'{number_and_first_of(idle)} are as in the given file; pretraining does not train them, and '
                'the features do not depend on them')

@@ -38,14 +38,14 @@ def features(saved, sources, out, maps=True, say=print):
 
     Returns (names, pooled). Raises ValueError.
     """
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     out = folder_for(out)
     names = []
     pooled = []
     line = LiveLine(say)
     with line.counting('features') as count:
         for index, name, image in saved.each(sources, line.say, count):
-            levels = [level[0] for level in encoder(image)]
+            levels = [level[0] for level in saved.network.pyramid(image)]
             names.append(name)
             pooled.append(levels[-1].mean((1, 2)).numpy())
             if maps:

@@ -2,9 +2,11 @@
 
 The batch of a step is cut into groups of neighbouring images, in the order that `Steps` gives it. A rank has several whole
 groups, or several neighbouring ranks share one. So the groups, and the loss, do not depend on how a batch is
-divided among ranks and parts.
+divided among ranks and parts. Which groups fit is in pretrain/group_sizes.py.
 """
 import torch.distributed as dist
+
+from pretrain.group_sizes import against
 
 
 class GroupMeans:
@@ -16,7 +18,9 @@ class GroupMeans:
     """
 
     def __init__(self, group, part, ranks=1):
-        check_groups(group, part, ranks)
+        why_not = against(group, part * ranks, ranks)
+        if why_not:
+            raise ValueError(why_not)
         self.here = min(group, part)
         self.sharing = group // self.here  # ranks that share a group
         self.process_group = None
@@ -32,16 +36,3 @@ class GroupMeans:
         shared = means.detach() / self.sharing
         dist.all_reduce(shared, group=self.process_group)
         return shared + (means - means.detach())
-
-
-def check_groups(group, part, ranks=1):
-    """Raise ValueError unless ranks that take `part` images at a time each can form whole groups."""
-    fits = part % group == 0 or group % part == 0 and ranks % (group // part) == 0
-    if not fits:
-        together = part * ranks
-        good = [size for size in range(1, together + 1)
-                if part % size == 0 or size % part == 0 and ranks % (size // part) == 0]
-        below, above = [size for size in good if size < group][-1:], [size for size in good if size > group][:1]
-        what = f'{together} images at a time' if ranks == 1 else f'{part} images at a time on each of {ranks} ranks'
-        raise ValueError(f'--fourier_group={group} does not divide {what}: give '
-                         f'{" or ".join(f"--fourier_group={size}" for size in (*below, *above))}, or another --bs or --accum')

@@ -18,7 +18,7 @@ if not __package__:  # started as a file: imports are absolute from the root
 
 from common.cli import errors_in_one_sentence, reader_may_leave
 from common.start import said_if_long, say_loading
-from pretrain.options import parse_options
+from pretrain.options import DEFAULT, parse_options
 
 
 def pretrain(options, dataset=None, val_dataset=None, method=None):
@@ -36,7 +36,6 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
     from common.training.recipe import saved_options
     from pretrain.methods import METHODS
     from pretrain.pretraining import Pretraining, Run
-    from pretrain.recipe import Recipe
 
     with distributed(options.stall_minutes, options.folder) as ranks:
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)
@@ -44,9 +43,14 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
         images, held_out = with_held_out(images, held_out, options.val_fraction, options.seed)
         method = method or METHODS[options.method]
         saved = saved_options(options, Run.checkpoint_of(options), ranks)
-        options, chosen = Recipe().settled(options, len(images), ranks, saved)
-        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen,
-                  learning_rate_ends=method.learning_rate_ends)
+        then = saved.get('method', DEFAULT) if saved else method.name
+        if then != method.name:
+            raise ValueError(f'{options.resume or options.folder} is of another run: method was {then} and is {method.name} '
+                             f'now. Give --method={then}, another name, or --fresh to start over')
+        options, chosen = method.recipe.settled(options, len(images), ranks, saved)
+        run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen, curve=method.curve(options))
+        if not saved:
+            run.parts(None)  # raises ValueError for parts that do not fit, before the network is built
         return Pretraining(run, images, held_out, method).fit()
 
 

@@ -42,7 +42,7 @@ DEFAULT = spark_options.SPARK  # of --method, and of runs from before there was 
 
 def options_of(name):
     """The MethodOptions of a method. Raises ValueError for one that is not known."""
-    if name not in OPTIONS:
+    if name not in list(OPTIONS):  # a list: what a file says may be no text, and cannot be looked up then
         raise ValueError(f'method is one of {", ".join(OPTIONS)}, not {name}')
     return OPTIONS[name]
 
@@ -64,6 +64,16 @@ def parse_options(argv=None, program='pretraining'):
     program: what the command is called in its help.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    name = named_method(argv)
+    method = OPTIONS[name]
+    named = '' if name == DEFAULT else f' --method={name}'
+    examples = tuple((command + named, what) for command, what in EXAMPLES)
+    about = About(method.title, examples, MOST_USED)
+    return parse(method.options, program, about, argv, method.recipe)
+
+
+def named_method(argv):
+    """The name of the method that a command line gives, or DEFAULT. Exits with code 2 if it is not known."""
     name = DEFAULT
     for flag, value in zip(argv, [*argv[1:], '']):
         if flag == '--method':
@@ -73,6 +83,4 @@ def parse_options(argv=None, program='pretraining'):
     if name not in OPTIONS:
         sys.stderr.write(f'error: --method is one of {", ".join(OPTIONS)}, not {name or "empty"}\n')
         sys.exit(2)
-    method = OPTIONS[name]
-    about = About(method.title, EXAMPLES, MOST_USED)
-    return parse(method.options, program, about, argv, method.recipe)
+    return name

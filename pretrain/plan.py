@@ -15,6 +15,7 @@ import dataclasses
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -28,14 +29,13 @@ from common.training.log import duration
 from common.training.recipe import IMAGENET
 from common.words import counted
 from pretrain.data import find_images
+from pretrain.methods import DEFAULT, METHODS, method_of, options_of
+from pretrain.options import named_method
 from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import Line
 from pretrain.planning.scaling import step_seconds
 from pretrain.pretraining import Run
-from pretrain.recipe import Recipe
 from pretrain.results.read_log import read_log
-from pretrain.spark_method import SparKMethod
-from pretrain.spark_options import SparKOptions, recipe
 
 GIB = 2 ** 30
 # How far off predictions were where they could be checked: on two cores of an AMD EPYC, torch 2.15 (docs/scale.md).
@@ -54,8 +54,8 @@ ABOUT = About(
 
 
 @dataclass(frozen=True)
-class PlanOptions(SparKOptions):
-    """Those of the run, and the machine that is thought of. Raises ValueError."""
+class MachineOptions:
+    """The machine that is thought of, and how fast it is: what a plan adds to the options of a run. Raises ValueError."""
 
     gpus: int = option(8, 'GPUs, all together', 'plan')
     memory: float = option(80.0, 'of a GPU, in GiB', 'plan')
@@ -96,6 +96,20 @@ class PlanOptions(SparKOptions):
         require(len(given) < 2, f'{" and ".join(given)} each say how fast the run is: give one of them')
 
 
+@cache
+def options_class(method):
+    """The class of the options of a plan: those of a run with the method of this name, and MachineOptions."""
+    @dataclass(frozen=True)
+    class PlanOptions(MachineOptions, options_of(method).options):
+        """The options of a run, and the machine that is thought of. Raises ValueError."""
+    return PlanOptions
+
+
+def plan_options(**given):
+    """Options of a plan from Python; `method` among them names the method. Raises ValueError."""
+    return options_class(given.get('method', DEFAULT))(**given)
+
+
 @dataclass(frozen=True)
 class Speed:
     """seconds: of a step on one GPU by its images, a Line. how: where it is from. ranks: that it was measured with together."""
@@ -104,15 +118,15 @@ class Speed:
     ranks: int = 1
 
 
-def speed_of(options, counts, spark):
+def speed_of(options, counts, network):
     """The Speed of one GPU from what the options have; None if they have nothing. Raises ValueError."""
     if options.images_per_second:
         return Speed(Line(0, 1 / options.images_per_second), 'given')
     if options.log:
         return logged(options)
     if options.measure:
-        spark.accelerated = None  # as a run on this machine has it
-        return measured(Step(spark, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
+        accelerate(network, None)  # as a run on this machine has it
+        return measured(Step(network, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
     if options.tflops:
         seconds = counts.operations / (options.tflops * 1e12 * options.utilisation)
         return Speed(Line(0, seconds), f'predicted: {options.utilisation:.0%} of {options.tflops:g} TFLOPS, a share that is '
@@ -124,8 +138,11 @@ def logged(options):
     """The Speed of a run, by its log. Raises ValueError if it is of another network or size, or has no epoch yet."""
     path = Path(options.log)
     log = read_log(path if path.is_dir() else path.parent)
-    for field in ('model', 'input_size', 'mask_ratio', 'decoder_width', 'decoder'):
-        now, then = getattr(options, field), log.config.get(field, getattr(SparKOptions, field))
+    then = method_of(log.config, path).name
+    require(then == options.method,
+            f'{options.log} is of a run with --method={then}, and this plan has {options.method}: give the same')
+    for field in ('model', 'input_size', 'mask_ratio', *METHODS[options.method].step_options):
+        now, then = getattr(options, field), log.config.get(field, getattr(type(options), field))
         then = tuple(then) if isinstance(then, list) else then
         require(now == then, f'{options.log} is of a run with --{field}={then}, and this plan has {now}: give the same')
     rates = [entry['images_per_second'] for entry in log.epochs if entry['step'] > log.runs[-1]['step']]
@@ -159,7 +176,7 @@ class Plan:
 
     smallest: images that a part must have.
     """
-    options: PlanOptions
+    options: MachineOptions
     counts: Counts
     speed: Speed | None
     smallest: int = 1
@@ -174,8 +191,9 @@ class Plan:
             need = self.counts.held(self.smallest, False, self.inputs) * (1 + MEMORY_ERROR) / GIB + options.reserve
             few = 'one image at a time takes' if self.smallest == 1 else \
                 f'{self.smallest} images at a time, which the norms of this network need, take'
+            smaller = ' or '.join(f'--{name}' for name in ('input_size', *widths_of(options)))
             raise ValueError(f'{few} {need:.1f} GiB of a GPU, and --memory says {options.memory:g}: give a smaller '
-                             '--input_size or --decoder_width, or a GPU with more')
+                             f'{smaller}, or a GPU with more')
         object.__setattr__(self, 'parts', fitting[0])
 
     @property
@@ -232,8 +250,8 @@ class Plan:
 
     def __str__(self):
         options, (height, width) = self.options, self.options.size
-        title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, decoder {options.decoder}, ' \
-                f'{options.decoder_width} wide, {options.precision or "bf16"}, {options.opt}: ' \
+        title = f'{options.model}, {height} x {width} px, {options.mask_ratio:.0%} hidden, ' \
+                f'{METHODS[options.method].in_words(options)}, {options.precision or "bf16"}, {options.opt}: ' \
                 f'{counted(options.batch_size, "image")} a step on {counted(options.gpus, "GPU")} of {options.memory:g} GiB\n'
         tables = (('memory of a GPU', self.memory()), ('batch', self.batch()), ('run', self.time()), ('files', self.files()))
         return title + ''.join(f'\n{name}\n' + ''.join(f'  {what:<30}{value:>16}   {how}\n' for what, value, how in rows)
@@ -318,11 +336,22 @@ def mib(size):
     return f'{size / 2 ** 20:.1f} MiB'
 
 
+def widths_of(options):
+    """Names of the numbers among the method's own options that time and memory of a step depend on."""
+    return [name for name in METHODS[options.method].step_options if isinstance(getattr(options, name), int)]
+
+
 def build(options):
     """The network in its plain form, which is what GPUs run, so that its memory and operations are theirs."""
-    spark = SparKMethod().build(options)
-    spark.accelerated = False
-    return spark
+    network = METHODS[options.method].build(options)
+    accelerate(network, False)
+    return network
+
+
+def accelerate(network, accelerated):
+    """Choose the form of a network that has one for CPUs besides: see SparK.accelerated."""
+    if hasattr(network, 'accelerated'):
+        network.accelerated = accelerated
 
 
 def training_images(options):
@@ -342,24 +371,25 @@ def plan(options):
     options = dataclasses.replace(options, images=training_images(options))
     is_cpu = options.measure and not torch.cuda.is_available()  # the plan is of this machine
     ranks = Ranks(0, options.gpus, torch.device('cpu' if is_cpu else 'cuda'))
-    options, _ = Recipe().settled(options, options.images, ranks)
+    options, _ = METHODS[options.method].recipe.settled(options, options.images, ranks)
     speed = logged(options) if options.log else None  # first: the rest takes a while
-    spark = build(options)
+    network = build(options)
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)
-    names = spark.single_valued if options.accum == 'auto' else \
-        [name for name in spark.single_valued if not run.shares(spark.get_submodule(name))]
+    names = network.single_valued if options.accum == 'auto' else \
+        [name for name in network.single_valued if not run.shares(network.get_submodule(name))]
     smallest = 2 if names and run.share > 1 else 1
     if run.share == 1 or run.share == options.accum:
         image = torch.zeros(1, options.in_chans, *options.size)
-        run.with_norms(None, spark, lambda: spark(image))  # refuses parts of one image where they cannot be trained
-    counts = Counts.of(options, spark)
-    return Plan(options, counts, speed or speed_of(options, counts, spark), smallest)
+        run.with_norms(None, network, lambda: network(image))  # refuses parts of one image where they cannot be trained
+    counts = Counts.of(options, network)
+    return Plan(options, counts, speed or speed_of(options, counts, network), smallest)
 
 
 @reader_may_leave()
 def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
-    options = parse(PlanOptions, 'pretrain.plan', ABOUT, argv, recipe)
+    name = named_method(sys.argv[1:] if argv is None else argv)
+    options = parse(options_class(name), 'pretrain.plan', ABOUT, argv, options_of(name).recipe)
     with errors_in_one_sentence():
         say('Counting the memory and the operations of steps of two and three images ...', sys.stderr)
         print(plan(options))

@@ -55,13 +55,14 @@ class Look:
 
     pictures: {field of Views: picture}, those that `captions` has for the network; lines are drawn between
     the cells of the masked one. levels: [(picture, caption)] of the feature pyramid. loss: on the hidden
-    cells. hidden: how many of its `cells` are hidden.
+    cells. hidden: how many of its `cells` are hidden. loss_name: what the loss is called.
     """
     pictures: dict
     levels: list
     loss: float
     hidden: int
     cells: int
+    loss_name: str
 
 
 def read_upload(file, prepare):
@@ -103,14 +104,14 @@ class Playground:
 
     def encoder(self, network):
         """Return the encoder of the network with this number."""
-        return self.networks[network].spark.encoder
+        return self.networks[network].network.encoder
 
     def draw(self, ratio, seed):
         """Draw a random Mask of the first network, with at least one visible and one hidden cell.
 
         ratio: share of hidden cells.
         """
-        cells = self.networks[0].spark.cells
+        cells = self.networks[0].network.cells
         number = int(seed or 0) % 2 ** 63  # the page's box may be emptied, which is None
         order = torch.rand(cells, generator=torch.Generator().manual_seed(number)).argsort()
         num_visible = min(max(round(cells * (1 - ratio)), 1), cells - 1)
@@ -163,19 +164,20 @@ class Playground:
 
     def look_of(self, saved, image, visible):
         """Return the Look of one network."""
-        spark = saved.spark
-        view = views(spark, image, visible, saved.options.normalisation)
+        network = saved.network
+        view = views(network, image, visible, saved.options.normalisation)
         levels = [(shown(picture), f'stride {stride}: {picture.shape[-2]} x {picture.shape[-1]}')
-                  for stride, picture in level_pictures(spark, image, visible).items()]
-        pictures = {field: shown(getattr(view, field)) for field in captions(spark)}
-        pictures['masked'] = shown(view.masked, spark.encoder.cell_size)
-        return Look(pictures, levels, view.loss.item(), spark.cells - visible.shape[1], spark.cells)
+                  for stride, picture in level_pictures(network, image, visible).items()]
+        pictures = {field: shown(getattr(view, field)) for field in captions(network)}
+        pictures['masked'] = shown(view.masked, network.encoder.cell_size)
+        return Look(pictures, levels, view.loss.item(), network.cells - visible.shape[1], network.cells,
+                    saved.method.loss_meaning(saved.options.as_dict()).of_cells)
 
     def values(self, image, mask):
         """Return what the page shows of an image, in the order of its parts in `page`."""
         values = []
         for look in self.look(image, mask):
-            loss = f'loss on the hidden cells {look.loss:.3f}; {look.hidden} of {look.cells} cells hidden'
+            loss = f'{look.loss_name} on the hidden cells {look.loss:.3f}; {look.hidden} of {look.cells} cells hidden'
             levels, texts = zip(*look.levels)
             values += [*look.pictures.values(), loss, labelled_columns([levels], texts)]
         return values

@@ -27,9 +27,10 @@ def page(play):
     """Return the page and how it looks: gradio.Blocks, and arguments of its `launch`."""
     import gradio as gr
     ratio = play.networks[0].options.mask_ratio
+    title = f'{" and ".join(dict.fromkeys(saved.method.title for saved in play.networks))} playground'
     first = draw('wheel_rays', np.random.default_rng(3), max(play.encoder(0).input_size))
-    with gr.Blocks(title='SparK playground', analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f'# SparK playground\n{HINT}')
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
+        gr.Markdown(f'# {title}\n{HINT}')
         image = gr.State(first)
         mask = gr.State(play.draw(ratio, 0))
         with gr.Row():
@@ -67,13 +68,13 @@ def parts_of(number, saved):
     Returns the parts whose values change: the pictures of `captions`, the loss, the levels.
     """
     import gradio as gr
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     h, w = encoder.grid
     gr.Markdown(f'## {as_markdown(saved.name)}: {as_markdown(saved.model)}\n{h} x {w} cells of '
                 f'{encoder.cell_size} px, pretrained with {100 * saved.options.mask_ratio:.0f} % of them hidden')
     parts = []
     with gr.Row(elem_classes='pictures'):
-        for field, caption in captions(saved.spark).items():
+        for field, caption in captions(saved.network).items():
             is_masked = field == 'masked'
             with gr.Column(min_width=0):
                 gr.Markdown('masked: **click a cell**' if is_masked else caption, elem_classes='caption')
@@ -81,8 +82,8 @@ def parts_of(number, saved):
                                       buttons=[], elem_id=f'{field}{number}'))
     loss = gr.Markdown(elem_id=f'loss{number}')
     with gr.Accordion('features, and what the pictures show', open=False):
-        gr.Markdown(explanation(saved.spark) + ' Below: the three principal components of each level of the '
-                    'feature pyramid as colours.')
+        about = explanation(saved.network, saved.method.masked_images(saved.options))
+        gr.Markdown(f'{about} Below: the three principal components of each level of the feature pyramid as colours.')
         levels = gr.Image(label='features', show_label=False, interactive=False, format='png', buttons=[],
                           elem_id=f'levels{number}')
     return [*parts, loss, levels]

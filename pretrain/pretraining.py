@@ -16,12 +16,12 @@ from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
 from common.training.compilation import uncompiled
 from common.training.device import Normalise, to_device
-from common.training.optim import build_optimizer, parameter_groups
-from common.training.schedule import weight_decay
+from common.training.optim import build_optimizer, set_schedule
+from common.training.run import precision_of
+from common.training.schedule import Cosine, CosineToFloor, Drop, weight_decay
 from common.training.trainer import Trainer
 from common.words import counted, described
 from pretrain.config import PretrainingOptions
-from pretrain.recipe import rate_for
 from pretrain.results.pictures import write_picture
 
 PICTURES = 8  # images of which a reconstruction is shown
@@ -33,7 +33,7 @@ class Run(run.Run):
     fit.
     """
     options: PretrainingOptions
-    learning_rate_ends: tuple | None = None  # of the method; only a run that trains needs them
+    curve: Cosine | CosineToFloor | Drop | None = None  # of the learning rate; only a run that trains needs it
 
     @staticmethod
     def checkpoint_of(options):
@@ -51,10 +51,15 @@ class Run(run.Run):
     def schedule(self, step):
         """(learning rate, weight decay) of a step."""
         options = self.options
-        start, end = self.learning_rate_ends
+        share, floor = self.along(self.curve, step)
         # The weight decay rises to its end once; if the run is given more epochs, it stays there.
-        decay = weight_decay(min(step, self.first_end - 1), self.first_end, options.weight_decay, options.weight_decay_end)
-        return self.learning_rate(step, start, end), decay
+        decay = weight_decay(min(step, self.first_end - 1), self.first_end, options.weight_decay, options.last_weight_decay)
+        return floor + options.peak_lr * share, decay
+
+    def floor(self, step):
+        """The part of the learning rate of a step that does not depend on its peak."""
+        _, floor = self.along(self.curve, step)
+        return floor
 
 
 class Pretraining(Trainer):
@@ -118,20 +123,29 @@ class Pretraining(Trainer):
 
     def build_optimizer(self):
         options = self.options
-        groups = parameter_groups(self.network, options.weight_decay, self.method.no_decay)
+        groups = self.method.parameter_groups(self.network, options)
         return build_optimizer(options.opt, groups, self.method.betas(self.network, options))
+
+    def before_step(self, step):
+        set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
 
     def connect_ranks(self):
         self.method.connect(self.network, self.options, self.run.share // self.accum, self.ranks)
+        sums = self.method.term_sums(self.network)
+        if sums is not None:
+            sums.zero_()  # Steps were tried before, for memory and compilation.
+            if self.saved and self.ranks.is_main:
+                sums += torch.tensor(self.saved.get('term_sums', [0.0]), dtype=sums.dtype, device=sums.device)
 
     # -- images and masks ------------------------------------------------------------------------------------
 
     def make_datasets(self):
         options, size = self.options, self.network.input_size
         augmented = {'pillow': Augmented, 'fast': FastDecode, 'gpu': EncodedImages}[options.decode]
-        crop = RandomCrop(size, options.crop_scale, options.flip)
+        crop = RandomCrop(size, options.crop_scale, options.flip, options.interpolation)
+        centre = CentreCrop(size, interpolation=options.interpolation)
         return (augmented(self.images, crop, None, options.seed, timeout=options.read_timeout),
-                Augmented(self.images if self.val_images is None else self.val_images, CentreCrop(size), None,
+                Augmented(self.images if self.val_images is None else self.val_images, centre, None,
                           timeout=options.read_timeout))
 
     def make_batches(self):
@@ -183,7 +197,16 @@ class Pretraining(Trainer):
         val_loss = self.held_out_loss() if is_last or epoch % self.options.val_every == 0 else None
         if self.session.asked_to_stop():
             return None
-        return {'val_loss': val_loss}, '' if val_loss is None else f'held-out {val_loss:.4f}'
+        metrics = self.method.metrics(self.network, self.terms_of_all_ranks())
+        sums = self.method.term_sums(self.network)
+        if sums is not None:
+            sums.zero_()
+        return {'val_loss': val_loss, **metrics}, '' if val_loss is None else f'held-out {val_loss:.4f}'
+
+    def terms_of_all_ranks(self):
+        """The method's `term_sums`, added up over all ranks, as a list; None if it has none."""
+        sums = self.method.term_sums(self.network)
+        return None if sums is None else self.ranks.all_reduce(sums.clone()).tolist()
 
     @torch.no_grad()
     def held_out_loss(self):
@@ -244,8 +267,13 @@ class Pretraining(Trainer):
             self.log.warn(f'{error}. The run goes on without this picture')
         self.log.picture(caption, picture, epoch * self.run.per_epoch)
 
+    def save(self, step):
+        self.saved_terms = self.terms_of_all_ranks()  # The content of a checkpoint is asked of the main rank alone.
+        super().save(step)
+
     def checkpoint_content(self):
-        return {'model': plain_state(self.network), 'network': self.record}
+        terms = {} if self.saved_terms is None else {'term_sums': self.saved_terms}
+        return {'model': plain_state(self.network), 'network': self.record, **terms}
 
     # -- what is said ----------------------------------------------------------------------------------------
 
@@ -260,9 +288,13 @@ class Pretraining(Trainer):
             held_out += f' ({self.val_images.root})'
         warmup = f"{counted(options.warmup, 'epoch')}, {counted(run.warmup_steps, 'step')}"
         if options.warmup_epochs is None:
-            warmup += ' (not given: 40, or a tenth of fewer than 400)'
+            most = options.papers_warmup
+            warmup += f' (not given: {most:g}, or a tenth of fewer than {10 * most:g})'
         if run.ended_at:
             warmup = counted(run.warmup_of(self.start), 'step')
+        clipped = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
+        decay = ' to '.join(dict.fromkeys([f'{options.weight_decay}', f'{options.last_weight_decay}']))
+        departures = self.method.departures(options, precision_of(options, self.ranks))
         whole = whole_of(self.images)
         where = getattr(whole, 'root', type(whole).__name__)
         return described([
@@ -272,13 +304,11 @@ class Pretraining(Trainer):
             ('', not_looked_at(self.images, self.val_images, 'held-out')),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
-            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient '
-                          'clipped to norm '
-             f'{options.clip_grad:g}'),
-            ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {options.weight_decay} to '
-             f'{options.weight_decay_end}'),
+            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient {clipped}'),
+            ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {decay}'),
             ('warm-up', warmup),
             ('precision', run.precision),
+            *zip(['departures', *[' '] * len(departures)], departures),
             *self.compiled.described(),
             ('kernels', run.launching(self.is_graphed)),
             ('machine', run.machine),
@@ -295,9 +325,9 @@ class Pretraining(Trainer):
         yield from super().warnings()
         if not saved:
             yield from self.method.warnings(self.network, options)
-        advised = rate_for(options, self.run.images)
+        advised = self.method.recipe.advised_rate(options, self.run.images)
         is_papers = options.recipe == 'paper' and options.lr is None
-        if options.opt == 'lamb' and not is_papers and not advised / 4 <= options.peak_lr <= advised * 4:
+        if advised and not is_papers and not advised / 4 <= options.peak_lr <= advised * 4:
             what = 'with far less little is learned'
             if options.peak_lr > advised:
                 what = f'with {options.peak_lr / advised:,.0f} times as much the loss will hardly fall, or becomes NaN'

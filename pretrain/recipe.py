@@ -1,4 +1,4 @@
-"""Batch, epochs and learning rate of a pretraining where they are not given: --recipe=paper or auto.
+"""Batch, epochs and learning rate of a pretraining with SparK where they are not given: --recipe=paper or auto.
 
 `paper` is the official setting to the letter: batches of 4,096 images, 1,600 epochs, LAMB with a peak rate of
 2e-4 for each 256 images of the batch. It is the default on GPUs for 65,536 images (16 batches) to 2.5 million
@@ -23,7 +23,7 @@ HIGHEST_LR = 0.03
 
 
 class Recipe(recipe.Recipe):
-    """Those of a pretraining."""
+    """Those of a pretraining with SparK; other methods derive from it."""
     before = {**PAPER, 'lr': None, 'accum': 1}
     fewest_images = recipe.STEPS_AN_EPOCH * PAPER['batch_size']
     most_images = 2_500_000
@@ -32,11 +32,15 @@ class Recipe(recipe.Recipe):
         return PAPER
 
     def length(self, options, papers, on_gpus):
-        steps = PAPER['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
-        return steps, PAPER['epochs']
+        steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+        return steps, papers['epochs']
 
     def rate(self, options, papers, images):
         return rate_for(options, images)
+
+    def advised_rate(self, options, images):
+        """The peak learning rate from which another should not be far; None if none is known."""
+        return rate_for(options, images) if options.opt == 'lamb' else None
 
 
 def rate_for(options, images):

@@ -41,9 +41,10 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
     Returns [(file, loss)]. Raises ValueError.
     """
     saved.require_decoder()
-    spark = saved.spark
-    shown = captions(spark)
-    given = None if mask is None else read_mask(mask, spark.encoder.grid)
+    network = saved.network
+    shown = captions(network)
+    given = None if mask is None else read_mask(mask, network.encoder.grid)
+    loss_name = saved.method.loss_meaning(saved.options.as_dict()).of_cells
     out = folder_for(out)
     losses = []
     rows = []
@@ -52,23 +53,24 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
     with line.counting('reconstructed') as count:
         for index, name, image in saved.each(sources, line.say, count):
             generator = torch.Generator().manual_seed(seed + index)
-            visible = spark.draw_visible(1, generator) if given is None else given
-            view = views(spark, image, visible, saved.options.normalisation)
+            visible = network.draw_visible(1, generator) if given is None else given
+            view = views(network, image, visible, saved.options.normalisation)
             loss = view.loss.item()
             pictures = {field: getattr(view, field)[0] for field in shown}
             if grid:
-                cell = spark.encoder.cell_size
+                cell = network.encoder.cell_size
                 pictures = {field: with_grid(picture, cell) for field, picture in pictures.items()}
             stem = f'{index:04}_{Path(name).stem}'
             for field in ('masked', 'reconstruction', 'error'):
                 write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
             if len(rows) < MAX_ON_SHEET:
                 rows.append(list(pictures.values()))
-                texts.append(f'{printable(stem)}, loss {loss:.3f}')
+                texts.append(f'{printable(stem)}, {loss_name} {loss:.3f}')
             losses.append((name, loss))
-            line.say(f'{name}: loss {loss:.3f} on {spark.cells - visible.shape[1]} hidden cells of {spark.cells}')
+            line.say(f'{name}: {loss_name} {loss:.3f} on {network.cells - visible.shape[1]} hidden cells of {network.cells}')
     sheet = out / 'contact_sheet.png'
-    write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, explanation(spark)))
+    about = explanation(network, saved.method.masked_images(saved.options))
+    write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, about))
     say(f'{len(losses)} image{"s" * (len(losses) > 1)} in {out}, all on {sheet}'
         + (f' (the first {MAX_ON_SHEET})' if len(losses) > MAX_ON_SHEET else ''))
     return losses

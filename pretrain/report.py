@@ -22,20 +22,14 @@ from common.cli import errors_in_one_sentence, expanded, folder_for, needs, read
 from common.reliability.checkpoint import write_atomically
 from common.training.log import duration
 from common.words import counted
+from pretrain.methods import method_of, options_of
 from pretrain.results.charts import charts
 from pretrain.results.pictures import hidden_cells, read_picture
 from pretrain.results.read_log import epoch_of, pictures_of, read_log
-from pretrain.spark_options import SparKOptions as Options
 
 MAX_PICTURES = 24  # of a run, so that the page of a long run stays a few MB
 MAX_WIDTH = 1200  # pixels of a picture
 QUALITY = 80  # of a picture as JPEG, which takes about a third of what PNG takes
-LOSSES = {  # what the loss means, by what a run predicts
-    'normalised': 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the '
-                  'first epochs, 0.2 to 0.4 at the end of long runs.',
-    'pixels': 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean '
-              'and --std: predicting the mean everywhere gives 1 if --mean and --std are those of the '
-              'images.'}
 
 
 def report(folders, out):
@@ -44,12 +38,15 @@ def report(folders, out):
     logs = [read_log(folder) for folder in folders]
     run_names = [log.name for log in logs]
     names = [log.name if run_names.count(log.name) == 1 else str(log.folder) for log in logs]
+    methods = [method_of(log.config, log.folder) for log in logs]
     try:
-        all_pictures = [pictures(log, name, number) for number, (log, name) in enumerate(zip(logs, names))]
+        losses = [method.loss_meaning(log.config) for method, log in zip(methods, logs)]
+        all_pictures = [pictures(log, name, number, losses[number].target)
+                        for number, (log, name) in enumerate(zip(logs, names))]
         all_starts = [starts(log, name) for log, name in zip(logs, names)]
-        page = PAGE.format(title=html.escape(', '.join(names)), summary=summary(logs, names),
-                           meaning=meaning(logs), charts=charts(logs, names), pictures=''.join(all_pictures),
-                           options=options_table(logs, names), starts=''.join(all_starts))
+        page = PAGE.format(title=html.escape(', '.join(names)), summary=summary(logs, names, methods),
+                           meaning=meaning(methods, losses), charts=charts(logs, names, losses), pictures=''.join(all_pictures),
+                           options=options_table(logs, names, methods), starts=''.join(all_starts))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError('the log of one of these runs is not as this program writes it '
                          f'({type(error).__name__}: {error}): leave that run away') from error
@@ -82,9 +79,10 @@ def table_row(texts):
     return f'<th>{first}</th>' + ''.join(f'<td>{text}</td>' for text in others)
 
 
-def summary(logs, names):
+def summary(logs, names, methods):
     """Return the table of what the runs reached, a column for each run, as HTML."""
     about = {
+        'method': [method.title for method in methods],
         'network': [log.config['model'] for log in logs],
         'epochs': [f'{log.epochs[-1]["epoch"] if log.epochs else 0} of '
                    f'{log.config["epochs"]}' for log in logs],
@@ -112,17 +110,24 @@ def energy(log):
     return f'{sum(values):.2f} kWh' if values and None not in values else 'not measured'
 
 
-def meaning(logs):
-    """Return what the losses of some runs mean, as HTML: a sentence for each target that there is."""
-    targets = [target for target in LOSSES if any(log.target == target for log in logs)]
-    sentences = [LOSSES[target] for target in targets]
-    if len(targets) > 1:
+def meaning(methods, losses):
+    """Return what the losses of some runs mean, as HTML: a sentence for each kind of loss that there is."""
+    titles = {method.title for method in methods}
+    kinds = {(method.title, loss.sentence): loss for method, loss in zip(methods, losses)}
+    sentences = [sentence if len(titles) == 1 else f'{title}: {sentence}'
+                 for (title, sentence), _ in sorted(kinds.items(), key=lambda kind: kind[1].target)]
+    if len(titles) > 1:
+        sentences.append('Losses of different methods cannot be compared.')
+    elif len(kinds) > 1:
         sentences.append('Losses of different targets cannot be compared.')
-    return ' '.join(sentences)
+    return html.escape(' '.join(sentences), quote=False)
 
 
-def pictures(log, name, number):
-    """Return the reconstructions of a run, with a slider over the epochs, as HTML. number: of the run."""
+def pictures(log, name, number, target):
+    """Return the reconstructions of a run, with a slider over the epochs, as HTML.
+
+    number: of the run. target: what it predicts, see LossMeaning.
+    """
     paths = pictures_of(log.folder)
     if len(paths) > MAX_PICTURES:
         paths = [paths[round(i * (len(paths) - 1) / (MAX_PICTURES - 1))] for i in range(MAX_PICTURES)]
@@ -131,7 +136,7 @@ def pictures(log, name, number):
         folder = html.escape(str(log.folder / 'reconstructions'))
         return f'<h3>{html.escape(name)}</h3><p>No pictures in {folder}.</p>'
     return SLIDER.format(name=html.escape(name), number=number, last=len(frames) - 1, **frames[-1],
-                         hidden=hidden_cells(log.target), frames=json.dumps(frames))
+                         hidden=hidden_cells(target), frames=json.dumps(frames))
 
 
 def embedded(path):
@@ -143,19 +148,23 @@ def embedded(path):
     return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
-def options_table(logs, names):
+def options_table(logs, names, methods):
     """Return what the runs were given, as HTML: first what differs between them, the rest folded away."""
     fields = list(dict.fromkeys(field for log in logs for field in log.config))
     rows = []
     for field in fields:
-        default = getattr(Options, field, None)  # of an option that is younger than a run
-        values = [log.config.get(field, default) for log in logs]
+        values = [log.config.get(field, default_of(field, method)) for log, method in zip(logs, methods)]
         rows.append([field, *('not given' if value is None else value for value in values)])
     differing = [row for row in rows if len({str(value) for value in row[1:]}) > 1]
     same = [row[:2] for row in rows if row not in differing]
     shown = table(differing, ['', *names], 'differing') if differing and len(logs) > 1 else ''
     word = 'Options that all have alike' if len(logs) > 1 else 'All options'
     return f'{shown}<details{"" if shown else " open"}><summary>{word}</summary>{table(same)}</details>'
+
+
+def default_of(field, method):
+    """Return the default of an option that a run was saved without; None if its method has no such option."""
+    return getattr(options_of(method.name).options, field, None)
 
 
 def starts(log, name):

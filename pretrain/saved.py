@@ -1,12 +1,14 @@
 """A pretrained network read back: from a run folder, one of its files, or a file of the official release.
 
-    saved = read_saved('output_my_run')      # or resnet50_1kpretrained.pth,
-    res50_withdecoder_1kpretrained_spark_style.pth saved.spark.reconstruct(images,
-    saved.spark.draw_visible(len(images)))
+    saved = read_saved('output_my_run')     # or a file, such as res50_withdecoder_1kpretrained_spark_style.pth
+    saved.network.reconstruct(images, saved.network.draw_visible(len(images)))
 
-Files of downstream_imagenet and downstream_coco, and other files of weights, are read too, for what is done
-with an encoder.
+A run says with which method it was pretrained. Of another file it is the method that is given, or the one of which
+it holds a whole network, or else SparK. Files of downstream_imagenet and downstream_coco, and other files of weights,
+are read too, for what is done with an encoder.
 """
+import dataclasses
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +25,15 @@ from common.networks.guess import guess_model
 from common.networks.keys import unwrap
 from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
+from pretrain.config import PretrainingOptions
+from pretrain.masked_network import MaskedNetwork
+from pretrain.methods import DEFAULT, METHODS, Method, method_of, options_of
 from pretrain.results.read_log import read_log
-from pretrain.spark import SparK, build_spark
-from pretrain.spark_options import SparKOptions as Options
-from pretrain.spark_weights import decoder_width, encoder_entries, find_init, is_in_whole
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had
-OF_NETWORK = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'levels', 'mean', 'std',
-              'pixel_range', 'target')  # options that the log of a run says of a file beside it
+OF_NETWORK = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'mean', 'std',
+              'pixel_range')  # options that the log of a run says of a file beside it, and `Method.encoder_options`
+ENCODER = 'encoder.cnn.'  # what the keys of the CNN begin with in a whole network of any method
 LARGE = 4096  # pixels; a network is tried on two images of its size when it is built
 
 
@@ -38,16 +41,17 @@ LARGE = 4096  # pixels; a network is tried on two images of its size when it is 
 class Saved:
     """A pretrained network and what is known of it.
 
-    spark: in evaluation mode, on the CPU. options: of the run, or what was given and guessed. has_decoder:
-    whether the file had one; if not, the decoder is untrained. step, images: of the run, None if they are not
-    known. path: the file. folder: the run's, None if the file stands alone. loaded: what was read of the
-    file. weights: {key: tensor}, its entries for the network, under timm's names; what is not among them is
-    drawn in spark. head: names of the entries of the classifier. has_classifier: whether the file holds a
-    trained classifier and all that it needs. is_encoder: whether it is from a training that does not train
-    the classifier. classes: their names, if the file has them.
+    network: in evaluation mode, on the CPU. method: by which it was pretrained, as far as that is known. options: of
+    the run, or what was given and guessed. has_decoder: whether the file had one; if not, the decoder is untrained.
+    step, images: of the run, None if they are not known. path: the file. folder: the run's, None if the file stands
+    alone. loaded: what was read of the file. weights: {key: tensor}, its entries for the CNN, under timm's names;
+    what is not among them is drawn in network. head: names of the entries of the classifier. has_classifier: whether
+    the file holds a trained classifier and all that it needs. is_encoder: whether it is from a training that does not
+    train the classifier. classes: their names, if the file has them.
     """
-    spark: SparK
-    options: Options
+    network: MaskedNetwork
+    method: Method
+    options: PretrainingOptions
     has_decoder: bool
     step: int | None
     images: int | None
@@ -87,7 +91,7 @@ class Saved:
         if not torch.is_tensor(image):
             check_channels(self.options.in_chans)
             image = as_channels(image, self.options.in_chans, self.options.reading, upright=True)
-        crop = CentreCrop(self.spark.encoder.input_size)
+        crop = CentreCrop(self.network.encoder.input_size)
         image = as_input(crop(image), self.options.normalisation)
         if not image.isfinite().all():
             raise ValueError('it holds NaN or infinite values')
@@ -126,8 +130,7 @@ class Saved:
         """Raise a ValueError if there is nothing to reconstruct with."""
         if not self.has_decoder:
             raise ValueError(f'{self.path} holds an encoder without its decoder, which cannot reconstruct: '
-                             'give the run folder or its *_still_pretraining.pth, or a '
-                             '*_withdecoder_1kpretrained_spark_style.pth')
+                             f'give the run folder or its *_still_pretraining.pth, or {self.method.whole_file}')
 
 
 def read_saved(source, adapt_input_conv=False, **given):
@@ -136,7 +139,7 @@ def read_saved(source, adapt_input_conv=False, **given):
     Args:
         source: a path, or FILE:KEY where KEY says which of several networks in a file is meant, such as ema.
         adapt_input_conv: whether weights for images of other channels are adapted.
-        given: options of pretraining that the file does not say (model, input_size, mask_ratio, in_chans,
+        given: options of pretraining that the file does not say (method, model, input_size, mask_ratio, in_chans,
             mean, std, ...). None counts as not given.
 
     Returns Saved. Raises ValueError.
@@ -169,43 +172,47 @@ def downstream_config(content):
 
 def read_run(content, path, which, given):
     """Read the checkpoint of a pretraining run. Raises ValueError."""
-    options = options_of_run(content, path, given)
+    method, options = options_of_run(content, path, given)
     state = unwrap(content['model'], path)
-    if decoder_width(state) != options.decoder_width:  # before a network of any size is built
-        raise ValueError(f'{path} is damaged: its decoder has not the {options.decoder_width} channels that '
-                         'it says')
+    for name, value in method.told_by(state).items():  # before a network of any size is built
+        if value != getattr(options, name):
+            raise ValueError(f'{path} is damaged: it says {name}={getattr(options, name)}, and its weights have '
+                             f'{"none" if value is None else value}')
     check_size(path, options, given)
-    spark = untrained_spark(options, record=content.get('network'))
-    module, network, may_miss = find_init(spark, state, path, which)
-    loaded = load_found(module, network, may_miss)
+    network = untrained(method, options, record=content.get('network'))
+    module, found, may_miss = method.find_init(network, state, path, which)
+    loaded = load_found(module, found, may_miss)
     log = log_of(path)
-    return Saved(spark.eval(), options, has_decoder=module is spark, step=content['step'],
+    return Saved(network.eval(), method, options, has_decoder=module is network, step=content['step'],
                  images=content['images'], path=path, folder=log.folder if log else None, loaded=loaded,
-                 weights=encoder_entries(network, loaded),
+                 weights=encoder_entries(found, loaded),
                  head=classifier_entries(options.model, options.in_chans))
 
 
 def options_of_run(content, path, given):
-    """Return the Options of a checkpoint.
+    """Return the method and the options of a checkpoint.
 
     Raises ValueError if the file is damaged, or if an option that is given, except MAY_DIFFER, is not the
     run's.
     """
     config = content['config']
-    if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio', 'decoder_width'}:
-        raise ValueError(f'{path} is no pretraining run: it says nothing of a mask or a decoder')
+    if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio'}:
+        raise ValueError(f'{path} is no pretraining run: it says nothing of a mask')
+    method = method_of(config, path)
+    options_class = options_of(method.name).options
     if not isinstance(content['model'], dict) or not all(isinstance(content.get(name), int)
                                                          for name in ('step', 'images')):
         raise ValueError(f'{path} is damaged: it does not hold weights, step and images as a run does')
+    config = {**config, 'method': method.name}
     differing = [f'{name} is {config.get(name)} there, not {value}' for name, value in given.items()
                  if name not in MAY_DIFFER and config.get(name) != value]
     if differing:
         raise ValueError(f'{path} is of another network ({"; ".join(differing)}): leave that away, a run '
                          'says itself what it is')
-    known = {name: value for name, value in config.items() if name in Options.__dataclass_fields__}
+    known = {name: value for name, value in config.items() if name in options_class.__dataclass_fields__}
     changed = {name: given[name] for name in MAY_DIFFER if name in given}
     try:
-        return Options(**{**known, **changed})
+        return method, options_class(**{**known, **changed})
     except TypeError as error:
         raise ValueError(f'{path} is damaged: its options are not those of a run ({error})') from error
 
@@ -215,25 +222,56 @@ def read_weights_alone(content, path, which, adapt, given):
     state = unwrap(content, path)
     log = log_of(path)
     tuned = downstream_config(content)
-    options = options_of_weights(state, path, tuned, log, given)
+    method = method_of_weights(state, path, log, given)
+    options = options_of_weights(method, state, path, tuned, log, given)
     check_size(path, options, given)
     head = classifier_entries(options.model, options.in_chans)
-    spark = untrained_spark(options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
-    module, network, may_miss = find_init(spark, state, path, which, adapt)
-    loaded = load_found(module, network, may_miss)
-    weights = encoder_entries(network, loaded)
-    own_keys = {key for key in spark.encoder.cnn.state_dict() if not key.endswith('num_batches_tracked')}
+    is_guess = log is None and 'method' not in given and not method.is_whole(state)
+    with named_methods(is_guess):
+        network = untrained(method, options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
+    module, found, may_miss = method.find_init(network, state, path, which, adapt)
+    loaded = load_found(module, found, may_miss)
+    weights = encoder_entries(found, loaded)
+    own_keys = {key for key in network.encoder.cnn.state_dict() if not key.endswith('num_batches_tracked')}
     is_complete = own_keys <= weights.keys()
-    is_encoder = log is not None or '_1kpretrained' in path.name or module is spark or uses_features(network)
+    is_encoder = log is not None or '_1kpretrained' in path.name or module is network or uses_features(found)
     classes = content.get('classes') if tuned is not None else None
-    return Saved(spark.eval(), options, has_decoder=module is spark, step=None, images=None, path=path,
+    return Saved(network.eval(), method, options, has_decoder=module is network, step=None, images=None, path=path,
                  folder=log.folder if log else None, loaded=loaded, weights=weights, head=head,
                  has_classifier=bool(head) and is_complete and not is_encoder, is_encoder=is_encoder,
                  classes=tuple(map(str, classes)) if isinstance(classes, list) else None)
 
 
-def options_of_weights(state, path, tuned, log, given):
-    """Return the Options for a file of weights: given, else known of the file, else guessed.
+def method_of_weights(state, path, log, given):
+    """Return the method of a file that is no checkpoint: of the log beside it, given, of its tensors, or DEFAULT.
+
+    log: of the run beside it, or None. Raises ValueError if another one is given than the file is of.
+    """
+    whole = next((method for method in METHODS.values() if method.is_whole(state)), None)
+    known = method_of(log.config, log.folder) if log else whole
+    if 'method' not in given:
+        return known or METHODS[DEFAULT]
+    method = method_of(given)
+    if known not in (None, method):
+        raise ValueError(f'{path} is of {known.title}, not of {method.title}: leave --method={method.name} away')
+    return method
+
+
+@contextmanager
+def named_methods(is_guess):
+    """Around what a method may refuse: its error names the other methods, if that it is this one is a guess."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_guess:
+            raise
+        others = ' or '.join(f'--method={name}' for name in METHODS if name != DEFAULT)
+        raise ValueError(f'{error}. If it was pretrained with another method than {METHODS[DEFAULT].title}, say so: '
+                         f'{others}') from error
+
+
+def options_of_weights(method, state, path, tuned, log, given):
+    """Return the options for a file of weights: given, else known of the file, else guessed.
 
     tuned: options of the downstream program that wrote the file, or None. log: of the run beside it, or None.
     Raises ValueError if the network is not known.
@@ -245,20 +283,34 @@ def options_of_weights(state, path, tuned, log, given):
             names.append('input_size')
         known = {name: tuned[name] for name in names if tuned.get(name) is not None}
     elif log is not None:
-        known = {name: log.config[name] for name in OF_NETWORK if name in log.config}
+        known = {name: log.config[name] for name in (*OF_NETWORK, *method.encoder_options) if name in log.config}
     if 'in_chans' in given and given['in_chans'] != known.get('in_chans'):
         known = {name: value for name, value in known.items() if name not in ('mean', 'std')}
-    values = {'name': path.stem, **known, **given}
+    told = {name: value for name, value in method.told_by(state).items() if value is not None}
+    values = {'name': path.stem, **known, **given, **told, 'method': method.name}
     values['model'] = values.get('model') or guess(path, state)
-    values['decoder_width'] = decoder_width(state) or values.get('decoder_width', Options.decoder_width)
-    return Options(**values)
+    options_class = options_of(method.name).options
+    foreign = [f'--{name}' for name in values if name not in options_class.__dataclass_fields__]
+    if foreign:
+        raise ValueError(f'{", ".join(foreign)} is no option of {method.title}: leave it away, or say with --method=NAME '
+                         f'by which method the network was pretrained')
+    return options_class(**values)
 
 
-def uses_features(network):
-    """Whether a CNN was part of a whole SparK, a detector or a probe: its classifier was not trained."""
-    is_in_detector = network.is_beside('backbone.cnn.', {'backbone.fpn'})
-    is_in_probe = network.is_beside('cnn.', {'norm', 'fc'})
-    return is_in_whole(network) or is_in_detector or is_in_probe
+def encoder_entries(found, loaded):
+    """Return {key: tensor} of the CNN in a Network of `Method.find_init`, without entries that were not loaded."""
+    entries = {key: value for key, value in found.entries.items() if key not in loaded.left_out}
+    if any(key.startswith(ENCODER) for key in entries):
+        return {key.removeprefix(ENCODER): value for key, value in entries.items() if key.startswith(ENCODER)}
+    return entries
+
+
+def uses_features(found):
+    """Whether a CNN was part of a whole masked network, a detector or a probe: its classifier was not trained."""
+    is_in_whole = any(method.is_in_whole(found) for method in METHODS.values())
+    is_in_detector = found.is_beside('backbone.cnn.', {'backbone.fpn'})
+    is_in_probe = found.is_beside('cnn.', {'norm', 'fc'})
+    return is_in_whole or is_in_detector or is_in_probe
 
 
 def check_size(path, options, given):
@@ -268,8 +320,8 @@ def check_size(path, options, given):
                          'it too, with --input_size')
 
 
-def untrained_spark(options, num_classes=None, record=None):
-    """Build a SparK with random weights, always the same; the caller's random numbers stay as they were.
+def untrained(method, options, num_classes=None, record=None):
+    """Build a method's network with random weights, always the same; the caller's random numbers stay as they were.
 
     num_classes: function of the CNN that returns how many classes its classifier is to have, or None for its
     own number. record: of the network, from a checkpoint; it saves most of the time.
@@ -277,10 +329,12 @@ def untrained_spark(options, num_classes=None, record=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         number = num_classes(create_cnn(options.model, options.in_chans)) if num_classes else None
-        model = options.model
+        cnn = None
         if number is not None:
-            model = create_cnn(options.model, options.in_chans, num_classes=number)
-        return build_spark(**{**options.network, 'drop_path': None, 'model': model}, record=record)
+            cnn = create_cnn(options.model, options.in_chans, num_classes=number, input_size=options.size)
+        network = method.build(dataclasses.replace(options, drop_path=None), record, cnn)
+    network.recompute('none')
+    return network
 
 
 def log_of(path):

@@ -23,12 +23,13 @@ from pretrain.accelerated.decoder import decode as decode_accelerated
 from pretrain.accelerated.densify import FilledMap
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
+from pretrain.masked_network import MaskedNetwork
 from pretrain.spark_weights import load_official as load_official_spark
 from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.pyramid import norms_of_one_value
 
 
-class SparK(nn.Module):
+class SparK(MaskedNetwork):
     """Mask, encode, densify, decode, compare.
 
     encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden.
@@ -80,16 +81,6 @@ class SparK(nn.Module):
             names.append('densify_norms.0')
         self.single_valued = tuple(names)
 
-    @property
-    def input_size(self):
-        """(height, width) of the images, in pixels."""
-        return self.encoder.input_size
-
-    @property
-    def uncompiled(self):
-        """Whether torch.compile leaves the encoder alone."""
-        return self.encoder.uncompiled
-
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
         if visible is None:
@@ -114,10 +105,6 @@ class SparK(nn.Module):
         """Choose what the backward pass computes again instead of keeping it: 'none', 'decoder' or 'all'."""
         self.recomputes = what == 'all'
         self.dense_decoder.recomputes = what != 'none'
-
-    def draw_visible(self, batch, generator=None, rows=slice(None)):
-        """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
-        return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
 
     def geometry(self, images, visible):
         """Where the visible cells lie. Raises ValueError if `visible` is no LongTensor (B, k)."""
@@ -148,11 +135,7 @@ class SparK(nn.Module):
 
     def targets(self, images):
         """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it."""
-        cells = masking.cut(images, self.encoder.cell_size)
-        if self.target == 'normalised':
-            return masking.normalise(cells)
-        zeros = cells.new_zeros(*cells.shape[:2], 1)
-        return cells, zeros, zeros + 1
+        return masking.normalise(self.cut(images)) if self.target == 'normalised' else super().targets(images)
 
     def loss(self, images, reconstruction, geometry):
         """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
@@ -163,7 +146,7 @@ class SparK(nn.Module):
     def cell_errors(self, images, reconstruction):
         """(B, L): the error of each cell, visible ones too. Losses and pictures are made of this."""
         target, _, _ = self.targets(images)
-        predicted = masking.cut(reconstruction.to(images.dtype), self.encoder.cell_size)
+        predicted = self.cut(reconstruction.to(images.dtype))
         return (predicted - target).square().mean(dim=2)
 
     def encode(self, images, visible):
@@ -176,23 +159,9 @@ class SparK(nn.Module):
         masking.check_indices(visible, self.cells)
         return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
 
-    def reconstruct(self, images, visible):
-        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere the decoder's output.
-
-        Normalised cells are shown with the true cell's mean and deviation, as in the paper's figures;
-        predicted pixels are shown as they are. Runs in the mode that the caller set, as `encode` does.
-        """
-        cell_size = self.encoder.cell_size
-        predicted = masking.cut(self.predict(images, visible).to(images.dtype), cell_size)
-        _, mean, deviation = self.targets(images)
-        is_visible = self.geometry(images, visible).is_visible()[..., None]
-        cells = torch.where(is_visible, masking.cut(images, cell_size), predicted * deviation + mean)
-        return masking.paste(cells, self.encoder.grid, cell_size)
-
-    def masked(self, images, visible):
-        """What the network sees of the images, (B, C, H, W): 0 where hidden."""
-        cells = masking.cut(images, self.encoder.cell_size) * masking.is_visible(visible, self.cells)[..., None]
-        return masking.paste(cells, self.encoder.grid, self.encoder.cell_size)
+    def pyramid(self, images, visible=None):
+        """The feature maps, small stride to large: as `encode` has them, or of the whole image."""
+        return self.encoder(images) if visible is None else self.encode(images, visible)
 
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""
@@ -220,7 +189,7 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     earlier one, see SparseEncoder. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    cnn = create_cnn(model, in_chans=in_chans, drop_path=drop_path) if isinstance(model, str) else model
+    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = SparseEncoder(cnn, size, in_chans, cell_size, levels, record)
     spark = SparK(encoder, mask_ratio, decoder_width, decoder, target)
     return synchronise_batchnorm(spark, equal_counts=True) if sync_bn else spark

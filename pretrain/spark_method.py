@@ -3,24 +3,49 @@ pretrain/spark_options.py.
 """
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY
+from common.training.optim import NO_DECAY, parameter_groups
+from common.training.schedule import Cosine
+from pretrain import spark_weights
+from pretrain.recipe import Recipe
+from pretrain.results.meaning import LossMeaning, Paper
 from pretrain.results.pictures import TARGETS, in_columns, views
 from pretrain.spark import build_spark
 from pretrain.spark_options import SPARK, SparKOptions  # noqa: F401  (they belong together)
-from pretrain.spark_weights import load_init
 from pretrain.sparse.geometry import is_accelerated
 
 FEW_CELLS = 25  # fewer in an image are warned of; the paper's images have 49
+PAPER = Paper('Keyu Tian, Yi Jiang, Qishuai Diao, Chen Lin, Liwei Wang, Zehuan Yuan',
+              'Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling', 'ICLR 2023', '2301.03580')
+IDEA = ('A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the '
+        'others, a decoder reconstructs what was hidden')
+LOSSES = {  # by what a run predicts
+    'normalised': LossMeaning(
+        'normalised', 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the first '
+        'epochs, 0.2 to 0.4 at the end of long runs.', '1 is what a decoder gets that says nothing',
+        ((1.0, 'a decoder that says nothing'), (0.6, 'normal after the first epochs')), (0.2, 0.4)),
+    'pixels': LossMeaning(
+        'pixels', 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: '
+        'predicting the mean everywhere gives 1 if --mean and --std are those of the images.')}
 
 
 class SparKMethod:
     """SparK (Tian et al., ICLR 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = SPARK
-    learning_rate_ends = (0.005, 0.001)
+    recipe = Recipe()
     no_decay = (*NO_DECAY, 'mask_tokens')
+    title = 'SparK'
+    paper = PAPER
+    idea = IDEA
+    whole_file = 'a *_withdecoder_1kpretrained_spark_style.pth'
+    encoder_options = ('levels', 'target')
+    step_options = ('decoder_width', 'decoder')
 
-    def build(self, options, record=None):
-        spark = build_spark(**options.network, record=record)
+    def curve(self, options):
+        return Cosine(0.005, 0.001)
+
+    def build(self, options, record=None, cnn=None):
+        arguments = options.network if cnn is None else {**options.network, 'model': cnn}
+        spark = build_spark(**arguments, record=record)
         spark.recompute(options.recompute)
         return spark
 
@@ -28,18 +53,30 @@ class SparKMethod:
         return network.encoder.record
 
     def load_init(self, network, options):
-        return load_init(network, options.init, options.model, options.adapt_input_conv)
+        return spark_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
+
+    def parameter_groups(self, network, options):
+        return parameter_groups(network, options.weight_decay, self.no_decay)
 
     def betas(self, network, options):
         """The paper's networks with BatchNorm were trained with a beta2 of 0.95, the others with 0.999."""
         beta2 = {'bn': 0.95, 'ln': 0.999}[network.encoder.norm] if options.beta2 is None else options.beta2
         return 0.9, beta2
 
+    def departures(self, options, precision):
+        return ()
+
     def connect(self, network, options, part, ranks):
         """Nothing: the loss of an image does not depend on others."""
 
     def held_out_loss(self, network, images, visible):
         return network(images, visible)
+
+    def term_sums(self, network):
+        return None
+
+    def metrics(self, network, sums):
+        return {}
 
     def exported(self, network):
         return network.encoder.cnn
@@ -87,3 +124,34 @@ class SparKMethod:
 
     def picture(self, network, images, visible, normalisation):
         return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
+
+    # -- for the commands that read a run ---------------------------------------------------------------------
+
+    def find_init(self, network, state, path='the given object', which=None, adapt=False):
+        return spark_weights.find_init(network, state, path, which, adapt)
+
+    def is_whole(self, state):
+        return spark_weights.is_whole(state)
+
+    def is_in_whole(self, found):
+        return spark_weights.is_in_whole(found)
+
+    def told_by(self, state):
+        return {'decoder_width': spark_weights.decoder_width(state)}
+
+    def settings(self, network, options):
+        return [('target', TARGETS[options.target]),
+                ('decoder', f'{options.decoder}, {options.decoder_width} channels wide')]
+
+    def masked_images(self, options):
+        return ''
+
+    def in_words(self, options):
+        return f'decoder {options.decoder}, {options.decoder_width} wide'
+
+    def loss_meaning(self, config):
+        """Runs from before there was a choice predict normalised cells."""
+        return LOSSES[config.get('target', 'normalised')]
+
+    def trained_besides(self, network):
+        return []

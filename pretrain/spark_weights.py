@@ -45,8 +45,7 @@ def find_init(spark, state, path='the given object', which=None, adapt=False):
     encoder = spark.encoder
     network = find_cnn(encoder.cnn, state, encoder.unused, path=path, which=which, channels=encoder.in_chans,
                        adapt=adapt)
-    is_whole = any(f'{DECODER}.' in key for key in state) and not network.adapted
-    if is_whole and not (which is not None and names_encoder(which)):
+    if is_whole(state) and not network.adapted and not (which is not None and names_encoder(which)):
         return spark, find_whole(spark, state, path=path, which=which), whole_may_miss(spark)
     return encoder.cnn, network, encoder.unused
 
@@ -93,12 +92,9 @@ def whole_may_miss(spark):
     return [ENCODER + name for name in spark.encoder.unused]
 
 
-def encoder_entries(network, loaded):
-    """Return {key: tensor} of the CNN in a Network of `find_init`, without entries that were not loaded."""
-    entries = {key: value for key, value in network.entries.items() if key not in loaded.left_out}
-    if any(key.startswith(ENCODER) for key in entries):
-        return {key.removeprefix(ENCODER): value for key, value in entries.items() if key.startswith(ENCODER)}
-    return entries
+def is_whole(state):
+    """Whether a flat dictionary has a SparK's decoder, and so holds all of it."""
+    return any(f'{DECODER}.' in key for key in state)
 
 
 def is_in_whole(network):

@@ -92,7 +92,7 @@ def flags(options):
     """The command line that gives these options."""
     def text(value):
         return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
-    default = Options(name='x')
+    default = type(options)(name='x')
     return [f'--{name}={text(value)}' for name, value in options.as_dict().items()
             if value != getattr(default, name) and name != 'name']
 

@@ -29,15 +29,16 @@ ROWS = 1024  # of Augmented.at_work
 
 @dataclass(frozen=True)
 class Crop:
-    """Cuts a box (top, left, height, width) out of an image, resizes it to (height, width), and perhaps
-    mirrors it.
+    """Cuts a box (top, left, height, width) out of an image, resizes it to (height, width) with an antialiased
+    filter, 'bicubic' or 'bilinear', and perhaps mirrors it.
     """
     box: tuple
     size: tuple
     mirrored: bool
+    interpolation: str = 'bicubic'
 
     def __call__(self, image):
-        image = F.resized_crop(image, *self.box, list(self.size), BICUBIC, antialias=True)
+        image = F.resized_crop(image, *self.box, list(self.size), InterpolationMode(self.interpolation), antialias=True)
         return F.hflip(image) if self.mirrored else image
 
 
@@ -45,17 +46,18 @@ class Crop:
 class RandomCrop:
     """RandomResizedCrop to (height, width), and a flip of half of the images.
 
-    scale: (from, to), the area of the crop as a share of the image.
+    scale: (from, to), the area of the crop as a share of the image. interpolation: as of Crop.
     """
     size: tuple
     scale: tuple = (0.67, 1.0)
     flip: bool = True
+    interpolation: str = 'bicubic'
 
     def draw(self, height, width):
         """Draw the Crop of an image of that size."""
         ratio = (3 / 4, 4 / 3)
         box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, ratio)
-        return Crop(box, self.size, self.flip and bool(torch.rand(()) < 0.5))
+        return Crop(box, self.size, self.flip and bool(torch.rand(()) < 0.5), self.interpolation)
 
     def __call__(self, image):
         return self.draw(*F.get_dimensions(image)[1:])(image)
@@ -66,10 +68,12 @@ class CentreCrop:
     """Cuts (height, width) out of the middle of an image.
 
     Before that the image is resized so that (height, width) is at most the share `crop` of each of its sides.
-    If it would become more than 16 times as long as the result, only its middle is resized.
+    If it would become more than 16 times as long as the result, only its middle is resized. interpolation: as of
+    Crop.
     """
     size: tuple
     crop: float = 1.0
+    interpolation: str = 'bicubic'
 
     def __call__(self, image):
         height, width = F.get_dimensions(image)[1:]
@@ -81,7 +85,7 @@ class CentreCrop:
             image = F.center_crop(image, [height, width])
         resized_height = max(round(height * scale), self.size[0])
         resized_width = max(round(width * scale), self.size[1])
-        image = F.resize(image, [resized_height, resized_width], BICUBIC, antialias=True)
+        image = F.resize(image, [resized_height, resized_width], InterpolationMode(self.interpolation), antialias=True)
         return F.center_crop(image, list(self.size))
 
 

@@ -281,5 +281,5 @@ def resized_crop(image, crop):
     """
     top, left, height, width = crop.box
     part = image[None, :, top:top + height, left:left + width].float()
-    resized = interpolate(part, crop.size, mode='bicubic', antialias=True)[0]
+    resized = interpolate(part, crop.size, mode=crop.interpolation, antialias=True)[0]
     return F.hflip(resized) if crop.mirrored else resized

@@ -4,6 +4,7 @@ from torch import nn
 
 from common.networks.create import create_cnn, without_values
 from common.networks.keys import below, is_within, places_of
+from common.networks.openmmlab import join_classifier
 from common.networks.renaming import spellings, to_timm
 
 
@@ -33,6 +34,7 @@ def num_classes_in(state, cnn, classifier, which=None):
     None if an entry of the classifier is missing there, or if they differ in their numbers. classifier: names
     of its entries. which: words of the prefix of the network that is meant; the most frequent one if None.
     """
+    state = join_classifier(state, cnn)
     prefixes = [prefix for prefix in places_of(state, spellings(cnn))
                 if which is None or is_within(which, prefix)]
     if not prefixes:

@@ -1,18 +1,24 @@
 """Networks by name: those of timm, and those that a user registers with timm."""
 import difflib
+import inspect
 
 import timm
 import torch
 from timm.layers import DropPath
 
+from common.networks import vits  # noqa: F401  (registers them with timm)
 
-def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=None):
+
+def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=None, input_size=None):
     """Create a timm network by its name.
 
     Args:
         drop_path: rate of stochastic depth. None leaves the network's own.
         pretrained: whether timm downloads its weights.
         num_classes: outputs of the classifier. None leaves the network's own.
+        input_size: (height, width) of the images in pixels, or one number. Only networks that are made for
+            images of one size, as transformers with learned positions are, look at it. None leaves the
+            network's own.
 
     Raises ValueError for an unknown name, with the nearest ones, and for a drop path that the network does
     not have.
@@ -24,6 +30,7 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
     arguments = {'in_chans': in_chans}
     if num_classes is not None:
         arguments['num_classes'] = num_classes
+    arguments |= size_arguments(name, input_size, arguments)
     try:
         if drop_path is None:
             return timm.create_model(name, pretrained=pretrained, **arguments)
@@ -34,6 +41,52 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
         raise
     except RuntimeError as error:  # timm's error for an unknown tag behind the dot of a name
         raise ValueError(f'timm cannot make {name}: {error}') from error
+
+
+def size_arguments(name, input_size, arguments):
+    """Return the argument that makes a network for images of a size, {} if it takes them without one.
+
+    arguments: the others that it is made with. Raises ValueError for a size that it cannot be made for.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if size is None or not may_have_one_size(name, tuple(size)) or takes_size(name, size, arguments):
+        return {}
+    given = {'img_size': size[0] if size[0] == size[1] else tuple(size)}
+    try:
+        without_values(lambda: timm.create_model(name, **arguments, **given))
+    except TypeError:
+        return {}  # It has no such argument.
+    except Exception as error:  # whatever the constructor of a network can raise
+        raise ValueError(f'{name} cannot be made for images of {size[0]}x{size[1]} ({type(error).__name__} '
+                         f'{error}): give another --input_size') from error
+    return given
+
+
+def may_have_one_size(name, size):
+    """Whether a network may take images of one size alone, and that is another one.
+
+    timm says so of its own networks; of a user's network it is assumed if its function takes img_size.
+    """
+    declared = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if declared is None or declared.input_size is None:
+        return 'img_size' in inspect.signature(timm.model_entrypoint(name.split('.')[0])).parameters
+    return bool(declared.fixed_input_size) and tuple(declared.input_size[1:]) != size
+
+
+def takes_size(name, size, arguments):
+    """Whether a network, as it is made without a size, takes images of one. Where it can be made on the meta
+    device, nothing is computed.
+    """
+    try:
+        cnn = without_values(lambda: timm.create_model(name, **arguments)).eval()
+    except Exception:  # It cannot be made at all, which is not for its size.
+        return True
+    try:
+        with torch.no_grad():
+            cnn(torch.zeros(1, arguments['in_chans'], *size, device=next(cnn.parameters()).device))
+    except Exception:  # whatever a network can raise
+        return False
+    return True
 
 
 def can_create(name, **arguments):
@@ -71,8 +124,11 @@ def timm_weights(model, in_chans=3):
         raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
 
 
-def try_size(cnn, name, size, in_chans=3):
-    """Run a network on an image of a size (height, width). Raises ValueError if it cannot take such."""
+def try_size(cnn, name, size, in_chans=3, option='--img_size'):
+    """Run a network on an image of a size (height, width).
+
+    Raises ValueError if it cannot take such, which says that another value of `option` may help.
+    """
     mode = cnn.training
     image = torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device)
     try:
@@ -80,7 +136,7 @@ def try_size(cnn, name, size, in_chans=3):
             cnn.eval()(image)
     except Exception as error:  # whatever a network can raise
         raise ValueError(f'{name} cannot take images of {size[0]}x{size[1]} ({error}): give another '
-                         '--img_size') from error
+                         f'{option}') from error
     cnn.train(mode)
 
 

@@ -3,11 +3,13 @@
 The network is found by its own names, so that the file may have any layout. What fits is decided strictly.
 """
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.networks.comparison import Comparison, compare_entries, describe_misfit
 from common.networks.input_channels import adapted_conv, input_convs
 from common.networks.keys import beginnings, below, is_average, is_below, is_within, label_of, places_of
+from common.networks.openmmlab import TOKENS, join_classifier, without_flat_averages
+from common.networks.positions import resized_positions
 from common.networks.renaming import spellings, to_timm
 from common.words import first_of
 
@@ -18,12 +20,14 @@ class Network:
 
     entries: {key: tensor} under the network's own names. prefix: what stands before its names in the file.
     beside: names of what else the file holds. adapted: {key: channels in the file} of the convolutions that
-    were adapted to the channels of the images. comparison: of the entries with the module that they are for.
+    were adapted to the channels of the images. notes: sentences on what else was done with the file.
+    comparison: of the entries with the module that they are for.
     """
     entries: dict
     prefix: str
     beside: tuple
     adapted: dict
+    notes: tuple
     comparison: Comparison
 
     def is_beside(self, name, others):
@@ -37,25 +41,35 @@ class Network:
 
 
 def find_cnn(cnn, state, may_miss=(), **given):
-    """Find a timm network in a flat dictionary, under any names that are known. As `find_network`."""
+    """Find a timm network in a flat dictionary, under any names that are known. As `find_network`.
+
+    The mask token of a pretraining, which some libraries keep in the network, is left out.
+    """
+    def prepare(state):
+        return join_classifier(state, cnn)
+
     def convert(entries):
         return to_timm(entries, cnn)
 
-    return find_network(cnn, state, may_miss, convert=convert, names=spellings(cnn), **given)
+    return find_network(cnn, state, may_miss, prepare=prepare, convert=convert, names=spellings(cnn),
+                        extras=TOKENS, **given)
 
 
-def find_network(module, state, may_miss=(), *, convert=None, names=None, path='the given object', which=None,
-                 channels=None, adapt=False):
+def find_network(module, state, may_miss=(), *, prepare=None, convert=None, names=None, extras=(),
+                 path='the given object', which=None, channels=None, adapt=False):
     """Find the network in a flat dictionary of tensors (`unwrap`) that fits a module strictly.
 
     It is looked for below every prefix that stands before the module's names in the file; what is beside it
     is left out. Where several networks fit, weights are taken rather than their average (EMA), and a network
-    rather than another one whose prefix begins with its own.
+    rather than another one whose prefix begins with its own. Positions of a transformer that are for images of
+    another size are resized.
 
     Args:
         may_miss: names of parameters; see `compare_entries`.
+        prepare: function that moves entries in the flat dictionary to below the prefix of the network.
         convert: function of a dictionary that renames entries to the module's names. None if they have them.
         names: what the entries may be called in the file. None for the module's own names.
+        extras: names in the file that are left out, where the module has none of these names.
         path: how messages name the file.
         which: words of the prefix of the network that is meant.
         channels: of the images.
@@ -63,26 +77,36 @@ def find_network(module, state, may_miss=(), *, convert=None, names=None, path='
 
     Returns a Network. Raises ValueError if none fits, or if several do.
     """
+    state, num_averages = without_flat_averages(state)
+    state = prepare(state) if prepare else state
     own = module.state_dict()
+    extras = tuple(key for key in extras if key not in own)
     tried = {}
     failure = None
     for prefix in candidates(state, own if names is None else names, len(own), path, which):
         try:
-            entries = below(state, prefix)
+            entries = {key: value for key, value in below(state, prefix).items() if key not in extras}
             entries = convert(entries) if convert else entries
         except ValueError as error:
             failure = failure or error
             continue
         convs = input_convs(module, entries, channels) if adapt else {}
         entries = {**entries, **{key: adapted_conv(entries[key], channels) for key in convs}}
-        tried[prefix] = Network(entries, prefix, (), convs, compare_entries(module, entries, may_miss))
+        entries, notes = resized_positions(module, entries)
+        comparison = compare_entries(module, entries, may_miss)
+        beside = tuple(label_of(prefix + key, prefix) for key in extras if prefix + key in state)
+        tried[prefix] = Network(entries, prefix, beside, convs, notes, comparison)
     if not tried:
         raise failure
     fitting = fitting_networks(module, state, tried, may_miss)
     if not fitting:
         most_frequent = next(iter(tried.values()))
         raise ValueError(explain(module, most_frequent, state, channels, adapt))
-    return fitting[preferred(list(fitting), path)]
+    network = fitting[preferred(list(fitting), path)]
+    if num_averages:
+        note = f'{num_averages} copies ema_* are left out, since the plain keys hold the average of the weights'
+        return replace(network, notes=(*network.notes, note))
+    return network
 
 
 def candidates(state, names, num_entries, path, which):
@@ -123,9 +147,10 @@ def fitting_networks(module, state, tried, may_miss):
             continue
         entries = {key: value for key, value in network.entries.items() if key not in unexpected}
         others = [key for key in state if not is_below(key, prefix) or key[len(prefix):].startswith(inner)]
-        beside = tuple(dict.fromkeys(label_of(key, prefix) for key in others))
+        labels = (*network.beside, *(label_of(key, prefix) for key in others))
         comparison = compare_entries(module, entries, may_miss)
-        fitting[prefix] = Network(entries, prefix, beside, network.adapted, comparison)
+        fitting[prefix] = replace(network, entries=entries, beside=tuple(dict.fromkeys(labels)),
+                                  comparison=comparison)
     return fitting
 
 

@@ -11,21 +11,27 @@ RESNETS = {((2, 2, 2, 2), False): 'resnet18', ((3, 4, 6, 3), False): 'resnet34',
 # (blocks of the third stage, channels of the first) -> timm's name
 CONVNEXTS = {(9, 96): 'convnext_tiny', (27, 96): 'convnext_small', (27, 128): 'convnext_base',
              (27, 192): 'convnext_large'}
-FIRST_BLOCK = re.compile(r'layer1\.0\.conv1\.weight|stages\.0\.(?:0\.dwconv|blocks\.0\.conv_dw)\.weight')
+# (blocks, channels) -> the name of A2MIM's ViT
+VITS = {(8, 768): 'beit_abs_small_patch16_224', (12, 768): 'beit_abs_base_patch16_224',
+        (24, 1024): 'beit_abs_large_patch16_224'}
+CONVNEXT_CONV = r'(?:0\.dwconv|0\.depthwise_conv|blocks\.0\.conv_dw)'
+FIRST_BLOCK = re.compile(rf'layer1\.0\.conv1\.weight|stages\.0\.{CONVNEXT_CONV}\.weight|'
+                         r'(?:layers|blocks)\.0\.attn\.relative_position_bias_table')
 
 
 def guess_model(state):
-    """Return timm's name of the plain ResNet or ConvNeXt whose tensors a flat dictionary holds.
+    """Return the name of the plain ResNet, ConvNeXt or ViT of A2MIM whose tensors a flat dictionary holds.
 
-    None for other networks. The keys may be timm's or the ConvNeXt authors', behind any prefix. It is a guess
-    by the numbers of blocks and channels, which the strict load that follows confirms or refuses.
+    None for other networks. The keys may be timm's, OpenMMLab's or the ConvNeXt authors', behind any prefix.
+    It is a guess by the numbers of blocks and channels, which the strict load that follows confirms or
+    refuses.
     """
     first = next((key for key in state if FIRST_BLOCK.search(key)), None)
     if first is None:
         return None
     prefix = first[:FIRST_BLOCK.search(first).start()]
     entries = below(state, prefix)
-    return guess_resnet(entries) or guess_convnext(entries)
+    return guess_resnet(entries) or guess_convnext(entries) or guess_vit(entries)
 
 
 def guess_resnet(entries):
@@ -36,9 +42,17 @@ def guess_resnet(entries):
 
 
 def guess_convnext(entries):
-    first = entries.get('stages.0.0.dwconv.weight', entries.get('stages.0.blocks.0.conv_dw.weight'))
+    first = next((key for key in entries if re.fullmatch(rf'stages\.0\.{CONVNEXT_CONV}\.weight', key)), None)
     if first is None:
         return None
-    matches = (re.match(r'stages\.2\.(?:blocks\.)?(\d+)\.(?:dwconv|conv_dw)\.', key) for key in entries)
+    matches = (re.match(r'stages\.2\.(?:blocks\.)?(\d+)\.(?:dwconv|depthwise_conv|conv_dw)\.', key)
+               for key in entries)
     third_stage = {match[1] for match in matches if match}
-    return CONVNEXTS.get((len(third_stage), len(first)))
+    return CONVNEXTS.get((len(third_stage), len(entries[first])))
+
+
+def guess_vit(entries):
+    positions = entries.get('pos_embed')
+    matches = (re.match(r'(?:layers|blocks)\.(\d+)\.attn\.relative_position_bias_table', key) for key in entries)
+    blocks = {match[1] for match in matches if match}
+    return VITS.get((len(blocks), positions.shape[-1])) if positions is not None else None

@@ -21,7 +21,7 @@ class Loaded:
     matched: keys that were loaded. missing: keys of the network that the file lacks. left_out: keys of the
     file that were not loaded, such as a classifier for other classes. prefix: what the keys of the file begin
     with. beside: names of what else the file holds. adapted: sentences on convolutions that were adapted to
-    the channels of the images.
+    the channels of the images. notes: other sentences on what was done with the file.
     """
     matched: tuple
     missing: tuple
@@ -29,6 +29,7 @@ class Loaded:
     prefix: str = ''
     beside: tuple = ()
     adapted: tuple = ()
+    notes: tuple = ()
 
     def __str__(self):
         parts = [f'matched {len(self.matched)} entries, missing {number_and_first_of(self.missing)}, '
@@ -38,7 +39,7 @@ class Loaded:
             parts.append(f"the keys begin with '{prefix}', which is left out")
         if self.beside:
             parts.append(f'the file holds {first_of(self.beside, 4)} besides, not loaded')
-        return '; '.join([*parts, *self.adapted])
+        return '; '.join([*parts, *self.adapted, *self.notes])
 
 
 def load_strictly(module, state, may_miss=()):
@@ -61,7 +62,8 @@ def load_found(module, network, may_miss=()):
     own = module.state_dict()
     adapted = tuple(f'{key} is adapted from images of {channels} channels to {own[key].shape[1]}'
                     for key, channels in network.adapted.items())
-    return Loaded(loaded.matched, loaded.missing, loaded.left_out, network.prefix, network.beside, adapted)
+    return Loaded(loaded.matched, loaded.missing, loaded.left_out, network.prefix, network.beside, adapted,
+                  network.notes)
 
 
 def load_classifier(cnn, source, model, size, in_chans=3, adapt=False):

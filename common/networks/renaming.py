@@ -1,12 +1,14 @@
-"""The same network under other names: timm's, torchvision's, and those of the authors of ConvNeXt.
+"""The same network under other names: timm's, torchvision's, those of the authors of ConvNeXt, OpenMMLab's.
 
-ResNets have the same names in timm and in torchvision. Functions take a state_dict and return a new one. They
+ResNets have the same names in all of them. Functions take a state_dict and return a new one. They
 look at the names alone, so a state_dict of another network comes back as it was, except where a ValueError is
 mentioned.
 """
 import re
 
-from timm.models import convnext, densenet
+from timm.models import beit, convnext, densenet
+
+from common.networks.openmmlab import from_openmmlab, to_openmmlab
 
 # Layers of a block of a ConvNeXt: timm's name -> the index in torchvision's nn.Sequential.
 TORCHVISION_LAYERS = {'conv_dw': '0', 'norm': '2', 'mlp.fc1': '3', 'mlp.fc2': '5'}
@@ -18,7 +20,9 @@ def spellings(cnn):
     state = cnn.state_dict()
     names = set(state)
     if isinstance(cnn, convnext.ConvNeXt):
-        names |= to_authors(state).keys() | to_torchvision(state).keys()
+        names |= to_authors(state).keys() | to_torchvision(state).keys() | to_openmmlab(state).keys()
+    if isinstance(cnn, beit.Beit):
+        names |= to_openmmlab(state).keys()
     if isinstance(cnn, densenet.DenseNet):
         names |= {re.sub(r'(denselayer\d+\.(?:norm|conv))([12])\.', r'\1.\2.', key) for key in state}
     return names
@@ -31,6 +35,7 @@ def to_timm(state, cnn):
     """
     if isinstance(cnn, densenet.DenseNet):
         state = {from_old_densenet(key): value for key, value in state.items()}
+    state = from_openmmlab(state, cnn)
     if any(key.startswith('downsample_layers.') for key in state):
         if not isinstance(cnn, convnext.ConvNeXt):
             raise ValueError(f'the weights are those of a ConvNeXt, the network is a {type(cnn).__name__}: '

@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from common.paths import require_file
 from common.reliability.lock import FolderLock
+from common.words import first_of
 
 # The most bytes of the part of a checkpoint that is not tensors; of the largest networks it has some 100 kB.
 LARGEST_PICKLE = 2 ** 26
@@ -259,12 +260,25 @@ def read_plain(path):
         check_archive(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f'{path} is refused: it is no file of weights, or it holds Python objects besides '
-                         'tensors and plain data, which could run code when loaded. Save its state_dict '
-                         'alone') from error
+        raise ValueError(refusal(path)) from error
     except Exception as error:  # A damaged file can make torch raise anything.
         raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give '
                          'another file; a run starts over with --fresh') from error
+
+
+def refusal(path):
+    """Say why a file is refused, and how what is plain in it is saved alone."""
+    try:
+        objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # It is no archive as torch writes them.
+        objects = []
+    if not objects:
+        return (f'{path} is refused: it is no file of weights, or it holds Python objects besides tensors and '
+                'plain data, which could run code when loaded. Save its state_dict alone')
+    return (f'{path} is refused: it holds {first_of(objects)} besides tensors and plain data, which could run '
+            'code when loaded. If you trust where it is from, save its weights alone, with the packages that it '
+            "names installed: content = torch.load(FILE, weights_only=False), then torch.save({'state_dict': "
+            "content['state_dict']}, 'weights.pth')")
 
 
 def check_archive(path):

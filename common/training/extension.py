@@ -2,7 +2,7 @@
 
 Nothing changes of the steps that are done. From there on the learning rate rises again, linearly from its last value
 to the peak, and falls along a new cosine to its end at the new last step: re-warming and re-decaying (Ibrahim et al.
-2024, "Simple and Scalable Strategies to Continually Pre-train Large Language Models"). `Run.learning_rate` computes
+2024, "Simple and Scalable Strategies to Continually Pre-train Large Language Models"). `Run.along` computes
 it. The weight decay stays at its last value.
 
 A run that is not finished does not become longer: its learning rate has been falling towards another end.

@@ -12,15 +12,31 @@ from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
 from common.training.compilation import uncompiled
 from common.training.layer_decay import default_decay, layers_of
-from common.training.optim import weights_size
+from common.training.optim import set_schedule, weights_size
 from common.training.run import Run
+from common.training.schedule import Cosine
 from common.training.trainer import Trainer
 
 
 class Average(ModelEmaV3):
     """timm's exponential moving average (EMA) of the weights; a step that changed nothing leaves it as it
     was.
+
+    share: of the new weights in an update, 1 - decay; `set_decay` makes it a tensor on the device, which a CUDA
+    graph reads at each step.
     """
+
+    def __init__(self, model, decay):
+        super().__init__(model, decay=decay)
+        self.share = 1 - decay
+
+    def set_decay(self, decay):
+        """Set the decay of the next update. The host does not wait for that."""
+        device = next(self.module.parameters()).device
+        share = torch.tensor(1 - decay)
+        if not torch.is_tensor(self.share):
+            self.share = torch.empty_like(share, device=device)
+        self.share.copy_(share.pin_memory() if device.type == 'cuda' else share, non_blocking=True)
 
     @torch.no_grad()
     def update(self, model, finite):
@@ -28,7 +44,7 @@ class Average(ModelEmaV3):
         pairs = list(zip(self.module.state_dict().values(), model.state_dict().values()))
         averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
         steps = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(steps, (1 - self.decay) * finite)
+        torch._foreach_mul_(steps, self.share * finite)
         torch._foreach_add_(averages, steps)
         for average, value in pairs:
             if not average.is_floating_point():
@@ -55,9 +71,24 @@ class FineTuningRun(Run):
     def file(self, which):
         return self.folder / f'{self.options.model}_{self.word}_{which}.pth'
 
+    @property
+    def curve(self):
+        """The curve of the learning rate (common/training/schedule.py)."""
+        return Cosine(*self.learning_rate_ends)
+
     def schedule(self, step):
         """(learning rate, weight decay) of a step."""
-        return self.learning_rate(step, *self.learning_rate_ends), self.options.weight_decay
+        share, floor = self.along(self.curve, step)
+        return floor + self.options.peak_lr * share, self.options.weight_decay
+
+    def floor(self, step):
+        """The part of the learning rate of a step that does not depend on its peak."""
+        _, floor = self.along(self.curve, step)
+        return floor
+
+    def ema_decay(self, step):
+        """The decay of the average of the weights at a step."""
+        return self.options.ema
 
 
 class FineTuning(Trainer):
@@ -122,6 +153,11 @@ class FineTuning(Trainer):
     def release(self):
         super().release()
         self.average = None
+
+    def before_step(self, step):
+        set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
+        if self.average:
+            self.average.set_decay(self.run.ema_decay(step))
 
     def after_step(self, finite):
         if self.average:

@@ -1,7 +1,8 @@
 """Layer-wise learning rates: which layer a parameter belongs to, from the stem (0) to the classifier.
 
 The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and
-networks that have none the order of their modules.
+networks that have none the order of their modules. The last norm of a vision transformer is in the layer of the
+classifier, as in BEiT and MAE; timm has it in that of the last block.
 """
 import timm.models.convnext
 import timm.models.resnet
@@ -26,8 +27,24 @@ def layers_of(cnn):
         return (*_convnext(cnn), "the paper's")
     if hasattr(cnn, 'group_matcher'):
         layers = group_parameters(cnn, cnn.group_matcher(coarse=False), reverse=True)
-        return layers, max(layers.values()), "timm's"
+        last = max(layers.values())
+        if is_transformer(cnn):
+            layers |= {name: last for name in layers if name.startswith('norm.')}
+        return layers, last, "timm's"
     return (*_in_order(cnn), 'the order of its modules')
+
+
+def is_transformer(network):
+    """Whether a network is a vision transformer of one width: patches, then equal blocks."""
+    return all(hasattr(network, name) for name in ('patch_embed', 'blocks', 'embed_dim'))
+
+
+def without_decay(network):
+    """Return the names of parameters of a vision transformer to which timm gives no weight decay: the class token
+    and what was learned of positions. Empty for other networks.
+    """
+    names = network.no_weight_decay() if is_transformer(network) and hasattr(network, 'no_weight_decay') else ()
+    return set(names)
 
 
 def _resnet(cnn, depths, group2, group3):
@@ -76,10 +93,11 @@ def parameter_groups(cnn, weight_decay, layer_decay):
     - layer).
     """
     layers, last, _ = layers_of(cnn)
+    exempt = without_decay(cnn)
     groups = {}
     for name, parameter in cnn.named_parameters():
         if parameter.requires_grad:
-            decays = not is_exempt(name, parameter)
+            decays = not is_exempt(name, parameter) and name not in exempt
             group = groups.setdefault((layers[name], decays), {
                 'params': [], 'weight_decay': weight_decay if decays else 0.0, 'decays': decays,
                 'lr_scale': layer_decay ** (last - layers[name])})

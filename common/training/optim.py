@@ -22,19 +22,26 @@ def is_exempt(name, parameter, no_decay=NO_DECAY):
     return parameter.ndim <= 1 or any(part in no_decay for part in name.split('.'))
 
 
-def parameter_groups(module, weight_decay, no_decay=NO_DECAY):
-    """Two groups of a module's trained parameters for an optimiser: those with weight decay, and those
-    without.
+def parameter_groups(module, weight_decay, no_decay=NO_DECAY, lr_scales=None):
+    """Groups of a module's trained parameters for an optimiser: those with weight decay, those without, and one for
+    each parameter whose learning rate is another.
 
-    no_decay: names of parameters that get none, see `is_exempt`.
+    no_decay: names of parameters that get no decay, see `is_exempt`. lr_scales: {part of a name: share of the
+    learning rate}, for parameters whose share is not 1.
     """
-    decay, free = [], []
+    decay, free, scaled = [], [], []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            group = free if is_exempt(name, parameter, no_decay) else decay
-            group.append(parameter)
+        if not parameter.requires_grad:
+            continue
+        decays = not is_exempt(name, parameter, no_decay)
+        scale = next((share for part, share in (lr_scales or {}).items() if part in name.split('.')), 1.0)
+        if scale != 1:
+            scaled.append({'params': [parameter], 'weight_decay': weight_decay if decays else 0.0, 'decays': decays,
+                           'lr_scale': scale})
+        else:
+            (decay if decays else free).append(parameter)
     return [{'params': decay, 'weight_decay': weight_decay, 'decays': True},
-            {'params': free, 'weight_decay': 0.0, 'decays': False}]
+            {'params': free, 'weight_decay': 0.0, 'decays': False}, *scaled]
 
 
 def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
@@ -53,15 +60,19 @@ def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
     return SGD(groups, lr=0.0, momentum=0.9, fused=True)
 
 
-def set_schedule(optimizer, lr, weight_decay):
+def set_schedule(optimizer, lr, weight_decay, floor=0.0):
     """Set the learning rate of all groups, or their share `lr_scale` of it, and the weight decay of those that
     decay.
+
+    floor: the part of the learning rate that is the same for all groups. A share is one of the rest: a group has
+    floor + lr_scale * (lr - floor).
 
     The numbers are set in the groups, which are saved, and on the device, where the step reads them. The host
     does not wait for that. After this the step no longer looks at the groups.
     """
     for group in optimizer.param_groups:
-        group['lr'] = lr * group.get('lr_scale', 1.0)
+        scale = group.get('lr_scale', 1.0)
+        group['lr'] = lr if scale == 1 else floor + scale * (lr - floor)
         if group['decays']:
             group['weight_decay'] = weight_decay
     rates = torch.tensor([[group['lr'], group['weight_decay']] for group in optimizer.param_groups],

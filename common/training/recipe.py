@@ -2,7 +2,8 @@
 
 A program has two recipes. `paper` is the setting of the paper, made for ImageNet and many GPUs. `auto` is a
 rule for whatever that setting cannot work on: few images, or a CPU. Each program has its own rule (its
-recipe.py); the parts that they share are here. Only options that are None, not given, are chosen.
+recipe.py); the parts that they share are here. A program may have more recipes, each by a name of its own
+(`recipe_option` in common/config.py). Only options that are None, not given, are chosen.
 
 What was chosen stands in the checkpoints, and a run that goes on takes it from there, on any device.
 """
@@ -103,8 +104,16 @@ class Recipe:
     least_batch = 8  # of the rule
 
     def paper(self, options):
-        """{name: value} of the paper's setting."""
+        """{name: value} of the paper's setting, or of that which options.recipe names."""
         raise NotImplementedError
+
+    def to_the_letter(self, name, fits):
+        """Whether a recipe takes the values of `paper`; else the rule chooses.
+
+        name: of the recipe, which need not be paper or auto. fits: whether the paper's is the default for these
+        images and this device.
+        """
+        return name != 'auto'
 
     def most_batch(self, papers, device):
         """The largest batch that the rule chooses. papers: what `paper` gives."""
@@ -121,6 +130,10 @@ class Recipe:
     def rest(self, options, papers, images):
         """{name: value} of what the rule chooses last, from all else in the options."""
         return {}
+
+    def completed(self, options, ranks):
+        """The options with what follows from all others and the ranks, whichever the recipe."""
+        return options
 
     def automatic(self, options, images, ranks):
         """The options with all that the rule chooses. images: the number of training images."""
@@ -145,12 +158,14 @@ class Recipe:
         fits = on_gpus and self.fewest_images <= images <= self.most_images
         name = options.recipe or ('paper' if fits else 'auto')
         begun = filled(options, {'recipe': name, 'accum': options.parts})
-        done = filled(begun, self.paper(options)) if name == 'paper' else self.automatic(begun, images, ranks)
+        to_the_letter = self.to_the_letter(name, fits)
+        done = filled(begun, self.paper(begun)) if to_the_letter else self.automatic(begun, images, ranks)
+        done = self.completed(done, ranks)
         what = self.in_words(options, done)
-        if name == 'paper':
-            return done, f'paper: {what}'
+        if to_the_letter:
+            return done, f'{name}: {what}'
         why = '' if fits else f" (the paper's is for {self.papers_images()} images on GPUs)"
-        return done, f"auto, for {images:,} images on {'GPUs' if on_gpus else 'a CPU'}: {what}{why}"
+        return done, f"{name}, for {images:,} images on {'GPUs' if on_gpus else 'a CPU'}: {what}{why}"
 
     def papers_images(self):
         """For how many images the paper's recipe is the default, in words."""

@@ -16,7 +16,6 @@ from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
 from common.sync_batchnorm import can_share
 from common.training.log import clock
-from common.training.schedule import learning_rate
 from common.words import counted
 
 SHORT_WARMUP = 50  # steps; a warm-up of fewer is warned of, unless the run is short
@@ -102,14 +101,22 @@ class Run:
         same_ranks = saved and saved['ranks'] == self.ranks.size
         if parts == 'auto':  # What was found out then is kept. A number that was given then is not: it was too few.
             return saved['accum'] if same_ranks and saved['config'].get('accum') in (None, 'auto') else None
-        if self.share % parts == 0:
+        if self.allows(parts):
             return parts
-        if saved and not same_ranks and parts < self.share:
-            return next(more for more in range(parts, self.share + 1) if self.share % more == 0)
+        if saved and not same_ranks:
+            more = next((more for more in range(parts, self.share + 1) if self.allows(more)), None)
+            if more:
+                return more
         batch = self.options.batch_size
+        if self.share % parts == 0:
+            raise ValueError(self.options.against_parts(self.ranks.size, parts, bool(saved)))
         raise ValueError(f'a batch of {batch} images cannot be divided among '
                          f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
                          f'{nearest_batches(batch, self.ranks.size * parts)}')
+
+    def allows(self, parts):
+        """Whether a rank can cut its batch into so many parts."""
+        return self.share % parts == 0 and self.options.against_parts(self.ranks.size, parts) is None
 
     def with_norms(self, saved, model, forward_one_image):
         """The same run, whose parts have two images at least if the norms of its model need them.
@@ -210,18 +217,28 @@ class Run:
                     f'--bs={self.advised_batch} or so')
         return f'give a smaller --bs or --input_size, or {parts}'
 
+    def against_few_images(self):
+        """What to give if the images are fewer than a batch."""
+        if self.options.recipe == 'paper':
+            return '--recipe=auto is for so few'
+        return f'Give --bs={self.advised_batch} or so, for ten steps an epoch or more'
+
+    @property
+    def has_short_warmup(self):
+        """Whether the learning rate rises so fast that the weights can be spoilt."""
+        return self.options.recipe != 'paper' and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20)
+
     def advised_warmup(self):
         """Epochs of warm-up that have 50 steps, or a twentieth of a short run."""
         return float(f'{min(SHORT_WARMUP, self.steps / 20) / self.per_epoch:.2g}')
 
-    def learning_rate(self, step, start, end):
-        """Of a step; start and end as shares of the peak, see common/training/schedule.py.
+    def along(self, curve, step):
+        """(share of the peak, floor) of the learning rate of a step on a curve (common/training/schedule.py).
 
         An extension starts where the learning rate has ended.
         """
         first, stop = self.span(step)
-        return learning_rate(step - first, stop - first, self.warmup_of(step), self.options.peak_lr,
-                             end if first else start, end)
+        return (curve.again if first else curve).parts(step - first, stop - first, self.warmup_of(step))
 
     @property
     def machine(self):
@@ -364,15 +381,13 @@ class Run:
                            'so that what is measured is too good')
             if options.resume and saved['path'] != options.resume:
                 yield f'the run folder holds a later state than {options.resume}, which is not used'
-        if not saved and options.recipe != 'paper' and self.warmup_steps < min(SHORT_WARMUP, self.steps // 20):
+        if not saved and self.has_short_warmup:
             yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
                    f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
         if self.images < options.batch_size:
-            remedy = f'Give --bs={self.advised_batch} or so, for ten steps an epoch or more'
-            if options.recipe == 'paper':
-                remedy = '--recipe=auto is for so few'
             yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '
-                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. {remedy}')
+                   f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. '
+                   f'{self.against_few_images()}')
 
     def record(self, start, accum, commit, command):
         """The first line of a run, or of its continuation, in the log."""

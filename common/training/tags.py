@@ -7,6 +7,8 @@ stay beside them under the plain names.
 GROUPS = {
     'loss': 'loss/train',
     'val_loss': 'loss/held_out',
+    'loss_spatial': 'loss/spatial',
+    'loss_frequency': 'loss/frequency',
     'learning_rate': 'optimisation/learning_rate',
     'weight_decay': 'optimisation/weight_decay',
     'gradient_norm': 'optimisation/gradient_norm',

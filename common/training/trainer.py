@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, islice
 
 import torch
@@ -180,6 +181,10 @@ class Trainer:
         """
         raise NotImplementedError
 
+    def before_step(self, step):
+        """Set on the device what depends on the number of the step."""
+        set_schedule(self.optimizer, *self.run.schedule(step))
+
     def after_step(self, finite):
         """Called after each step. finite: 0-dim tensor on the device, 1, or 0 if the step changed nothing."""
 
@@ -289,7 +294,8 @@ class Trainer:
         self.place_network()
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
-                                          self.run.smallest_part, keeps_inputs=self.is_graphed)
+                                          self.run.smallest_part, keeps_inputs=self.is_graphed,
+                                          against_parts=partial(options.against_parts, ranks.size, goes_on=bool(saved)))
             self.start_loading()
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)
@@ -457,7 +463,7 @@ class Trainer:
         for step in steps:
             # Drop path and dropout: a function of where we are, so that there is no random state to save.
             torch.manual_seed(seed_for('noise', self.options.seed, step, self.ranks.rank))
-            set_schedule(self.optimizer, *self.run.schedule(step))
+            self.before_step(step)
             result = self.step(self.batches, self.session.requests)
             waiting.append((step, *to_host(result)))
             done = step + 1 - steps.start

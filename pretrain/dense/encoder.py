@@ -4,6 +4,8 @@ The network runs as it is, on whole images. A forward hook at one submodule puts
 (mask_token.py). When the encoder is built, the maps of the network are measured (maps.py, last_map.py), and
 the place of the token is found (placement.py) and proven (proof.py).
 """
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -78,13 +80,16 @@ class DenseEncoder(nn.Module):
         run = self._last_map_uncompiled if self.uncompiled else self._last_map
         return self._run(run, images, hidden)
 
-    def pyramid(self, images, hidden=None):
+    def pyramid(self, images, hidden=None, cnn=None):
         """images (B, C, H, W) -> maps (B, C_i, H/r_i, W/r_i) of the strides `reductions`, small to large.
 
         It is the last map of each stride as the network itself gives it, without the norm that may follow in
         `forward`. A network that gives no pyramid has the map of `forward` alone.
+
+        cnn: another network with the same maps, without the token.
         """
-        return self._run(self._pyramid, images, hidden)
+        run = partial(self._pyramid, self.cnn if cnn is None else cnn)
+        return self._run(run, images, hidden)
 
     def last_map_of(self, cnn, images):
         """The last map of another network of the same kind, or of this one in another place."""
@@ -120,12 +125,12 @@ class DenseEncoder(nn.Module):
         """torch.compile cannot register the hooks of taps."""
         return self._last_map(images)
 
-    def _pyramid(self, images):
+    def _pyramid(self, cnn, images):
         seen = self._found.seen
         if seen.levels is None:
-            return [self._last_map(images)]
+            return [seen.last_map(cnn, images)]
         with safe_convolutions(images.device):
-            maps = feature_maps(self.cnn, images, seen.last_map.taps)
+            maps = feature_maps(cnn, images, seen.last_map.taps)
         return [maps[level] for level in seen.levels]
 
     def _put_token(self, module, inputs, output):

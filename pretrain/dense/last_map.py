@@ -3,8 +3,9 @@ network gives it in.
 
 It is the output of timm's `forward_features` where that is a map, so that last convolutions and norms are
 pretrained too (EfficientNet's `conv_head`, the norm of pre-activation ResNets); else the last map of the
-pyramid. Where the classifier begins with a LayerNorm over the channels of the map, `head.norm`, that norm
-follows on the map: ConvNeXt, PoolFormer and their relatives.
+pyramid. Where the classifier begins with a LayerNorm over the channels of the map, that norm follows on the
+map: `head.norm` of ConvNeXt, PoolFormer and their relatives, `fc_norm` of ViTs that classify by the mean of
+their patches.
 """
 from dataclasses import dataclass
 from enum import Enum
@@ -15,7 +16,8 @@ from torch import nn
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 
-NORM = 'head.norm'
+HEAD_NORM = 'head.norm'
+MEAN_NORM = 'fc_norm'
 
 
 class Form(Enum):
@@ -28,14 +30,14 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class LastMap:
-    """How a network gives its last map: `last_map(cnn, images)` runs it, (B, C, H, W) -> (B, width, H/R,
-    W/R).
+    """How a network gives its last map: last_map(cnn, images) runs it, (B, C, H, W) -> (B, width, H/R, W/R).
 
-    stride: the total stride R. has_norm: whether `head.norm` follows. taps: as in `feature_maps`.
+    stride: the total stride R. norm: the name of the classifier's norm that follows, None if there is none. taps:
+    as in `feature_maps`.
     """
     form: Form
     stride: int
-    has_norm: bool
+    norm: str | None
     taps: tuple | None
 
     def __call__(self, cnn, images):
@@ -52,7 +54,7 @@ class LastMap:
         if self.form is Form.TOKENS:
             h, w = images.shape[2] // self.stride, images.shape[3] // self.stride
             out = out[:, -h * w:].transpose(1, 2).unflatten(2, (h, w))  # without class and register tokens
-        return normalised(cnn.get_submodule(NORM), out) if self.has_norm else out
+        return normalised(cnn.get_submodule(self.norm), out) if self.norm else out
 
 
 def normalised(norm, out):
@@ -88,20 +90,21 @@ def find_last_map(cnn, features, size, stride, maps, taps):
         raise ValueError(f'{type(cnn).__name__} gives no map to reconstruct images from: its forward_features '
                          f'gives {shape or type(features).__name__}; give it a forward_features or '
                          'forward_intermediates that gives a map (B, C, h, w)')
-    return LastMap(form, stride, begins_with_norm(cnn, width), taps), width
+    return LastMap(form, stride, norm_of_classifier(cnn, width), taps), width
 
 
-def begins_with_norm(cnn, width):
-    """Whether the classifier of a network begins with `head.norm`, a LayerNorm over `width` channels."""
+def norm_of_classifier(cnn, width):
+    """Return the name of the LayerNorm over `width` channels that the classifier begins with, None if it does not."""
+    if is_layer_norm(getattr(cnn, MEAN_NORM, None), width):
+        return MEAN_NORM
     head = getattr(cnn, 'head', None)
     if not isinstance(head, nn.Module):
-        return False
+        return None
     with_parameters = [name for name, part in head.named_children() if any(True for _ in part.parameters())]
-    if with_parameters[:1] != ['norm'] or not is_layer_norm(head.norm):
-        return False
-    return tuple(head.norm.normalized_shape) == (width,)
+    return HEAD_NORM if with_parameters[:1] == ['norm'] and is_layer_norm(head.norm, width) else None
 
 
-def is_layer_norm(norm):
-    """Whether a module is a LayerNorm that `normalised` knows the layout of."""
-    return isinstance(norm, timm.layers.LayerNorm2d) or type(norm) in (nn.LayerNorm, timm.layers.LayerNorm)
+def is_layer_norm(norm, width):
+    """Whether a module is a LayerNorm over `width` channels, of a kind that `normalised` knows the layout of."""
+    known = isinstance(norm, timm.layers.LayerNorm2d) or type(norm) in (nn.LayerNorm, timm.layers.LayerNorm)
+    return known and tuple(norm.normalized_shape) == (width,)

@@ -34,7 +34,7 @@ def write(saved, stem, suffix, licence):
     if importlib.util.find_spec('detectron2'):
         images = verify.sample_images(saved)
         theirs = detectron2_features(path, depth, images)
-        verify.require_same(saved.spark.encoder.pyramid(images), theirs, 'Detectron2')
+        verify.require_same(saved.network.encoder.pyramid(images), theirs, 'Detectron2')
         checked = 'read by Detectron2: the same features'
     else:
         checked = (f'names and shapes are those of its ResNet-{depth}; Detectron2 is not installed here and '

@@ -66,10 +66,10 @@ def pretrained_cfg(saved, licence):
     mean, std = saved.options.normalisation
     of_timms_weights = ('origin_url', 'test_input_size', 'test_crop_pct', 'file', 'pool_size', 'hf_hub_id')
     return {**dict.fromkeys(of_timms_weights), 'url': '',
-            'paper_name': 'SparK', 'paper_ids': 'arXiv:2301.03580',
-            'mean': mean, 'std': std, 'input_size': (saved.options.in_chans, *saved.spark.encoder.input_size),
+            'paper_name': saved.method.title, 'paper_ids': f'arXiv:{saved.method.paper.arxiv}',
+            'mean': mean, 'std': std, 'input_size': (saved.options.in_chans, *saved.network.encoder.input_size),
             'crop_pct': 1.0, 'interpolation': 'bicubic', 'num_classes': contents.num_classes(saved),
-            'license': licence or 'other', 'tag': 'spark'}
+            'license': licence or 'other', 'tag': saved.method.name}
 
 
 def label_names(saved):

@@ -9,7 +9,8 @@ from common.networks.load import load_strictly
 from common.networks.renaming import to_timm
 from common.reliability.checkpoint import read_plain, save
 from pretrain.formats import contents, verify
-from pretrain.saved import untrained_spark
+from pretrain.saved import untrained
+from pretrain.spark_options import SPARK
 from pretrain.spark_weights import load_official, official_encoder, official_whole
 
 READER = 'our reader of official files'
@@ -18,6 +19,9 @@ READER = 'our reader of official files'
 @torch.no_grad()
 def write(saved, stem, suffix, licence):
     """Write files in the style of the published ones, always .pth. See WRITERS in pretrain/export.py."""
+    if saved.method.name != SPARK:
+        raise ValueError(f'--to=official is for the official code of SparK, and this network was pretrained with '
+                         f'{saved.method.title}: give --to=timm, or another format')
     state = contents.entries_of(saved, classifier=False)
     if guess_model(state) != contents.name_of(saved):
         raise ValueError(f'the official code knows plain ResNets and ConvNeXts, not {saved.model}')
@@ -43,7 +47,7 @@ def write_encoder(saved, path, state, entries):
     state: its entries under timm's names. entries: the same under the official names. Returns a sentence.
     """
     save(path, entries)
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     theirs = contents.create(saved)
     read = to_timm(read_plain(path), theirs)
     load_strictly(theirs, read, may_miss=encoder.unused)
@@ -60,10 +64,10 @@ def write_whole(saved, path, entries):
 
     entries: of the encoder, under the official names. Returns a sentence.
     """
-    save(path, official_whole(saved.spark, entries, saved.options.normalisation))
-    theirs = untrained_spark(saved.options).eval()
+    save(path, official_whole(saved.network, entries, saved.options.normalisation))
+    theirs = untrained(saved.method, saved.options).eval()
     load_official(read_plain(path), theirs)
     images = verify.sample_images(saved)
-    visible = saved.spark.draw_visible(len(images), torch.Generator().manual_seed(0))
-    verify.require_same([saved.spark.predict(images, visible)], [theirs.predict(images, visible)], READER)
+    visible = saved.network.draw_visible(len(images), torch.Generator().manual_seed(0))
+    verify.require_same([saved.network.predict(images, visible)], [theirs.predict(images, visible)], READER)
     return f'{path}: encoder and decoder; read by {READER}: the same reconstruction'

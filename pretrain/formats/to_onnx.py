@@ -30,7 +30,7 @@ def write(saved, stem, suffix, licence):
     needs('onnx', 'onnxscript', 'onnxruntime')
     import onnxruntime
     path = stem.with_suffix('.onnx')
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     images = verify.sample_images(saved)
     model = Outputs(encoder, saved.has_classifier).eval()
     entries = contents.entries_of(saved)

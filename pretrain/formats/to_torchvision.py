@@ -36,7 +36,7 @@ def write(saved, stem, suffix, licence):
         theirs.set_submodule(place, nn.Flatten())
         how_made = f"{name}() with model.set_submodule('{place}', torch.nn.Flatten())"
     theirs.load_state_dict(state)
-    cnn = saved.spark.encoder.cnn
+    cnn = saved.network.encoder.cnn
     loaded = {key: value for key, value in theirs.state_dict().items() if key in state}
     verify.require_given(saved, to_timm(state, cnn), 'torchvision')
     verify.require_given(saved, to_timm(loaded, cnn), 'torchvision')
@@ -57,7 +57,7 @@ def place_of_classifier(network, state):
 
 def own_output(saved, images, state):
     """Return what torchvision's network is to give: logits, or the features that a classifier would get."""
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     if saved.has_classifier:
         return encoder.cnn(images)
     pooled = encoder.pyramid(images)[-1].mean((2, 3))

@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # relative difference of features in fp32 that another order o
 def sample_images(saved):
     """Return two random images of the network's size, always the same: (2, C, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, saved.options.in_chans, *saved.spark.encoder.input_size, generator=generator)
+    return torch.randn(2, saved.options.in_chans, *saved.network.encoder.input_size, generator=generator)
 
 
 def require_given(saved, written, reader, classifier=True):
@@ -51,7 +51,7 @@ def require_same(ours, theirs, reader):
 @torch.no_grad()
 def require_same_network(saved, theirs, reader):
     """Raise a ValueError unless a timm network has the given one's features, and logits if it classifies."""
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     images = sample_images(saved)
     require_same(encoder.pyramid(images), encoder.pyramid(images, cnn=theirs.eval()), reader)
     if saved.has_classifier:

@@ -15,13 +15,12 @@ from common.training.optim import (
     BufferGuard,
     build_optimizer,
     optimizer_size,
-    parameter_groups,
     set_schedule,
     weights_size,
 )
 from common.training.trainer import train_step
+from pretrain.methods import METHODS
 from pretrain.planning.memory import AsCUDA, Line, Live
-from pretrain.spark_method import SparKMethod
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
 
@@ -45,15 +44,16 @@ class Step:
     The learning rate is 0, so that nothing is lost where numbers are random.
     """
 
-    def __init__(self, spark, options, device):
-        self.spark, self.options, self.device = spark.placed(device).train(), options, device
-        self.optimizer = build_optimizer(options.opt, parameter_groups(spark, options.weight_decay, SparKMethod.no_decay))
+    def __init__(self, network, options, device):
+        self.network, self.options, self.device = network.placed(device).train(), options, device
+        groups = METHODS[options.method].parameter_groups(self.network, options)
+        self.optimizer = build_optimizer(options.opt, groups)
         set_schedule(self.optimizer, 0.0, options.weight_decay)
-        self.guard = BufferGuard(spark)
+        self.guard = BufferGuard(network)
 
     def inputs(self, batch):
-        images = torch.randn(batch, self.options.in_chans, *self.spark.encoder.input_size, device=self.device)
-        return images.to(memory_format=torch.channels_last), self.spark.draw_visible(batch).to(self.device)
+        images = torch.randn(batch, self.options.in_chans, *self.network.input_size, device=self.device)
+        return images.to(memory_format=torch.channels_last), self.network.draw_visible(batch).to(self.device)
 
     def autocast(self):
         """bf16 unless fp32 is asked for: that is what a GPU does."""
@@ -61,10 +61,10 @@ class Step:
 
     def loss(self, images, visible):
         with self.autocast():
-            return self.spark(images, visible)
+            return self.network(images, visible)
 
     def __call__(self, images, visible):
-        return train_step(self.spark, [(images, visible)], 1, self.optimizer, self.guard, Ranks(0, 1, self.device),
+        return train_step(self.network, [(images, visible)], 1, self.optimizer, self.guard, Ranks(0, 1, self.device),
                           self.autocast, self.options.clip_grad, lambda: torch.zeros(2, device=self.device))
 
 
@@ -91,12 +91,13 @@ class Counts:
     norms: tuple
 
     @classmethod
-    def of(cls, options, spark):
+    def of(cls, options, network):
         """Of real steps on the CPU. Raises ValueError if the network does something else with another number
         of images.
         """
-        step = Step(spark, options, torch.device('cpu'))
-        own, trained = [*spark.parameters(), *spark.buffers()], [p for p in spark.parameters() if p.requires_grad]
+        step = Step(network, options, torch.device('cpu'))
+        own = [*network.parameters(), *network.buffers()]
+        trained = [p for p in network.parameters() if p.requires_grad]
         with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
             step(*step.inputs(BATCHES[0]))  # makes the optimiser's state besides
         kept, live, forward = [], [], []
@@ -120,10 +121,10 @@ class Counts:
             reached[seen.made_at(parameter.grad):] += size(parameter.grad)
         state = [value for entry in step.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
         return cls(sum(map(size, own)), sum(map(size, trained)), sum(map(size, state)), size(images) // BATCHES[1],
-                   weights_size(spark) + optimizer_size(step.optimizer), Line.through(BATCHES, kept),
+                   weights_size(network) + optimizer_size(step.optimizer), Line.through(BATCHES, kept),
                    Line.through(BATCHES, live), reached, Line.through(BATCHES, forward),
                    counter.get_total_flops() / BATCHES[0],
-                   tuple(module.num_features for module in spark.modules() if isinstance(
+                   tuple(module.num_features for module in network.modules() if isinstance(
                        module, nn.modules.batchnorm._BatchNorm) and getattr(module.weight, 'requires_grad', True)))
 
     def temporary(self, alone):

@@ -1,16 +1,17 @@
 """The model card of an exported network (Mitchell et al. 2019): data, recipe, curve, a picture, limits."""
 import importlib.util
 import re
+import textwrap
 
 from PIL import Image
 
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
-from pretrain.results.pictures import TARGETS, hidden_cells, read_picture, write_picture
+from pretrain.results.pictures import hidden_cells, read_picture, write_picture
 from pretrain.results.read_log import epoch_of, pictures_of, read_log
 
-PAPER = 'https://arxiv.org/abs/2301.03580'
 PAGE_WIDTH = 900  # pixels
+TEXT_WIDTH = 110  # characters of a line
 
 
 def write_card(saved, folder, licence=None):
@@ -32,15 +33,26 @@ def write_card(saved, folder, licence=None):
     picture = ''.join(copy_reconstructions(saved, folder))
     unfinished = f'**Unfinished:** {saved.unfinished}.\n\n' if saved.unfinished else ''
     no_licence = '**Licence.** Whoever exported this did not say; ask before you use it.\n\n'
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     text = TEXT.format(licence=licence or 'other', stated=unfinished + ('' if licence else no_licence),
-                       model=saved.model.split('.')[0], paper=PAPER, data=data(saved),
+                       model=saved.model.split('.')[0], tag=saved.method.name,
+                       paper=citation(saved.method.paper), data=data(saved),
                        recipe=recipe_table(saved, log), picture=f'{picture}\n\n' if picture else '',
                        curve=curve or 'No log of the training lay beside the weights.',
                        size='x'.join(map(str, encoder.input_size)),
                        channels=counted(encoder.in_chans, 'channel'), **contents(saved))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
     return remarks
+
+
+def citation(paper):
+    """Return a Paper as Markdown."""
+    return in_lines(f'{paper.authors}: *{paper.title}*, {paper.venue}, {paper.link}')
+
+
+def in_lines(text):
+    """Return a paragraph in lines of TEXT_WIDTH."""
+    return textwrap.fill(text, TEXT_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def licence_identifier(licence):
@@ -73,7 +85,7 @@ def copy_reconstructions(saved, folder):
         # Not copied: in a foreign run it may be a link to any file of this machine.
         write_picture(folder / 'reconstructions.png', wide_enough(read_picture(found[-1])))
         yield ('![reconstructions](reconstructions.png)\n\nImages, what the network saw of them, and their '
-               f'reconstructions, after epoch {epoch_of(found[-1])}. {hidden_cells(saved.options.target)}')
+               f'reconstructions, after epoch {epoch_of(found[-1])}. {hidden_cells(saved.network.target)}')
 
 
 def wide_enough(image):
@@ -84,13 +96,16 @@ def wide_enough(image):
 
 def contents(saved):
     """Return what the text says of the folder: it holds an encoder, or a trained classifier."""
+    method = saved.method
+    how = f'{method.idea} ([{method.title}]({method.paper.link}), {method.paper.venue}).'
     if not saved.has_classifier:
-        return {'title': 'pretrained with SparK', 'gives': 'features',
-                'holds': "These are the encoder's weights, without classifier and decoder."}
+        holds = "These are the encoder's weights, without classifier and decoder."
+        return {'title': f'pretrained with {method.title}', 'gives': 'features',
+                'what': in_lines(' '.join([how, holds, *method.trained_besides(saved.network)]))}
     number = saved.weights[saved.head[0]].shape[0]
-    return {'title': f'a classifier of {number} classes', 'gives': 'logits',
-            'holds': f'These are the weights of a fine-tuned network, with its classifier of {number} '
-                     'classes. **Say here what it was fine-tuned on.**'}
+    holds = (f'These are the weights of a fine-tuned network, with its classifier of {number} classes. **Say here what '
+             'it was fine-tuned on.**')
+    return {'title': f'a classifier of {number} classes', 'gives': 'logits', 'what': in_lines(f'{how} {holds}')}
 
 
 def as_markdown(text):
@@ -122,15 +137,14 @@ def recipe_table(saved, log):
 def recipe(saved, log):
     """Yield (name, value) of what somebody would need to do the same again. log: of the run, or None."""
     options = saved.options
-    encoder = saved.spark.encoder
+    encoder = saved.network.encoder
     yield 'network', f'{options.model}, strides {", ".join(map(str, encoder.reductions))}'
     height, width = encoder.input_size
     yield 'image', f'{height} x {width}, {counted(options.in_chans, "channel")}'
     if options.pixel_range is not None:
         yield 'values', '{:g} to {:g} of files of more than 8 bits become 0 to 1'.format(*options.pixel_range)
     yield 'mask', f'{options.mask_ratio:.0%} of cells of {encoder.cell_size} px hidden'
-    yield 'target', TARGETS[options.target]
-    yield 'decoder', f'{options.decoder}, {options.decoder_width} channels wide'
+    yield from saved.method.settings(saved.network, options)
     if log is not None:
         yield from recipe_of_log(log)
 
@@ -143,7 +157,8 @@ def recipe_of_log(log):
     yield 'epochs', f'{log.epochs[-1]["epoch"] if log.epochs else 0} of {config["epochs"]}'
     yield 'batch', config['batch_size']
     yield 'optimiser', f'{config["opt"]}, learning rate up to {peak:.3g}'
-    yield 'weight decay', f'{config["weight_decay"]} to {config["weight_decay_end"]}'
+    start, end = config['weight_decay'], config['weight_decay_end']
+    yield 'weight decay', start if end is None else f'{start} to {end}'
     yield 'crop', f'area {low} to {high}, {"half of them" if config["flip"] else "not"} mirrored'
     if log.epochs:
         yield 'loss of the last epoch', f'{log.epochs[-1]["loss"]:.4f}'
@@ -176,13 +191,12 @@ TEXT = '''---
 license: {licence}
 library_name: timm
 pipeline_tag: image-feature-extraction
-tags: [timm, spark, self-supervised, masked-image-modeling]
+tags: [timm, {tag}, self-supervised, masked-image-modeling]
 ---
 
 # {model}, {title}
 
-A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the
-others, a decoder reconstructs what was hidden ([SparK]({paper}), ICLR 2023). {holds}
+{what}
 
 {picture}```python
 import timm
@@ -206,13 +220,12 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  
 
 * The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised
   weights.
-* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any convolutional
-  network.
+* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any network
+  of its kind.
 * What the images did not show, the network has not learned; whatever bias they have, it may have too.
 * A low reconstruction loss does not rank networks: compare them on your task.
 
 ## Citation
 
-Keyu Tian, Yi Jiang, Qishuai Diao, Chen Lin, Liwei Wang, Zehuan Yuan: *Designing BERT for Convolutional
-Networks: Sparse and Hierarchical Masked Modeling*, ICLR 2023, {paper}
+{paper}
 '''

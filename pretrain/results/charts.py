@@ -3,7 +3,7 @@ import html
 
 COLOURS = ('#2563eb', '#dc2626', '#16a34a', '#9333ea', '#d97706', '#0891b2', '#be185d', '#4d7c0f')  # of runs
 CHARTS = (  # (entry of an epoch in the log, title, whether the axis is logarithmic)
-    ('loss', 'Loss on hidden cells (dotted: held-out)', False),
+    ('loss', '{loss} (dotted: held-out)', False),
     ('lr', 'Learning rate', False),
     ('gradient_norm', 'Gradient norm', True),
     ('images_per_second', 'Images a second', False))
@@ -11,15 +11,18 @@ CONFIG = {'responsive': True, 'displaylogo': False, 'displayModeBar': False}
 MANY = 30  # epochs from which on points are not marked
 
 
-def charts(logs, names):
-    """Return the curves of some runs as HTML, one figure each; the first one contains plotly's script."""
+def charts(logs, names, meanings):
+    """Return the curves of some runs as HTML, one figure each; the first one contains plotly's script.
+
+    meanings: of the losses of each run, a LossMeaning.
+    """
     names = [html.escape(name, quote=False) for name in names]  # plotly makes links of the tags in a text
-    figures = [chart(logs, names, *about).to_html(full_html=False, include_plotlyjs=i == 0, config=CONFIG)
+    figures = [chart(logs, names, meanings, *about).to_html(full_html=False, include_plotlyjs=i == 0, config=CONFIG)
                for i, about in enumerate(CHARTS)]
     return ''.join(f'<figure>{figure}</figure>' for figure in figures)
 
 
-def chart(logs, names, field, title, is_logarithmic):
+def chart(logs, names, meanings, field, title, is_logarithmic):
     """Return the figure of one entry of the logs over the epochs."""
     from plotly import graph_objects
     figure = graph_objects.Figure()
@@ -31,8 +34,10 @@ def chart(logs, names, field, title, is_logarithmic):
             add_curve(figure, measured, 'val_loss', f'{name}, '
                                                     'held-out', {**line, 'dash': 'dot'}, showlegend=False)
     if field == 'loss':
-        if all(log.target == 'normalised' for log in logs):
-            add_normal_losses(figure)
+        titles = {meaning.title for meaning in meanings}
+        title = title.format(loss=titles.pop() if len(titles) == 1 else 'Loss')
+        if len(set(meanings)) == 1:
+            add_normal_losses(figure, meanings[0])
         for log in logs:
             add_restarts(figure, log)
         figure.update_yaxes(rangemode='tozero')
@@ -55,11 +60,12 @@ def add_curve(figure, entries, field, name, line, showlegend):
         figure.add_scatter(x=x, y=y, name=name, mode=mode, line=line, showlegend=showlegend)
 
 
-def add_normal_losses(figure):
-    """Mark the losses on normalised cells that runs usually have."""
-    figure.add_hrect(0.2, 0.4, fillcolor='#16a34a', opacity=0.12, line_width=0,
-                     annotation_position='bottom left', annotation_text='normal at the end of long runs')
-    for level, text in ((1.0, 'a decoder that says nothing'), (0.6, 'normal after the first epochs')):
+def add_normal_losses(figure, meaning):
+    """Mark the losses that runs usually have. meaning: a LossMeaning."""
+    if meaning.at_the_end:
+        figure.add_hrect(*meaning.at_the_end, fillcolor='#16a34a', opacity=0.12, line_width=0,
+                         annotation_position='bottom left', annotation_text='normal at the end of long runs')
+    for level, text in meaning.levels:
         figure.add_hline(level, line={'color': '#6b7280', 'dash': 'dash', 'width': 1}, annotation_text=text,
                          annotation_position='bottom right')
 

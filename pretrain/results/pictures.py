@@ -1,7 +1,7 @@
-"""Pictures of what SparK does: masked images, reconstructions, their errors, features.
+"""Pictures of what a masked network does: masked images, reconstructions, their errors, features.
 
 Images are (B, C, H, W), normalised; pictures are (3, H, W) or (B, 3, H, W) in [0, 1]. `visible` (B, k) as in
-spark.py.
+masking.py. What is asked of a network is in pretrain/masked_network.py.
 """
 from dataclasses import dataclass
 
@@ -28,10 +28,10 @@ TARGETS = {  # what the decoder predicts, by the option target
     'pixels': 'pixels, normalised with the mean and std of their channels alone'}
 
 
-def captions(spark):
+def captions(network):
     """Return {name of a field of Views: its caption}; without `own` if the network predicts pixels."""
     return {field: caption for field, caption in CAPTIONS.items()
-            if field != 'own' or spark.target == 'normalised'}
+            if field != 'own' or network.target == 'normalised'}
 
 
 def hidden_cells(target):
@@ -42,10 +42,13 @@ def hidden_cells(target):
             'normalised cells.')
 
 
-def explanation(spark):
-    """Return the sentences below a sheet with all of `captions`."""
-    own = [OWN] if 'own' in captions(spark) else []
-    return ' '.join([hidden_cells(spark.target), *own, ERROR])
+def explanation(network, masked=''):
+    """Return the sentences below a sheet with all of `captions`.
+
+    masked: what is to be said of the masked images, `Method.masked_images`.
+    """
+    own = [OWN] if 'own' in captions(network) else []
+    return ' '.join([hidden_cells(network.target), *own, *filter(None, [masked]), ERROR])
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Views:
     """What there is to see of some images, pictures (B, 3, H, W) each, and the loss of each image, (B,).
 
     image, masked: the image, and what the network sees of it. reconstruction: hidden cells have the true
-    cell's mean and deviation, as in the paper. own: they have the average mean and deviation of the visible
+    cell's mean and deviation, as in SparK's paper. own: they have the average mean and deviation of the visible
     cells instead, so that nothing comes from what is hidden. A network that predicts pixels needs neither;
     both are what it predicts. error: of the reconstruction.
     """
@@ -66,18 +69,18 @@ class Views:
 
 
 @torch.no_grad()
-def views(spark, images, visible, normalisation):
-    """Return the Views of some images by a SparK in evaluation mode.
+def views(network, images, visible, normalisation):
+    """Return the Views of some images by a masked network in evaluation mode.
 
     normalisation: (mean, std) of each channel. Raises ValueError for indices that are no cells.
     """
-    grid = spark.encoder.grid
-    cell_size = spark.encoder.cell_size
-    prediction = spark.predict(images, visible)
+    grid = network.encoder.grid
+    cell_size = network.encoder.cell_size
+    prediction = network.predict(images, visible)
     predicted = cut(prediction.to(images.dtype), cell_size)
     cells = cut(images, cell_size)
-    _, mean, deviation = spark.targets(images)
-    seen = is_visible(visible, spark.cells)[..., None]
+    _, mean, deviation = network.targets(images)
+    seen = is_visible(visible, network.cells)[..., None]
     num_visible = visible.shape[1]
     visible_mean = (mean * seen).sum(1, keepdim=True) / num_visible
     visible_deviation = (deviation * seen).sum(1, keepdim=True) / num_visible
@@ -89,17 +92,18 @@ def views(spark, images, visible, normalisation):
     image = to_rgb(images, normalisation)
     reconstruction = picture(predicted * deviation + mean)
     hidden = ~seen[..., 0]
-    loss = (spark.cell_errors(images, prediction) * hidden).sum(1) / hidden.sum(1)
-    return Views(image=image, masked=to_rgb(spark.masked(images, visible), normalisation), reconstruction=reconstruction,
+    loss = (network.cell_errors(images, prediction) * hidden).sum(1) / hidden.sum(1)
+    masked = to_rgb(network.masked(images, visible), normalisation)
+    return Views(image=image, masked=masked, reconstruction=reconstruction,
                  own=picture(predicted * visible_deviation + visible_mean),
                  error=heat((2 * (reconstruction - image).abs()).mean(1)), loss=loss)
 
 
 @torch.no_grad()
-def level_pictures(spark, images, visible):
-    """Return {stride: picture (B, 3, H_i, W_i)} of the feature pyramid of a SparK in evaluation mode."""
-    levels = spark.encode(images, visible)
-    return {stride: feature_pictures(level) for stride, level in zip(spark.encoder.reductions, levels)}
+def level_pictures(network, images, visible):
+    """Return {stride: picture (B, 3, H_i, W_i)} of the pyramid of a masked network in evaluation mode."""
+    levels = network.pyramid(images, visible)
+    return {stride: feature_pictures(level) for stride, level in zip(network.encoder.reductions, levels)}
 
 
 def to_rgb(images, normalisation):

@@ -29,11 +29,6 @@ class Log:
         """The options of the last start."""
         return self.runs[-1]['config']
 
-    @property
-    def target(self):
-        """What the run predicts; runs from before there was a choice predict normalised cells."""
-        return self.config.get('target', 'normalised')
-
 
 def pictures_of(folder):
     """Return the pictures of reconstructions in a run folder, in the order of the epochs."""

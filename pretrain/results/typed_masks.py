@@ -1,4 +1,4 @@
-"""Masks that a person types, besides those that are drawn at random (SparK.draw_visible).
+"""Masks that a person types, besides those that are drawn at random (draw_visible of a network).
 
 A mask is a text: either the lines of the grid of cells, in which # is a visible cell and . a hidden one, or
 the indices of the visible cells, row by row:

@@ -7,6 +7,7 @@ in memory, so that a row of p positions of a cell is one run of p*C numbers, and
 """
 import torch
 
+from pretrain import masking
 from pretrain.accelerated.tables import Tables
 from pretrain.canvas import ToCanvas, ToStrip
 
@@ -59,9 +60,7 @@ class Geometry:
 
     def is_visible(self):
         """(B, L) boolean map of the grid, True where a cell is visible."""
-        num_cells = self.grid[0] * self.grid[1]
-        hidden = torch.zeros(len(self.visible), num_cells, dtype=torch.bool, device=self.visible.device)
-        return hidden.scatter(1, self.visible, True)
+        return masking.is_visible(self.visible, self.grid[0] * self.grid[1])
 
 
 def is_accelerated(given, device):

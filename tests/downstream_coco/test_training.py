@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+import tests.small_vit  # noqa: F401
 from common.demo_world import write_coco
 from common.distributed import Ranks
 from common.networks.create import create_cnn
+from common.networks.openmmlab import to_openmmlab
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options, parse_options
 from downstream_coco.data import CocoImages
@@ -151,6 +153,19 @@ def test_weights_of_the_cnn_are_loaded_strictly(small, tmp_path):
         build(small(finetune_from=str(tmp_path / 'w.pth'), model='resnet18'), 12, True)
     with pytest.raises(SystemExit, match='holds no detector'):
         coco_main(['--eval', str(tmp_path / 'w.pth'), '--data_path', small().data_path])
+
+
+def test_an_official_a2mim_starts_a_detector_and_a_vit_has_no_pyramid(small, tmp_path):
+    cnn = create_cnn('test_convnext')
+    keys = {f'backbone.{key}': value for key, value in to_openmmlab(cnn.state_dict()).items() if not key.startswith('head.')}
+    token = {'backbone.mask_token': torch.zeros(1, 64, 1, 1), 'neck.decoder_pred.0.bias': torch.zeros(3072)}
+    torch.save({'state_dict': {**keys, **token}}, tmp_path / 'w.pth')
+    detector, loaded = build(small(finetune_from=str(tmp_path / 'w.pth'), model='test_convnext'), 12, True)
+    own = detector.backbone.cnn.state_dict()
+    assert len(loaded.matched) == len(keys)
+    assert all(torch.equal(own[key], value) for key, value in cnn.state_dict().items() if key in loaded.matched)
+    with pytest.raises(ValueError, match='Beit cannot take an image of 256 px and give its maps'):
+        build(small(finetune_from=str(tmp_path / 'w.pth'), model='small_vit'), 12, True)
 
 
 def test_unreadable_validation_images_are_left_out(scenes, small, tmp_path, capsys):

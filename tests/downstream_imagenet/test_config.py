@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from common.distributed import Ranks
-from downstream_imagenet.config import RECIPES, recipe_of, recommended
+from downstream_imagenet.config import recommended
+from downstream_imagenet.published import RECIPES, recipe_of
 from downstream_imagenet.recipe import Recipe
 from tests.downstream_imagenet.runs import parse
 
@@ -65,7 +66,7 @@ def test_other_networks_take_the_recipe_of_a_relative():
 @pytest.mark.parametrize(('line', 'word'), [
     ('--model=resnet5O', 'the nearest names are'), ('--mixup=-1', 'mixup must be 0 or more'), ('--clip=0', 'inf or -1'),
     ('--ema=1', 'ema must be'), ('--label_fraction=0', 'label_fraction'), ('--opt=adamw --official_lamb', 'is for --opt=lamb'),
-    ('--num_classes=1', 'num_classes'), ('--register=not.there', '--register=not.there'), ('--augment=rand', 'invalid choice'),
+    ('--num_classes=1', 'num_classes'), ('--register=not.there', '--register=not.there'), ('--augment=rand', 'augment is'),
 ])
 def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
     with pytest.raises(SystemExit) as stop:

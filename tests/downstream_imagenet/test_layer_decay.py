@@ -4,6 +4,7 @@ import timm
 import torch
 from torch import nn
 
+import pretrain.models  # noqa: F401  (your_convnet)
 from common.training.layer_decay import default_decay, layers_of, parameter_groups
 from common.training.optim import build_optimizer, set_schedule
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pretrain.a2mim_loss import composite, error, focal_frequency_loss, spatial_loss, spectral_loss
 from tests.pretrain.official_a2mim import close, loaded
+from tests.pretrain.test_a2mim_loss import check_heads
 
 MODELS = ('resnet26', 'convnext_tiny', 'vit')
 
@@ -89,38 +89,16 @@ def test_gradients_and_running_statistics(case):
         assert state[our_name(name, want)].sum().item() == pytest.approx(expected, rel=1e-9, abs=1e-11)
 
 
-def losses_of(head, y, x, hidden):
-    spatial = spatial_loss(y, x, hidden, head['spatial'], head['unmask_weight'])
-    if head['fft'] is None:
-        return spatial, None, spatial
-    z = composite(y, x, hidden, head['fft_unmask_weight'], head['fill'] or 'mixed')
-    if head['fft'] == 'focal':
-        frequency = focal_frequency_loss(z, x)
-    else:
-        frequency = spectral_loss(z, x, head['fft'], head['fft_reweight'])
-    return spatial, frequency, spatial + head['fft_weight'] * frequency
-
-
 def test_all_forms_of_the_loss(case):
     want, a2mim, images, visible = fresh(case)
     hidden = a2mim.hidden(images, visible)
     with torch.no_grad():
         y = a2mim.train().predict(images, visible)
     pixels = a2mim.pixels(hidden)
-    assert len(want['heads']) == 13
-    for name, head in want['heads'].items():
-        y.requires_grad_().grad = None
-        spatial, frequency, loss = losses_of(head, y, images, pixels)
-        assert spatial.item() == pytest.approx(head['loss_spatial'], rel=1e-9), name
-        if frequency is not None:
-            assert frequency.item() == pytest.approx(head['loss_frequency'], rel=1e-9), name
-        assert loss.item() == pytest.approx(head['loss'], rel=1e-9), name
-        loss.backward()
-        assert (y.grad.abs() * pixels).sum().item() == pytest.approx(head['grad_abs_sum_hidden'], rel=1e-9), name
-        assert (y.grad.abs() * (1 - pixels)).sum().item() == pytest.approx(head['grad_abs_sum_visible'], rel=1e-9), name
+    check_heads(want['heads'], y, images, pixels)
 
 
-def rate(name, group, t, steps):
+def rate(name, t, steps):
     return steps['lr_slow' if name in steps['lr_x_0_1'] else 'lr'][t]
 
 
@@ -133,7 +111,7 @@ def test_training_steps(case):
     optimizer = torch.optim.AdamW(groups, betas=tuple(steps['betas']), eps=steps['eps'])
     for t, (loss_want, norm_want) in enumerate(zip(steps['loss'], steps['grad_norm'])):
         for group in optimizer.param_groups:
-            group['lr'] = rate(group['name'], group, t, steps)
+            group['lr'] = rate(group['name'], t, steps)
         loss = a2mim(images, visible)
         assert loss.item() == pytest.approx(loss_want, rel=1e-7)
         a2mim.zero_grad()
@@ -142,7 +120,3 @@ def test_training_steps(case):
         clip = steps.get('max_grad_norm') or float('inf')
         assert torch.nn.utils.clip_grad_norm_(trained, clip).item() == pytest.approx(norm_want, rel=1e-6)
         optimizer.step()
-
-
-def test_error_of_parts():
-    assert error(torch.tensor(1.0, dtype=torch.float64), 'focal_l1').item() == pytest.approx(math.tanh(0.1))

@@ -47,7 +47,7 @@ def test_the_picture_has_four_rows_of_held_out_images(trained):
 
 def test_the_untrained_network_is_the_one_that_the_run_started_from(trained):
     saved = read_saved(trained.run)
-    before, after = demo.untrained(saved.options).state_dict(), saved.spark.state_dict()
+    before, after = demo.untrained(saved.options).state_dict(), saved.network.state_dict()
     assert before.keys() == after.keys()
     frozen = [key for key in before if key.startswith('encoder.cnn.head')]  # pretraining leaves the classifier alone
     assert frozen and all(before[key].equal(after[key]) for key in frozen)

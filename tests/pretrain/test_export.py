@@ -32,7 +32,7 @@ def test_timm(finished, tmp_path, suffix):
     assert state.keys() == trained and all(torch.equal(state[key], own[key]) for key in trained)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     again = read_saved(path, model='your_convnet', input_size=32)  # safetensors are read wherever weights are
-    assert torch.equal(again.spark.encoder.cnn.stages[0].conv1.weight, own['stages.0.conv1.weight'])
+    assert torch.equal(again.network.encoder.cnn.stages[0].conv1.weight, own['stages.0.conv1.weight'])
     assert set(again.loaded.missing) == {'head.weight', 'head.bias'} and not again.has_classifier
 
 
@@ -92,9 +92,9 @@ def test_a_folder_for_a_hub(tmp_path, model):
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert theirs(images).shape == (1, 7)
-        ours = saved.spark.encoder(images)
+        ours = saved.network.encoder(images)
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4)
-                   for a, b in zip(ours, saved.spark.encoder.pyramid(images, cnn=theirs)))
+                   for a, b in zip(ours, saved.network.encoder.pyramid(images, cnn=theirs)))
     assert theirs.pretrained_cfg['input_size'] == (3, 64, 64)
     config = json.loads((folder / 'config.json').read_text())['pretrained_cfg']
     assert config['paper_ids'] == 'arXiv:2301.03580' and not {'origin_url', 'test_input_size', 'url'} & config.keys()
@@ -128,7 +128,7 @@ def test_onnx(tmp_path, model):
     images = torch.randn(3, 3, 64, 64)
     *levels, pooled = session.run(None, {'images': images.numpy()})
     with torch.no_grad():
-        ours = saved.spark.encoder(images)
+        ours = saved.network.encoder(images)
     assert [level.shape for level in levels] == [tuple(level.shape) for level in ours]
     assert torch.allclose(torch.from_numpy(pooled), ours[-1].mean((2, 3)), rtol=1e-4, atol=1e-4)
 

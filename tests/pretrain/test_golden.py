@@ -84,10 +84,11 @@ def test_lamb_steps(golden):
     for name, p in spark.encoder.cnn.named_parameters():
         p.requires_grad_(name not in spark.encoder.unused)
     groups = parameter_groups(spark.train(), steps['wd'], SparKMethod.no_decay)
+    curve = SparKMethod().curve(None)
     optimizer = build_optimizer('lamb', groups, tuple(steps['betas']))
     assert steps['betas'][1] == (0.95 if spark.encoder.norm == 'bn' else 0.999)
     for t, (loss_want, norm_want, expected) in enumerate(zip(steps['loss'], steps['grad_norm'], steps['schedule'])):
-        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'], *SparKMethod.learning_rate_ends)
+        lr = learning_rate(t, steps['max_iters'], steps['warmup_iters'], steps['lr'], curve.start, curve.end)
         wd = weight_decay(t, steps['max_iters'], steps['wd'], steps['wde'])
         assert (lr, wd) == pytest.approx((expected['lr'], expected['wd_decay_group']), rel=1e-12)
         set_schedule(optimizer, lr, wd)

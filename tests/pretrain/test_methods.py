@@ -35,6 +35,16 @@ def test_the_trainer_names_no_method():
         assert not re.search('spark', text, re.IGNORECASE), path
 
 
+def test_the_commands_that_read_a_run_know_no_method():
+    files = [ROOT / f'pretrain/{name}.py' for name in ('saved', 'arguments', 'reconstruct', 'features', 'export', 'playground',
+                                                       'playground_page', 'report', 'plan', 'demo')]
+    others = [path for folder in ('results', 'planning') for path in (ROOT / 'pretrain' / folder).glob('*.py')]
+    assert len(others) > 5
+    for path in (*files, *others):
+        known = re.findall(r'(?:from|import) pretrain\.((?:spark|a2mim)\w*)', path.read_text(encoding='utf-8'))
+        assert not known, f'{path} imports {known}'
+
+
 class Blank(nn.Module):
     """Predicts one colour for all hidden cells: the least that a network of a method is."""
     input_size = (32, 32)
@@ -59,7 +69,7 @@ class Blank(nn.Module):
 class BlankMethod(SparKMethod):
     """Another method, in the place of a second one in METHODS; it shares SparK's options alone."""
 
-    def build(self, options, record=None):
+    def build(self, options, record=None, cnn=None):
         return Blank()
 
     def record(self, network):
@@ -125,8 +135,8 @@ def test_help_shows_the_options_of_the_method_that_is_asked_for(capsys):
 def test_an_unknown_method_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as ended:
         main(['--name=n', *flags])
-    assert ended.value.code == 2 and '--method is one of spark, not' in capsys.readouterr().err
-    with pytest.raises(ValueError, match='method is one of spark, not simmim'):
+    assert ended.value.code == 2 and '--method is one of spark, a2mim, not' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='method is one of spark, a2mim, not simmim'):
         recommended(name='n', method='simmim')
     with pytest.raises(ValueError, match='options of spark, not of simmim'):
         SparKOptions(name='n', method='simmim')

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import SIZES, fit
 from common.training.memory import kept_for_backward
-from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, Speed, build, main, plan, speed_of
+from pretrain.plan import GIB, MEMORY_ERROR, Plan, Speed, build, main, plan, plan_options, speed_of
 from pretrain.planning.counts import OPERATIONS, Counts, Step
 from pretrain.planning.memory import AsCUDA, Line, Live
 from pretrain.planning.scaling import BUCKET, all_reduce_seconds, step_seconds
@@ -20,7 +20,7 @@ SMALL = ['--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=
 
 
 def small(**changes):
-    return PlanOptions(**{'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 64, 'epochs': 2,
+    return plan_options(**{'model': 'your_convnet', 'input_size': 32, 'decoder_width': 16, 'batch_size': 64, 'epochs': 2,
                           'gpus': 2, 'images': 640, **changes})
 
 

@@ -67,7 +67,7 @@ def test_what_is_seen(play):
     assert pixels[100, 300].tolist() == pixels[400, 420].tolist() != pixels[100, 20].tolist()
     for saved, look in zip(play.networks, looks):
         assert list(look.pictures) == ['image', 'masked', 'reconstruction', 'own', 'error']
-        assert len(look.levels) == len(saved.spark.encoder.reductions) and look.loss > 0
+        assert len(look.levels) == len(saved.network.encoder.reductions) and look.loss > 0
         assert all(picture.size == (448, 448) for picture in look.pictures.values())
         original = np.asarray(look.pictures['image'])
         assert np.array_equal(original[:, :224], np.asarray(look.pictures['reconstruction'])[:, :224])

@@ -71,7 +71,7 @@ def test_pictures_of_a_long_run_are_thinned_out(finished, tmp_path):
     for epoch in range(3, 60):
         shutil.copy(finished / 'reconstructions/epoch_0001.png', tmp_path / f'long/reconstructions/epoch_{epoch:04}.png')
     (tmp_path / 'long/reconstructions/epoch_best.png').write_text('not of ours')
-    text = report.pictures(read_log(tmp_path / 'long'), 'long', 0)
+    text = report.pictures(read_log(tmp_path / 'long'), 'long', 0, 'normalised')
     assert text.count('"epoch": ') == report.MAX_PICTURES
     assert '"epoch": 1,' in text and '"epoch": 59,' in text
 

@@ -109,8 +109,8 @@ def test_contradictions_foreign_and_damaged_checkpoints_are_refused(whole, tiny,
 def test_a_run_with_the_light_decoder(tiny):
     folder = pretrain(tiny(decoder='light'))
     saved, images = read_saved(folder), torch.randn(1, 3, 32, 32)
-    assert saved.has_decoder and saved.spark.dense_decoder.strides == [8, 4, 2] and saved.options.decoder == 'light'
-    assert saved.spark.predict(images, saved.spark.draw_visible(1)).shape == images.shape
+    assert saved.has_decoder and saved.network.dense_decoder.strides == [8, 4, 2] and saved.options.decoder == 'light'
+    assert saved.network.predict(images, saved.network.draw_visible(1)).shape == images.shape
     with pytest.raises(ValueError, match='decoder was light and is unet now'):
         pretrain(tiny())
 

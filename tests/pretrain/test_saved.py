@@ -34,17 +34,17 @@ def official_file(spark, path):
 def test_a_run_is_read_with_its_options(finished, what):
     saved = read_saved(finished / what)
     content = torch.load(finished / 'your_convnet_still_pretraining.pth', weights_only=True)
-    assert all(torch.equal(saved.spark.state_dict()[key], value) for key, value in content['model'].items())
+    assert all(torch.equal(saved.network.state_dict()[key], value) for key, value in content['model'].items())
     assert (saved.model, saved.name, saved.step, saved.images) == ('your_convnet', 'tiny', 10, 40)
-    assert saved.has_decoder and not saved.spark.training and saved.folder == finished
-    assert saved.spark.encoder.input_size == (32, 32) and saved.spark.dense_decoder.widths[0] == 16
+    assert saved.has_decoder and not saved.network.training and saved.folder == finished
+    assert saved.network.encoder.input_size == (32, 32) and saved.network.dense_decoder.widths[0] == 16
 
 
 def test_an_encoder_in_a_run_folder_or_alone(finished, tmp_path):
     saved = read_saved(finished / 'your_convnet_1kpretrained.pth')
-    own = read_saved(finished).spark.encoder.cnn.state_dict()
+    own = read_saved(finished).network.encoder.cnn.state_dict()
     assert saved.options.input_size == 32 and not saved.has_decoder  # known from the log beside it
-    assert all(torch.equal(saved.spark.encoder.cnn.state_dict()[key], value) for key, value in own.items())
+    assert all(torch.equal(saved.network.encoder.cnn.state_dict()[key], value) for key, value in own.items())
     with pytest.raises(ValueError, match='without its decoder'):
         saved.require_decoder()
     shutil.copy(finished / 'your_convnet_1kpretrained.pth', tmp_path)
@@ -53,7 +53,7 @@ def test_an_encoder_in_a_run_folder_or_alone(finished, tmp_path):
     with pytest.raises(ValueError, match='give --model'):
         read_saved(tmp_path / 'any.safetensors')
     again = read_saved(tmp_path / 'any.safetensors', model='your_convnet', input_size=32)
-    assert all(torch.equal(again.spark.encoder.cnn.state_dict()[key], value) for key, value in own.items())
+    assert all(torch.equal(again.network.encoder.cnn.state_dict()[key], value) for key, value in own.items())
 
 
 def test_a_fine_tuned_network_tells_what_it_is(tmp_path):
@@ -65,12 +65,12 @@ def test_a_fine_tuned_network_tells_what_it_is(tmp_path):
         saved = read_saved(tmp_path / 'x.pth')
         assert (saved.model, saved.options.size, saved.options.in_chans) == ('test_resnet', (96, 96), 1)
         assert saved.has_classifier and saved.head == ('fc.weight', 'fc.bias') and not saved.is_encoder
-        assert torch.equal(saved.spark.encoder.cnn.fc.weight, network.fc.weight)
+        assert torch.equal(saved.network.encoder.cnn.fc.weight, network.fc.weight)
     assert saved.classes == ('a', 'b', 'c', 'd')
     with pytest.raises(ValueError, match='--adapt_input_conv'):
         read_saved(tmp_path / 'x.pth', in_chans=3)
     adapted = read_saved(tmp_path / 'x.pth', in_chans=3, adapt_input_conv=True)
-    assert adapted.spark.encoder.in_chans == 3 and len(adapted.loaded.adapted) == 1
+    assert adapted.network.encoder.in_chans == 3 and len(adapted.loaded.adapted) == 1
 
 
 def test_random_numbers_of_the_caller_are_left_alone(finished):
@@ -89,7 +89,7 @@ def test_an_official_file_says_itself_what_it_is(tmp_path, model):
     images, visible = torch.randn(1, 3, 64, 64), torch.tensor([[0, 3]])
     assert saved.model == model and saved.has_decoder
     with torch.no_grad():
-        assert torch.equal(saved.spark.predict(images, visible), spark.predict(images, visible))
+        assert torch.equal(saved.network.predict(images, visible), spark.predict(images, visible))
 
 
 @pytest.mark.parametrize('model, name', [('resnet18', 'resnet18'), ('resnet50', 'resnet50'), ('resnet200', 'resnet200'),
@@ -128,7 +128,7 @@ def test_what_is_no_run(finished, tmp_path):
 def test_no_ratio_is_not_a_ratio_of_nothing(finished):
     with pytest.raises(ValueError, match='mask_ratio must lie between 0 and 1, not 0'):
         read_saved(finished, mask_ratio=0)
-    assert read_saved(finished, mask_ratio=0.25).spark.visible_cells == 12
+    assert read_saved(finished, mask_ratio=0.25).network.visible_cells == 12
 
 
 def test_a_log_is_believed_of_its_own_files_only(finished, tmp_path):
@@ -197,14 +197,14 @@ def seen(finished):
     """A network, images, masks, and its views of them."""
     saved = read_saved(finished)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) / 3
-    visible = saved.spark.draw_visible(2, torch.Generator().manual_seed(1))
-    return saved, images, visible, pictures.views(saved.spark, images, visible, saved.options.normalisation)
+    visible = saved.network.draw_visible(2, torch.Generator().manual_seed(1))
+    return saved, images, visible, pictures.views(saved.network, images, visible, saved.options.normalisation)
 
 
 def test_what_is_visible_stays_and_what_is_hidden_is_predicted(seen):
     saved, images, visible, view = seen
-    cells = partial(cut, cell_size=saved.spark.encoder.cell_size)
-    is_visible = saved.spark.geometry(images, visible).is_visible()
+    cells = partial(cut, cell_size=saved.network.encoder.cell_size)
+    is_visible = saved.network.geometry(images, visible).is_visible()
     for picture in (view.masked, view.reconstruction, view.own):
         same = (cells(picture) == cells(view.image)).all(2)
         assert same[is_visible].all() and not same[~is_visible].any()
@@ -215,7 +215,7 @@ def test_what_is_visible_stays_and_what_is_hidden_is_predicted(seen):
 
 def test_the_paper_s_picture_borrows_statistics_and_the_other_does_not(seen):
     saved, images, visible, view = seen
-    spark, changed = saved.spark, images.clone()
+    spark, changed = saved.network, images.clone()
     hidden = next(cell for cell in range(spark.cells) if cell not in visible[0].tolist())
     grid, cell_size = spark.encoder.grid, spark.encoder.cell_size
     cells = cut(changed, cell_size)
@@ -228,7 +228,7 @@ def test_the_paper_s_picture_borrows_statistics_and_the_other_does_not(seen):
 def test_the_loss_of_a_picture_is_that_of_the_method(seen):
     saved, images, visible, view = seen
     with torch.no_grad():
-        assert torch.allclose(view.loss.mean(), saved.spark(images, visible), rtol=1e-5)
+        assert torch.allclose(view.loss.mean(), saved.network(images, visible), rtol=1e-5)
 
 
 def test_the_picture_of_a_run_has_a_row_for_each_image(seen, finished):
@@ -334,7 +334,7 @@ def test_features_command(finished, photos, tmp_path, capsys):
     saved = read_saved(finished)
     image = saved.prepare(Image.open(photos / 'b.png'))
     with torch.no_grad():
-        levels = saved.spark.encoder.cnn.forward_intermediates(image, intermediates_only=True)
+        levels = saved.network.encoder.cnn.forward_intermediates(image, intermediates_only=True)
     assert np.allclose(one['stride_8'], levels[-1][0].numpy(), atol=1e-5)
     assert np.allclose(pooled['pooled'][1], levels[-1][0].mean((1, 2)).numpy(), atol=1e-5)
 

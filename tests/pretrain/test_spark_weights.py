@@ -6,12 +6,13 @@ from common.networks.create import create_cnn
 from common.networks.keys import unwrap
 from common.networks.load import load_classifier, load_found
 from downstream_imagenet.tuned import read_tuned
+from pretrain.saved import encoder_entries
 from pretrain.spark import build_spark
 from pretrain.spark_weights import (
     decoder_width,
-    encoder_entries,
     find_init,
     is_in_whole,
+    is_whole,
     official_encoder,
     official_whole,
 )
@@ -49,6 +50,7 @@ def test_a_whole_file_starts_a_fine_tuning(tmp_path, spark, is_official):
 @pytest.mark.parametrize('is_official', [False, True])
 def test_what_is_found_in_a_whole_file(spark, is_official):
     state = unwrap(whole(spark, is_official))
+    assert is_whole(state) and not is_whole(spark.encoder.cnn.state_dict())
     assert decoder_width(state) == 32 and decoder_width(spark.encoder.cnn.state_dict()) is None
     module, network, may_miss = find_init(spark, state)
     assert module is spark

@@ -114,7 +114,7 @@ def test_a_run_says_what_it_predicts_and_its_loss_is_of_that(run, finished):
     assert 'target      pixels, normalised with the mean and std of their channels alone\n' in said
     assert 'target      pixels, each cell normalised by its own mean' in (finished / 'stdout_backup.txt').read_text()
     content, own = saved(run), read_saved(run)
-    assert content['config']['target'] == 'pixels' == own.options.target == own.spark.target
+    assert content['config']['target'] == 'pixels' == own.options.target == own.network.target
     assert log_of(run)[0][-1]['val_loss'] != log_of(finished)[0][-1]['val_loss']
     assert read_saved(run / 'your_convnet_1kpretrained.pth').options.target == 'pixels'  # by the log beside it
 
@@ -122,15 +122,15 @@ def test_a_run_says_what_it_predicts_and_its_loss_is_of_that(run, finished):
 def test_views_of_predicted_pixels(run, world, tmp_path):
     own = read_saved(run)
     images = own.prepare(Image.open(next((world / 'val').rglob('*.*'))))
-    visible = own.spark.draw_visible(1, torch.Generator().manual_seed(0))
-    view = pictures.views(own.spark, images, visible, own.options.normalisation)
+    visible = own.network.draw_visible(1, torch.Generator().manual_seed(0))
+    view = pictures.views(own.network, images, visible, own.options.normalisation)
     with torch.no_grad():
-        picture = pictures.to_rgb(own.spark.reconstruct(images, visible), own.options.normalisation)
+        picture = pictures.to_rgb(own.network.reconstruct(images, visible), own.options.normalisation)
         assert torch.equal(view.reconstruction, picture)
-        torch.testing.assert_close(view.loss.mean(), own.spark(images, visible))
+        torch.testing.assert_close(view.loss.mean(), own.network(images, visible))
     assert torch.equal(view.own, view.reconstruction)
-    assert list(pictures.captions(own.spark)) == ['image', 'masked', 'reconstruction', 'error']
-    assert 'mean' not in ''.join(pictures.captions(own.spark).values())
+    assert list(pictures.captions(own.network)) == ['image', 'masked', 'reconstruction', 'error']
+    assert 'mean' not in ''.join(pictures.captions(own.network).values())
     reconstruct.reconstruct(own, [world / 'val'], tmp_path / 'out', say=lambda _: None)
     assert Image.open(tmp_path / 'out/contact_sheet.png').width > 4 * 224
 
@@ -139,8 +139,8 @@ def test_the_playground_shows_both_kinds_each_in_its_own_panels(run, finished):
     play = Playground([read_saved(run), read_saved(finished)])
     looks = play.look(Image.fromarray(np.zeros((32, 32, 3), np.uint8)), play.draw(0.6, 0))
     assert [list(look.pictures)[2:] for look in looks] == [['reconstruction', 'error'], ['reconstruction', 'own', 'error']]
-    assert 'mean' not in pictures.explanation(play.networks[0].spark)
-    assert "true cell's mean" in pictures.explanation(play.networks[1].spark)
+    assert 'mean' not in pictures.explanation(play.networks[0].network)
+    assert "true cell's mean" in pictures.explanation(play.networks[1].network)
 
 
 def test_another_target_is_another_run(run, finished, tiny, tmp_path):
@@ -156,9 +156,9 @@ def test_a_run_from_before_there_was_a_choice(finished, tiny, tmp_path):
     folder = old(finished, tmp_path / 'old')
     again, now = read_saved(folder), read_saved(finished)
     assert again.options.target == 'normalised'
-    images, visible = torch.randn(1, 3, 32, 32), now.spark.draw_visible(1)
+    images, visible = torch.randn(1, 3, 32, 32), now.network.draw_visible(1)
     with torch.no_grad():
-        assert torch.equal(again.spark.reconstruct(images, visible), now.spark.reconstruct(images, visible))
+        assert torch.equal(again.network.reconstruct(images, visible), now.network.reconstruct(images, visible))
     pretrain(tiny(run_dir=str(folder), val_every=1, picture_every=1))
     assert 'This run is finished' in (folder / 'stdout_backup.txt').read_text()
 
@@ -184,11 +184,11 @@ def test_exports(run, finished, tmp_path):
     own = read_saved(run)
     export(own, 'timm', tmp_path, '.pth')
     state = torch.load(tmp_path / 'your_convnet_timm.pth', weights_only=True)
-    trained = {key: value for key, value in plain_state(own.spark.encoder.cnn).items() if not key.startswith('head.')}
+    trained = {key: value for key, value in plain_state(own.network.encoder.cnn).items() if not key.startswith('head.')}
     assert state.keys() == trained.keys() and all(torch.equal(state[key], value) for key, value in trained.items())
     spark = randomise(build_spark('resnet18', 64, decoder_width=32, target='pixels')).eval()
     options = Options(name='r', model='resnet18', input_size=64, decoder_width=32, target='pixels')
-    saved = dataclasses.replace(own, spark=spark, options=options, weights=plain_state(spark.encoder.cnn),
+    saved = dataclasses.replace(own, network=spark, options=options, weights=plain_state(spark.encoder.cnn),
                                 head=('fc.weight', 'fc.bias'))
     said = export(saved, 'official', tmp_path)
     assert 'no file with the decoder' in ' '.join(said) and 'predicts pixels' in ' '.join(said)

@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ('.', 'docs', 'pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'downstream_mmdet')
+FOLDERS = ('.', 'docs', 'pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'downstream_mmdet',
+           'analysis')
 PAGES = [page for folder in FOLDERS for kind in ('*.md', '*.ipynb') for page in sorted((ROOT / folder).glob(kind))]
 
 
@@ -67,7 +68,7 @@ def test_pages_are_found():
 
 def said():
     """All texts in our programs, one a literal, as they are written there; what is filled in is ..."""
-    for folder in ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco'):
+    for folder in ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'analysis'):
         for path in (ROOT / folder).rglob('*.py'):
             for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
                 if isinstance(node, ast.JoinedStr):
@@ -96,7 +97,8 @@ def test_warnings_that_are_listed_exist():
 
 def test_modules_that_are_named_exist():
     for page in PAGES:
-        for module in re.findall(r'python3? -m ((?:pretrain|downstream_\w+|common|benchmarks)(?:\.\w+)+)', page.read_text()):
+        programs = r'python3? -m ((?:pretrain|downstream_\w+|common|benchmarks|analysis)(?:\.\w+)+)'
+        for module in re.findall(programs, page.read_text()):
             assert (ROOT / f'{module.replace(".", "/")}.py').exists(), f'{page.name}: {module}'
 
 
@@ -118,8 +120,9 @@ def test_flags_that_are_named_exist():
     from downstream_coco.config import Options as Coco
     from downstream_imagenet.config import Options as Classes
     from downstream_imagenet.features import Options as Features
-    from pretrain.plan import PlanOptions as Options  # pretraining's, and its own
-    for options in (Options, Classes, Features, Coco):
+    from pretrain.options import OPTIONS
+    from pretrain.plan import options_class  # pretraining's, and its own
+    for options in (*map(options_class, OPTIONS), Classes, Features, Coco):
         for name, field in options.__dataclass_fields__.items():
             known |= {name, f'no_{name}', *field.metadata.get('aliases', ()), *field.metadata.get('replaces', ())}
     for page in PAGES:

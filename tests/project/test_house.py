@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_d2')
+FOLDERS = ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'analysis')
 
 
 def tree():

@@ -220,6 +220,16 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path):
     assert not torch.equal(Augmented(images, RandomCrop((16, 24)), NORM, seed=2)[(2, 1)][0], first)
 
 
+def test_the_filter_of_a_crop_is_the_one_that_is_asked_for():
+    image = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0))
+    for name in ('bicubic', 'bilinear'):
+        filter = F.InterpolationMode(name)
+        whole = F.resize(image, [20, 30], filter, antialias=True)
+        assert torch.equal(RandomCrop((20, 30), (1.0, 1.0), False, name).draw(40, 60)(image),
+                           F.resized_crop(image, 0, 0, 40, 60, [20, 30], filter, antialias=True))
+        assert torch.equal(CentreCrop((20, 20), interpolation=name)(image), F.center_crop(whole, [20, 20]))
+
+
 def test_normalisation_crop_and_flip():
     grey = Image.fromarray(np.full((30, 50, 3), 51, np.uint8))
     image = Augmented([grey], RandomCrop((8, 8)), NORM)[(0, 0)][0]

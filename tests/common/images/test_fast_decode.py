@@ -42,14 +42,15 @@ def test_a_reduction_is_the_largest_that_keeps_the_crop_from_growing():
             assert whole_first + whole <= (first + side) * factor < whole_first + whole + factor
 
 
-@pytest.mark.parametrize('in_chans', [1, 3])
-def test_the_same_crops_of_nearly_the_same_pixels(photos, in_chans, monkeypatch):
+@pytest.mark.parametrize(('in_chans', 'interpolation'), [(1, 'bicubic'), (3, 'bicubic'), (3, 'bilinear')])
+def test_the_same_crops_of_nearly_the_same_pixels(photos, in_chans, interpolation, monkeypatch):
     if in_chans == 1:
         for path in photos.iterdir():
             Image.open(path).convert('L').save(path)
     images, factors = ImageFiles(photos, in_chans), []
     monkeypatch.setattr('common.images.fast_decode.reduction', lambda crop: factors.append(reduction(crop)) or factors[-1])
-    plain, fast = (kind(images, RandomCrop((24, 40), (0.1, 1.0)), None, seed=5) for kind in (Augmented, FastDecode))
+    crop = RandomCrop((24, 40), (0.1, 1.0), interpolation=interpolation)
+    plain, fast = (kind(images, crop, None, seed=5) for kind in (Augmented, FastDecode))
     for index in range(len(images)):
         for epoch in range(6):
             one, other = plain[epoch, index][0], fast[epoch, index][0]

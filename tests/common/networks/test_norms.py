@@ -18,7 +18,7 @@ from common.training.run import Run
 from downstream_coco.main import train_detector
 from downstream_imagenet.main import fine_tune
 from pretrain.main import pretrain
-from pretrain.plan import GIB, MEMORY_ERROR, Plan, PlanOptions, plan
+from pretrain.plan import GIB, MEMORY_ERROR, Plan, plan, plan_options
 from pretrain.spark import build_spark
 from pretrain.spark_options import SparKOptions as Options
 from tests.conftest import ROOT, flags
@@ -229,11 +229,11 @@ def test_one_image_a_rank_is_trained_on_if_ranks_share_their_statistics(tiny, tm
 
 def test_a_plan_has_no_parts_of_one_image():
     given = {'model': 'resnest14d', 'input_size': 64, 'decoder_width': 32, 'batch_size': 8, 'gpus': 1, 'precision': 'fp32'}
-    found = plan(PlanOptions(**given))
+    found = plan(plan_options(**given))
     assert found.smallest == 2 and found.parts == 1
-    tight = PlanOptions(**given, memory=(found.counts.held(1, False, 8) * (1 + MEMORY_ERROR) + 1) / GIB, reserve=0.0)
+    tight = plan_options(**given, memory=(found.counts.held(1, False, 8) * (1 + MEMORY_ERROR) + 1) / GIB, reserve=0.0)
     assert Plan(tight, found.counts, None).parts == 8  # room for one image
     with pytest.raises(ValueError, match='2 images at a time, which the norms of this network need, take'):
         Plan(tight, found.counts, None, 2)
     with pytest.raises(ValueError, match='sees a single value.*--accum=4 or less'):
-        plan(PlanOptions(**given, accum=8))
+        plan(plan_options(**given, accum=8))

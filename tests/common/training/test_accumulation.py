@@ -69,6 +69,31 @@ def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
         fit_accumulation(spark, example, 5, ranks, nullcontext)
 
 
+def test_auto_accumulation_tries_only_parts_that_are_allowed(monkeypatch):
+    spark, sizes = build_spark('your_convnet', input_size=32, decoder_width=16), []
+
+    def needed(network, example, images, autocast):
+        sizes.append(images)
+        return images
+
+    def fit(free, allowed):
+        sizes.clear()
+        monkeypatch.setattr(accumulation, 'free_memory', lambda: free)
+        return fit_accumulation(spark, None, 16, Ranks(0, 1, torch.device('cpu')), nullcontext,
+                                against_parts=lambda parts: None if parts in allowed else f'{parts} parts are wrong: give 5')
+
+    monkeypatch.setattr(accumulation, 'needed_on_host', needed)
+    assert fit(4, (1, 2, 4)) == 4 and sizes == [16, 8, 4]
+    assert fit(4, (2, 4)) == 4 and sizes == [8, 4]
+    with pytest.raises(ValueError, match='8 images at a time do not fit in memory, and the 16 of a rank are not cut further: '
+                                         '4 parts are wrong: give 5; or a smaller --input_size'):
+        fit(4, (1, 2))
+    with pytest.raises(ValueError, match='^1 parts are wrong: give 5$'):
+        fit(4, ())
+    with pytest.raises(ValueError, match='^1 image at a time does not fit in memory, and the 16 of a rank cannot be halved'):
+        fit(0, (1, 2, 4, 8, 16))
+
+
 def test_free_memory_is_the_least_of_what_the_system_and_the_container_leave(monkeypatch, tmp_path):
     whole = memory.free_memory()
     assert whole is None or 2 ** 20 < whole < 2 ** 50

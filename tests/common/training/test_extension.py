@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from common.distributed import Ranks
+from common.training.schedule import Cosine
 from downstream_coco.config import Options as DetectionOptions
 from downstream_coco.training import Run as DetectionRun
 from downstream_imagenet.config import Options as FineTuningOptions
-from downstream_imagenet.training import Run as FineTuningRun
+from downstream_imagenet.run import Run as FineTuningRun
 from pretrain.main import pretrain
 from pretrain.pretraining import Run
 from tests.conftest import Stop, assert_same_run, log_of, same, saved, stop_after
@@ -19,7 +20,7 @@ ALONE = Ranks(0, 1, torch.device('cpu'))
 def run_of(tiny, ended_at=(), **changes):
     """A run of 5 steps an epoch, of which 2 are warm-up at the start."""
     options = tiny(weight_decay=0.04, weight_decay_end=0.2, **changes)
-    return Run(options, ALONE, 40, learning_rate_ends=(0.005, 0.001), ended_at=ended_at)
+    return Run(options, ALONE, 40, curve=Cosine(0.005, 0.001), ended_at=ended_at)
 
 
 def test_the_learning_rate_of_a_longer_run(tiny):

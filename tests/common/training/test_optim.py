@@ -49,6 +49,33 @@ def test_groups_hold_each_trained_parameter_once_and_decay_what_the_paper_decays
     assert not parameter_groups(four_dimensional, 0.1)[0]['params']
 
 
+def test_parameters_with_another_rate_have_groups_of_their_own():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    net.token = torch.nn.Parameter(torch.ones(1, 4, 1, 1))
+    net.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    plain = parameter_groups(net, 0.1, ('bias', 'token'))
+    decay, free, slow = parameter_groups(net, 0.1, ('bias', 'token'), {'token': 0.1, 'frozen': 0.1})
+    assert [len(group['params']) for group in plain] == [1, 4] and 'lr_scale' not in plain[1]
+    assert decay['params'] == plain[0]['params'] and len(free['params']) == 3
+    assert slow['params'][0] is net.token and (slow['lr_scale'], slow['decays'], slow['weight_decay']) == (0.1, False, 0.0)
+    assert parameter_groups(net, 0.1, (), {'token': 0.1})[2]['weight_decay'] == 0.1
+    assert len(parameter_groups(net, 0.1, (), {'token': 1.0})) == 2
+
+
+def test_a_share_of_the_rate_is_one_of_what_lies_above_the_floor():
+    net = torch.nn.Linear(2, 2)
+    groups = [{'params': [net.weight], 'decays': True, 'weight_decay': 0.1},
+              {'params': [net.bias], 'decays': False, 'weight_decay': 0.0, 'lr_scale': 0.1}]
+    optimizer = build_optimizer('adamw', groups)
+    for floor, expected in ((0.0, [1e-3, 1e-4]), (1e-5, [1e-3, 1e-5 + 0.1 * 99e-5]), (1e-3, [1e-3, 1e-3])):
+        set_schedule(optimizer, 1e-3, 0.05, floor=floor)
+        assert [group['lr'] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-14)
+        assert optimizer.rates[:, 0].tolist() == [group['lr'] for group in optimizer.param_groups]
+        assert optimizer.rates[:, 1].tolist() == [0.05, 0.0]
+    set_schedule(optimizer, 0.3, 0.05)
+    assert optimizer.param_groups[1]['lr'] == 0.1 * 0.3 and optimizer.param_groups[0]['lr'] == 0.3  # to the last bit
+
+
 def problem():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 2)).double()

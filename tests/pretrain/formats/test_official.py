@@ -29,10 +29,10 @@ def test_official_names_shapes_and_round_trip(tmp_path, model):
     style = {'resnet26': 'timm', 'convnext_tiny': 'official'}[model]
     encoder = torch.load(tmp_path / f'{model}_1kpretrained_{style}_style.pth', weights_only=True)
     assert {f'sparse_encoder.sp_cnn.{key}' for key in encoder} == {key for key in keys if 'sp_cnn' in key}
-    own = saved.spark.state_dict()
+    own = saved.network.state_dict()
     again = read_saved(tmp_path / f'{model}_withdecoder_1kpretrained_spark_style.pth', input_size=96)
-    outside = tuple(f'encoder.cnn.{name}' for name in saved.spark.encoder.unused)
-    assert all(torch.equal(again.spark.state_dict()[key], own[key]) for key in own if key not in outside)
+    outside = tuple(f'encoder.cnn.{name}' for name in saved.network.encoder.unused)
+    assert all(torch.equal(again.network.state_dict()[key], own[key]) for key in own if key not in outside)
 
 
 def test_the_official_program_has_no_light_decoder(tmp_path):
@@ -85,7 +85,7 @@ def test_an_official_encoder_for_torchvision_and_timm(tmp_path, monkeypatch, mod
     theirs.load_state_dict(load_file(tmp_path / f'{model}_torchvision.safetensors'))
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        ours = saved.spark.encoder(images)[-1].mean((2, 3))
+        ours = saved.network.encoder(images)[-1].mean((2, 3))
         assert torch.allclose(theirs.eval()(images), ours, rtol=1e-3, atol=1e-4)
     said = export.export(saved, 'timm', tmp_path)[0]
     assert ('lacks 2 (head.norm.weight, head.norm.bias)' in said) == (model == 'convnext_tiny')

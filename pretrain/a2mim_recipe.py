@@ -1,0 +1,112 @@
+"""Batch, epochs, learning rate and Fourier group of a pretraining with A2MIM, where they are not given.
+
+`paper` is the setting of A2MIM's authors: batches of 2,048 images, AdamW, and
+
+* for CNNs 300 epochs with a peak rate of 1.5e-4 for each 256 images of the batch,
+* for ViTs 800 epochs and 5e-5, for DeiTs 800 epochs and 1e-4.
+
+It is the default on GPUs for 32,768 images (16 batches) to 2.5 million (twice ImageNet).
+
+`auto` is a rule for the rest. It was not measured for A2MIM:
+
+* batch: as for SparK (pretrain/recipe.py), at most 2,048.
+* epochs: as for SparK, at most the paper's.
+* peak rate of AdamW: the paper's times (batch / 2,048) ** (1/2). LAMB has SparK's rule.
+
+`simmim` is one of these two, with other losses. The Fourier group is 256 images, the paper's, or the largest
+number below that fits the batch.
+"""
+import dataclasses
+
+from common.words import counted
+from pretrain import recipe
+from pretrain.a2mim_options import SIMMIM, A2MIMOptions, family, models_recipe
+from pretrain.group_sizes import PAPERS_GROUP, largest_group
+
+CNN = {'batch_size': 2048, 'epochs': 300, 'base_lr': 1.5e-4}
+VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
+DEIT = {**VIT, 'base_lr': 1e-4}
+# The published runs of these had 128 images on a GPU.
+SMALLER_GROUP = {'vit_base', 'vit_large', 'beit_base', 'beit_large', 'beit_abs_base', 'beit_abs_large'}
+# Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the
+# optimiser.
+COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', 'image_fill', 'spatial_loss',
+            'fourier', 'fourier_weight', 'fourier_visible', 'fourier_fill', 'opt', 'beta2', 'lr_schedule',
+            'token_lr_scale', 'weight_decay', 'last_weight_decay', 'clip_grad')
+OTHER_EPOCHS = {'resnet50': 100, 'resnet101': 800, 'resnet152': 800}  # of a second published run
+# Names of numbers, and what a person calls them.
+NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak learning rate',
+           'warmup': 'epochs of warm-up'}
+
+
+class Recipe(recipe.Recipe):
+    """Those of a pretraining with A2MIM."""
+    chosen = (*recipe.Recipe.chosen, 'fourier_group')
+    words = {**recipe.Recipe.words, 'fourier_group': 'spectra averaged over {:,} images'}
+    fewest_images = 16 * CNN['batch_size']
+
+    def paper(self, options):
+        return papers_values(options.model)
+
+    def to_the_letter(self, name, fits):
+        return fits if name == SIMMIM else super().to_the_letter(name, fits)
+
+    def rate(self, options, papers, images):
+        if options.opt == 'lamb':
+            return super().rate(options, papers, images)
+        peak = papers['base_lr'] * papers['batch_size'] / 256
+        return peak * (options.batch_size / papers['batch_size']) ** 0.5
+
+    def completed(self, options, ranks):
+        if options.fourier != 'focal' or options.fourier_group is not None:
+            return options
+        parts = options.accum if isinstance(options.accum, int) else 1
+        group = largest_group(options.batch_size, ranks.size, parts, papers_group(options.model))
+        return dataclasses.replace(options, fourier_group=group)
+
+
+def papers_values(model):
+    """{name: value} of what the authors used for a model."""
+    return {'vit': VIT, 'deit': DEIT}.get(family(model), CNN)
+
+
+def papers_group(model):
+    """The images whose spectra were averaged in the published run of a model: those of a GPU."""
+    return 128 if any(model.startswith(name) for name in SMALLER_GROUP) else PAPERS_GROUP
+
+
+def papers_precision(model):
+    """The precision in which the authors trained a model; None if it is not known."""
+    return {'resnet': 'fp32', 'convnext': 'fp16'}.get(family(model))
+
+
+def departures(options, precision):
+    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the
+    paper's: texts.
+
+    options: settled. precision: 'bf16', 'fp16' or 'fp32'.
+    """
+    model = options.model
+    papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, **models_recipe(model)})
+    if options.epochs == OTHER_EPOCHS.get(model):
+        papers = dataclasses.replace(papers, epochs=options.epochs)
+    numbers = [(word, f'{getattr(options, name):,g}', f'{getattr(papers, name):,g}')
+               for name, word in NUMBERS.items()]
+    values = [(name, getattr(options, name), getattr(papers, name)) for name in COMPARED]
+    found = [*differences(numbers), *differences(values)]
+    group, usual = options.fourier_group, papers_group(model)
+    if options.fourier == 'focal' and group != usual:
+        found.append(f'spectra averaged over {counted(group, "image")} (not {usual}): the loss on spectra is '
+                     f'about {usual / group:.2g} times as large')
+    if papers_precision(model) not in (None, precision):
+        found.append(f'{precision} (not {papers_precision(model)})')
+    if family(model) not in ('vit', 'deit'):  # their original has the same rule
+        found.append('no weight decay on any one-dimensional parameter, bias, token and gain, and one rate for '
+                     'the last two (the original chose by names, with exceptions)')
+    return found
+
+
+def differences(compared):
+    """The differences among (name, value, the paper's value) in one text, in a list; an empty one if there are none."""
+    texts = [f'{name} {value} (not {usual})' for name, value, usual in compared if value != usual]
+    return [', '.join(texts)] if texts else []

@@ -1,0 +1,87 @@
+"""What the networks of all methods have in common: the trainer and the commands that read a run rely on it."""
+import torch
+from torch import nn
+
+from pretrain import masking
+
+
+class MaskedNetwork(nn.Module):
+    """A network around an encoder, that reconstructs the hidden cells of images.
+
+    B, C, (H, W): images, normalised. L = h*w cells. `visible`: as in pretrain/masking.py.
+
+    encoder: a module that has `cnn` (the network itself, with its own keys), `input_size` (height, width), `in_chans`,
+    `cell_size` in pixels, `grid` (h, w), `stride` (total), `reductions` and `channels` of the pyramid, `unused` (names
+    of the parameters of cnn that are not trained), `uncompiled` (whether torch.compile leaves it alone) and
+    `pyramid(images, cnn=None)`: the feature maps of whole images, small stride to large, by itself or by another network
+    with the same ones.
+
+    Attributes that a method sets besides: cells, visible_cells (of an image), mask_ratio (share of hidden cells),
+    target ('normalised', a cell by its own mean and deviation, or 'pixels'), single_valued (names of norms that see one
+    value of each channel of an image).
+    """
+
+    @property
+    def input_size(self):
+        """(height, width) of the images, in pixels."""
+        return self.encoder.input_size
+
+    @property
+    def uncompiled(self):
+        """Whether torch.compile leaves the encoder alone."""
+        return self.encoder.uncompiled
+
+    def draw_visible(self, batch, generator=None, rows=slice(None)):
+        """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
+        return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
+
+    def is_visible(self, visible):
+        """(B, L, 1) boolean, True where a cell is visible: for what has a row a cell."""
+        return masking.is_visible(visible, self.cells)[..., None]
+
+    def cut(self, images):
+        """(B, C, H, W) -> (B, L, .): the values of each cell."""
+        return masking.cut(images, self.encoder.cell_size)
+
+    def paste(self, cells):
+        """The inverse of `cut`."""
+        return masking.paste(cells, self.encoder.grid, self.encoder.cell_size)
+
+    def reconstruct(self, images, visible):
+        """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted.
+
+        Normalised cells are shown with the true cell's mean and deviation, as in SparK's figures; predicted pixels are
+        shown as they are. It runs in the mode that the caller set, as `predict` does.
+        """
+        predicted = self.cut(self.predict(images, visible).to(images.dtype))
+        _, mean, deviation = self.targets(images)
+        return self.paste(torch.where(self.is_visible(visible), self.cut(images), predicted * deviation + mean))
+
+    def masked(self, images, visible):
+        """(B, C, H, W): what the network sees, as an image; by default 0 where hidden."""
+        return self.paste(self.cut(images) * self.is_visible(visible))
+
+    def targets(self, images):
+        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it.
+
+        By default the pixels themselves.
+        """
+        cells = self.cut(images)
+        zeros = cells.new_zeros(*cells.shape[:2], 1)
+        return cells, zeros, zeros + 1
+
+    def pyramid(self, images, visible=None):
+        """The feature maps, small stride to large, of whole images, or of what is visible of them."""
+        raise NotImplementedError
+
+    def predict(self, images, visible):
+        """(B, C, H, W): what is predicted of all cells, visible ones too, on the scale of `targets`."""
+        raise NotImplementedError
+
+    def cell_errors(self, images, reconstruction):
+        """(B, L): the error of each cell, visible ones too."""
+        raise NotImplementedError
+
+    def recompute(self, what):
+        """Choose what the backward pass computes again instead of keeping it: 'none', or what the option says."""
+        raise NotImplementedError

@@ -1,0 +1,105 @@
+"""The networks of a command line: which weights they get, and what is refused."""
+import pytest
+import timm
+import torch
+
+from analysis.networks import Asked, Opened, asked, class_numbers, open_classifier, open_network
+from downstream_imagenet.classifier import LinearProbe
+from tests.conftest import randomise
+
+
+def test_words_and_names(tmp_path):
+    file = tmp_path / 'run' / 'w.pth'
+    file.parent.mkdir()
+    file.touch()
+    found = asked(['resnet18', 'resnet18=timm', f'resnet18={file}'])
+    assert found == [Asked('resnet18, untrained', 'resnet18', None), Asked('resnet18, timm', 'resnet18', 'timm'),
+                     Asked('resnet18, run/w.pth', 'resnet18', str(file))]
+    assert [one.legend for one in asked(['resnet18', 'resnet18=timm'], ['a', 'b'])] == ['a', 'b']
+
+
+def test_words_that_do_not_fit(tmp_path):
+    torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'w.pth')
+    (tmp_path / 'resnet18_1kpretrained.pth').touch()
+    for words, names, message in (
+            (['resnet18', 'resnet34'], ['a'], '--names has 1 name for 2 networks'),
+            (['resnet18', 'resnet18'], None, 'two networks would be called "resnet18, untrained"'),
+            ([str(tmp_path / 'w.pth')], None, f'write resnet18={tmp_path}/w.pth'),
+            ([f'resnet18={tmp_path}'], None, f'is a folder: .*, such as resnet18={tmp_path}/resnet18_1kpretrained.pth'),
+            (['resnet18=gone.pth'], None, 'there is no file gone.pth')):
+        with pytest.raises(ValueError, match=message):
+            asked(words, names)
+
+
+def test_weights_are_put_into_the_network(settings, tuned):
+    opened = open_network(Asked('x', 'your_convnet', str(tuned)), settings())
+    state = torch.load(tuned, weights_only=True)['model']
+    for key, value in opened.module.state_dict().items():
+        assert 'head' in key or torch.equal(value, state[f'cnn.{key}'])
+    assert 'matched' in opened.notes[0]
+    untrained = [open_network(Asked('x', 'your_convnet', None), settings(seed=seed)).digest for seed in (0, 0, 1)]
+    assert untrained[0] == untrained[1] != untrained[2]
+
+
+def test_a_fine_tuned_file_is_a_classifier(settings, tuned):
+    opened = open_classifier(Asked('x', 'your_convnet', str(tuned)), settings())
+    assert opened.num_classes == 12 and len(opened.classes) == 12 and len(opened.notes) == 1
+    assert opened.module(torch.rand(2, 3, 32, 32)).shape == (2, 12)
+
+
+def test_the_average_of_the_weights_is_taken_where_it_is_named(settings, tuned, tmp_path):
+    content = torch.load(tuned, weights_only=True)
+    average = {key: value + 1 if value.is_floating_point() else value for key, value in content['model'].items()}
+    path = tmp_path / 'your_convnet_1kfinetuned_last.pth'
+    torch.save({**content, 'ema': average, 'step': 3}, path)
+    for source, state in ((str(path), content['model']), (f'{path}:ema', average)):
+        opened = open_classifier(Asked('x', 'your_convnet', source), settings())
+        assert torch.equal(opened.module.head.bias, state['cnn.head.bias']) and opened.num_classes == 12
+
+
+def test_a_difference_from_training_is_said(settings, tuned):
+    notes = open_classifier(Asked('x', 'your_convnet', str(tuned)), settings(size=(48, 64))).notes
+    assert 'note: input_size of x was (32, 32) in training, and is (48, 64) here' in notes
+
+
+@pytest.mark.parametrize('has_norm', [True, False])
+def test_a_linear_probe_is_a_classifier(has_norm, settings, tmp_path):
+    cnn = randomise(timm.create_model('your_convnet', num_classes=12))
+    probe = LinearProbe(cnn, 'ce', 128, 12)
+    if has_norm:
+        probe.norm.running_mean.uniform_()
+    else:
+        probe.norm = torch.nn.Identity()
+    torch.save({'model': probe.state_dict(), 'config': {'freeze': True}, 'classes': list('abcdefghijkl')}, tmp_path / 'p.pth')
+    opened = open_classifier(Asked('x', 'your_convnet', str(tmp_path / 'p.pth')), settings())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(opened.module(images), probe.eval().logits(images))
+    assert opened.num_classes == 12
+
+
+def test_what_is_no_classifier_is_refused_with_the_remedy(settings, tuned, tmp_path):
+    content = torch.load(tuned, weights_only=True)
+    without = {key: value for key, value in content['model'].items() if 'head' not in key}
+    torch.save(without, tmp_path / 'without.pth')
+    torch.save(content['model'], tmp_path / 'your_convnet_1kpretrained.pth')
+    torch.save({**content['model'], 'mask_token': torch.zeros(1)}, tmp_path / 'masked.pth')
+    torch.save({**content, 'classes': ['a', 'b']}, tmp_path / 'damaged.pth')
+    for source, message in ((None, 'has no trained classifier: give your_convnet=timm'),
+                            (tmp_path / 'without.pth', 'has no classifier for your_convnet.*fine-tune it'),
+                            (tmp_path / 'your_convnet_1kpretrained.pth', 'is a pretrained network.*downstream_imagenet.linear'),
+                            (tmp_path / 'masked.pth', 'is a pretrained network'),
+                            (tmp_path / 'damaged.pth', 'is damaged: it names 2 classes, its network tells 12')):
+        with pytest.raises(ValueError, match=message):
+            open_classifier(Asked('x', 'your_convnet', source and str(source)), settings())
+
+
+def test_classes_by_name_by_order_and_as_imagenets():
+    def numbers(classes, number, folders):
+        return class_numbers(Opened(None, classes, number, (), ''), Asked('x', 'm', None), folders)
+    assert numbers(['c', 'a', 'b'], 3, ['a', 'b']) == {'a': 1, 'b': 2}
+    assert numbers(None, 2, ['b', 'a']) == {'a': 0, 'b': 1}
+    assert numbers(None, 1000, ['n01440764', 'n15075141']) == {'n01440764': 0, 'n15075141': 999}
+    for classes, number, folders in ((None, 3, ['a', 'b']), (['a', 'b'], 2, ['a', 'z']), (None, 1000, ['cat'])):
+        with pytest.raises(ValueError, match='x tells .* classes apart, and which of them the folders'):
+            numbers(classes, number, folders)
