@@ -118,7 +118,7 @@ def open_network(one, settings):
 
 def create(one, settings, num_classes=None):
     torch.manual_seed(seed_for('weights', settings.seed))
-    cnn = create_cnn(one.model, settings.in_chans, num_classes=num_classes)
+    cnn = create_cnn(one.model, settings.in_chans, num_classes=num_classes, input_size=settings.size)
     try_size(cnn, one.model, settings.size, settings.in_chans)
     return cnn
 
