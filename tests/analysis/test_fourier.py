@@ -109,7 +109,7 @@ def test_unreadable_images_are_left_out(options, pictures, tmp_path, capsys):
     (['your_convnte'], 'no network is called "your_convnte".*your_convnet'),
     (['your_convnet=timm'], "timm's pretrained weights of your_convnet cannot be had"),
     (['resnet18', '--blocks=nothing*'], '--blocks=nothing.: no submodule of ResNet'),
-    (['vit_tiny_patch16_224'], 'cannot take images of 32x32'),
+    (['vit_tiny_patch16_224', '--input_size=8'], 'vit_tiny_patch16_224 cannot .* images of 8x8'),
     (['your_convnet', '--mean=0.5'], '--mean has one number for each channel'),
 ])
 def test_mistakes_are_answered_in_one_sentence(words, message, options, tmp_path):

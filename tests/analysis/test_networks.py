@@ -41,6 +41,22 @@ def test_weights_are_put_into_the_network(settings, tuned):
     assert untrained[0] == untrained[1] != untrained[2]
 
 
+def test_an_official_file_of_a2mim_is_read(settings, tmp_path):
+    state = {f'backbone.{key}': value for key, value in timm.create_model('resnet18').state_dict().items() if 'fc.' not in key}
+    extras = {'backbone.mask_token': torch.zeros(1, 256, 1, 1), 'backbone.mask_gamma': torch.zeros(1, 256, 1, 1),
+              'neck.decoder_pred.0.bias': torch.zeros(3072)}
+    torch.save({'state_dict': {**state, **extras}}, tmp_path / 'a2mim.pth')
+    opened = open_network(Asked('x', 'resnet18', str(tmp_path / 'a2mim.pth')), settings())
+    assert torch.equal(opened.module.conv1.weight, state['backbone.conv1.weight'])
+    with pytest.raises(ValueError, match='is a pretrained network'):
+        open_classifier(Asked('x', 'resnet18', str(tmp_path / 'a2mim.pth')), settings())
+
+
+def test_a_transformer_is_made_for_the_size_of_the_images(settings):
+    cnn = open_network(Asked('x', 'vit_tiny_patch16_224', None), settings(size=(32, 64))).module
+    assert cnn.patch_embed.grid_size == (2, 4)
+
+
 def test_a_fine_tuned_file_is_a_classifier(settings, tuned):
     opened = open_classifier(Asked('x', 'your_convnet', str(tuned)), settings())
     assert opened.num_classes == 12 and len(opened.classes) == 12 and len(opened.notes) == 1
