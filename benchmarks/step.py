@@ -3,13 +3,15 @@
     python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6]
                               [--rounds 5] [--recompute decoder] [--compile]
                               [--decoder light] [--decoder_width 768]
-                              [--cases pretraining supervised dense dense_plain plain]
+                              [--cases pretraining supervised dense dense_plain plain a2mim]
 
 * supervised: the dense network's own training step, with its classifier;
 * dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the
   same decoder;
 * dense_plain: that, with the plain form of the decoder;
-* plain: the same pretraining in the plain form, which is what runs on CUDA.
+* plain: the same pretraining in the plain form, which is what runs on CUDA;
+* a2mim: pretraining with A2MIM, whose encoder is dense and whose decoder is one convolution. It is measured
+  where --cases names it.
 
 Each case runs in a process of its own, and waits for its turn: in one process, a case would find memory that
 another has freed. (On a GPU all of them must fit beside each other, or fewer be named.) bf16 autocast on
@@ -30,10 +32,12 @@ from common.networks.convolutions import safe_convolutions
 from common.training.compilation import compiled_at_first_call, repeated_blocks
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from common.training.trainer import train_step
+from pretrain.a2mim import A2MIM, build_a2mim
+from pretrain.methods import METHODS
 from pretrain.spark import SparK, build_spark
-from pretrain.spark_method import SparKMethod
 
-CASES = ('pretraining', 'supervised', 'dense', 'dense_plain', 'plain')
+CASES = ('pretraining', 'supervised', 'dense', 'dense_plain', 'plain')  # that are measured if none are named
+METHOD = {SparK: 'spark', A2MIM: 'a2mim'}
 
 
 def memory(device):
@@ -65,14 +69,17 @@ def prepare(case, name, args, device):
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (args.batch,), device=device)
-    spark = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width,
-                        decoder=args.decoder)
-    spark.accelerated = False if case in ('plain', 'dense_plain') else None
-    if case == 'supervised':
-        net = spark.encoder.cnn.to(device, memory_format=torch.channels_last).train()
+    if case == 'a2mim':
+        masked = build_a2mim(name, args.input_size, args.mask_ratio)
     else:
-        spark.placed(device).train().recompute(args.recompute)
-        net = Dense(spark) if case in ('dense', 'dense_plain') else spark
+        masked = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width,
+                             decoder=args.decoder)
+        masked.accelerated = False if case in ('plain', 'dense_plain') else None
+    if case == 'supervised':
+        net = masked.encoder.cnn.to(device, memory_format=torch.channels_last).train()
+    else:
+        masked.placed(device).train().recompute(args.recompute)
+        net = Dense(masked) if case in ('dense', 'dense_plain') else masked
     optimizer, guard = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)), BufferGuard(net)
     set_schedule(optimizer, 1e-4, 0.05)
     ranks, requests = Ranks(0, 1, device), torch.zeros(2, device=device)
@@ -81,7 +88,7 @@ def prepare(case, name, args, device):
         return torch.autocast('cuda', torch.bfloat16) if device.type == 'cuda' else nullcontext()
 
     def pretrain():
-        visible = spark.draw_visible(args.batch).to(device)
+        visible = masked.draw_visible(args.batch).to(device)
         train_step(net, [(images, visible)], 1, optimizer, guard, ranks, autocast, 5.0, lambda: requests)
 
     def supervise():
@@ -100,7 +107,7 @@ def take_turns(case, name, args, device, connection):
     """A process: a step for each message that arrives, answered by the peak of memory so far, above what was there before."""
     net, step, base = prepare(case, name, args, device)
     if args.compile:
-        parts = SparKMethod().parts_to_compile(net) if isinstance(net, SparK) else repeated_blocks(net) or [net]
+        parts = METHODS[METHOD[type(net)]].parts_to_compile(net) if type(net) in METHOD else repeated_blocks(net) or [net]
         with compiled_at_first_call(parts):
             step()
     while connection.recv():
@@ -141,7 +148,7 @@ def main():
     parser.add_argument('--compile', action='store_true')
     parser.add_argument('--decoder', default='unet', choices=('unet', 'light'))
     parser.add_argument('--decoder_width', type=int, default=768)
-    parser.add_argument('--cases', nargs='+', default=CASES, choices=CASES)
+    parser.add_argument('--cases', nargs='+', default=CASES, choices=(*CASES, 'a2mim'))
     args, device = sizes(parser, ['resnet50', 'convnext_small'])
     print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}, '
           f'decoder {args.decoder}, {args.decoder_width} wide', flush=True)
