@@ -1,7 +1,7 @@
 """Is this network right for A2MIM? The questions of `python -m pretrain.check MODEL --method=a2mim`.
 
-Everything is computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones hide
-errors) and dropout off.
+Everything is computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones
+hide errors) and dropout off.
 """
 import copy
 
@@ -26,13 +26,19 @@ def check_a2mim(network, input_size=None, cell_size=None, in_chans=3, token_at=N
     """
     name = network if isinstance(network, str) else type(network).__name__
 
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+
     def fresh():
-        return create_cnn(network, in_chans=in_chans) if isinstance(network, str) else copy.deepcopy(network)
+        if isinstance(network, str):
+            return create_cnn(network, in_chans, input_size=size)
+        return copy.deepcopy(network)
 
     try:
+        if size is not None and len(size) != 2:
+            raise ValueError(f'input_size is a side or (height, width), not {input_size}')
         cnn = prepared(fresh())
         keys = list(cnn.state_dict())
-        encoder = build(cnn, input_size, cell_size, in_chans, token_at)
+        encoder = build(cnn, size, cell_size, in_chans, token_at)
         draw_nothing(encoder)
         a2mim = A2MIM(encoder).double().train()
     except ValueError as error:
@@ -49,15 +55,12 @@ def check_a2mim(network, input_size=None, cell_size=None, in_chans=3, token_at=N
     return report
 
 
-def build(cnn, input_size, cell_size, in_chans, token_at):
-    """The encoder, at four cells each way unless told otherwise. Raises ValueError."""
+def build(cnn, size, cell_size, in_chans, token_at):
+    """The encoder, at four cells each way unless a size (height, width) is given. Raises ValueError."""
     def of_side(side):
         return DenseEncoder(cnn, (side, side), in_chans, cell_size, token_at=token_at)
 
-    if input_size is not None:
-        if not isinstance(input_size, int) and len(input_size) != 2:
-            raise ValueError(f'input_size is a side or (height, width), not {input_size}')
-        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if size is not None:
         return DenseEncoder(cnn, size, in_chans, cell_size, token_at=token_at)
     side = 4 * cell_size if cell_size and cell_size > 0 else 128
     own = getattr(cnn, 'default_cfg', {}).get('input_size', (0, 0, side))[-1]
@@ -146,7 +149,8 @@ def hidden_pixels(a2mim, batch):
     restore(encoder.cnn, buffers)
     same, other = (relative_error([run], runs[:1]) for run in runs[1:])
     asked = '(c) hidden pixels enter through the mean colours alone'
-    return Part(same <= ROUGH * other and other > FAINT, asked, f'same means {same:.0e}, others {other:.0e}', same)
+    found = f'same means {same:.0e}, others {other:.0e}'
+    return Part(same <= ROUGH * other and other > FAINT, asked, found, same)
 
 
 def gradients(a2mim, batch):

@@ -12,6 +12,7 @@ from pretrain import a2mim_weights
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIM
 from pretrain.a2mim_recipe import Recipe, departures
+from pretrain.dense.sizes import fitting_cells
 from pretrain.fourier_groups import GroupMeans
 from pretrain.results.meaning import LossMeaning, Paper
 from pretrain.results.pictures import TARGETS, in_columns, views
@@ -113,7 +114,10 @@ class A2MIMMethod:
         return departures(options, precision)
 
     def warnings(self, network, options):
-        return iter(())
+        encoder = network.encoder
+        smaller = [cell for cell in fitting_cells(encoder.input_size, encoder.stride) if cell < encoder.cell_size]
+        remedy = f'--cell_size={smaller[0]}' if smaller else f'an --input_size of {6 * encoder.cell_size} or more'
+        return network.remarks_on_cells(remedy)
 
     def parts_to_compile(self, network):
         """The blocks of the network, or all of it where it repeats none."""
@@ -136,8 +140,8 @@ class A2MIMMethod:
         return a2mim_weights.is_in_whole(found)
 
     def told_by(self, state):
-        """Whether there is a gain; the other two kinds of a token have the same tensors."""
-        return {'token': 'gain'} if a2mim_weights.has_gain(state) else {}
+        kind = a2mim_weights.kind_of_token(state)
+        return {} if kind is None else {'token': kind}
 
     def settings(self, network, options):
         return [('target', TARGETS['pixels']), ('token', f'{options.token}, behind {network.encoder.token_at}'),

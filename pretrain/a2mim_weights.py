@@ -125,9 +125,16 @@ def is_whole(state):
     return is_ours or is_official
 
 
-def has_gain(state):
-    """Whether a flat dictionary has the gain of a token, under our name or the official one."""
-    return any(key.endswith(('encoder.mask_gain', f'{OFFICIAL_ENCODER}{TOKENS[1]}')) for key in state)
+def kind_of_token(state):
+    """Return the kind of token, as of --token, that a flat dictionary is likely to be of; None if it does not tell.
+
+    A gain is a tensor. The other two kinds have the same tensors: of official files, SimMIM's older ones put the
+    token in the place of features, those of A2MIM without a gain (ViTs) add it.
+    """
+    if any(key.endswith(('encoder.mask_gain', f'{OFFICIAL_ENCODER}{TOKENS[1]}')) for key in state):
+        return 'gain'
+    a2mims, simmims = (any(decoder in key for key in state) for decoder in OFFICIAL_DECODERS)
+    return 'residual' if a2mims else 'replace' if simmims else None
 
 
 def is_in_whole(network):

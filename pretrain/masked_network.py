@@ -4,6 +4,8 @@ from torch import nn
 
 from pretrain import masking
 
+FEW_CELLS = 25  # fewer in an image are warned of; those of the papers have 49
+
 
 class MaskedNetwork(nn.Module):
     """A network around an encoder, that reconstructs the hidden cells of images.
@@ -85,3 +87,16 @@ class MaskedNetwork(nn.Module):
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none', or what the option says."""
         raise NotImplementedError
+
+    def remarks_on_cells(self, remedy):
+        """Sentences on an image that has few cells, or of which another share is hidden than was asked for.
+
+        remedy: what gives an image more cells, as the object of "give".
+        """
+        hidden = self.cells - self.visible_cells
+        share = hidden / self.cells
+        if self.cells < FEW_CELLS:
+            yield (f'an image has {self.cells} cells of {self.encoder.cell_size} px only, of which {hidden} ({share:.0%}) are '
+                   f'hidden: little of it can be learned from so few. Give {remedy}')
+        elif abs(share - self.mask_ratio) > 0.02:
+            yield f'{share:.0%} of the {self.cells} cells are hidden, since whole cells are, not {self.mask_ratio:.0%}'

@@ -287,7 +287,7 @@ def options_of_weights(method, state, path, tuned, log, given):
     if 'in_chans' in given and given['in_chans'] != known.get('in_chans'):
         known = {name: value for name, value in known.items() if name not in ('mean', 'std')}
     told = {name: value for name, value in method.told_by(state).items() if value is not None}
-    values = {'name': path.stem, **known, **given, **told, 'method': method.name}
+    values = {'name': path.stem, **told, **known, **given, 'method': method.name}
     values['model'] = values.get('model') or guess(path, state)
     options_class = options_of(method.name).options
     foreign = [f'--{name}' for name in values if name not in options_class.__dataclass_fields__]

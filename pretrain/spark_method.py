@@ -13,7 +13,6 @@ from pretrain.spark import build_spark
 from pretrain.spark_options import SPARK, SparKOptions  # noqa: F401  (they belong together)
 from pretrain.sparse.geometry import is_accelerated
 
-FEW_CELLS = 25  # fewer in an image are warned of; the paper's images have 49
 PAPER = Paper('Keyu Tian, Yi Jiang, Qishuai Diao, Chen Lin, Liwei Wang, Zehuan Yuan',
               'Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling', 'ICLR 2023', '2301.03580')
 IDEA = ('A convolutional network pretrained without labels: most cells of an image are hidden, the network encodes the '
@@ -98,17 +97,11 @@ class SparKMethod:
         ]
 
     def warnings(self, network, options):
-        encoder, cells = network.encoder, network.cells
-        share = 1 - network.visible_cells / cells
-        smaller = encoder.cell_size > encoder.stride
-        if cells < FEW_CELLS:
-            yield (f'an image has {cells} cells of {encoder.cell_size} px only, of which {cells - network.visible_cells} '
-                   f'({share:.0%}) are hidden: little of it can be learned from so few. Give '
-                   + (f'--cell_size={encoder.stride}' if smaller else
-                      f'an --input_size of {6 * encoder.stride} or more, a network whose stride is smaller than '
-                      f'{encoder.stride} (a cell is as large as that at least), or fewer --levels (docs/your_images.md)'))
-        elif abs(share - options.mask_ratio) > 0.02:
-            yield f'{share:.0%} of the {cells} cells are hidden, since whole cells are, not {options.mask_ratio:.0%}'
+        encoder = network.encoder
+        remedy = f'--cell_size={encoder.stride}' if encoder.cell_size > encoder.stride else \
+            f'an --input_size of {6 * encoder.stride} or more, a network whose stride is smaller than ' \
+            f'{encoder.stride} (a cell is as large as that at least), or fewer --levels (docs/your_images.md)'
+        return network.remarks_on_cells(remedy)
 
     def parts_to_compile(self, network):
         """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.

@@ -90,12 +90,9 @@ def find_network(module, state, may_miss=(), *, prepare=None, convert=None, name
         except ValueError as error:
             failure = failure or error
             continue
-        convs = input_convs(module, entries, channels) if adapt else {}
-        entries = {**entries, **{key: adapted_conv(entries[key], channels) for key in convs}}
-        entries, notes = resized_positions(module, entries)
-        comparison = compare_entries(module, entries, may_miss)
         beside = tuple(label_of(prefix + key, prefix) for key in extras if prefix + key in state)
-        tried[prefix] = Network(entries, prefix, beside, convs, notes, comparison)
+        network = adapted_network(module, entries, channels if adapt else None, may_miss)
+        tried[prefix] = replace(network, prefix=prefix, beside=beside)
     if not tried:
         raise failure
     fitting = fitting_networks(module, state, tried, may_miss)
@@ -107,6 +104,17 @@ def find_network(module, state, may_miss=(), *, prepare=None, convert=None, name
         note = f'{num_averages} copies ema_* are left out, since the plain keys hold the average of the weights'
         return replace(network, notes=(*network.notes, note))
     return network
+
+
+def adapted_network(module, entries, channels, may_miss):
+    """Return the Network of entries that have the module's names, made for its images.
+
+    channels: of the images, to which convolutions are adapted. None to leave these as they are.
+    """
+    convs = {} if channels is None else input_convs(module, entries, channels)
+    entries = {**entries, **{key: adapted_conv(entries[key], channels) for key in convs}}
+    entries, notes = resized_positions(module, entries)
+    return Network(entries, '', (), convs, notes, compare_entries(module, entries, may_miss))
 
 
 def candidates(state, names, num_entries, path, which):

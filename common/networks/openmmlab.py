@@ -163,14 +163,12 @@ def without_flat_averages(state):
 
     Returns (the other entries, number of copies).
     """
-    if not any('ema_' in key for key in state):
-        return state, 0
-    copies = set()
-    for key in state:
-        folder, slash, name = key.rpartition('/')
-        words = name.split('.')
-        for i in range(len(words)):
-            outer = ''.join(f'{word}.' for word in words[:i])
-            copies.add(f'{folder}{slash}{outer}ema_{"_".join(words[i:])}')
-    rest = {key: value for key, value in state.items() if key not in copies}
+    flattened = {key.replace('.', '_') for key in state}
+
+    def is_copy(key):
+        name = re.split('[./]', key)[-1]
+        outer = key.removesuffix(name)
+        return name.startswith('ema_') and (outer + name.removeprefix('ema_')).replace('.', '_') in flattened
+
+    rest = {key: value for key, value in state.items() if not is_copy(key)}
     return rest, len(state) - len(rest)

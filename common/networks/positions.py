@@ -36,7 +36,9 @@ def resized_positions(module, entries):
 def resized_embedding(network, value, shape):
     """Resize the positions (1, prefix + h*w, C) of a network. Returns (tensor, old grid, new grid), or None."""
     grid = getattr(getattr(network, 'patch_embed', None), 'grid_size', None)
-    if grid is None or value.ndim != 3 or len(shape) != 3 or value.shape[2] != shape[2]:
+    if grid is None or value.ndim != 3 or len(shape) != 3:
+        return None
+    if value.shape[0] != 1 or value.shape[2] != shape[2]:
         return None
     num_prefix = shape[1] - grid[0] * grid[1]
     side = square_root(value.shape[1] - num_prefix)

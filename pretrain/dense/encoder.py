@@ -1,42 +1,43 @@
-"""The dense encoder of A2MIM: any network, into which a mask token comes at one depth (section 4 of the paper).
+"""The dense encoder of A2MIM: any network, with a mask token at one depth (section 4 of the paper).
 
 The network runs as it is, on whole images. A forward hook at one submodule puts the token into its output
-(mask_token.py). Where that is, and how the last map is had, is measured and proven when the encoder is built
-(probe.py, placement.py, proof.py).
+(mask_token.py). When the encoder is built, the maps of the network are measured (maps.py, last_map.py), and
+the place of the token is found (placement.py) and proven (proof.py).
 """
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from timm.models.convnext import ConvNeXt
 from torch import nn
 
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from pretrain.dense.last_map import Form
-from pretrain.dense.mask_token import MODES, Layout, with_token
-from pretrain.dense.placement import find_place
-from pretrain.dense.probe import Seen, look
-from pretrain.dense.proof import Proof
-from pretrain.dense.sizes import choose_cell
+from pretrain.dense.mask_token import MODES, with_token
+from pretrain.dense.probe import probe, starts_at_zero
 from pretrain.sparse.parameters import outermost_modules
-from pretrain.sparse.probe import check_parameters, copy_of, random_images
 
 
 class DenseEncoder(nn.Module):
     """A network that runs on whole images, with a mask token at hidden cells.
 
-    `cnn` is the network itself. Nothing in it is changed but for one forward hook, which does nothing unless
-    `forward` of this encoder is given hidden cells. input_size: (height, width) in pixels. cell_size: the side of a
-    cell in pixels, a multiple of the total stride R; None is the smallest multiple that is at least 32. token:
-    'gain', 'residual' or 'replace', see `with_token`. token_at: the name of the submodule whose output gets the
-    token; None finds it (`find_place`).
+    Args:
+        cnn: the network. Nothing in it is changed but for one forward hook, which does nothing unless
+        `forward`
+            of this encoder is given hidden cells.
+        input_size: (height, width) in pixels. in_chans: channels of the images. cell_size: the side of a cell
+        in pixels, a multiple of the total stride R. None is the smallest multiple
+            that is at least 32.
+        token: 'gain', 'residual' or 'replace', see `with_token`.
+        token_at: name of the submodule whose output gets the token; None finds it, see `find_place`.
 
-    mask_token, mask_gain: parameters (1, C, 1, 1); there is a gain where the token is 'gain' alone. Facts,
-    measured: `token_at`, `stride` (R), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid from
-    small stride to large, `width` (channels of the last map), `unused` (names of the parameters that the last map
-    does not depend on: the classifier and the like), `notes` (sentences on what was chosen), `uncompiled` (whether
-    torch.compile leaves it alone). Raises ValueError for what does not fit, naming the remedy.
+    mask_token, mask_gain: parameters (1, C, 1, 1); mask_gain is None unless the token is 'gain'.
+
+    Facts, measured: `token_at`, `stride` (R), `cell_size`, `grid` (h, w), `reductions` and `channels` of the
+    pyramid from small stride to large, `width` (channels of the last map), `unused` (names of the parameters
+    that the last map does not depend on: the classifier and the like), `notes` (sentences on what was
+    chosen), `uncompiled` (whether torch.compile leaves it alone).
+
+    Raises ValueError for what does not fit, naming the remedy.
     """
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, token='gain', token_at=None):
@@ -72,9 +73,9 @@ class DenseEncoder(nn.Module):
     def forward(self, images, hidden=None):
         """images (B, C, H, W) -> the last map, (B, width, H/R, W/R).
 
-        hidden: (B, 1, h, w) over the cells, 1 where hidden and 0 where visible, in a floating type; None leaves
-        the token out. It is an argument, so that activation checkpointing, which runs the forward again in the
-        backward pass, sees the same cells.
+        hidden: (B, 1, h, w) over the cells, 1 where hidden and 0 where visible, in a floating type; None
+        leaves the token out. It is an argument, so that activation checkpointing, which runs the forward
+        again in the backward pass, sees the same cells.
         """
         run = self._last_map_uncompiled if self.uncompiled else self._last_map
         return self._run(run, images, hidden)
@@ -95,7 +96,7 @@ class DenseEncoder(nn.Module):
         return self._found.seen.last_map(cnn, images)
 
     def left_out(self):
-        """{module: number of parameters} of what the last map does not depend on, and pretraining leaves as it is."""
+        """{module: number of parameters} of what the last map does not depend on. It is not pretrained."""
         return outermost_modules(self.cnn, self.unused)
 
     def _run(self, run, images, hidden):
@@ -108,8 +109,8 @@ class DenseEncoder(nn.Module):
             raise ValueError(f'hidden must be (B, 1, h, w) = {(len(images), 1, *self.grid)}, 1 where a cell is '
                              f'hidden; got {tuple(hidden.shape)}')
         if any(module.grad_checkpointing for module in self._recomputing):
-            raise ValueError("timm's activation checkpointing would run the backward pass without the mask token: "
-                             'switch it off with cnn.set_grad_checkpointing(False)')
+            raise ValueError("timm's activation checkpointing would run the backward pass without the mask "
+                             'token: switch it off with cnn.set_grad_checkpointing(False)')
         self._hidden = hidden
         try:
             return run(images)
@@ -137,44 +138,3 @@ class DenseEncoder(nn.Module):
         if self._hidden is None:
             return output
         return with_token(output, self._hidden, self.mask_token, self.mask_gain, self.token, self._found.layout)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The facts that `probe` returns; see DenseEncoder."""
-    seen: Seen
-    cell_size: int
-    grid: tuple
-    token_at: str
-    layout: Layout
-    unused: tuple
-    notes: tuple
-
-
-def probe(cnn, input_size, in_chans, cell_size, token_at):
-    """Measure a network and prove the place of its token. Returns Found; raises ValueError.
-
-    Everything is tried on a copy, so that the network stays as it is. It takes about five forwards of two images.
-    """
-    check_parameters(cnn)
-    images = random_images(cnn, in_chans, input_size)
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        twin = copy_of(cnn).eval()
-        seen = look(twin, images[:1])
-        cell = choose_cell(type(cnn).__name__, input_size, seen.stride, cell_size)
-        grid = (input_size[0] // cell, input_size[1] // cell)
-        proof = Proof(twin, seen.last_map, images, grid)
-        place, layout = find_place(cnn, seen, proof, token_at)
-    return Found(seen, cell, grid, place, layout, proof.unused, notes_on(cnn))
-
-
-def notes_on(cnn):
-    """Sentences on what was chosen for a network."""
-    if starts_at_zero(cnn):
-        return ('the mask token starts at zero, as the original does it for ConvNeXt',)
-    return ()
-
-
-def starts_at_zero(cnn):
-    """Whether the token starts at zero: the original's initialiser does nothing for ConvNeXt."""
-    return isinstance(cnn, ConvNeXt)

@@ -15,7 +15,6 @@ from torch import nn
 
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
-from pretrain.dense.refused import Refused
 
 HEAD_NORM = 'head.norm'
 MEAN_NORM = 'fc_norm'
@@ -31,10 +30,10 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class LastMap:
-    """How a network gives its last map: `last_map(cnn, images)` runs it, (B, C, H, W) -> (B, width, H/R, W/R).
+    """How a network gives its last map: last_map(cnn, images) runs it, (B, C, H, W) -> (B, width, H/R, W/R).
 
-    stride: the total stride R. norm: the name of the classifier's norm
-    that follows, None if there is none. taps: as in `feature_maps`.
+    stride: the total stride R. norm: the name of the classifier's norm that follows, None if there is none. taps:
+    as in `feature_maps`.
     """
     form: Form
     stride: int
@@ -75,7 +74,7 @@ def find_last_map(cnn, features, size, stride, maps, taps):
         maps: the pyramid's maps; None for a network that gives no pyramid.
         taps: as in `feature_maps`.
 
-    Raises Refused for features that are no map, where there is no pyramid.
+    Raises ValueError for features that are no map, where there is no pyramid.
     """
     h, w = size
     shape = tuple(getattr(features, 'shape', ()))
@@ -88,9 +87,9 @@ def find_last_map(cnn, features, size, stride, maps, taps):
     elif maps is not None:
         form, width = Form.PYRAMID, maps[-1].shape[1]
     else:
-        raise Refused(f'{type(cnn).__name__} gives no map to reconstruct images from: its forward_features gives '
-                      f'{shape or type(features).__name__}; give it a forward_features or forward_intermediates '
-                      'that gives a map (B, C, h, w)')
+        raise ValueError(f'{type(cnn).__name__} gives no map to reconstruct images from: its forward_features '
+                         f'gives {shape or type(features).__name__}; give it a forward_features or '
+                         'forward_intermediates that gives a map (B, C, h, w)')
     return LastMap(form, stride, norm_of_classifier(cnn, width), taps), width
 
 

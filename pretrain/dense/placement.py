@@ -1,6 +1,7 @@
 """Where the mask token of A2MIM comes in: the submodule whose output gets it.
 
-The paper puts it behind the third of four stages. The rule here finds that place in any network, and proves it.
+The paper puts it behind the third of four stages. The rule here finds that place in any network, and proves
+it.
 """
 import difflib
 
@@ -9,9 +10,9 @@ from timm.models.hrnet import HighResolutionNet
 
 from pretrain.dense.mask_token import Axes, find_layout
 from pretrain.dense.proof import watched
-from pretrain.dense.refused import Refused
 
-SINGLE_STRIDE = ('patch_embed', 'patch_embed.proj', 'stem')  # ViTs; XCiT, whose embedding gives its grid too; mixers
+# The embedding of patches in ViTs, in XCiT (whose patch_embed gives a tuple), and in mixers.
+SINGLE_STRIDE = ('patch_embed', 'patch_embed.proj', 'stem')
 REMEDY = 'name a submodule that all of the network goes through, --token_at=NAME'
 
 
@@ -24,52 +25,63 @@ def find_place(cnn, seen, proof, token_at=None):
         proof: the Proof of a copy of it.
         token_at: the name of a submodule, if somebody gives one.
 
-    Without a name, the first of these that is proven: what the authors chose for a family (`authors_choice`); the
-    outermost submodule whose output is the pyramid's map of half the total stride; the last submodule, in the
-    order of a forward, whose output has half the total stride.
+    Without a name, the first of these that is proven: what the authors chose for a family (`authors_choice`);
+    the outermost submodule whose output is the pyramid's map of half the total stride; the last submodule, in
+    the order of a forward, whose output has half the total stride.
 
-    Raises ValueError for a name that is given and does not fit, Refused for a network without a place.
+    Raises ValueError for a name that is given and does not fit, and for a network without a place.
     """
     if token_at is not None:
         return given_place(cnn, proof, token_at)
     name = type(cnn).__name__
     if isinstance(cnn, HighResolutionNet):
-        raise Refused(f'{name} computes branches of several strides side by side, so that something leads around '
-                      'every map of half its total stride: name a submodule in front of the branches, '
-                      '--token_at=layer1, or use a network without them')
-    first = [choice for choice in (*authors_choice(cnn, seen), seen.place) if choice is not None]
-    found = proof.first_proven(first) or proof.first_proven(passages(proof, lambda stride: 2 * stride == seen.stride))
+        raise ValueError(f'{name} computes branches of several strides side by side, so that something leads '
+                         'around every map of half its total stride: name a submodule in front of the '
+                         'branches, --token_at=layer1, or use a network without them')
+    found = authors_choice(cnn, seen, proof)
+    if found is None and seen.place is not None:
+        found = proof.first_proven([seen.place])
+    if found is None:
+        found = proof.first_proven(passages(proof, lambda stride: 2 * stride == seen.stride))
     if found is None:
         other = proof.first_proven(passages(proof, lambda stride: stride < seen.stride))
         such_as = f', such as --token_at={other[0]}' if other else f': {REMEDY}'
-        raise Refused(f'{name} has no submodule with an output of stride {seen.stride / 2:g} that nothing leads '
-                      f'around, for the mask token to come in at: use another network, or another place{such_as}')
+        raise ValueError(f'{name} has no submodule with an output of stride {seen.stride / 2:g} that nothing '
+                         'leads around, for the mask token to come in at: use another network, or another '
+                         f'place{such_as}')
     return found
 
 
-def authors_choice(cnn, seen):
-    """Names of submodules that the authors chose for a family of networks, if the network has them."""
+def authors_choice(cnn, seen, proof):
+    """What the authors chose for ConvNeXts and ViTs, if it is proven: (name, Layout) or None.
+
+    In both the output has the total stride: that of the last downsampling, or of the embedding of patches.
+    """
     names = SINGLE_STRIDE if seen.is_single_stride else ()
     if isinstance(cnn, ConvNeXt):
         names = (f'stages.{len(cnn.stages) - 1}.downsample',)
     known = {name for name, _ in cnn.named_modules()}
-    return [name for name in names if name in known]
+    for name in names:
+        fault, layout = proof.tried(name) if name in known else ('is not there', None)
+        if fault is None and layout.repeats * seen.stride == proof.cell_size:
+            return name, layout
+    return None
 
 
 def passages(proof, is_wanted):
-    """Names of the submodules that the graph of a forward cannot be passed around, last to first in the forward.
+    """Names of the submodules that the graph of a forward cannot be passed around, last to first in the
+    forward.
 
-    The proof need not be tried on all others then. is_wanted: is_wanted(stride) says whether outputs (B, C, h, w)
-    or (B, h, w, C) of a stride are looked at.
+    The proof need not be tried on all others then. is_wanted: is_wanted(stride) says whether outputs (B, C,
+    h, w) or (B, h, w, C) of a stride are looked at.
     """
     leaf = proof.images[:1].clone().requires_grad_()
-    cell = leaf.shape[2] // proof.grid[0]
     nodes = {}
 
     def note(name, output):
         nodes.pop(name, None)
         layout = find_layout(output, proof.grid, 1)
-        if layout is not None and layout.axes is not Axes.TOKENS and is_wanted(cell / layout.repeats):
+        if layout is not None and layout.axes is not Axes.TOKENS and is_wanted(proof.cell_size / layout.repeats):
             nodes[name] = output.grad_fn
 
     with watched(proof.twin, [name for name, _ in proof.twin.named_modules() if name], note):

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from pretrain.dense.mask_token import Axes, find_layout
-from pretrain.dense.refused import Refused
 from pretrain.sparse.probe import unused_parameters
 
 TOLERANCE = 1e-6  # of the difference between two images; what is computed twice from the same is the same
@@ -12,14 +11,15 @@ TOLERANCE = 1e-6  # of the difference between two images; what is computed twice
 class Proof:
     """Tries submodules of a network, for one grid of cells.
 
-    Two forwards are compared. In the second one the images come in another order, and the submodule gives what it
-    gave in the first. If the last map is the same, to the rounding, nothing leads around the submodule. If the
-    last map differs between the two images as well, it depends on the submodule.
+    Two forwards are compared. In the second one the two images change places, and the submodule gives what it
+    gave in the first. If the last map is the same, nothing leads around the submodule. If the last maps of
+    the two images differ, they depend on it.
 
     Args:
-        twin: a copy of the network, which is changed: it gets random scales, since branches that start at zero
-            would hide what leads around, and BatchNorm takes the statistics of these images, since a deep network
-            of random scales would explode without.
+        twin: a copy of the network, which is changed: it gets random scales, since branches that start at
+        zero
+            would hide what leads around, and BatchNorm takes the statistics of these images, since a deep
+            network of random scales would explode without.
         last_map: last_map(cnn, images) runs it.
         images: two of them, (2, C, H, W).
         grid: (h, w) cells of an image.
@@ -36,9 +36,14 @@ class Proof:
         for module in twin.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0
-        # In evaluation mode some networks keep tables of attention biases, and nothing depends on these parameters.
+        # In evaluation mode some networks keep tables of attention biases: nothing depends on the parameters
+        # then.
         self.unused = unused_parameters(twin, [last_map(twin.train(), images)])
         twin.eval()
+
+    @property
+    def cell_size(self):
+        return self.images.shape[2] // self.grid[0]
 
     def first_proven(self, names):
         """The first of some submodules that a token can come in at: (name, its Layout), or None."""
@@ -50,15 +55,15 @@ class Proof:
 
     @torch.no_grad()
     def tried(self, name):
-        """Try a submodule: (fault, Layout). fault: the end of a sentence that begins with its name, None where a
-        token can come in.
+        """Try a submodule: (fault, Layout). fault: the end of a sentence that begins with its name, None
+        where a token can come in.
         """
         outputs = []
         with watched(self.twin, [name], lambda name, output: outputs.append(copy_of(output))):
             last = self.last_map(self.twin, self.images)
         if not last.isfinite().all():
-            raise Refused(f'{type(self.twin).__name__} gives values that are not finite on random images, so that '
-                          'nothing can be proven: check its forward')
+            raise ValueError(f'{type(self.twin).__name__} gives values that are not finite on random images, so '
+                             'that nothing can be proven: check its forward')
         if not outputs:
             return 'is not run on the way to the last map', None
         if len(outputs) > 1:
@@ -95,8 +100,8 @@ class Proof:
 
     def no_map(self, output):
         found = tuple(output.shape) if torch.is_tensor(output) else type(output).__name__
-        return (f'gives no map of the {self.grid[0]} x {self.grid[1]} cells: its output is {found}, and should be '
-                f'(B, C, h, w), (B, h, w, C) or (B, h*w, C), with h and w the same multiple of these')
+        return (f'gives no map of the {self.grid[0]} x {self.grid[1]} cells: its output is {found}, and should '
+                f'be (B, C, h, w), (B, h, w, C) or (B, h*w, C), with h and w the same multiple of these')
 
 
 class watched:
@@ -136,8 +141,8 @@ def copy_of(output):
 
 @torch.no_grad()
 def randomise_scales(cnn):
-    """Draw all scales and biases of a network from 0.5 to 1.5, also those of the shape (C, 1, 1), and weights that
-    are zero.
+    """Draw all scales and biases of a network from 0.5 to 1.5, also those of the shape (C, 1, 1), and weights
+    that are zero.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in cnn.parameters():

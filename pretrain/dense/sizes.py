@@ -1,7 +1,6 @@
 """The total stride of a network, the cells of an image, and which of them fit together."""
 import math
 
-from pretrain.dense.refused import Refused
 from pretrain.sparse.levels import total_stride
 from pretrain.sparse.refused import Refused as NoPowerOfTwo
 
@@ -9,8 +8,8 @@ CELL = 32  # pixels, in all recipes of A2MIM (section 4 of the paper)
 
 
 def near_stride(image, size):
-    """The power of two that is the total stride if a last map (h, w) is that of an image rounded up or down, or
-    None.
+    """The power of two that is the total stride if a last map (h, w) is that of an image rounded up or down,
+    or None.
     """
     try:
         return total_stride('', image, size)
@@ -21,19 +20,19 @@ def near_stride(image, size):
 def no_multiple(name, image, stride):
     """The ValueError of an image that is no multiple of the total stride."""
     axis, side = next((axis, side) for axis, side in zip(('height', 'width'), image) if side % stride)
-    return ValueError(f'input_size: the {axis} {side} is no multiple of {stride}, the total stride of {name}: give '
-                      f'{either(multiples_around(side, stride))}')
+    return ValueError(f'input_size: the {axis} {side} is no multiple of {stride}, the total stride of {name}: '
+                      f'give {either(multiples_around(side, stride))}')
 
 
 def no_whole_share(name, image, size, other=None):
-    """The Refused of a network whose last map (h, w) is no whole share of the image, or is by chance.
+    """The ValueError of a network whose last map (h, w) is no whole share of the image, or is by chance.
 
     other: (height, width) of an image of which it is; None if no such image is known.
     """
     remedy = (f'give input_size {other[0]},{other[1]}' if other else
               'use a network that pads its convolutions, as Inception and PNASNet do not')
-    return Refused(f'the last map of {name} is {size[0]}x{size[1]} for an image of {image[0]}x{image[1]}, which is no '
-                   f'share of the image that holds at other sizes as well: {remedy}')
+    return ValueError(f'the last map of {name} is {size[0]}x{size[1]} for an image of {image[0]}x{image[1]}, '
+                      f'which is no share of the image that holds at other sizes as well: {remedy}')
 
 
 def choose_cell(name, image, stride, cell_size=None):
@@ -54,8 +53,8 @@ def choose_cell(name, image, stride, cell_size=None):
             raise ValueError(f'input_size: the {axis} {side} is no multiple of the cell, {cell} px: give '
                              f'{either(multiples_around(side, cell))}{other}')
     if image[0] * image[1] < 2 * cell * cell:
-        raise ValueError(f'an image of {image[0]}x{image[1]} is a single cell of {cell} px, and one must be visible '
-                         f'and one hidden: give input_size {2 * cell} or more')
+        raise ValueError(f'an image of {image[0]}x{image[1]} is a single cell of {cell} px, and one must be '
+                         f'visible and one hidden: give input_size {2 * cell} or more')
     return cell
 
 

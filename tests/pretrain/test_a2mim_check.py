@@ -70,6 +70,11 @@ def test_a_network_of_one_size_is_checked_at_that():
     assert '224 x 224' in str(check_a2mim('deit_tiny_patch16_224'))
 
 
+def test_a_network_is_made_for_the_size_that_is_given():
+    report = check_a2mim('deit_tiny_patch16_224', (64, 96))
+    assert report.ok and '2 x 3 in an image of 64 x 96' in str(report), str(report)
+
+
 # -- the check can fail -----------------------------------------------------------------------------------------------
 
 def test_what_leads_around_in_training_alone_is_found():

@@ -116,3 +116,9 @@ def test_a_step_that_is_not_finite_is_not_counted():
     network.count({'spatial': nan, 'frequency': one})
     network.count({'spatial': one, 'frequency': None})
     assert network.term_sums.tolist() == [2, 2, 2]
+
+
+def test_few_cells_are_warned_of(options, capsys):
+    pretrain(options(input_size=64, cell_size=32, epochs=1, warmup_epochs=0))
+    warned = capsys.readouterr().err
+    assert 'an image has 4 cells of 32 px only, of which 3 (75%) are hidden' in warned and 'Give --cell_size=8' in warned

@@ -12,9 +12,9 @@ from common.networks.openmmlab import to_openmmlab
 from downstream_imagenet.tuned import read_tuned
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
-from pretrain.a2mim_weights import ALONE, find_init, is_in_whole, load_init, load_official
+from pretrain.a2mim_weights import ALONE, find_init, is_in_whole, kind_of_token, load_init, load_official
 from pretrain.main import pretrain
-from pretrain.saved import encoder_entries
+from pretrain.saved import encoder_entries, read_saved
 from pretrain.spark import build_spark
 from tests.common.networks.test_openmmlab import VIT
 from tests.common.networks.test_weights import holds, randomised, under
@@ -162,6 +162,23 @@ def test_what_is_found_in_a_whole_file():
         assert module is a2mim.encoder.cnn and is_in_whole(found)
     _, found, _ = find_init(a2mim, under('encoder.cnn.', a2mim.encoder.cnn.state_dict()))
     assert not is_in_whole(found)
+
+
+@pytest.mark.parametrize('decoder, token', [('neck.decoder_pred.0.', 'gain'), ('neck.decoder_pred.0.', 'residual'),
+                                            ('neck.decoder.0.', 'replace')])
+def test_the_kind_of_token_of_an_official_file(tmp_path, decoder, token):
+    content = as_official(small('test_resnet', token=token), 'test_resnet', decoder)
+    assert kind_of_token(unwrap(content)) == token
+    torch.save(content, tmp_path / 'w.pth')
+    saved = read_saved(tmp_path / 'w.pth', model='test_resnet', input_size=64)
+    assert saved.has_decoder and saved.options.token == token
+    if token == 'residual':
+        assert read_saved(tmp_path / 'w.pth', model='test_resnet', input_size=64, token='replace').options.token == 'replace'
+
+
+def test_our_files_tell_of_a_gain_alone():
+    assert kind_of_token(small('test_resnet').state_dict()) == 'gain'
+    assert kind_of_token(small('test_resnet', token='replace').state_dict()) is None
 
 
 def test_colour_weights_start_a_grey_pretraining():

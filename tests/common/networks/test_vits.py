@@ -89,3 +89,6 @@ def test_positions_that_cannot_be_resized_stay_and_are_refused():
     assert resized_positions(cnn, state)[1] == ()
     with pytest.raises(ValueError, match=r'pos_embed is \(1, 25, 32\), the network has \(1, 17, 32\)'):
         load_classifier(cnn, state, 'small_vit', (64, 64))
+    for key, value in (('pos_embed', torch.ones(2, 37, 32)), ('pos_embed', torch.ones(1, 37, 8)), ('pos_embed', torch.ones(37)),
+                       ('blocks.0.attn.relative_position_bias_table', torch.ones(124, 2))):
+        assert resized_positions(cnn, {key: value}) == ({key: value}, ())
