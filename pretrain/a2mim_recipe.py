@@ -7,22 +7,26 @@
 
 It is the default on GPUs for 32,768 images (16 batches) to 2.5 million (twice ImageNet).
 
-`auto` is a rule for the rest. It was not measured for A2MIM:
+`auto` is a rule for the rest:
 
 * batch: as for SparK (pretrain/recipe.py), at most 2,048.
 * epochs: as for SparK, at most the paper's.
-* peak rate of AdamW: the paper's times (batch / 2,048) ** (1/2). LAMB has SparK's rule.
+* peak rate of AdamW: the paper's times (batch / 2,048) ** (1/2) * (the paper's steps / steps) ** (1/2), at most 2.5
+  times the paper's: fewer steps have to be longer ones to get as far. It was measured on drawn images alone
+  (docs/learning_rate.md). LAMB has SparK's rule.
 
 `simmim` is one of these two, with other losses. The Fourier group is 256 images, the paper's, or the largest
 number below that fits the batch.
 """
 import dataclasses
 
+from common.training.recipe import IMAGENET
 from common.words import counted
 from pretrain import recipe
 from pretrain.a2mim_options import SIMMIM, A2MIMOptions, family, models_recipe
 from pretrain.group_sizes import PAPERS_GROUP, largest_group
 
+HIGHEST_SHARE = 2.5  # of the paper's peak rate, which the rule chooses
 CNN = {'batch_size': 2048, 'epochs': 300, 'base_lr': 1.5e-4}
 VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
 DEIT = {**VIT, 'base_lr': 1e-4}
@@ -54,8 +58,11 @@ class Recipe(recipe.Recipe):
     def rate(self, options, papers, images):
         if options.opt == 'lamb':
             return super().rate(options, papers, images)
-        peak = papers['base_lr'] * papers['batch_size'] / 256
-        return peak * (options.batch_size / papers['batch_size']) ** 0.5
+        batch, papers_batch = options.batch_size, papers['batch_size']
+        steps = options.epochs * -(-images // batch)
+        papers_steps = papers['epochs'] * -(-IMAGENET // papers_batch)
+        share = (batch / papers_batch * papers_steps / steps) ** 0.5
+        return papers['base_lr'] * papers_batch / 256 * min(share, HIGHEST_SHARE)
 
     def completed(self, options, ranks):
         if options.fourier != 'focal' or options.fourier_group is not None:

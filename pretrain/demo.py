@@ -35,7 +35,7 @@ from pretrain.saved import read_saved
 
 MODEL = ('--model=your_convnet', '--input_size=64')
 TRAINING = (*MODEL, '--bs=32', '--val_every=1000', '--picture_every=5', '--ngpu_per_node=1')
-OF_METHODS = {'spark': ('--decoder_width=64', '--lr=3e-2'), 'a2mim': ('--cell_size=8', '--lr=1e-3')}  # for so small a network
+OF_METHODS = {'spark': ('--decoder_width=64', '--lr=3e-2'), 'a2mim': ('--cell_size=8', '--lr=3e-3')}  # for so small a network
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # held-out images in the picture
 TILE = 160  # pixels, the side of an image in the picture
