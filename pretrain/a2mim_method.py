@@ -10,7 +10,7 @@ from common.training.schedule import CosineToFloor, Drop
 from common.words import first_of
 from pretrain import a2mim_weights
 from pretrain.a2mim import build_a2mim
-from pretrain.a2mim_options import A2MIM
+from pretrain.a2mim_options import A2MIM, SIMMIMS
 from pretrain.a2mim_recipe import Recipe, departures
 from pretrain.dense.sizes import fitting_cells
 from pretrain.fourier_groups import GroupMeans
@@ -141,6 +141,8 @@ class A2MIMMethod:
 
     def told_by(self, state):
         kind = a2mim_weights.kind_of_token(state)
+        if kind == SIMMIMS['token']:  # an official file of SimMIM; ours do not tell this kind
+            return dict(SIMMIMS)
         return {} if kind is None else {'token': kind}
 
     def settings(self, network, options):

@@ -1,7 +1,7 @@
 """Why a network cannot be pretrained on strips, as exceptions; their messages are for its author."""
 
 REMEDY = ('Use a network without it, or give it a rule: @on_plane, from pretrain.sparse, above the function '
-          'or forward at fault.')
+          'or forward at fault. Or try --method=a2mim, which runs the network on whole images')
 
 
 class Refused(ValueError):

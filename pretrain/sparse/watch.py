@@ -19,8 +19,8 @@ from pretrain.sparse.refused import REMEDY, AttentionRefused, ForwardFailed, Ref
 from pretrain.sparse.rules import is_of_torch, rule_of
 
 WITHOUT_ATTENTION = (
-    'Transformers and hybrids have pretraining of their own (MAE and the like); for this one use a '
-    "convolutional network, such as the hybrid's relatives without attention")
+    'Try --method=a2mim, which runs the network on whole images and takes attention; or use a convolutional '
+    "network, such as the hybrid's relatives without attention")
 
 
 class OperatorWatch(TorchDispatchMode):

@@ -172,6 +172,7 @@ def test_the_kind_of_token_of_an_official_file(tmp_path, decoder, token):
     torch.save(content, tmp_path / 'w.pth')
     saved = read_saved(tmp_path / 'w.pth', model='test_resnet', input_size=64)
     assert saved.has_decoder and saved.options.token == token
+    assert saved.network.image_fill == ('none' if token == 'replace' else 'mean')
     if token == 'residual':
         assert read_saved(tmp_path / 'w.pth', model='test_resnet', input_size=64, token='replace').options.token == 'replace'
 

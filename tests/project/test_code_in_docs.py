@@ -7,6 +7,7 @@ import timm
 import torch
 from PIL import Image
 
+import common.networks.vits  # noqa: F401  (registers A2MIM's ViTs with timm)
 from tests.conftest import ROOT
 
 
@@ -22,9 +23,9 @@ def blocks(page):
 def test_every_block_is_tried():
     """Of each page and heading, as many blocks as the tests below run."""
     assert {heading: len(code) for heading, code in blocks('docs/python.md').items()} == {
-        'Read a run': 1, 'Pretrain on data of your own kind': 1, 'The method as a module': 2}
+        'Read a run': 1, 'Pretrain on data of your own kind': 1, 'Fine-tune': 1, 'The method as a module': 3}
     assert {heading: len(code) for heading, code in blocks('docs/use.md').items()} == {
-        'Load the weights in your own code': 1}
+        'Load the weights in your own code': 2}
     assert {heading: len(code) for heading, code in blocks('README.md').items()} == {'The next commands': 1}
 
 
@@ -47,6 +48,21 @@ def test_bands_are_pretrained_on(tmp_path, monkeypatch):
     assert (tmp_path / 'output_bands/your_convnet_1kpretrained.pth').exists()
 
 
+def test_options_of_a_recipe():
+    names = {'__name__': 'imported'}
+    exec(blocks('docs/python.md')['Fine-tune'][0], names)
+    assert (names['options'].input_size, names['options'].test_size) == (160, 224)
+
+
+def test_a2mim():
+    """With a smaller network and fewer images."""
+    code = blocks('docs/python.md')['The method as a module'][2]
+    names = {}
+    exec(code.replace('resnet50', 'resnet18').replace('randn(8', 'randn(2'), names)
+    assert names['features'].shape == (2, 512, 7, 7) and names['predicted'].shape == names['picture'].shape == (2, 3, 224, 224)
+    assert names['terms'].keys() == {'loss', 'spatial', 'frequency'}
+
+
 @pytest.mark.slow  # a ConvNeXt-S and two ResNet-50s
 @pytest.mark.parametrize('number', [0, 1])
 def test_modules(number):
@@ -65,3 +81,14 @@ def test_weights_are_loaded(tmp_path, monkeypatch, page, heading):
     names = {}
     exec(blocks(page)[heading][0].replace('resnet50', 'resnet18'), names)  # for speed
     assert torch.equal(names['model'].state_dict()['layer1.0.conv1.weight'], state['layer1.0.conv1.weight'])
+
+
+def test_a_vit_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / 'output_my_vit').mkdir()
+    state = timm.create_model('beit_abs_small_patch16_224', depth=1).state_dict()  # for speed
+    torch.save(state, tmp_path / 'output_my_vit/beit_abs_small_patch16_224_1kpretrained.pth')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks('docs/use.md')['Load the weights in your own code'][1].replace('depth=8', 'depth=1'), names)
+    loaded = names['vit'].state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)

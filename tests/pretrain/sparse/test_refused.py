@@ -57,7 +57,7 @@ def attend(x):
     (Call(lambda x: torch.ops.aten.avg_pool2d(x.contiguous(), [3, 3], [1, 1], [1, 1])), 'avg_pool2d'),
 ])
 def test_what_mixes_positions_is_refused_by_name(odd, word):
-    with pytest.raises(ValueError, match=rf'"odd[.\d]*" \(\w+\).*({word})'):
+    with pytest.raises(ValueError, match=rf'"odd[.\d]*" \(\w+\).*({word}).*--method=a2mim'):
         SparseEncoder(Pyramid(odd), (32, 32))
 
 
