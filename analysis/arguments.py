@@ -53,9 +53,7 @@ def parsed(parser, argv):
 
 
 def common_parts(args, program):
-    """Return (networks that are asked for, Settings, folder for results, device) of a command line. Raises
-    ValueError.
-    """
+    """Return (networks that are asked for, Settings, folder for results) of a command line. Raises ValueError."""
     register(args.register)
     sides = (args.input_size,) * 2 if isinstance(args.input_size, int) else args.input_size
     settings = Settings(args.data_path, args.images, sides, args.crop, args.in_chans, args.mean, args.std,

@@ -148,7 +148,9 @@ class Classified:
         self.value(image, self.labels[place], visible)  # the first run of a network takes longer
         began = time.perf_counter()
         self.value(image, self.labels[place], visible)
-        return (time.perf_counter() - began) / len(visible) * sum(left.values())
+        seconds = (time.perf_counter() - began) / len(visible) * sum(left.values())
+        self.module.cpu()  # Not all networks have to fit on a GPU together.
+        return seconds
 
     def result(self):
         """Return what interaction.json says of this network. Raises ValueError if no image can be read."""

@@ -84,6 +84,7 @@ class Measured:
                 self.add(cnn, to_device(x, device))
         if not self.kept['images']:
             raise ValueError('none of the images can be read')
+        self.cnn.cpu()
         write_json(self.file, self.kept)
         if self.kept['others']:
             line.say(f'{self.one.legend}: {first_of(self.kept["others"])} give no map of the image with more '
@@ -120,7 +121,9 @@ class Measured:
         measure(cnn, x[:1], self.names)  # the first run of a network takes longer
         began = time.perf_counter()
         measure(cnn, x, self.names)
-        return (loading + (time.perf_counter() - began) / len(x)) * self.left
+        seconds = (loading + (time.perf_counter() - began) / len(x)) * self.left
+        self.cnn.cpu()  # Not all networks have to fit on a GPU together.
+        return seconds
 
     def result(self):
         """Return what fourier.json says of this network: of each block the means over images."""

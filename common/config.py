@@ -223,12 +223,16 @@ class RunOptions(ImageOptions):
 
     needs_folder = True
 
-    def against_parts(self, ranks, parts, goes_on=False):
+    def reason_against_parts(self, ranks, parts, goes_on=False):
         """Why each of so many ranks cannot cut its batch into so many parts, in a sentence with the remedy; None if it can.
 
         It is asked of parts that divide the batch. goes_on: whether the run goes on, so that its batch is as it was.
         """
         return
+
+    def against_memory(self, goes_on):
+        """What to give, as the object of "give", where the smallest part that the options allow does not fit in memory."""
+        return 'a smaller --bs or --input_size'
 
     def require_paths(self):
         """Raise a ValueError if a path that the options name is not there. It does not load torch."""

@@ -38,6 +38,7 @@ from pretrain.a2mim_loss import (
 from pretrain.a2mim_weights import load_official as load_official_a2mim
 from pretrain.dense.encoder import DenseEncoder
 from pretrain.masked_network import MaskedNetwork
+from pretrain.term_sums import TermSums
 
 
 class A2MIM(MaskedNetwork):
@@ -69,6 +70,11 @@ class A2MIM(MaskedNetwork):
                                      ('fourier_fill', fourier_fill, FILLS)):
             if value not in allowed:
                 raise ValueError(f'{name} is one of {", ".join(allowed)}, not {value!r}')
+        if not 0 < fourier_weight < math.inf or not 0 <= fourier_visible <= 1:
+            raise ValueError(f'fourier_weight must be more than 0, and fourier_visible lie between 0 and 1; they are '
+                             f'{fourier_weight} and {fourier_visible}')
+        if fourier_group is not None and fourier_group < 1:
+            raise ValueError(f'fourier_group must be 1 or more, not {fourier_group}')
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.image_fill = image_fill
@@ -80,8 +86,7 @@ class A2MIM(MaskedNetwork):
         self.fourier_group = fourier_group
         self.group_means = None  # of a run, see pretrain/fourier_groups.py
         self.recomputes = False  # whether the encoder is computed again in the backward pass
-        # Of the training steps since they were read: their number, and the sums of both terms of their losses.
-        self.term_sums = torch.zeros(3, dtype=torch.float64)
+        self.term_sums = TermSums(('spatial', 'frequency'))
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = self.cells - math.ceil(self.cells * mask_ratio)
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
@@ -106,7 +111,7 @@ class A2MIM(MaskedNetwork):
         features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputes)
         terms = self.losses(images, self.decode(features), hidden)
         if self.training:
-            self.count(terms)
+            self.term_sums.count(terms)
         return terms
 
     def hidden(self, images, visible):
@@ -127,10 +132,11 @@ class A2MIM(MaskedNetwork):
         return F.pixel_shuffle(self.decoder(features), self.encoder.stride)
 
     def losses(self, images, reconstruction, hidden):
-        """As `terms`, in the images' precision."""
-        y, pixels = reconstruction.to(images.dtype), self.pixels(hidden)
+        """As `terms`, in the images' precision, or in fp32 where that is lower."""
+        dtype = torch.promote_types(images.dtype, torch.float32)  # spectra have no half precision
+        images, y, pixels = images.to(dtype), reconstruction.to(dtype), self.pixels(hidden).to(dtype)
         spatial = spatial_loss(y, images, pixels, self.spatial_loss)
-        if self.fourier == 'none' or self.fourier_weight == 0:
+        if self.fourier == 'none':
             return {'loss': spatial, 'spatial': spatial, 'frequency': None}
         z = composite(y, images, pixels, self.fourier_visible, self.fourier_fill)
         if self.fourier == 'focal':
@@ -138,13 +144,6 @@ class A2MIM(MaskedNetwork):
         else:
             frequency = spectral_loss(z, images, self.spatial_loss)
         return {'loss': spatial + self.fourier_weight * frequency, 'spatial': spatial, 'frequency': frequency}
-
-    @torch.no_grad()
-    def count(self, terms):
-        """Add the terms of a training step to `term_sums`, on the device, unless they are not finite."""
-        spatial, frequency = terms['spatial'], terms['frequency']
-        seen = torch.stack([torch.ones_like(spatial), spatial, torch.zeros_like(spatial) if frequency is None else frequency])
-        self.term_sums += torch.where(seen.isfinite().all(), seen, 0.0)
 
     def grouped(self, batch):
         """The mean over groups for `focal_frequency_loss`. In evaluation mode the images of a call are one group."""
@@ -194,7 +193,6 @@ class A2MIM(MaskedNetwork):
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
         self.to(device)
-        self.term_sums = self.term_sums.to(device)
         for part in (self.encoder.cnn, self.decoder):  # token and gain would confuse DDP
             part.to(memory_format=torch.channels_last)
         return self
@@ -217,7 +215,7 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
         model: a timm name, or an nn.Module that keeps timm's contract.
         input_size: pixels, an int or (height, width), a multiple of the cell.
         drop_path: None leaves the network's own default.
-        cell_size: side of a cell in pixels; None: 32, or the network's total stride where that is larger.
+        cell_size: side of a cell in pixels, a multiple of the network's total stride; None: the smallest one from 32 on.
         token_at: the name of the submodule behind which the token is added; None: see pretrain/dense.
         token: 'gain' (features of hidden positions are multiplied by a learned gain first), 'residual' (they stay) or
             'replace' (they are left out).
@@ -226,6 +224,8 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     The others as for A2MIM; the defaults are those of ResNet-50. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if len(size) != 2:
+        raise ValueError(f'input_size is a side or (height, width), not {input_size}')
     cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
     a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible, fourier_fill,

@@ -1,6 +1,8 @@
 """A2MIM as the trainer sees it: what it answers of `Method` (pretrain/methods.py). Its options are in
 pretrain/a2mim_options.py.
 """
+import copy
+
 import torch
 
 from common.networks.create import drop_path_of
@@ -10,8 +12,8 @@ from common.training.schedule import CosineToFloor, Drop
 from common.words import first_of
 from pretrain import a2mim_weights
 from pretrain.a2mim import build_a2mim
-from pretrain.a2mim_options import A2MIM, SIMMIMS
-from pretrain.a2mim_recipe import Recipe, departures
+from pretrain.a2mim_options import NAME, SIMMIMS
+from pretrain.a2mim_recipe import Recipe, departures, with_group
 from pretrain.dense.sizes import fitting_cells
 from pretrain.fourier_groups import GroupMeans
 from pretrain.results.meaning import LossMeaning, Paper
@@ -21,7 +23,7 @@ PAPER = Paper('Siyuan Li, Di Wu, Fang Wu, Zelin Zang, Stan Z. Li',
               'Architecture-Agnostic Masked Image Modeling: From ViT back to CNN', 'ICML 2023', '2205.13943')
 IDEA = ('A network pretrained without labels: most cells of an image are hidden under its mean colour, a learned token '
         'marks them deep in the network, and one convolution predicts their pixels from its last feature map')
-ERRORS = {'focal_l1': 'focal L1 error', 'l1': 'L1 error', 'mse': 'squared error'}  # by the option spatial_loss
+ERROR_WORDS = {'focal_l1': 'focal L1 error', 'l1': 'L1 error', 'mse': 'squared error'}  # by the option spatial_loss
 
 TOKEN = 'mask_token', 'mask_gain'
 LOWEST_LR = 1e-5  # of a cosine, whatever its peak
@@ -31,7 +33,7 @@ SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}',
 
 class A2MIMMethod:
     """A2MIM (Li et al., ICML 2023); see `Method` in pretrain/methods.py for what each part is."""
-    name = A2MIM
+    name = NAME
     recipe = Recipe()
     no_decay = (*NO_DECAY, *TOKEN, 'cls_token', 'pos_embed', 'relative_position_bias_table')
     title = 'A2MIM'
@@ -46,9 +48,7 @@ class A2MIMMethod:
         return Drop(at=(7 / 8,)) if options.lr_schedule == 'drop' else CosineToFloor(LOWEST_LR)
 
     def build(self, options, record=None, cnn=None):
-        # Groups of images are made by `connect`: what is tried on a few images before has none.
-        arguments = {**options.network, 'fourier_group': None}
-        a2mim = build_a2mim(**(arguments if cnn is None else {**arguments, 'model': cnn}))
+        a2mim = build_a2mim(**(options.network if cnn is None else {**options.network, 'model': cnn}))
         a2mim.recompute(options.recompute)
         return a2mim
 
@@ -72,9 +72,16 @@ class A2MIMMethod:
     def betas(self, network, options):
         return 0.9, options.beta2
 
+    def completed(self, options, parts, ranks):
+        return with_group(options, parts, ranks)
+
     def connect(self, network, options, part, ranks):
-        if options.fourier == 'focal' and options.fourier_group is not None:
-            network.group_means = GroupMeans(options.fourier_group, part, ranks.size)
+        if options.fourier == 'focal':
+            network.group_means = GroupMeans(options.fourier_group, part, ranks.size, options.stall_minutes)
+
+    def disconnect(self, network):
+        if network.group_means is not None:
+            network.group_means.close()
 
     def held_out_loss(self, network, images, visible):
         """The spatial term: that on spectra depends on which images are averaged."""
@@ -85,10 +92,10 @@ class A2MIMMethod:
 
     def metrics(self, network, sums):
         """The mean of each term of the loss, before its weight, and that of the token's gain."""
-        steps, spatial, frequency = sums
+        passes, spatial, frequency = sums
         gain = network.encoder.mask_gain
-        return {'loss_spatial': spatial / steps if steps else None,
-                'loss_frequency': frequency / steps if steps and network.fourier != 'none' else None,
+        return {'loss_spatial': spatial / passes if passes else None,
+                'loss_frequency': frequency / passes if passes and network.fourier != 'none' else None,
                 **({} if gain is None else {'token_gain': gain.mean().item()})}
 
     def exported(self, network):
@@ -160,7 +167,7 @@ class A2MIMMethod:
 
     def loss_meaning(self, config):
         options = {'spatial_loss': 'focal_l1', 'fourier': 'focal', 'fourier_weight': 0.5, **config}
-        error = f'the {ERRORS[options["spatial_loss"]]} of hidden pixels, which --mean and --std normalise'
+        error = f'the {ERROR_WORDS[options["spatial_loss"]]} of hidden pixels, which --mean and --std normalise'
         if options['fourier'] == 'none' or not options['fourier_weight']:
             return LossMeaning('pixels', f'The loss is {error}. How large it is depends on the images.')
         return LossMeaning('pixels', f'The loss is {error}, and {options["fourier_weight"]:g} times an error of spectra. How '
@@ -169,9 +176,10 @@ class A2MIMMethod:
 
     def trained_besides(self, network):
         """Layers behind the pyramid, which the last map, and so the decoder, depends on: a last convolution or norm."""
-        encoder = network.encoder
+        # On a copy, in training mode: in evaluation some networks keep what they computed of their parameters.
+        encoder = copy.deepcopy(network.encoder).train()
         names, parameters = zip(*encoder.cnn.named_parameters())
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             image = torch.randn(2, encoder.in_chans, *encoder.input_size)
             used = [p.requires_grad_() for p in parameters]
             gradients = torch.autograd.grad(encoder.pyramid(image)[-1].sum(), used, allow_unused=True)

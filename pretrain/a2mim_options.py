@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from common.cli import numbers, option
 from common.config import recipe_option, require
 from pretrain.config import PretrainingOptions
-from pretrain.group_sizes import against
+from pretrain.group_sizes import reason_against
 
-A2MIM = 'a2mim'  # the value of --method
+NAME = 'a2mim'  # the value of --method
 TITLE = 'A2MIM: masked pretraining of any network, dense, with a loss on spectra.'  # for --help
 SIMMIM = 'simmim'  # a value of --recipe
 
@@ -44,14 +44,15 @@ class A2MIMOptions(PretrainingOptions):
     interpolation: str = option('bilinear', 'filter by which crops are resized', 'data',
                                 choices=('bicubic', 'bilinear'))
 
-    method: str = option(A2MIM, 'how the network is pretrained; --method=NAME --help shows the options of '
+    method: str = option(NAME, 'how the network is pretrained; --method=NAME --help shows the options of '
                          'another method', 'method', parse=str)
     drop_path: float = option(None, 'stochastic depth; none if not given', 'method', ('dp',), float)
     mask_ratio: float = option(0.6, 'share of hidden cells', 'method', ('mask',))
-    cell_size: int = option(None, "side of a cell in pixels; 32 if not given, or the network's total stride "
-                            'where that is larger', 'method', parse=int)
+    cell_size: int = option(None, "side of a cell in pixels; if not given the smallest multiple of the network's "
+                            'total stride that is 32 or more', 'method', parse=int)
     token_at: str = option(None, 'submodule whose output gets the token at hidden positions; if not given '
-                           'the last one of half the total stride that nothing leads around', 'method',
+                           'the patch embedding of a ViT, the layers in front of the last stage of a ConvNeXt, and '
+                           'else a submodule of half the total stride that nothing leads around', 'method',
                            parse=str)
     token: str = option('gain', 'how the token comes in at hidden positions: beside features multiplied by a '
                         'learned gain, added to features (residual; ViTs if not given), or in their place '
@@ -99,7 +100,7 @@ class A2MIMOptions(PretrainingOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.method == A2MIM, f'these are options of {A2MIM}, not of {self.method}')
+        require(self.method == NAME, f'these are options of {NAME}, not of {self.method}')
         require(0 < self.mask_ratio < 1, f'mask_ratio must lie between 0 and 1, not {self.mask_ratio}')
         require(self.cell_size is None or self.cell_size > 0,
                 f'cell_size must be more than 0, not {self.cell_size}')
@@ -123,21 +124,25 @@ class A2MIMOptions(PretrainingOptions):
         parts = self.accum if isinstance(self.accum, int) else 1
         if self.batch_size is not None and self.batch_size % parts == 0:
             # What fits on several ranks fits on one, too.
-            why_not = against(self.fourier_group, self.batch_size, 1, parts)
+            why_not = reason_against(self.fourier_group, self.batch_size, 1, parts)
             require(why_not is None, why_not)
 
     @property
     def network(self):
-        """The arguments of `build_a2mim`."""
+        """The arguments of `build_a2mim`; a run makes the groups of images itself, for all ranks."""
         names = ('model', 'input_size', 'mask_ratio', 'drop_path', 'cell_size', 'in_chans', 'token_at', 'token',
-                 'image_fill', 'spatial_loss', 'fourier', 'fourier_weight', 'fourier_visible', 'fourier_fill',
-                 'fourier_group')
+                 'image_fill', 'spatial_loss', 'fourier', 'fourier_weight', 'fourier_visible', 'fourier_fill')
         return {name: getattr(self, name) for name in names}
 
-    def against_parts(self, ranks, parts, goes_on=False):
+    def reason_against_parts(self, ranks, parts, goes_on=False):
         if self.fourier_group is None:
             return None
-        return against(self.fourier_group, self.batch_size, ranks, parts, goes_on)
+        return reason_against(self.fourier_group, self.batch_size, ranks, parts, goes_on)
+
+    def against_memory(self, goes_on):
+        """What to give where a part that holds whole groups does not fit in memory, as the object of "give"."""
+        ways = '--recompute=all, or start more processes'
+        return ways if goes_on else f'a smaller --fourier_group, which is another objective, a smaller --input_size, {ways}'
 
 
 def family(model):

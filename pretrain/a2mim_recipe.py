@@ -31,12 +31,13 @@ CNN = {'batch_size': 2048, 'epochs': 300, 'base_lr': 1.5e-4}
 VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
 DEIT = {**VIT, 'base_lr': 1e-4}
 # The published runs of these had 128 images on a GPU.
-SMALLER_GROUP = {'vit_base', 'vit_large', 'beit_base', 'beit_large', 'beit_abs_base', 'beit_abs_large'}
+LARGE = ('_base', '_large', '_huge', '_giant', '_gigantic')
 # Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the
 # optimiser.
 COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', 'image_fill', 'spatial_loss',
             'fourier', 'fourier_weight', 'fourier_visible', 'fourier_fill', 'opt', 'beta2', 'lr_schedule',
-            'token_lr_scale', 'weight_decay', 'last_weight_decay', 'clip_grad')
+            'token_lr_scale', 'weight_decay', 'last_weight_decay', 'clip_grad', 'token_at', 'cell_size', 'input_size',
+            'flip', 'sync_bn')
 OTHER_EPOCHS = {'resnet50': 100, 'resnet101': 800, 'resnet152': 800}  # of a second published run
 # Names of numbers, and what a person calls them.
 NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak learning rate',
@@ -65,11 +66,16 @@ class Recipe(recipe.Recipe):
         return papers['base_lr'] * papers_batch / 256 * min(share, HIGHEST_SHARE)
 
     def completed(self, options, ranks):
-        if options.fourier != 'focal' or options.fourier_group is not None:
-            return options
-        parts = options.accum if isinstance(options.accum, int) else 1
-        group = largest_group(options.batch_size, ranks.size, parts, papers_group(options.model))
-        return dataclasses.replace(options, fourier_group=group)
+        """With the Fourier group, unless memory is to say first into how many parts a batch is cut."""
+        return options if options.accum == 'auto' else with_group(options, options.accum, ranks)
+
+
+def with_group(options, parts, ranks):
+    """The options with a Fourier group that fits the parts of a batch, if they need one and have none."""
+    if options.fourier != 'focal' or options.fourier_group is not None:
+        return options
+    group = largest_group(options.batch_size, ranks.size, parts, papers_group(options.model))
+    return dataclasses.replace(options, fourier_group=group)
 
 
 def papers_values(model):
@@ -79,7 +85,8 @@ def papers_values(model):
 
 def papers_group(model):
     """The images whose spectra were averaged in the published run of a model: those of a GPU."""
-    return 128 if any(model.startswith(name) for name in SMALLER_GROUP) else PAPERS_GROUP
+    is_large = family(model) in ('vit', 'deit') and any(size in model for size in LARGE)
+    return 128 if is_large else PAPERS_GROUP
 
 
 def papers_precision(model):
@@ -103,14 +110,18 @@ def departures(options, precision):
     found = [*differences(numbers), *differences(values)]
     group, usual = options.fourier_group, papers_group(model)
     if options.fourier == 'focal' and group != usual:
-        found.append(f'spectra averaged over {counted(group, "image")} (not {usual}): the loss on spectra is '
-                     f'about {usual / group:.2g} times as large')
+        found.append(f'spectra averaged over {counted(group, "image")} (not {usual}){much_larger(usual / group)}')
     if papers_precision(model) not in (None, precision):
         found.append(f'{precision} (not {papers_precision(model)})')
     if family(model) not in ('vit', 'deit'):  # their original has the same rule
         found.append('no weight decay on any one-dimensional parameter, bias, token and gain, and one rate for '
                      'the last two (the original chose by names, with exceptions)')
     return found
+
+
+def much_larger(times):
+    """How much larger the loss on spectra is, as it is where residuals do not depend on each other; '' if hardly."""
+    return f': the loss on spectra is about {times:.0f} times as large' if times >= 1.5 else ''
 
 
 def differences(compared):

@@ -4,28 +4,36 @@ The batch of a step is cut into groups of neighbouring images, in the order that
 groups, or several neighbouring ranks share one. So the groups, and the loss, do not depend on how a batch is
 divided among ranks and parts. Which groups fit is in pretrain/group_sizes.py.
 """
+from datetime import timedelta
+
 import torch.distributed as dist
 
-from pretrain.group_sizes import against
+from pretrain.group_sizes import reason_against
 
 
 class GroupMeans:
     """Function of residuals (part, C, H, W), a rank's images at a time, to the means of its groups (groups, C, H, W).
 
-    group: images of a group. part: images that each rank takes at a time. Every rank has to make it at the same moment, where
-    a group is larger than a part: torch then makes a process group of the ranks that share one. Raises ValueError if
-    the groups do not fit.
+    group: images of a group. part: images that each rank takes at a time. Where a group is larger than a part, all ranks
+    have to make it at the same moment: torch then makes a process group of the ranks that share one. patience: minutes
+    for which these wait for each other, and 5 more; 0 for torch's own. Raises ValueError if the groups do not fit.
     """
 
-    def __init__(self, group, part, ranks=1):
-        why_not = against(group, part * ranks, ranks)
+    def __init__(self, group, part, ranks=1, patience=0):
+        why_not = reason_against(group, part * ranks, ranks)
         if why_not:
             raise ValueError(why_not)
         self.here = min(group, part)
         self.sharing = group // self.here  # ranks that share a group
         self.process_group = None
         if self.sharing > 1:
-            self.process_group, _ = dist.new_subgroups(self.sharing)
+            timeout = timedelta(minutes=patience + 5) if patience else None  # that of the run, see `distributed`
+            self.process_group, _ = dist.new_subgroups(self.sharing, timeout=timeout)
+
+    def close(self):
+        """End the process group of the ranks that share a group, if there is one."""
+        if self.process_group is not None:
+            dist.destroy_process_group(self.process_group)
 
     def __call__(self, values):
         means = values.unflatten(0, (-1, self.here)).mean(1)

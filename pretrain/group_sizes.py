@@ -30,7 +30,7 @@ def largest_group(batch, ranks=1, parts=1, most=PAPERS_GROUP):
     return next((group for group in groups if fits(group, batch, ranks, parts)), 1)
 
 
-def against(group, batch, ranks=1, parts=1, goes_on=False):
+def reason_against(group, batch, ranks=1, parts=1, goes_on=False):
     """Why groups of so many images cannot be formed, in a sentence with what would work; None if they can.
 
     The batch is divisible by ranks * parts. goes_on: whether the run goes on, so that only ranks and parts
@@ -40,8 +40,8 @@ def against(group, batch, ranks=1, parts=1, goes_on=False):
         return None
     own = batch // parts // ranks
     where = f'{ranks} ranks with {own} images each at a time' if ranks > 1 else f'{own} images at a time'
-    return (f'--fourier_group={group} does not fit {where}: a group must be in the network together, and lie on '
-            f'one rank or be all images of several. Give {remedies(group, batch, ranks, parts, goes_on)}')
+    return (f'--fourier_group={group} does not fit {where}: the images of a rank at a time must be a multiple of the '
+            f'group, or the group a multiple of them. Give {remedies(group, batch, ranks, parts, goes_on)}')
 
 
 def remedies(group, batch, ranks, parts, goes_on):

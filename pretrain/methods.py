@@ -68,6 +68,9 @@ class Method(Protocol):
     def betas(self, network, options):
         """(beta1, beta2) of the optimiser."""
 
+    def completed(self, options, parts, ranks):
+        """The options with what depends on how the ranks divide a batch, where it was not given. parts: those of a rank."""
+
     def connect(self, network, options, part, ranks):
         """Have the networks of all ranks work together, if they do, besides averaging gradients. Called once, on all ranks,
         before the first step.
@@ -75,16 +78,20 @@ class Method(Protocol):
         part: the images that each rank takes at a time.
         """
 
+    def disconnect(self, network):
+        """Undo `connect`: the run goes back to a checkpoint, and makes another network."""
+
     def held_out_loss(self, network, images, visible):
         """The loss that is measured on held-out images, 0-dim: the mean over these, whichever others there are."""
 
     def term_sums(self, network):
-        """Sums over the training steps since they were set to 0, a tensor (n,) on the device, of what the log of an epoch has
-        besides the loss; None if there is nothing. They are changed in place, are saved, and are added up over all ranks.
+        """The TermSums (pretrain/term_sums.py) of the network, for the log of an epoch; None if its loss has no terms.
+
+        The trainer ends its steps, saves its sums, and adds them up over all ranks.
         """
 
     def metrics(self, network, sums):
-        """{name: number} for the log of an epoch. sums: `term_sums` of all ranks, as a list, or None."""
+        """{name: number} for the log of an epoch. sums: those of `term_sums` over all ranks, as a list, or None."""
 
     def parts_to_compile(self, network):
         """The modules that torch.compile is given, each by itself, none inside another."""

@@ -35,7 +35,7 @@ class MethodOptions:
 
 OPTIONS = {
     spark_options.SPARK: MethodOptions(spark_options.TITLE, spark_options.SparKOptions, spark_options.recipe),
-    a2mim_options.A2MIM: MethodOptions(a2mim_options.TITLE, a2mim_options.A2MIMOptions, a2mim_options.recipe),
+    a2mim_options.NAME: MethodOptions(a2mim_options.TITLE, a2mim_options.A2MIMOptions, a2mim_options.recipe),
 }
 DEFAULT = spark_options.SPARK  # of --method, and of runs from before there was a choice
 

@@ -185,13 +185,16 @@ class Plan:
         options, share = self.options, self.run.share
         least = options.accum if isinstance(options.accum, int) else 1
         alone = self.room(options.gpus == 1 and least == 1)
-        fitting = [parts for parts in range(least, share + 1) if share % parts == 0
+        fitting = [parts for parts in range(least, share + 1) if self.run.allows(parts)
                    and self.smallest <= share // parts <= (alone if parts == 1 else self.room(False))]
         if not fitting:
             need = self.counts.held(self.smallest, False, self.inputs) * (1 + MEMORY_ERROR) / GIB + options.reserve
             few = 'one image at a time takes' if self.smallest == 1 else \
                 f'{self.smallest} images at a time, which the norms of this network need, take'
             smaller = ' or '.join(f'--{name}' for name in ('input_size', *widths_of(options)))
+            if any(share % parts == 0 and not self.run.allows(parts) for parts in range(least, share + 1)):
+                raise ValueError(f'the smallest part that the options allow does not fit in {options.memory:g} GiB: give '
+                                 f'{options.against_memory(False)}')
             raise ValueError(f'{few} {need:.1f} GiB of a GPU, and --memory says {options.memory:g}: give a smaller '
                              f'{smaller}, or a GPU with more')
         object.__setattr__(self, 'parts', fitting[0])

@@ -1,5 +1,5 @@
 """A pretraining run with any method: what `Trainer` (common/training/trainer.py) leaves to its subclasses."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +75,7 @@ class Pretraining(Trainer):
         super().__init__(run, images, val_images)
         self.method = method
         self.record = None  # of the network, see Method
+        self.saved_terms = None  # the sums of terms that the next checkpoint holds
         self.normalise = Normalise(run.options.normalisation, run.ranks.device)
         # Asked for at once, so that a machine that cannot do it says so before any work.
         self.nvjpeg = nvjpeg_on(run.ranks.device) if run.options.decode == 'gpu' else None
@@ -130,12 +131,21 @@ class Pretraining(Trainer):
         set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
 
     def connect_ranks(self):
+        self.options = self.method.completed(self.options, self.accum, self.ranks)
+        self.run = replace(self.run, options=self.options)
         self.method.connect(self.network, self.options, self.run.share // self.accum, self.ranks)
         sums = self.method.term_sums(self.network)
+        if sums is not None:  # Steps were tried before, for memory and compilation.
+            sums.reset(self.saved.get('term_sums') if self.saved and self.ranks.is_main else None)
+
+    def release(self):
+        self.method.disconnect(self.network)
+        super().release()
+
+    def after_step(self, finite):
+        sums = self.method.term_sums(self.network)
         if sums is not None:
-            sums.zero_()  # Steps were tried before, for memory and compilation.
-            if self.saved and self.ranks.is_main:
-                sums += torch.tensor(self.saved.get('term_sums', [0.0]), dtype=sums.dtype, device=sums.device)
+            sums.end_step(finite)
 
     # -- images and masks ------------------------------------------------------------------------------------
 
@@ -200,13 +210,13 @@ class Pretraining(Trainer):
         metrics = self.method.metrics(self.network, self.terms_of_all_ranks())
         sums = self.method.term_sums(self.network)
         if sums is not None:
-            sums.zero_()
+            sums.reset()
         return {'val_loss': val_loss, **metrics}, '' if val_loss is None else f'held-out {val_loss:.4f}'
 
     def terms_of_all_ranks(self):
         """The method's `term_sums`, added up over all ranks, as a list; None if it has none."""
         sums = self.method.term_sums(self.network)
-        return None if sums is None else self.ranks.all_reduce(sums.clone()).tolist()
+        return None if sums is None else self.ranks.all_reduce(sums.sums.clone()).tolist()
 
     @torch.no_grad()
     def held_out_loss(self):

@@ -65,8 +65,14 @@ class SparKMethod:
     def departures(self, options, precision):
         return ()
 
+    def completed(self, options, parts, ranks):
+        return options
+
     def connect(self, network, options, part, ranks):
         """Nothing: the loss of an image does not depend on others."""
+
+    def disconnect(self, network):
+        pass
 
     def held_out_loss(self, network, images, visible):
         return network(images, visible)

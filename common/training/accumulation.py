@@ -11,15 +11,15 @@ from common.words import counted
 
 
 def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1, keeps_inputs=False,
-                     against_parts=lambda parts: None):
+                     reason_against_parts=lambda parts: None, remedy=None):
     """The smallest power of two that a rank's batch must be cut into to fit in memory; the same on all ranks.
 
     network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave
     the others waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch.
     smallest_part: images that a part must have; a rank that has fewer in all, whose norms share their
     statistics, cuts nothing. keeps_inputs: whether the inputs of all parts stay in memory during a step, as
-    those of a CUDA graph do. against_parts(parts): why a batch cannot be cut into so many, in a sentence with
-    the remedy; None if it can.
+    those of a CUDA graph do. reason_against_parts(parts): why a batch cannot be cut into so many, in a sentence with
+    the remedy; None if it can. remedy: what can be given where that does not let it be cut far enough.
 
     On a GPU it is tried with a forward and backward pass, beside as much memory as the gradients in flight
     and the optimiser will take. A CPU is not tried like that: a system that runs out of memory kills the
@@ -29,15 +29,15 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
         return 1
     halved = [2 ** power for power in range(share.bit_length()) if share % 2 ** power == 0]
     possible = [accum for accum in halved if share // accum >= smallest_part]
-    allowed = [accum for accum in possible if against_parts(accum) is None]
+    allowed = [accum for accum in possible if reason_against_parts(accum) is None]
     if not allowed:
-        raise ValueError(against_parts(1))
+        raise ValueError(reason_against_parts(1))
     with frozen_statistics(network):
         for accum in allowed:
             if fits(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0):
                 return accum
     finer = [other for other in possible if other > accum]
-    raise does_not_fit(share, accum, smallest_part, against_parts(finer[0]) if finer else None)
+    raise does_not_fit(share, accum, smallest_part, remedy if finer else None)
 
 
 def fits(network, example_batch, images, ranks, autocast, kept=0):
@@ -129,13 +129,15 @@ def forward_memory(network, batch, autocast, device):
     return torch.empty(taken, dtype=torch.uint8, device=device)
 
 
-def does_not_fit(share, accum, smallest_part, against=None):
-    """The ValueError for a batch that cannot be cut further. against: what speaks against it but its size."""
+def does_not_fit(share, accum, smallest_part, remedy=None):
+    """The ValueError for a batch that cannot be cut further. remedy: what can be given where that is for another reason
+    than its size.
+    """
     images = share // accum
     too_many = counted(images, 'image at a time does', 'images at a time do')
+    if remedy:
+        return ValueError(f'{too_many} not fit in memory, and the options do not let the {share} of a rank be cut further: '
+                          f'give {remedy}')
     norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
-    if against:
-        return ValueError(f'{too_many} not fit in memory, and the {share} of a rank are not cut further: '
-                          f'{against}; or a smaller --input_size')
     return ValueError(f'{too_many} not fit in memory, and the {share} of a rank cannot be halved '
                       f'further{norm}: give a smaller --bs or --input_size')

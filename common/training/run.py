@@ -109,14 +109,14 @@ class Run:
                 return more
         batch = self.options.batch_size
         if self.share % parts == 0:
-            raise ValueError(self.options.against_parts(self.ranks.size, parts, bool(saved)))
+            raise ValueError(self.options.reason_against_parts(self.ranks.size, parts, bool(saved)))
         raise ValueError(f'a batch of {batch} images cannot be divided among '
                          f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
                          f'{nearest_batches(batch, self.ranks.size * parts)}')
 
     def allows(self, parts):
         """Whether a rank can cut its batch into so many parts."""
-        return self.share % parts == 0 and self.options.against_parts(self.ranks.size, parts) is None
+        return self.share % parts == 0 and self.options.reason_against_parts(self.ranks.size, parts) is None
 
     def with_norms(self, saved, model, forward_one_image):
         """The same run, whose parts have two images at least if the norms of its model need them.

@@ -58,7 +58,8 @@ class CosineToFloor:
     rises_from_floor: bool = False
 
     def parts(self, step, steps, warmup_steps):
-        falling = 0.5 + 0.5 * math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1))
+        done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+        falling = 0.5 + 0.5 * math.cos(math.pi * max(done, -1.0))  # a warm-up of more than half of the steps is 0 at first
         rising = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
         least = 1.0 if self.rises_from_floor else rising
         return rising * falling, self.floor * (least - rising * falling)

@@ -295,7 +295,9 @@ class Trainer:
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
                                           self.run.smallest_part, keeps_inputs=self.is_graphed,
-                                          against_parts=partial(options.against_parts, ranks.size, goes_on=bool(saved)))
+                                          reason_against_parts=partial(options.reason_against_parts, ranks.size,
+                                                                       goes_on=bool(saved)),
+                                          remedy=options.against_memory(bool(saved)))
             self.start_loading()
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)

@@ -21,12 +21,12 @@ class DenseEncoder(nn.Module):
     """A network that runs on whole images, with a mask token at hidden cells.
 
     Args:
-        cnn: the network. Nothing in it is changed but for one forward hook, which does nothing unless
-        `forward`
-            of this encoder is given hidden cells.
-        input_size: (height, width) in pixels. in_chans: channels of the images. cell_size: the side of a cell
-        in pixels, a multiple of the total stride R. None is the smallest multiple
-            that is at least 32.
+        cnn: the network. Nothing in it is changed but for one forward hook, which does nothing unless this encoder
+            runs with hidden cells. A network is for one encoder: take a copy, or its state_dict, for another use.
+        input_size: (height, width) in pixels.
+        in_chans: channels of the images.
+        cell_size: the side of a cell in pixels, a multiple of the total stride R. None is the smallest multiple that
+            is at least 32.
         token: 'gain', 'residual' or 'replace', see `with_token`.
         token_at: name of the submodule whose output gets the token; None finds it, see `find_place`.
 

@@ -16,10 +16,9 @@ class Proof:
     the two images differ, they depend on it.
 
     Args:
-        twin: a copy of the network, which is changed: it gets random scales, since branches that start at
-        zero
-            would hide what leads around, and BatchNorm takes the statistics of these images, since a deep
-            network of random scales would explode without.
+        twin: a copy of the network, which is changed. It gets random scales, since branches that start at zero would
+            hide what leads around; and its BatchNorms take the statistics of these images, since a deep network of
+            random scales would explode without.
         last_map: last_map(cnn, images) runs it.
         images: two of them, (2, C, H, W).
         grid: (h, w) cells of an image.

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from common.training.optim import build_optimizer, set_schedule
+from common.training.schedule import CosineToFloor
 from tests.pretrain.official_a2mim import close, loaded
 from tests.pretrain.test_a2mim_loss import check_heads
 
@@ -98,20 +100,22 @@ def test_all_forms_of_the_loss(case):
     check_heads(want['heads'], y, images, pixels)
 
 
-def rate(name, t, steps):
-    return steps['lr_slow' if name in steps['lr_x_0_1'] else 'lr'][t]
-
-
 def test_training_steps(case):
     want, a2mim, images, visible = fresh(case)
     steps = want['train_steps']
     parameters = dict(a2mim.train().named_parameters())
-    groups = [{'params': [parameters[our_name(name, want)]], 'name': name,
-               'weight_decay': steps['weight_decay'] if name in steps['decayed'] else 0.0} for name in want['grad_norm']]
-    optimizer = torch.optim.AdamW(groups, betas=tuple(steps['betas']), eps=steps['eps'])
+    decay = steps['weight_decay']
+    groups = [{'params': [parameters[our_name(name, want)]], 'weight_decay': decay if name in steps['decayed'] else 0.0,
+               'decays': name in steps['decayed'], 'lr_scale': 0.1 if name in steps['lr_x_0_1'] else 1.0}
+              for name in want['grad_norm']]  # the authors', which are not ours
+    optimizer = build_optimizer('adamw', groups, tuple(steps['betas']))
+    curve = CosineToFloor(steps['min_lr'])
     for t, (loss_want, norm_want) in enumerate(zip(steps['loss'], steps['grad_norm'])):
-        for group in optimizer.param_groups:
-            group['lr'] = rate(group['name'], t, steps)
+        share, floor = curve.parts(t, steps['max_iters'], steps['warmup_iters'])
+        set_schedule(optimizer, floor + share * steps['peak_lr'], decay, floor=floor)
+        rates = {group['lr_scale']: group['lr'] for group in optimizer.param_groups}
+        assert rates[1.0] == pytest.approx(steps['lr'][t], rel=1e-12, abs=1e-18)
+        assert rates.get(0.1, steps['lr_slow'][t]) == pytest.approx(steps['lr_slow'][t], rel=1e-12, abs=1e-18)
         loss = a2mim(images, visible)
         assert loss.item() == pytest.approx(loss_want, rel=1e-7)
         a2mim.zero_grad()

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from pretrain.a2mim import build_a2mim
+from pretrain.a2mim import A2MIM, build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
 from pretrain.main import pretrain
 from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, saved, stop_after
@@ -112,10 +112,32 @@ def test_a_group_that_does_not_fit_is_refused_before_images_are_looked_for(optio
 def test_a_step_that_is_not_finite_is_not_counted():
     network = build_a2mim('your_convnet', input_size=32, cell_size=8).train()
     one, two, nan = torch.tensor(1.0), torch.tensor(2.0), torch.tensor(float('nan'))
-    network.count({'spatial': one, 'frequency': two})
-    network.count({'spatial': nan, 'frequency': one})
-    network.count({'spatial': one, 'frequency': None})
-    assert network.term_sums.tolist() == [2, 2, 2]
+    sums = network.term_sums
+    for spatial, frequency in ((one, two), (one, None)):  # two parts of a step
+        sums.count({'spatial': spatial, 'frequency': frequency})
+    sums.end_step(torch.tensor(1.0))
+    for spatial in (one, nan):
+        sums.count({'spatial': spatial, 'frequency': one})
+    sums.end_step(torch.tensor(0.0))
+    assert sums.sums.tolist() == [2, 2, 2]
+    sums.reset([1.0, 2.0, 3.0])
+    assert sums.sums.tolist() == [1, 2, 3]
+
+
+def test_terms_agree_with_the_loss_where_steps_are_called_off(options, monkeypatch):
+    forward = A2MIM.forward
+    calls = []
+
+    def broken_now_and_then(self, images, visible=None):
+        calls.append(self.training)
+        loss = forward(self, images, visible)
+        return loss * float('nan') if sum(calls) in (4, 7) and self.training else loss
+
+    monkeypatch.setattr(A2MIM, 'forward', broken_now_and_then)
+    epochs, _ = log_of(pretrain(options(accum=2)))
+    assert epochs[-1]['skipped'] == 2
+    for entry in epochs[1:]:
+        assert entry['loss'] == pytest.approx(entry['loss_spatial'] + 0.5 * entry['loss_frequency'], rel=1e-5)
 
 
 def test_few_cells_are_warned_of(options, capsys):

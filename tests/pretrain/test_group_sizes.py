@@ -2,7 +2,7 @@
 import pytest
 
 from common.images.augmented import Steps
-from pretrain.group_sizes import against, fits, largest_group, remedies
+from pretrain.group_sizes import fits, largest_group, reason_against, remedies
 
 
 def groups_of(group, batch, ranks, parts):
@@ -54,7 +54,7 @@ def test_the_group_that_is_chosen_is_the_largest_that_fits(batch, ranks, parts, 
     ((48, 96, 3, 1, True), '--accum=2; or start 2 or 4 processes; or --fresh to start over'),
     ((256, 2048, 2, 16, True), '--accum=8; or --fresh to start over')])
 def test_a_refusal_names_what_works(arguments, expected):
-    text = against(*arguments)
+    text = reason_against(*arguments)
     assert text.startswith(f'--fourier_group={arguments[0]} does not fit') and text.endswith(f'. Give {expected}')
 
 

@@ -80,7 +80,8 @@ def test_auto_accumulation_tries_only_parts_that_are_allowed(monkeypatch):
         sizes.clear()
         monkeypatch.setattr(accumulation, 'free_memory', lambda: free)
         return fit_accumulation(spark, None, 16, Ranks(0, 1, torch.device('cpu')), nullcontext,
-                                against_parts=lambda parts: None if parts in allowed else f'{parts} parts are wrong: give 5')
+                                reason_against_parts=lambda parts: None if parts in allowed else f'{parts} parts are wrong',
+                                remedy='5')
 
     monkeypatch.setattr(accumulation, 'needed_on_host', needed)
     assert fit(4, (1, 2, 4)) == 4 and sizes == [16, 8, 4]
