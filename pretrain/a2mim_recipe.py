@@ -126,5 +126,6 @@ def much_larger(times):
 
 def differences(compared):
     """The differences among (name, value, the paper's value) in one text, in a list; an empty one if there are none."""
-    texts = [f'{name} {value} (not {usual})' for name, value, usual in compared if value != usual]
+    texts = [f'{name} {value} ({"chosen there" if usual is None else f"not {usual}"})'
+             for name, value, usual in compared if value != usual]
     return [', '.join(texts)] if texts else []

@@ -115,7 +115,8 @@ def test_training_steps(case):
         set_schedule(optimizer, floor + share * steps['peak_lr'], decay, floor=floor)
         rates = {group['lr_scale']: group['lr'] for group in optimizer.param_groups}
         assert rates[1.0] == pytest.approx(steps['lr'][t], rel=1e-12, abs=1e-18)
-        assert rates.get(0.1, steps['lr_slow'][t]) == pytest.approx(steps['lr_slow'][t], rel=1e-12, abs=1e-18)
+        if 0.1 in rates:
+            assert rates[0.1] == pytest.approx(steps['lr_slow'][t], rel=1e-12, abs=1e-18)
         loss = a2mim(images, visible)
         assert loss.item() == pytest.approx(loss_want, rel=1e-7)
         a2mim.zero_grad()
