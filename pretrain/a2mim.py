@@ -50,10 +50,11 @@ class A2MIM(MaskedNetwork):
         image_fill: what hidden pixels become: 'mean', the mean of each channel of their image, or 'none', which
             leaves them as they are (SimMIM with a token at the first layer).
         spatial_loss: the error of a pixel: 'focal_l1', 'l1' or 'mse'.
-        fourier: the loss on spectra: 'focal', 'spectral' or 'none'. fourier_weight: its weight.
+        fourier: the loss on spectra: 'focal', 'spectral' or 'none'.
+        fourier_weight: its weight; 0 is as 'none'.
         fourier_visible, fourier_fill: what the spectra have of visible pixels, see `composite`.
-        fourier_group: images over which the focal loss averages spectra; None: those of a call. A run sets `group_means`,
-            whose groups are the same for any number of ranks.
+        fourier_group: images over which the focal loss averages spectra; None: those of a call. A run sets
+            `group_means` instead, whose groups are the same for any number of ranks.
 
     Raises ValueError for other values.
 
@@ -70,8 +71,8 @@ class A2MIM(MaskedNetwork):
                                      ('fourier_fill', fourier_fill, FILLS)):
             if value not in allowed:
                 raise ValueError(f'{name} is one of {", ".join(allowed)}, not {value!r}')
-        if not 0 < fourier_weight < math.inf or not 0 <= fourier_visible <= 1:
-            raise ValueError(f'fourier_weight must be more than 0, and fourier_visible lie between 0 and 1; they are '
+        if not 0 <= fourier_weight < math.inf or not 0 <= fourier_visible <= 1:
+            raise ValueError('fourier_weight must be 0 or more, and fourier_visible lie between 0 and 1; they are '
                              f'{fourier_weight} and {fourier_visible}')
         if fourier_group is not None and fourier_group < 1:
             raise ValueError(f'fourier_group must be 1 or more, not {fourier_group}')
@@ -79,7 +80,7 @@ class A2MIM(MaskedNetwork):
         self.mask_ratio = mask_ratio
         self.image_fill = image_fill
         self.spatial_loss = spatial_loss
-        self.fourier = fourier
+        self.fourier = fourier if fourier_weight else 'none'
         self.fourier_weight = fourier_weight
         self.fourier_visible = fourier_visible
         self.fourier_fill = fourier_fill
@@ -152,8 +153,8 @@ class A2MIM(MaskedNetwork):
         if self.group_means is not None:
             return self.group_means
         if batch % self.fourier_group:
-            raise ValueError(f'fourier_group {self.fourier_group} does not divide the {batch} images of a step: give a '
-                             'group that does, or None for all of them')
+            raise ValueError(f'fourier_group {self.fourier_group} does not divide the {batch} images of a step: '
+                             'give a group that does, or None for all of them')
         return lambda values: values.unflatten(0, (-1, self.fourier_group)).mean(1)
 
     def pixels(self, hidden):
@@ -217,8 +218,8 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
         drop_path: None leaves the network's own default.
         cell_size: side of a cell in pixels, a multiple of the network's total stride; None: the smallest one from 32 on.
         token_at: the name of the submodule behind which the token is added; None: see pretrain/dense.
-        token: 'gain' (features of hidden positions are multiplied by a learned gain first), 'residual' (they stay) or
-            'replace' (they are left out).
+        token: what becomes of the features of hidden positions: 'gain' (they are multiplied by a learned gain),
+            'residual' (they stay) or 'replace' (they are left out).
         sync_bn: share all BatchNorm statistics between the ranks, which have as many images each.
 
     The others as for A2MIM; the defaults are those of ResNet-50. Raises ValueError, which names what would work.
@@ -228,6 +229,6 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
         raise ValueError(f'input_size is a side or (height, width), not {input_size}')
     cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
-    a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible, fourier_fill,
-                  fourier_group)
+    a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible,
+                  fourier_fill, fourier_group)
     return synchronise_batchnorm(a2mim, equal_counts=True) if sync_bn else a2mim

@@ -37,8 +37,8 @@ def composite(y, x, hidden, visible=1e-3, fill='mixed'):
     """The picture whose spectrum the frequency losses compare with that of x, so that they teach hidden pixels.
 
     Hidden pixels are those of y. Visible ones are y times `visible`, plus a fill times 1 - visible, through which
-    no gradient goes to y. fill: 'mixed', half y and half x; 'target', x; 'prediction', y; 'mean', the mean of the
-    channels of each image. Raises ValueError.
+    no gradient goes to y. fill: 'mixed', half y and half x; 'target', x; 'prediction', y; 'mean', the mean of
+    each channel of an image. Raises ValueError.
     """
     if fill not in FILLS:
         raise ValueError(f'the fill is one of {", ".join(FILLS)}, not {fill!r}')
@@ -58,10 +58,11 @@ def focal_frequency_loss(y, x, mean=mean_over_batch):
 
     A frequency weighs by the logarithm of its own amplitude, as a share of the largest of all channels; no
     gradient goes through the weight. Residuals of different images cancel in the mean: random ones leave an n-th
-    of the loss in a group of n. So the size of a group is a hyper-parameter, which the original has in the batch of a GPU.
+    of the loss in a group of n. So the size of a group is a hyper-parameter. In the original it is the batch of a
+    GPU.
 
-    mean: function of the residuals (B, C, H, W) that returns the means of the groups (groups, C, H, W); the loss is
-    the mean over groups.
+    mean: function of the residuals (B, C, H, W) that returns the means of the groups (groups, C, H, W). The loss
+    is the mean over groups.
     """
     # The transform is linear: the mean of the spectra is the spectrum of the mean.
     spectrum = torch.fft.fft2(mean(y - x), norm='ortho')

@@ -1,8 +1,8 @@
 """The mean residual of groups of images, for A2MIM's Fourier loss: the same on any number of ranks.
 
-The batch of a step is cut into groups of neighbouring images, in the order that `Steps` gives it. A rank has several whole
-groups, or several neighbouring ranks share one. So the groups, and the loss, do not depend on how a batch is
-divided among ranks and parts. Which groups fit is in pretrain/group_sizes.py.
+The batch of a step is cut into groups of neighbouring images, in the order that `Steps` gives it. A rank has
+several whole groups, or several neighbouring ranks share one. So the groups, and the loss, do not depend on how
+a batch is divided among ranks and parts. Which groups fit is in pretrain/group_sizes.py.
 """
 from datetime import timedelta
 
@@ -12,11 +12,12 @@ from pretrain.group_sizes import reason_against
 
 
 class GroupMeans:
-    """Function of residuals (part, C, H, W), a rank's images at a time, to the means of its groups (groups, C, H, W).
+    """Function of residuals (part, C, H, W) to the means of groups (groups, C, H, W); a rank's images at a time.
 
-    group: images of a group. part: images that each rank takes at a time. Where a group is larger than a part, all ranks
-    have to make it at the same moment: torch then makes a process group of the ranks that share one. patience: minutes
-    for which these wait for each other, and 5 more; 0 for torch's own. Raises ValueError if the groups do not fit.
+    group: images of a group. part: images that each rank takes at a time. Where a group is larger than a part, all
+    ranks have to make this at the same moment, since torch then makes a process group of the ranks that share one.
+    patience: minutes for which these wait for each other, and 5 more; 0 for torch's own. Raises ValueError if the
+    groups do not fit.
     """
 
     def __init__(self, group, part, ranks=1, patience=0):
@@ -39,8 +40,8 @@ class GroupMeans:
         means = values.unflatten(0, (-1, self.here)).mean(1)
         if self.process_group is None:
             return means
-        # All ranks that share a group compute the same loss from the same mean, and DDP averages their gradients. So each
-        # needs the gradient of its own images alone, and no gradient travels.
+        # All ranks that share a group compute the same loss from the same mean, and DDP averages their gradients.
+        # So each needs the gradient of its own images alone, and no gradient travels.
         shared = means.detach() / self.sharing
         dist.all_reduce(shared, group=self.process_group)
         return shared + (means - means.detach())

@@ -12,15 +12,15 @@ class MaskedNetwork(nn.Module):
 
     B, C, (H, W): images, normalised. L = h*w cells. `visible`: as in pretrain/masking.py.
 
-    encoder: a module that has `cnn` (the network itself, with its own keys), `input_size` (height, width), `in_chans`,
-    `cell_size` in pixels, `grid` (h, w), `stride` (total), `reductions` and `channels` of the pyramid, `unused` (names
-    of the parameters of cnn that are not trained), `uncompiled` (whether torch.compile leaves it alone) and
-    `pyramid(images, cnn=None)`: the feature maps of whole images, small stride to large, by itself or by another network
-    with the same ones.
+    encoder: a module that has `cnn` (the network itself, with its own keys), `input_size` (height, width),
+    `in_chans`, `cell_size` in pixels, `grid` (h, w), `stride` (total), `reductions` and `channels` of the pyramid,
+    `unused` (names of the parameters of cnn that are not trained), `uncompiled` (whether torch.compile leaves it
+    alone) and `pyramid(images, cnn=None)`: the feature maps of whole images, small stride to large, by itself or by
+    another network with the same ones.
 
     Attributes that a method sets besides: cells, visible_cells (of an image), mask_ratio (share of hidden cells),
-    target ('normalised', a cell by its own mean and deviation, or 'pixels'), single_valued (names of norms that see one
-    value of each channel of an image).
+    target ('normalised', a cell by its own mean and deviation, or 'pixels'), single_valued (names of norms that see
+    one value of each channel of an image).
     """
 
     @property
@@ -52,8 +52,8 @@ class MaskedNetwork(nn.Module):
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted.
 
-        Normalised cells are shown with the true cell's mean and deviation, as in SparK's figures; predicted pixels are
-        shown as they are. It runs in the mode that the caller set, as `predict` does.
+        Normalised cells are shown with the true cell's mean and deviation, as in SparK's figures; predicted pixels
+        are shown as they are. It runs in the mode that the caller set, as `predict` does.
         """
         predicted = self.cut(self.predict(images, visible).to(images.dtype))
         _, mean, deviation = self.targets(images)
@@ -96,7 +96,7 @@ class MaskedNetwork(nn.Module):
         hidden = self.cells - self.visible_cells
         share = hidden / self.cells
         if self.cells < FEW_CELLS:
-            yield (f'an image has {self.cells} cells of {self.encoder.cell_size} px only, of which {hidden} ({share:.0%}) are '
-                   f'hidden: little of it can be learned from so few. Give {remedy}')
+            yield (f'an image has {self.cells} cells of {self.encoder.cell_size} px only, of which {hidden} '
+                   f'({share:.0%}) are hidden: little of it can be learned from so few. Give {remedy}')
         elif abs(share - self.mask_ratio) > 0.02:
             yield f'{share:.0%} of the {self.cells} cells are hidden, since whole cells are, not {self.mask_ratio:.0%}'

@@ -72,8 +72,9 @@ class Method(Protocol):
         """The options with what depends on how the ranks divide a batch, where it was not given. parts: those of a rank."""
 
     def connect(self, network, options, part, ranks):
-        """Have the networks of all ranks work together, if they do, besides averaging gradients. Called once, on all ranks,
-        before the first step.
+        """Have the networks of all ranks work together, if they do, besides averaging gradients.
+
+        Called once, on all ranks, before the first step.
 
         part: the images that each rank takes at a time.
         """

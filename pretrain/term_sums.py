@@ -5,8 +5,8 @@ import torch
 class TermSums:
     """Sums of the terms of a loss over training steps.
 
-    names: of the terms. sums: tensor (1 + terms,), of the number of forward passes and of each term over them. Passes of a
-    step are counted by `count`, and become part of the sums where `end_step` is told that the step was good.
+    names: of the terms. sums: tensor (1 + terms,), of the number of forward passes and of each term over them.
+    `count` adds the passes of a step, which become part of the sums where `end_step` is told that the step was good.
     """
 
     def __init__(self, names):
