@@ -11,7 +11,7 @@ from common.networks.convolutions import safe_convolutions
 from common.training.device import to_device
 from common.words import counted, printable
 
-SAVE_EVERY = 20.0  # seconds between two writes of what is measured so far
+SAVE_EVERY = 3.0  # seconds between two writes of what is measured so far
 
 
 class Classified:

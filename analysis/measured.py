@@ -14,7 +14,7 @@ from common.training.device import to_device
 from common.training.run import loading_processes
 from common.words import counted, first_of, printable
 
-SAVE_EVERY = 20.0  # seconds between two writes of what is measured so far
+SAVE_EVERY = 3.0  # seconds between two writes of what is measured so far
 TRIED = 8  # images by which the time is estimated
 EMPTY = {'looked_at': 0, 'images': 0, 'blocks': [], 'others': []}  # what is kept before the first image
 

@@ -28,7 +28,7 @@ ERROR_WORDS = {'focal_l1': 'focal L1 error', 'l1': 'L1 error', 'mse': 'squared e
 TOKEN = 'mask_token', 'mask_gain'
 LOWEST_LR = 1e-5  # of a cosine, whatever its peak
 SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}',
-             'drop': 'the peak, and a tenth of it for the last eighth of the epochs (from epoch 700 on, of 800)'}
+             'drop': 'the peak, and a tenth of it for the last eighth of the epochs'}
 
 
 class A2MIMMethod:

@@ -26,7 +26,8 @@ DEIT = {**VIT, 'lr_schedule': 'cosine'}
 # SimMIM as A2MIM's authors ran it, for comparison: nothing but hidden pixels, by L1, and a token at the first
 # layers.
 SIMMIMS = {'token': 'replace', 'image_fill': 'none', 'spatial_loss': 'l1', 'fourier': 'none'}
-SIMMIMS_TOKEN_AT = {'resnet': 'maxpool', 'convnext': 'stem', 'vit': 'patch_embed', 'deit': 'patch_embed'}
+SIMMIMS_TOKEN_AT = {'resnet': 'maxpool', 'convnext': 'stem', 'vit': 'patch_embed', 'deit': 'patch_embed',
+                    'swin': 'patch_embed'}
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,10 @@ class A2MIMOptions(PretrainingOptions):
 
 
 def family(model):
-    """'resnet', 'convnext', 'deit' or 'vit' by timm's name of a network; None for others."""
+    """'resnet', 'convnext', 'deit', 'vit' or 'swin' by timm's name of a network; None for others."""
     name = model.split('.')[0]  # without the tag of pretrained weights
     patterns = {'resnet': r'resnext\d|(wide_)?resnet\d', 'convnext': 'convnext', 'deit': 'deit',
-                'vit': 'vit_|beit'}
+                'vit': 'vit_|beit', 'swin': 'swin'}
     return next((known for known, pattern in patterns.items() if re.match(pattern, name)), None)
 
 

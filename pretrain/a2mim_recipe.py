@@ -65,6 +65,12 @@ class Recipe(recipe.Recipe):
         share = (batch / papers_batch * papers_steps / steps) ** 0.5
         return papers['base_lr'] * papers_batch / 256 * min(share, HIGHEST_SHARE)
 
+    def going_on(self, options, saved):
+        """As for all methods; a group is for the focal loss alone, which may not be what is asked for now."""
+        if options.fourier != 'focal':
+            saved = {name: value for name, value in saved.items() if name != 'fourier_group'}
+        return super().going_on(options, saved)
+
     def completed(self, options, ranks):
         """With the Fourier group, unless memory is to say first into how many parts a batch is cut."""
         return options if options.accum == 'auto' else with_group(options, options.accum, ranks)

@@ -33,8 +33,8 @@ class PretrainingOptions(RunOptions):
 
     interpolation: str = option('bicubic', 'filter by which crops are resized', 'data', choices=('bicubic', 'bilinear'))
 
-    method: str = option('spark', 'how the network is pretrained; --method=NAME --help shows the options of '
-                         'another method', 'method', parse=str)
+    method: str = option('spark', 'how the network is pretrained: spark or a2mim; --method=a2mim --help shows the '
+                         'options of the other method', 'method', parse=str)
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method',
                               ('dp',), float)
 

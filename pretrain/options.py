@@ -3,6 +3,7 @@
 Options are checked before torch is loaded, which takes seconds. So nothing here imports it; what a method
 computes is in pretrain/methods.py.
 """
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,8 +73,28 @@ def parse_options(argv=None, program='pretraining'):
     return parse(method.options, program, about, argv, method.recipe)
 
 
+def refuse_others(argv, name):
+    """Exit with code 2 if a command line has an option that another method has, and the named one has not."""
+    own = flags_of(OPTIONS[name].options)
+    for word in argv:
+        flag = word.partition('=')[0]
+        other = next((other for other, method in OPTIONS.items() if flag in flags_of(method.options)), None)
+        if other and flag not in own:
+            sys.stderr.write(f'error: {flag} is an option of --method={other}, and this is --method={name}\n')
+            sys.exit(2)
+
+
+def flags_of(options):
+    """The flags by which the options of a class are given."""
+    fields = dataclasses.fields(options)
+    return {f'--{name}' for field in fields for name in (field.name, *field.metadata.get('aliases', ()))}
+
+
 def named_method(argv):
-    """The name of the method that a command line gives, or DEFAULT. Exits with code 2 if it is not known."""
+    """The name of the method that a command line gives, or DEFAULT.
+
+    Exits with code 2 if it is not known, or if an option of another method is given.
+    """
     name = DEFAULT
     for flag, value in zip(argv, [*argv[1:], '']):
         if flag == '--method':
@@ -83,4 +104,5 @@ def named_method(argv):
     if name not in OPTIONS:
         sys.stderr.write(f'error: --method is one of {", ".join(OPTIONS)}, not {name or "empty"}\n')
         sys.exit(2)
+    refuse_others(argv, name)
     return name

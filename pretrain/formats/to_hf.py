@@ -40,9 +40,8 @@ def write_network(saved, folder, licence):
     """
     channels = saved.options.in_chans
     try:
-        cnn = contents.create(saved, num_classes=contents.num_classes(saved),
-                              pretrained_cfg_overlay=pretrained_cfg(saved, licence))
         state = contents.entries_of(saved)
+        cnn = made_by_timm(saved, state, pretrained_cfg(saved, licence))
         missing = contents.missing_in(state, cnn)
         drawn = [key for key in missing if cnn.state_dict()[key].numel()]
         if any(cnn.state_dict()[key].unique().numel() > 1 for key in drawn):
@@ -59,6 +58,20 @@ def write_network(saved, folder, licence):
         raise ValueError(f'timm {timm.__version__} cannot write it with the huggingface_hub that is '
                          f'installed ({error}): install a later timm') from error
     return cnn, drawn
+
+
+def made_by_timm(saved, state, config):
+    """Return the network that timm makes with a config of pretrained weights.
+
+    timm makes a ViT for the input_size of its config. One that takes images of any size may have been pretrained with
+    the positions of its own size: the config then keeps that size.
+    """
+    cnn = contents.create(saved, num_classes=contents.num_classes(saved), pretrained_cfg_overlay=config)
+    own = cnn.state_dict()
+    if all(own[key].shape == value.shape for key, value in state.items() if key in own):
+        return cnn
+    config = {name: value for name, value in config.items() if name != 'input_size'}
+    return contents.create(saved, num_classes=contents.num_classes(saved), pretrained_cfg_overlay=config)
 
 
 def pretrained_cfg(saved, licence):

@@ -95,7 +95,8 @@ def test_families():
     ('--fourier_group=0', 'fourier_group must be 1 or more'), ('--ada=1', 'beta2'), ('--token_lr_scale=0', 'token_lr_scale'),
     ('--fourier_group=64 --model=resnet152', 'is for --fourier=focal, and it is none here'), ('--wd=-1', 'weight_decay'),
     ('--fourier_group=64 --bs=96', 'Give --fourier_group=48 or --fourier_group=96 or --bs=64 or --bs=128'),
-    ('--fourier_group=64 --bs=128 --accum=4', '--accum=2'), ('--levels=a', 'unknown flag --levels')])
+    ('--fourier_group=64 --bs=128 --accum=4', '--accum=2'),
+    ('--levels=a', '--levels is an option of --method=spark, and this is --method=a2mim')])
 def test_mistakes_end_with_one_sentence_and_code_2(line, word, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(line)

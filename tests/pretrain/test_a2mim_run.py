@@ -144,3 +144,9 @@ def test_few_cells_are_warned_of(options, capsys):
     pretrain(options(input_size=64, cell_size=32, epochs=1, warmup_epochs=0))
     warned = capsys.readouterr().err
     assert 'an image has 4 cells of 32 px only, of which 3 (75%) are hidden' in warned and 'Give --cell_size=8' in warned
+
+
+def test_a_run_of_another_loss_is_refused_by_name(options):
+    pretrain(options(epochs=1, warmup_epochs=0))
+    with pytest.raises(ValueError, match='fourier was focal and is none now'):
+        pretrain(options(warmup_epochs=0, fourier='none', fourier_group=None))

@@ -146,3 +146,10 @@ def test_every_method_has_options_of_its_name():
     assert OPTIONS.keys() == METHODS.keys()
     for name, method in OPTIONS.items():
         assert method.options.__dataclass_fields__['method'].default == name
+
+
+def test_an_option_of_another_method_is_named_with_its_method(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(['--name=n', '--data_path=x', '--fourier_group=8'])
+    assert ended.value.code == 2
+    assert '--fourier_group is an option of --method=a2mim, and this is --method=spark' in capsys.readouterr().err
