@@ -374,7 +374,10 @@ def plan(options):
     options = dataclasses.replace(options, images=training_images(options))
     is_cpu = options.measure and not torch.cuda.is_available()  # the plan is of this machine
     ranks = Ranks(0, options.gpus, torch.device('cpu' if is_cpu else 'cuda'))
-    options, _ = METHODS[options.method].recipe.settled(options, options.images, ranks)
+    # What depends on the parts of a batch is not chosen yet: how many there are is found out here.
+    undivided = dataclasses.replace(options, accum=options.accum or 'auto')
+    settled, _ = METHODS[options.method].recipe.settled(undivided, options.images, ranks)
+    options = dataclasses.replace(settled, accum=options.parts)
     speed = logged(options) if options.log else None  # first: the rest takes a while
     network = build(options)
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)

@@ -68,6 +68,11 @@ class NotFinite(ValueError):
         self.steps = steps
 
 
+class NeverFinite(ValueError):
+    """No step of the last epoch was finite, so that the run has come to nothing."""
+    on_all_ranks = True
+
+
 class Trainer:
     """Trains a network on the images of a run, and saves it so that the same command goes on.
 
@@ -434,6 +439,9 @@ class Trainer:
         found = self.evaluate_epoch(epoch, is_last)
         if found is None:
             self.stop(step)
+        if is_last and not self.progress.sums[2]:
+            raise NeverFinite('no step of the last epoch was finite: the weights are those of an earlier step, and probably no '
+                              'good. Nothing is exported. Start over with a lower rate, --fresh --lr, or --precision=fp32')
         self.unreadable.update(self.ranks.union(self.unreadable))
         metrics, text = found
         self.progress.end_epoch(epoch, metrics, len(self.unreadable), text)
@@ -573,7 +581,8 @@ class Trainer:
             self.session.end(STOP_PATIENCE, f'{message}. The state before them could not be saved')
             message += (f'. They changed nothing, and the state at step {since:,} is saved. Go on from it '
                         'with a lower rate (--lr or --base_lr), clipping (--clip) or --precision=fp32, or '
-                        'without these images: --rewind')
+                        'without these images: --rewind. If the loss had grown for long before, that state is no '
+                        'good either: start over with a lower rate, --fresh --lr')
         raise NotFinite(message, steps)
 
 

@@ -20,7 +20,7 @@ from pretrain.results import pictures
 from pretrain.results.card import recipe, write_card
 from pretrain.saved import read_saved
 from pretrain.spark_weights import load_init
-from tests.pretrain.runs import saved_as_of, saved_run
+from tests.pretrain.runs import needs_a_hub, saved_as_of, saved_run
 
 MODEL = 'test_resnet'
 
@@ -224,6 +224,14 @@ def test_the_card_of_a_spark_says_nothing_of_what_it_did_not_train(tmp_path):
     assert 'head.norm' not in text and 'pretrained with SparK' in text and 'arxiv.org/abs/2301.03580' in text
 
 
+def test_a_vit_of_another_size_goes_to_a_hub(tmp_path):
+    """timm would make it for the size of the config, where this one takes any size with the positions of its own."""
+    needs_a_hub()
+    saved = saved_as_of(tmp_path, A2MIMOptions(name='r', model='test_vit', input_size=128))
+    said = ' '.join(export.export(saved, 'hf', tmp_path / 'export'))
+    assert 'the same' in said and (tmp_path / 'export' / 'test_vit_hf' / 'config.json').exists()
+
+
 @pytest.mark.parametrize('to', ['timm', pytest.param('onnx', marks=pytest.mark.slow)])
 def test_exports_are_what_was_trained(saved, tmp_path, to):
     if to == 'onnx':
@@ -264,7 +272,8 @@ def test_the_counts_of_a_plan_are_those_of_the_network():
 
 
 @pytest.mark.parametrize('flags, message', [
-    ((*PLAN, '--decoder_width=16'), 'unknown flag --decoder_width'), (('--method=unheard_of',), '--method is one of'),
+    ((*PLAN, '--decoder_width=16'), '--decoder_width is an option of --method=spark'),
+    (('--method=unheard_of',), '--method is one of'),
     ((*PLAN[1:], '--log=RUN'), '--method=a2mim, and this plan has spark: give the same'),
     ((*PLAN, '--fourier=none', '--log=RUN'), 'is of a run with --fourier=focal, and this plan has none'),
     ((*PLAN, '--memory=0.001', '--reserve=0'), 'give a smaller --input_size, or a GPU with more')])

@@ -10,7 +10,7 @@ import torch
 from common.reliability.stopping import Stopped
 from common.training import trainer
 from common.training.finetuning import Average
-from common.training.trainer import NotFinite
+from common.training.trainer import NeverFinite, NotFinite
 from pretrain.main import pretrain
 from pretrain.pretraining import Pretraining
 from tests.common.runs import in_step, spoiled
@@ -86,6 +86,13 @@ def test_a_stop_counts_more_than_going_back(tiny, tmp_path, monkeypatch):
     with pytest.raises(Stopped, match='after step 8'):
         pretrain(tiny(rewind=True, max_skips=2))
     assert saved(tmp_path / 'run')['step'] == 8 and saved(tmp_path / 'run')['skipped'] == 2
+
+
+def test_a_run_whose_last_epoch_has_no_finite_step_does_not_finish(tiny, tmp_path, monkeypatch):
+    spoiled(monkeypatch, range(5, 100))
+    with pytest.raises(NeverFinite, match='no step of the last epoch was finite'):
+        pretrain(tiny(max_skips=100))
+    assert not (tmp_path / 'run' / 'your_convnet_1kpretrained.pth').exists()
 
 
 def test_rewinding_ends(tiny, monkeypatch):
