@@ -225,8 +225,8 @@ def test_the_filter_of_a_crop_is_the_one_that_is_asked_for():
     for name in ('bicubic', 'bilinear'):
         filter = F.InterpolationMode(name)
         whole = F.resize(image, [20, 30], filter, antialias=True)
-        assert torch.equal(RandomCrop((20, 30), (1.0, 1.0), False, name).draw(40, 60)(image),
-                           F.resized_crop(image, 0, 0, 40, 60, [20, 30], filter, antialias=True))
+        crop = RandomCrop((20, 30), (0.5, 1.0), False, name).draw(40, 60)
+        assert torch.equal(crop(image), F.resized_crop(image, *crop.box, [20, 30], filter, antialias=True))
         assert torch.equal(CentreCrop((20, 20), interpolation=name)(image), F.center_crop(whole, [20, 20]))
 
 
