@@ -161,7 +161,7 @@ def on_rank(rank, ranks, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('ranks', [2, 4])
+@pytest.mark.parametrize('ranks', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_computes_the_same_groups(tmp_path, ranks):
     multiprocessing.spawn(on_rank, (ranks, str(tmp_path)), nprocs=ranks)
     found = torch.load(tmp_path / f'{ranks}.pth')
