@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.config import IMAGENET_MEAN, IMAGENET_STD
+from common.config import normalisation_of
 from common.images.augmented import Augmented, CentreCrop
 from common.images.files import ImageFiles
 from common.images.finding import validation_folder
@@ -55,10 +55,8 @@ class Settings:
 
     @property
     def normalisation(self):
-        """(mean, std) of each channel; of the mean of ImageNet's channels where there is one channel."""
-        one = self.in_chans == 1
-        mean = self.mean or ((sum(IMAGENET_MEAN) / 3,) if one else IMAGENET_MEAN)
-        return mean, self.std or ((sum(IMAGENET_STD) / 3,) if one else IMAGENET_STD)
+        """(mean, std) of each channel."""
+        return normalisation_of(self.mean, self.std, self.in_chans)
 
     @property
     def preparation(self):

@@ -25,6 +25,13 @@ def accumulation(text):
 accumulation.__name__ = 'number of parts, or auto:'  # what argparse calls it in an error
 
 
+def normalisation_of(mean, std, in_chans):
+    """(mean, std) of each channel, where None stands for ImageNet's; of the mean of its channels where there is one."""
+    one = in_chans == 1
+    mean = mean or ((sum(IMAGENET_MEAN) / 3,) if one else IMAGENET_MEAN)
+    return mean, std or ((sum(IMAGENET_STD) / 3,) if one else IMAGENET_STD)
+
+
 def require(good, message):
     if not good:
         raise ValueError(message)
@@ -119,10 +126,8 @@ class ImageOptions:
 
     @property
     def normalisation(self):
-        """(mean, std) of each channel; of the mean of ImageNet's channels where there is one channel."""
-        one = self.in_chans == 1
-        mean = self.mean or ((sum(IMAGENET_MEAN) / 3,) if one else IMAGENET_MEAN)
-        return mean, self.std or ((sum(IMAGENET_STD) / 3,) if one else IMAGENET_STD)
+        """(mean, std) of each channel."""
+        return normalisation_of(self.mean, self.std, self.in_chans)
 
     @property
     def reading(self):

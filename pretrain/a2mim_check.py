@@ -10,7 +10,7 @@ from torch import nn
 
 from common.networks.create import create_cnn
 from pretrain.a2mim import A2MIM
-from pretrain.check_report import Part, Report, draw_nothing, inputs, multiply_adds, prepared, restore, tried
+from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
 from pretrain.dense.encoder import DenseEncoder
 from pretrain.sparse.compare import relative_error
 
@@ -191,10 +191,9 @@ def said(error):
 def exported(encoder, other):
     """(e): the state_dict in another copy of the network, which then gives the same last map. A Part."""
     asked = '(e) its weights load strictly into a plain network'
-    try:
-        other.load_state_dict(encoder.cnn.state_dict(), strict=True)
-    except RuntimeError as failure:
-        return Part(False, asked, str(failure).splitlines()[0])
+    failed = load_into(other, encoder.cnn, asked)
+    if failed:
+        return failed
     images = inputs(encoder, 2)
     encoder.eval()
     other.eval()

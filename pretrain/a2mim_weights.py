@@ -12,9 +12,9 @@ from common.networks.keys import is_within, unwrap
 from common.networks.load import load_found, read_source
 from common.networks.openmmlab import TOKENS
 from common.networks.renaming import spellings, to_timm
+from pretrain.masked_network import ENCODER
 
-ENCODER = 'encoder.cnn.'  # what the network's keys begin with in a whole A2MIM of ours
-OFFICIAL_ENCODER = 'backbone.'  # and in an official one
+OFFICIAL_ENCODER = 'backbone.'  # what the network's keys begin with in a whole official A2MIM
 OFFICIAL_DECODERS = ('neck.decoder_pred.0.', 'neck.decoder.0.')
 DECODER = 'decoder.'
 # What is beside the network in the official file -> ours

@@ -30,7 +30,7 @@ from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
 from pretrain.a2mim_check import check_a2mim
-from pretrain.check_report import Part, Report, draw_nothing, inputs, multiply_adds, prepared, restore, tried
+from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
 from pretrain.sparse.coverage import cover
@@ -272,10 +272,9 @@ QUESTIONS = {
 def exported(encoder, other):
     """(e): the state_dict in another copy of the network, which then gives the same features. A Part."""
     asked = '(e) its weights load strictly into a plain network'
-    try:
-        other.load_state_dict(encoder.cnn.state_dict(), strict=True)
-    except RuntimeError as failure:
-        return Part(False, asked, str(failure).splitlines()[0])
+    failed = load_into(other, encoder.cnn, asked)
+    if failed:
+        return failed
     images = inputs(encoder, 2)
     encoder.cnn.eval()
     other.eval()

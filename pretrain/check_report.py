@@ -132,3 +132,12 @@ def restore(cnn, buffers):
     with torch.no_grad():
         for key, value in cnn.named_buffers():
             value.copy_(buffers[key])
+
+
+def load_into(other, cnn, asked):
+    """Load a network's state_dict strictly into another one. Returns a Part if that fails, else None."""
+    try:
+        other.load_state_dict(cnn.state_dict(), strict=True)
+    except RuntimeError as failure:
+        return Part(False, asked, str(failure).splitlines()[0])
+    return None

@@ -4,6 +4,7 @@ from torch import nn
 
 from pretrain import masking
 
+ENCODER = 'encoder.cnn.'  # what the keys of the CNN begin with in a whole network of any method
 FEW_CELLS = 25  # fewer in an image are warned of; those of the papers have 49
 
 

@@ -16,7 +16,7 @@ from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training import run
 from common.training.compilation import uncompiled
 from common.training.device import Normalise, to_device
-from common.training.optim import build_optimizer, set_schedule
+from common.training.optim import build_optimizer
 from common.training.run import precision_of
 from common.training.schedule import Cosine, CosineToFloor, Drop, weight_decay
 from common.training.trainer import Trainer
@@ -55,11 +55,6 @@ class Run(run.Run):
         # The weight decay rises to its end once; if the run is given more epochs, it stays there.
         decay = weight_decay(min(step, self.first_end - 1), self.first_end, options.weight_decay, options.last_weight_decay)
         return floor + options.peak_lr * share, decay
-
-    def floor(self, step):
-        """The part of the learning rate of a step that does not depend on its peak."""
-        _, floor = self.along(self.curve, step)
-        return floor
 
 
 class Pretraining(Trainer):
@@ -126,9 +121,6 @@ class Pretraining(Trainer):
         options = self.options
         groups = self.method.parameter_groups(self.network, options)
         return build_optimizer(options.opt, groups, self.method.betas(self.network, options))
-
-    def before_step(self, step):
-        set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
 
     def connect_ranks(self):
         self.options = self.method.completed(self.options, self.accum, self.ranks)

@@ -26,14 +26,13 @@ from common.networks.keys import unwrap
 from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
 from pretrain.config import PretrainingOptions
-from pretrain.masked_network import MaskedNetwork
+from pretrain.masked_network import ENCODER, MaskedNetwork
 from pretrain.methods import DEFAULT, METHODS, Method, method_of, options_of
 from pretrain.results.read_log import read_log
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had
 OF_NETWORK = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'mean', 'std',
               'pixel_range')  # options that the log of a run says of a file beside it, and `Method.encoder_options`
-ENCODER = 'encoder.cnn.'  # what the keys of the CNN begin with in a whole network of any method
 LARGE = 4096  # pixels; a network is tried on two images of its size when it is built
 
 

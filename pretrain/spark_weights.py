@@ -13,9 +13,9 @@ from common.networks.keys import is_within, unwrap
 from common.networks.load import load_found, read_source
 from common.networks.renaming import spellings, to_authors, to_timm
 from common.reliability.checkpoint import plain_state
+from pretrain.masked_network import ENCODER
 
-ENCODER = 'encoder.cnn.'  # what the CNN's keys begin with in a whole SparK of ours
-OFFICIAL_ENCODER = 'sparse_encoder.sp_cnn.'  # and in an official one
+OFFICIAL_ENCODER = 'sparse_encoder.sp_cnn.'  # what the CNN's keys begin with in a whole official SparK
 OFFICIAL_UNUSED = frozenset({'imn_m', 'imn_s', 'norm_black'})  # constants in official files, not needed here
 DECODER = 'dense_decoder'  # what the decoder is called in both
 

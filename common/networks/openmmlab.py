@@ -88,11 +88,7 @@ def vit_to_timm(key, norms):
         key = f'{norms[layer]}.{parameter}' if layer in norms else key
         return key.replace('patch_embed.projection.', 'patch_embed.proj.')
     number, inner = block.groups()
-    for there, here in VIT_LAYERS.items():
-        if inner.startswith(f'{there}.'):
-            inner = here + inner.removeprefix(there)
-            break
-    return f'blocks.{number}.{inner}'
+    return f'blocks.{number}.{renamed_layer(inner, VIT_LAYERS)}'
 
 
 def vit_from_timm(key):
@@ -101,11 +97,13 @@ def vit_from_timm(key):
     if not block:
         return re.sub(r'^(fc_)?norm\.', 'ln1.', key).replace('patch_embed.proj.', 'patch_embed.projection.')
     number, inner = block.groups()
-    for there, here in VIT_LAYERS.items():
-        if inner.startswith(f'{here}.'):
-            inner = there + inner.removeprefix(here)
-            break
-    return f'layers.{number}.{inner}'
+    return f'layers.{number}.{renamed_layer(inner, {here: there for there, here in VIT_LAYERS.items()})}'
+
+
+def renamed_layer(key, names):
+    """Rename the layer at the beginning of a key. names: {a layer's name: its new one}."""
+    layer = next((layer for layer in names if key.startswith(f'{layer}.')), None)
+    return key if layer is None else names[layer] + key.removeprefix(layer)
 
 
 def final_norms(state, cnn):

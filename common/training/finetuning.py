@@ -12,7 +12,7 @@ from common.networks.load import load_strictly
 from common.reliability.checkpoint import plain_state, save
 from common.training.compilation import uncompiled
 from common.training.layer_decay import default_decay, layers_of
-from common.training.optim import set_schedule, weights_size
+from common.training.optim import weights_size
 from common.training.run import Run
 from common.training.schedule import Cosine
 from common.training.trainer import Trainer
@@ -80,11 +80,6 @@ class FineTuningRun(Run):
         """(learning rate, weight decay) of a step."""
         share, floor = self.along(self.curve, step)
         return floor + self.options.peak_lr * share, self.options.weight_decay
-
-    def floor(self, step):
-        """The part of the learning rate of a step that does not depend on its peak."""
-        _, floor = self.along(self.curve, step)
-        return floor
 
     def ema_decay(self, step):
         """The decay of the average of the weights at a step."""
@@ -155,7 +150,7 @@ class FineTuning(Trainer):
         self.average = None
 
     def before_step(self, step):
-        set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
+        super().before_step(step)
         if self.average:
             self.average.set_decay(self.run.ema_decay(step))
 

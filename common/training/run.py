@@ -240,6 +240,11 @@ class Run:
         first, stop = self.span(step)
         return (curve.again if first else curve).parts(step - first, stop - first, self.warmup_of(step))
 
+    def floor(self, step):
+        """The part of the learning rate of a step that does not depend on its peak."""
+        _, floor = self.along(self.curve, step)
+        return floor
+
     @property
     def machine(self):
         device = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == 'cuda' else 'CPU'

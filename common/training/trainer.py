@@ -188,7 +188,7 @@ class Trainer:
 
     def before_step(self, step):
         """Set on the device what depends on the number of the step."""
-        set_schedule(self.optimizer, *self.run.schedule(step))
+        set_schedule(self.optimizer, *self.run.schedule(step), floor=self.run.floor(step))
 
     def after_step(self, finite):
         """Called after each step. finite: 0-dim tensor on the device, 1, or 0 if the step changed nothing."""
