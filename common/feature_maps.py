@@ -111,7 +111,8 @@ def find_taps(cnn, levels=None):
 def pooled_features(cnn, images):
     """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of the head.
 
-    Of a transformer it is the mean of the patches, without the class token, behind its last norm.
+    Of a network that ends in a transformer it is the mean of the patches, without the class token, behind its last
+    norm, which may stand before the mean or, as `fc_norm`, behind it.
     """
     if hasattr(cnn, 'num_prefix_tokens'):
         tokens = cnn.forward_features(images)

@@ -6,6 +6,7 @@ strides and the channels of its maps are measured.
 import math
 
 import torch
+import torch.nn.functional as F
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -22,6 +23,7 @@ from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 
 FINEST = 4  # stride of the largest map of the pyramid, as in the FPN paper
+POOLED = 16  # stride of a network's last map from which one of twice that is pooled, as for ConvMAE and ViTs
 SIDE = 256  # of the image with which a network is measured
 
 
@@ -29,9 +31,12 @@ class Pyramid(nn.Module):
     """A CNN and a feature pyramid on its maps: (B, C, H, W) -> {level: (B, channels, H / stride, W /
     stride)}.
 
-    The last map of each stride from 4 on, 2 where there is no other, and one more, pooled from the last.
-    Parameters that these maps do not depend on are frozen. Raises ValueError for a network whose maps do not
-    halve.
+    The last map of each stride from 4 on, 2 where there is no other. If the last one has stride 16, as with networks
+    that end in a transformer, the largest values of each 2x2 of it are a map of stride 32. The feature pyramid has one
+    more, pooled from its last. Parameters that these maps do not depend on are frozen. Raises ValueError for a network
+    whose maps do not halve.
+
+    is_pooled: whether the last of `strides` is not the network's own.
     """
 
     def __init__(self, cnn, in_chans=3, channels=256):
@@ -42,14 +47,18 @@ class Pyramid(nn.Module):
         if any(2 * one not in wanted for one in list(wanted)[:-1]):
             raise ValueError(f'{type(cnn).__name__} has maps of strides {", ".join(map(str, wanted))}: a '
                              'pyramid needs each stride to be twice the one before')
-        self.strides, (self.indices, widths) = tuple(wanted), zip(*wanted.values())
+        strides, (self.indices, widths) = tuple(wanted), zip(*wanted.values())
+        self.is_pooled = strides[-1] == POOLED
+        self.strides = (*strides, 2 * POOLED) if self.is_pooled else strides
+        widths += widths[-1:] * self.is_pooled
         self.fpn = FeaturePyramidNetwork(list(widths), channels, LastLevelMaxPool())
         self.out_channels = channels  # torchvision asks for it
 
     def maps(self, images):
         with safe_convolutions(images.device):
             found = feature_maps(self.cnn, images)
-        return [found[index] for index in self.indices]
+        maps = [found[index] for index in self.indices]
+        return [*maps, F.max_pool2d(maps[-1], 2)] if self.is_pooled else maps
 
     def forward(self, images):
         maps = self.fpn({str(level): one for level, one in enumerate(self.maps(images))})

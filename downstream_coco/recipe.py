@@ -23,7 +23,7 @@ class Recipe(recipe.Recipe):
     def paper(self, options):
         return PAPER
 
-    def most_batch(self, papers, device):
+    def most_batch(self, options, papers, device):
         return PAPER['batch_size'] if device.type == 'cuda' else 2
 
     def length(self, options, papers, on_gpus):

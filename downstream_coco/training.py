@@ -122,7 +122,9 @@ class DetectorTraining(FineTuning):
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         kind = 'Mask R-CNN' if network.roi_heads.has_mask() else 'Faster R-CNN'
         widths = [block[0].in_channels for block in pyramid.fpn.inner_blocks]
-        levels = ', '.join(f'{stride} ({counted(width, "channel")})' for stride, width in zip(pyramid.strides, widths))
+        sizes = [counted(width, 'channel') for width in widths]
+        sizes[-1] += ', pooled from the one before' * pyramid.is_pooled
+        levels = ', '.join(f'{stride} ({size})' for stride, size in zip(pyramid.strides, sizes))
         unused = ', '.join(dict.fromkeys('.'.join(name.split('.')[1:-1][:2]) for name in network.unused))
         categories = counted(len(self.images.categories), 'category', 'categories')
         divided = ''
@@ -133,7 +135,7 @@ class DetectorTraining(FineTuning):
         return described([
             ('model', f'{kind} on {options.model}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of '
                       'them trained'),
-            ('pyramid', f'maps of stride {levels}, and one pooled; '
+            ('pyramid', f'maps of stride {levels}, and one pooled from the last; '
                         f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
             ('recipe', run.recipe),

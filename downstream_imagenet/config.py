@@ -8,12 +8,11 @@ from common.config import RunOptions, recipe_option, require, size
 from common.networks.users import USERS_NETWORKS, register
 from common.paths import require_file, require_weights
 from downstream_imagenet.layout import training_folder
-from downstream_imagenet.published import NAMED, NAMES, named_recipe, recipe_of
+from downstream_imagenet.published import MAES, NAMED, NAMES, PROBES, is_large, named_recipe, recipe_of
 
 # What is chosen when the number of images is known (downstream_imagenet/recipe.py).
 CHOSEN = ('recipe', 'batch_size', 'epochs', 'warmup_epochs', 'base_lr', 'lr', 'lr_steps', 'ema', 'accum')
 
-LARGE = 384  # pixels of a side, from which on images are augmented and cut as the paper does with large ones
 AUGMENTATIONS = 'trivial', 'v0', 'none'
 RAND_AUGMENT = re.compile(r'rand(-(m\d+|n[1-9]\d*|p(0?\.\d+|1)|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]))+')  # timm's notation
 
@@ -44,6 +43,8 @@ class Options(RunOptions):
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop_scale: tuple = option((0.08, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
+    crop_retries: bool = option(True, 'a random crop that does not lie in the image is drawn again, up to ten times; else it '
+                                'is cut to the image (MAE, in its linear probe)', 'data')
     test_size: int | tuple = option(None, 'side of a validation image in pixels, or height,width, as --eval and predict '
                                     'take it too; input_size if not given', 'data', parse=size)
     crop: float = option(None, 'share of an image in the evaluation crop; 0.95 if not given, from 384 px on '
@@ -78,8 +79,11 @@ class Options(RunOptions):
     recipe: str = recipe_option(**NAMES)
     warmup_epochs: float = option(None, "epochs of rising learning rate; the paper's, and at most a tenth of "
                                   'all, if not given', 'optimisation', ('wp_ep',), float)
-    final_lr: float = option(None, 'learning rate at the end of the cosine; 0.001 of the peak if not given', 'optimisation',
-                             parse=float)
+    lr_schedule: str = option('cosine', 'cosine: from 0.005 of the peak, down to final_lr at the last step. mae, as in the '
+                              'program of MAE: from 0, down to final_lr one step behind the last. With layer_decay the end is '
+                              "multiplied by a layer's share, as the rate is", 'optimisation', choices=('cosine', 'mae'))
+    final_lr: float = option(None, 'learning rate at the end of the cosine; 0.001 of the peak if not given, 0 with '
+                             '--lr_schedule=mae', 'optimisation', parse=float)
     lr_by_epoch: bool = option(False, 'the cosine falls between epochs only, not at each step', 'optimisation')
     lr_steps: tuple = option(None, 'epochs after which the learning rate falls to a tenth, such as 60,80, instead of along '
                              'a cosine', 'optimisation', parse=numbers)
@@ -124,9 +128,11 @@ class Options(RunOptions):
         for field in ('head_std', 'final_lr'):
             value = getattr(self, field)
             require(value is None or 0 < value < float('inf'), f'{field} must be more than 0, not {value}')
-        require(not self.freeze or self.recipe not in NAMED or self.recipe == 'linear_probe',
+        require(not self.freeze or self.recipe not in NAMED or self.recipe in PROBES,
                 f'--recipe={self.recipe} trains the whole network, and --freeze only a classifier on it: give '
-                '--recipe=linear_probe, or leave --freeze out')
+                '--recipe=linear_probe or mae_probe, or leave --freeze out')
+        require(self.lr_schedule == 'cosine' or not self.lr_by_epoch,
+                '--lr_schedule=mae falls at each step: leave --lr_by_epoch out')
         self.check_lr_steps()
 
     def check_lr_steps(self):
@@ -138,8 +144,8 @@ class Options(RunOptions):
                 f'lr_steps are numbers of epochs in ascending order, such as 60,80, not {steps}')
         require(self.epochs is None or steps[-1] < self.epochs,
                 f'lr_steps {steps} do not lie within {self.epochs} epochs: give others, or leave them out')
-        require(self.final_lr is None and not self.lr_by_epoch,
-                '--lr_steps is instead of a cosine: leave --final_lr and --lr_by_epoch out')
+        require(self.final_lr is None and not self.lr_by_epoch and self.lr_schedule == 'cosine',
+                '--lr_steps is instead of a cosine: leave --final_lr, --lr_by_epoch and --lr_schedule out')
 
     def require_paths(self):
         super().require_paths()
@@ -176,7 +182,7 @@ class Options(RunOptions):
 
     @property
     def is_large(self):
-        return min(self.size) >= LARGE
+        return is_large(self.size)
 
     @property
     def augmentation(self):
@@ -201,7 +207,9 @@ def recipe(given):
         if 'input_size' in given:
             options.pop('test_size', None)  # Validation images are as large as training images then.
     else:
-        _, options = recipe_of(model, given.get('input_size', 224))
+        name, options = recipe_of(model, given.get('input_size', 224))
+    if name in MAES and is_large(given.get('test_size', given.get('input_size', 224))):
+        options = {**options, 'crop': None}  # All of an image is resized then, as in the authors' evaluation.
     return {name: value for name, value in options.items() if name not in CHOSEN}
 
 

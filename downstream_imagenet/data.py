@@ -24,8 +24,8 @@ from common.seeds import seed_for
 from common.start import said_if_long
 from common.training.device import to_device
 from common.words import first_of, printable
-from downstream_imagenet.config import LARGE
 from downstream_imagenet.layout import training_folder
+from downstream_imagenet.published import is_large
 
 # The most images beside the folders of the classes, such as an overview of them, that are left out.
 LOOSE = 10
@@ -253,7 +253,7 @@ def training_transform(options):
     """The transform of a training image (paper, appendix): RandomResizedCrop, flip, and automatic
     augmentation.
     """
-    steps = [RandomCrop(options.size, options.crop_scale, options.flip)]
+    steps = [RandomCrop(options.size, options.crop_scale, options.flip, retries=options.crop_retries)]
     if options.augmentation != 'none':
         steps.append(Automatic(options))
     return Compose(steps)
@@ -299,7 +299,7 @@ def evaluation_transform(options):
     the square.
     """
     size = options.evaluated_size
-    if options.crop is None and min(size) >= LARGE:
+    if options.crop is None and is_large(size):
         return Resize(size, BICUBIC, antialias=True)
     return CentreCrop(size, 0.95 if options.crop is None else options.crop)
 

@@ -1,7 +1,8 @@
-"""Published recipes of fine-tuning, as options: those of SparK's paper, by network, and those that --recipe names.
+"""Published recipes of fine-tuning, as options: those of a paper for its networks, and those that --recipe names.
 
-The named recipes are what the authors of A2MIM (Li et al., ICML 2023) fine-tuned and probed with. They are for
-weights of any method, and each states every option in which it differs from the defaults.
+Those of networks are SparK's, and for ConvViTs ConvMAE's (Gao et al., NeurIPS 2022). The named recipes are what the
+authors of A2MIM (Li et al., ICML 2023) and of ConvMAE fine-tuned and probed with. They are for weights of any
+method, and each states every option in which it differs from the defaults.
 """
 CONVNEXT = {'batch_size': 4096, 'epochs': 400, 'warmup_epochs': 20.0, 'opt': 'adamw', 'base_lr': 2e-4,
             'layer_decay': 0.7, 'weight_decay': 0.01, 'mixup': 0.8, 'repeats': 3, 'drop_path': 0.3,
@@ -10,6 +11,12 @@ RESNET = {'batch_size': 2048, 'epochs': 300, 'warmup_epochs': 5.0, 'opt': 'lamb'
           'layer_decay': 0.7, 'weight_decay': 0.02, 'mixup': 0.1, 'repeats': 0, 'drop_path': 0.05,
           'ema': 0.9999}
 DEEPER_RESNET = {**RESNET, 'base_lr': 1e-3, 'layer_decay': 0.8, 'drop_path': 0.2}
+CONVVITS = 'convvit_small', 'convvit_base', 'convvit_large', 'convvit_huge'
+# ConvMAE's, by its authors' instructions (arXiv 2205.03892), which derive from MAE's program for base networks.
+MAE = {'batch_size': 1024, 'epochs': 100, 'warmup_epochs': 5.0, 'opt': 'adamw', 'base_lr': 5e-4, 'lr_schedule': 'mae',
+       'final_lr': 1e-6, 'weight_decay': 0.05, 'layer_decay': 0.65, 'drop_path': 0.1, 'augment': 'rand-m9-mstd0.5-inc1',
+       'erase': 0.25, 'repeats': 0, 'crop': 0.875, 'mixup': 0.8, 'cutmix': 1.0, 'smoothing': 0.1, 'loss': 'ce', 'ema': 0.0,
+       'head_std': 2e-5}
 RECIPES = {
     'convnext_small': CONVNEXT,
     'convnext_base': {**CONVNEXT, 'base_lr': 1e-4, 'drop_path': 0.4},
@@ -21,6 +28,7 @@ RECIPES = {
     'resnet101': DEEPER_RESNET,
     'resnet152': DEEPER_RESNET,
     'resnet200': DEEPER_RESNET,
+    **dict.fromkeys(CONVVITS, MAE),
 }
 
 # ResNet strikes back (Wightman et al. 2021, arXiv 2110.00476). base_lr is the peak rate for 256 images: the peaks at
@@ -44,13 +52,24 @@ LINEAR_PROBE = {'freeze': True, 'probe_norm': False, 'batch_size': 256, 'epochs'
                 'opt': 'sgd', 'base_lr': 30.0, 'weight_decay': 0.0, 'drop_path': None, 'augment': 'none',
                 'erase': 0.0, 'repeats': 0, 'crop': 0.875, 'mixup': 0.0, 'cutmix': 0.0, 'smoothing': 0.0,
                 'loss': 'ce', 'ema': 0.0}
+# ConvMAE's, by its authors' instructions, after MAE's (arXiv 2111.06377, appendix A.1). The features are normalised
+# over their channels, then over the batch.
+MAE_PROBE = {'freeze': True, 'probe_norm': True, 'batch_size': 4096, 'epochs': 90, 'warmup_epochs': 10.0, 'opt': 'lars',
+             'base_lr': 0.1, 'lr_schedule': 'mae', 'weight_decay': 0.0, 'drop_path': None, 'augment': 'none',
+             'crop_retries': False, 'erase': 0.0, 'repeats': 0, 'crop': 0.875, 'mixup': 0.0, 'cutmix': 0.0,
+             'smoothing': 0.0, 'loss': 'ce', 'ema': 0.0}
 NAMED = {'rsb_a2': RSB_A2, 'rsb_a3': RSB_A3, 'a2mim_convnext': A2MIM_CONVNEXT, 'a2mim_vit': A2MIM_VIT,
-         'linear_probe': LINEAR_PROBE}
+         'linear_probe': LINEAR_PROBE, 'mae': MAE, 'mae_probe': MAE_PROBE}
+PROBES = 'linear_probe', 'mae_probe'
+MAES = 'mae', 'mae_probe', *CONVVITS
 NAMES = {'rsb_a2': 'all options of the procedure A2 for ResNets, ResNet strikes back (300 epochs)',
          'rsb_a3': 'those of its A3 (100 epochs, 160 px)',
          'a2mim_convnext': "those of A2MIM's authors for ConvNeXts (300 epochs)",
          'a2mim_vit': 'and for vision transformers (200, 100 and 150 epochs for small, base and large)',
-         'linear_probe': 'those of a linear classifier on frozen features, with SGD'}
+         'linear_probe': 'those of a linear classifier on frozen features, with SGD',
+         'mae': "those of ConvMAE's authors, which are MAE's for base networks (100 epochs)",
+         'mae_probe': 'theirs of a linear classifier on frozen features, with LARS (90 epochs)'}
+LARGE = 384  # pixels of a side, from which on the recipes are others
 DROP_SHARES = 0.6, 0.8  # of the epochs of a linear probe, after which its rate falls: 60 and 80 of 100
 
 A2_DROP_PATH = {'resnet50': 0.05, 'resnet101': 0.1, 'resnet152': 0.15, 'resnet200': 0.2}
@@ -60,14 +79,18 @@ OF_VIT = {'small': {'epochs': 200, 'ema': 0.0}, 'base': {}, 'large': {'epochs': 
 
 
 def papers_recipe(model, input_size=224):
-    """The name of the recipe of SparK's paper for a model; None if there is none. input_size: in pixels, or
-    (height, width).
+    """The name of the recipe of a model's paper, SparK's or ConvMAE's; None if there is none. input_size: in pixels,
+    or (height, width).
     """
     name = without_tag(model)
-    shorter_side = min(input_size) if isinstance(input_size, tuple) else input_size
-    if name == 'convnext_large' and shorter_side >= 384:
+    if name == 'convnext_large' and is_large(input_size):
         name = 'convnext_large at 384 px'
     return name if name in RECIPES else None
+
+
+def is_large(size):
+    """Whether images of a size, a side in pixels or (height, width), count as large in all recipes."""
+    return (min(size) if isinstance(size, tuple) else size) >= LARGE
 
 
 def without_tag(model):
@@ -76,9 +99,12 @@ def without_tag(model):
 
 
 def relatives_recipe(cnn):
-    """The name of the recipe for any other network: ResNet-50's if most of its norms are BatchNorms, else
-    ConvNeXt-S's.
+    """The name of the recipe for any other network: that of convvit_base for a ConvViT, ResNet-50's if most of its
+    norms are BatchNorms, else ConvNeXt-S's.
     """
+    from common.convvit import ConvViT  # here, as it needs torch
+    if isinstance(cnn, ConvViT):
+        return 'convvit_base'
     return 'resnet50' if has_batchnorm(cnn) else 'convnext_small'
 
 
@@ -92,8 +118,8 @@ def has_batchnorm(cnn):
 
 
 def recipe_of(model, input_size=224):
-    """(the name of the recipe of SparK's paper for a model or for its relative, its options). Raises ValueError
-    for a name that timm does not know.
+    """(the name of the paper's recipe for a model or for its relative, its options). Raises ValueError for a name that
+    timm does not know.
 
     A network that is not the paper's is made, to look at it; only this loads torch.
     """
@@ -102,6 +128,8 @@ def recipe_of(model, input_size=224):
         return name, RECIPES[name]
     cnn, has_drop_path = network_to_look_at(model)
     name = relatives_recipe(cnn)
+    if name == 'convvit_base':
+        return name, RECIPES[name]
     drop_path = {'resnet50': 0.05, 'convnext_small': 0.1}[name] if has_drop_path else None
     return name, {**RECIPES[name], 'layer_decay': None, 'drop_path': drop_path}
 
@@ -126,11 +154,11 @@ def named_recipe(name, model):
     options = dict(NAMED[name])
     if name == 'a2mim_vit':
         return {**options, **OF_VIT[size_of_vit(model)]}
-    if name == 'linear_probe':
+    if name in PROBES:
         return options
     of_model = {'rsb_a2': A2_DROP_PATH, 'rsb_a3': dict.fromkeys(A2_DROP_PATH, 0.0),
-                'a2mim_convnext': CONVNEXT_DROP_PATH}[name]
-    of_others = {'rsb_a2': 0.05, 'rsb_a3': 0.0, 'a2mim_convnext': 0.1}[name]
+                'a2mim_convnext': CONVNEXT_DROP_PATH, 'mae': dict.fromkeys(CONVVITS, 0.1)}[name]
+    of_others = {'rsb_a2': 0.05, 'rsb_a3': 0.0, 'a2mim_convnext': 0.1, 'mae': 0.1}[name]
     options['drop_path'] = drop_path_for(model, of_model, of_others)
     if name == 'rsb_a2' and without_tag(model) == 'resnet50':
         options |= {'ema': 0.9999, 'ema_warmup': 20.0}

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from common.training.finetuning import FineTuningRun
-from common.training.schedule import Cosine, CosineToRate, Drop
+from common.training.schedule import Cosine, CosineToRate, Drop, HalfCosine
 from downstream_imagenet.config import Options
 from downstream_imagenet.published import NAMED
 from downstream_imagenet.recipe import fitting
@@ -38,6 +38,8 @@ class Run(FineTuningRun):
         if options.lr_steps is not None:
             epochs = self.first_end / self.per_epoch  # A run that was given more falls at the same shares of them.
             return Drop(tuple(epoch / epochs for epoch in options.lr_steps), start)
+        if options.lr_schedule == 'mae':
+            return HalfCosine((options.final_lr or 0.0) / options.peak_lr)
         if options.final_lr is None and not options.lr_by_epoch:
             return Cosine(start, end)
         final = end * options.peak_lr if options.final_lr is None else options.final_lr

@@ -118,6 +118,7 @@ class ClassifierTraining(FineTuning):
         clipping = 'not clipped' if options.clipping == float('inf') else f'clipped to norm {options.clipping:g}'
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
+        crops += '' if options.crop_retries else ', drawn once'
         where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
         if options.val_fraction is not None:
             where = f' (held out of the same, --val_fraction={options.val_fraction:g})'
@@ -202,7 +203,7 @@ class ClassifierTraining(FineTuning):
         name = self.options.recipe
         if name in ('rsb_a2', 'rsb_a3', 'a2mim_convnext') and is_transformer(self.cnn):
             yield f'{name} is for CNNs, and {self.options.model} is a vision transformer: --recipe=a2mim_vit is for such'
-        elif name == 'a2mim_convnext' and has_batchnorm(self.cnn):
+        elif name in ('a2mim_convnext', 'mae') and has_batchnorm(self.cnn):
             yield (f'{name} is for networks with LayerNorm, and {self.options.model} has BatchNorm: --recipe=rsb_a2 and '
                    'rsb_a3 are for such')
         if name in NAMED:

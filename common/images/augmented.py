@@ -46,21 +46,42 @@ class Crop:
 class RandomCrop:
     """RandomResizedCrop to (height, width), and a flip of half of the images.
 
-    scale: (from, to), the area of the crop as a share of the image. interpolation: as of Crop.
+    scale: (from, to), the area of the crop as a share of the image. interpolation: as of Crop. retries: whether
+    a box that does not lie in the image is drawn again, up to ten times (torchvision's); else it is cut to the image's
+    sides, as in the linear probe of MAE.
     """
     size: tuple
     scale: tuple = (0.67, 1.0)
     flip: bool = True
     interpolation: str = 'bicubic'
+    retries: bool = True
 
     def draw(self, height, width):
         """Draw the Crop of an image of that size."""
         ratio = (3 / 4, 4 / 3)
-        box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, ratio)
+        if self.retries:
+            box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, ratio)
+        else:
+            box = box_in_one_draw(height, width, self.scale, ratio)
         return Crop(box, self.size, self.flip and bool(torch.rand(()) < 0.5), self.interpolation)
 
     def __call__(self, image):
         return self.draw(*F.get_dimensions(image)[1:])(image)
+
+
+def box_in_one_draw(height, width, scale, ratio):
+    """A random box (top, left, height, width) in an image.
+
+    Its area as a share of the image, and its width over its height, are drawn once, uniformly from `scale` and
+    log-uniformly from `ratio`. A side that is longer than the image's is cut.
+    """
+    area = height * width * torch.empty(()).uniform_(*scale).item()
+    shape = math.exp(torch.empty(()).uniform_(math.log(ratio[0]), math.log(ratio[1])).item())
+    box_height = min(max(round(math.sqrt(area / shape)), 1), height)
+    box_width = min(max(round(math.sqrt(area * shape)), 1), width)
+    top = torch.randint(height - box_height + 1, ()).item()
+    left = torch.randint(width - box_width + 1, ()).item()
+    return top, left, box_height, box_width
 
 
 @dataclass(frozen=True)

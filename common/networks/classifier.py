@@ -2,6 +2,7 @@
 import torch
 from torch import nn
 
+from common.networks.autoencoders import with_linear_classifier
 from common.networks.create import create_cnn, without_values
 from common.networks.keys import below, is_within, places_of
 from common.networks.openmmlab import join_classifier
@@ -39,7 +40,7 @@ def num_classes_in(state, cnn, classifier, which=None):
                 if which is None or is_within(which, prefix)]
     if not prefixes:
         return None
-    entries = to_timm(below(state, prefixes[0]), cnn)
+    entries, _ = with_linear_classifier(to_timm(below(state, prefixes[0]), cnn), cnn)
     numbers = {entries[key].shape[0] if key in entries and entries[key].ndim else None for key in classifier}
     number = numbers.pop() if len(numbers) == 1 else None
     return number or None

@@ -6,6 +6,7 @@ import timm
 import torch
 from timm.layers import DropPath
 
+from common import convvit  # noqa: F401  (registers its networks with timm)
 from common.networks import vits  # noqa: F401  (registers them with timm)
 
 
@@ -62,6 +63,18 @@ def size_arguments(name, input_size, arguments):
     return given
 
 
+def is_made_for_one_size(name, size, in_chans=3):
+    """Whether timm makes a network for images of one size, as it is for (height, width), and it takes no others as well."""
+    height, width = size
+    return bool(size_arguments(name, (2 * height, 2 * width), {'in_chans': in_chans}))
+
+
+def module_of(name):
+    """Return the name of the module that registers a network which timm itself has not, else None."""
+    module = timm.model_entrypoint(name).__module__
+    return None if module.split('.')[0] == 'timm' else module
+
+
 def may_have_one_size(name, size):
     """Whether a network may take images of one size alone, and that is another one.
 
@@ -74,8 +87,10 @@ def may_have_one_size(name, size):
 
 
 def takes_size(name, size, arguments):
-    """Whether a network, as it is made without a size, takes images of one. Where it can be made on the meta
-    device, nothing is computed.
+    """Whether a network, as it is made without a size, takes images of one as well as if it was made for them.
+
+    It does not where it has timm's `set_input_size`, by which it keeps something for one size. Where it can be
+    made on the meta device, nothing is computed.
     """
     try:
         cnn = without_values(lambda: timm.create_model(name, **arguments)).eval()
@@ -86,7 +101,7 @@ def takes_size(name, size, arguments):
             cnn(torch.zeros(1, arguments['in_chans'], *size, device=next(cnn.parameters()).device))
     except Exception:  # whatever a network can raise
         return False
-    return True
+    return not hasattr(cnn, 'set_input_size')
 
 
 def can_create(name, **arguments):

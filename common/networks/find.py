@@ -5,6 +5,7 @@ The network is found by its own names, so that the file may have any layout. Wha
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from common.networks.autoencoders import remark, sort_out
 from common.networks.comparison import Comparison, compare_entries, describe_misfit
 from common.networks.input_channels import adapted_conv, input_convs
 from common.networks.keys import beginnings, below, is_average, is_below, is_within, label_of, places_of
@@ -21,7 +22,8 @@ class Network:
     entries: {key: tensor} under the network's own names. prefix: what stands before its names in the file.
     beside: names of what else the file holds. adapted: {key: channels in the file} of the convolutions that
     were adapted to the channels of the images. notes: sentences on what else was done with the file.
-    comparison: of the entries with the module that they are for.
+    comparison: of the entries with the module that they are for. left_out: keys below the prefix that the module
+    has no use for.
     """
     entries: dict
     prefix: str
@@ -29,6 +31,7 @@ class Network:
     adapted: dict
     notes: tuple
     comparison: Comparison
+    left_out: tuple = ()
 
     def is_beside(self, name, others):
         """Whether it is called `name` in a larger module that has the `others`, a set of names, too.
@@ -37,13 +40,15 @@ class Network:
         """
         prefix = self.prefix.rpartition('/')[2]
         outer = prefix.removesuffix(name)
-        return prefix.endswith(name) and others <= {label.removeprefix(outer) for label in self.beside}
+        labels = (*self.beside, *(label_of(prefix + key, prefix) for key in self.left_out))
+        return prefix.endswith(name) and others <= {label.removeprefix(outer) for label in labels}
 
 
 def find_cnn(cnn, state, may_miss=(), **given):
     """Find a timm network in a flat dictionary, under any names that are known. As `find_network`.
 
-    The mask token of a pretraining, which some libraries keep in the network, is left out.
+    The mask token of a pretraining, which some libraries keep in the network, is left out, and so is the decoder of
+    MAE and ConvMAE, which their files have beside the layers of the network.
     """
     def prepare(state):
         return join_classifier(state, cnn)
@@ -51,11 +56,14 @@ def find_cnn(cnn, state, may_miss=(), **given):
     def convert(entries):
         return to_timm(entries, cnn)
 
-    return find_network(cnn, state, may_miss, prepare=prepare, convert=convert, names=spellings(cnn),
+    def separate(entries):
+        return sort_out(entries, cnn)
+
+    return find_network(cnn, state, may_miss, prepare=prepare, separate=separate, convert=convert, names=spellings(cnn),
                         extras=TOKENS, **given)
 
 
-def find_network(module, state, may_miss=(), *, prepare=None, convert=None, names=None, extras=(),
+def find_network(module, state, may_miss=(), *, prepare=None, separate=None, convert=None, names=None, extras=(),
                  path='the given object', which=None, channels=None, adapt=False):
     """Find the network in a flat dictionary of tensors (`unwrap`) that fits a module strictly.
 
@@ -67,6 +75,7 @@ def find_network(module, state, may_miss=(), *, prepare=None, convert=None, name
     Args:
         may_miss: names of parameters; see `compare_entries`.
         prepare: function that moves entries in the flat dictionary to below the prefix of the network.
+        separate: function of the entries below a prefix that returns (entries, keys that are left out, sentences).
         convert: function of a dictionary that renames entries to the module's names. None if they have them.
         names: what the entries may be called in the file. None for the module's own names.
         extras: names in the file that are left out, where the module has none of these names.
@@ -85,14 +94,16 @@ def find_network(module, state, may_miss=(), *, prepare=None, convert=None, name
     failure = None
     for prefix in candidates(state, own if names is None else names, len(own), path, which):
         try:
-            entries = {key: value for key, value in below(state, prefix).items() if key not in extras}
+            entries, left_out, notes = separate(below(state, prefix)) if separate else (below(state, prefix), (), ())
+            entries = {key: value for key, value in entries.items() if key not in extras}
             entries = convert(entries) if convert else entries
         except ValueError as error:
             failure = failure or error
             continue
-        beside = tuple(label_of(prefix + key, prefix) for key in extras if prefix + key in state)
+        beside = tuple(label_of(prefix + key, prefix) for key in extras
+                       if prefix + key in state and key not in left_out)
         network = adapted_network(module, entries, channels if adapt else None, may_miss)
-        tried[prefix] = replace(network, prefix=prefix, beside=beside)
+        tried[prefix] = replace(network, prefix=prefix, beside=beside, left_out=left_out, notes=(*notes, *network.notes))
     if not tried:
         raise failure
     fitting = fitting_networks(module, state, tried, may_miss)
@@ -190,6 +201,9 @@ def explain(module, network, state, channels, adapt):
     text += f'\n  The keys of the file begin with {beginnings(state)}'
     if network.prefix:
         text += f"; the network was looked for below '{network.prefix}'"
+    hint = remark(module, comparison.unexpected)
+    if hint:
+        text += f'\n  {hint}'
     if comparison.mismatched and adapt:
         text += (f'\n  --adapt_input_conv adapts convolutions in one group over the {channels} channels of '
                  'the image itself, no other layers')

@@ -14,13 +14,21 @@ CONVNEXTS = {(9, 96): 'convnext_tiny', (27, 96): 'convnext_small', (27, 128): 'c
 # (blocks, channels) -> the name of A2MIM's ViT
 VITS = {(8, 768): 'beit_abs_small_patch16_224', (12, 768): 'beit_abs_base_patch16_224',
         (24, 1024): 'beit_abs_large_patch16_224'}
+# (blocks, channels, pixels of a patch's side) -> timm's name of the ViTs of MAE
+PLAIN_VITS = {(12, 768, 16): 'vit_base_patch16_224', (24, 1024, 16): 'vit_large_patch16_224',
+              (32, 1280, 14): 'vit_huge_patch14_224'}
+# (channels of the first stage, blocks and channels of the third) -> the name of ConvMAE's network
+CONVVITS = {(128, 11, 384): 'convvit_small', (256, 11, 768): 'convvit_base', (384, 23, 1024): 'convvit_large',
+            (768, 31, 1280): 'convvit_huge'}
 CONVNEXT_CONV = r'(?:0\.dwconv|0\.depthwise_conv|blocks\.0\.conv_dw)'
 FIRST_BLOCK = re.compile(rf'layer1\.0\.conv1\.weight|stages\.0\.{CONVNEXT_CONV}\.weight|'
-                         r'(?:layers|blocks)\.0\.attn\.relative_position_bias_table')
+                         r'(?:layers|blocks)\.0\.attn\.relative_position_bias_table|'
+                         r'(?<!\w)patch_embed1?\.proj\.weight')
 
 
 def guess_model(state):
-    """Return the name of the plain ResNet, ConvNeXt or ViT of A2MIM whose tensors a flat dictionary holds.
+    """Return the name of the plain ResNet, ConvNeXt, ViT of A2MIM or MAE, or ConvViT whose tensors a flat dictionary
+    holds.
 
     None for other networks. The keys may be timm's, OpenMMLab's or the ConvNeXt authors', behind any prefix.
     It is a guess by the numbers of blocks and channels, which the strict load that follows confirms or
@@ -31,7 +39,8 @@ def guess_model(state):
         return None
     prefix = first[:FIRST_BLOCK.search(first).start()]
     entries = below(state, prefix)
-    return guess_resnet(entries) or guess_convnext(entries) or guess_vit(entries)
+    return guess_resnet(entries) or guess_convnext(entries) or guess_vit(entries) or guess_plain_vit(entries) \
+        or guess_convvit(entries)
 
 
 def guess_resnet(entries):
@@ -56,3 +65,22 @@ def guess_vit(entries):
     matches = (re.match(r'(?:layers|blocks)\.(\d+)\.attn\.relative_position_bias_table', key) for key in entries)
     blocks = {match[1] for match in matches if match}
     return VITS.get((len(blocks), positions.shape[-1])) if positions is not None else None
+
+
+def guess_plain_vit(entries):
+    first = entries.get('patch_embed.proj.weight')
+    if first is None or first.ndim != 4 or any('relative_position_bias_table' in key for key in entries):
+        return None
+    return PLAIN_VITS.get((number_of_blocks(entries, 'blocks'), len(first), first.shape[2]))
+
+
+def guess_convvit(entries):
+    """Heads cannot be seen: they are those of the network that has these channels and blocks."""
+    first, qkv = entries.get('patch_embed1.proj.weight'), entries.get('blocks3.0.attn.qkv.weight')
+    if first is None or qkv is None:
+        return None
+    return CONVVITS.get((len(first), number_of_blocks(entries, 'blocks3'), qkv.shape[-1]))
+
+
+def number_of_blocks(entries, name):
+    return len({key.split('.')[1] for key in entries if key.startswith(f'{name}.')})

@@ -62,8 +62,8 @@ def load_found(module, network, may_miss=()):
     own = module.state_dict()
     adapted = tuple(f'{key} is adapted from images of {channels} channels to {own[key].shape[1]}'
                     for key, channels in network.adapted.items())
-    return Loaded(loaded.matched, loaded.missing, loaded.left_out, network.prefix, network.beside, adapted,
-                  network.notes)
+    left_out = (*loaded.left_out, *network.left_out)
+    return Loaded(loaded.matched, loaded.missing, left_out, network.prefix, network.beside, adapted, network.notes)
 
 
 def load_classifier(cnn, source, model, size, in_chans=3, adapt=False):

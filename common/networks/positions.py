@@ -1,5 +1,11 @@
 """Learned positions of transformers, for images of another size than the weights were made with."""
+import math
+
+import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+
+from common.convvit import ConvViT
+from common.convvit import resized as resized_map
 
 POSITIONS = 'pos_embed'
 TABLE = 'relative_position_bias_table'
@@ -8,8 +14,9 @@ TABLE = 'relative_position_bias_table'
 def resized_positions(module, entries):
     """Resize the positions and the tables of relative positions that are for another grid of patches.
 
-    It is done as timm does where it loads its own weights (`checkpoint_filter_fn` of its ViTs and Swins). What
-    was learned is taken to be of a square grid, since a file does not say.
+    It is done as timm does where it loads its own weights (`checkpoint_filter_fn` of its ViTs and Swins), and for a
+    ConvViT as that does for images of another size. A file does not say of which grid they are: they are taken to be
+    of one in the proportions of the network's, or, where their number fits none, of a square one.
 
     Args:
         module: has the network in it.
@@ -35,16 +42,35 @@ def resized_positions(module, entries):
 
 def resized_embedding(network, value, shape):
     """Resize the positions (1, prefix + h*w, C) of a network. Returns (tensor, old grid, new grid), or None."""
-    grid = getattr(getattr(network, 'patch_embed', None), 'grid_size', None)
+    grid = grid_of(network)
     if grid is None or value.ndim != 3 or len(shape) != 3:
         return None
     if value.shape[0] != 1 or value.shape[2] != shape[2]:
         return None
     num_prefix = shape[1] - grid[0] * grid[1]
-    side = square_root(value.shape[1] - num_prefix)
-    if num_prefix < 0 or side is None:
+    old = old_grid(value.shape[1] - num_prefix, grid)
+    if num_prefix < 0 or old is None:
         return None
-    return resample_abs_pos_embed(value, grid, (side, side), num_prefix), (side, side), tuple(grid)
+    if isinstance(network, ConvViT):
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        return resized_map(wide, old, grid).to(value.dtype), old, grid
+    return resample_abs_pos_embed(value, grid, old, num_prefix), old, grid
+
+
+def grid_of(network):
+    """Return the grid (h, w) of the patches of a transformer, None for another network."""
+    grid = network.grid if isinstance(network, ConvViT) else getattr(getattr(network, 'patch_embed', None), 'grid_size', None)
+    return None if grid is None else tuple(grid)
+
+
+def old_grid(number, new):
+    """Return the likely grid (h, w) of so many patches: in the proportions of another grid, else a square; or None."""
+    unit = math.gcd(*new)
+    for height, width in ((new[0] // unit, new[1] // unit), (1, 1)):
+        times = square_root(number / (height * width))
+        if times is not None:
+            return height * times, width * times
+    return None
 
 
 def resized_table(attention, value, shape):

@@ -1,4 +1,5 @@
 """Files that a run writes and reads back. They are written whole or not at all, and read as plain data."""
+import argparse
 import itertools
 import os
 import pickle
@@ -18,6 +19,7 @@ from common.words import first_of
 
 # The most bytes of the part of a checkpoint that is not tensors; of the largest networks it has some 100 kB.
 LARGEST_PICKLE = 2 ** 26
+PLAIN_CLASSES = (argparse.Namespace,)  # read from a file, besides those that torch allows
 VERSION = 2  # Version 1 had neither a fingerprint of the data nor steps that were left out.
 
 
@@ -251,6 +253,9 @@ def read_plain(path):
     """The content of a file of torch or safetensors, on the CPU: tensors and plain data only, so that no code
     can run.
 
+    Plain data includes argparse.Namespace, which programs such as MAE's keep beside the weights: it has attributes
+    and does nothing. It comes back as such, so that nothing takes it for a dictionary of weights.
+
     Raises ValueError for a file that is missing, damaged, or holds anything else.
     """
     require_file(path)
@@ -258,7 +263,8 @@ def read_plain(path):
         if Path(path).suffix == '.safetensors':
             return load_file(path)
         check_archive(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(PLAIN_CLASSES):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(refusal(path)) from error
     except Exception as error:  # A damaged file can make torch raise anything.
@@ -269,7 +275,8 @@ def read_plain(path):
 def refusal(path):
     """Say why a file is refused, and how what is plain in it is saved alone."""
     try:
-        objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals(PLAIN_CLASSES):
+            objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # It is no archive as torch writes them.
         objects = []
     if not objects:

@@ -2,13 +2,15 @@
 
 The networks of the paper follow the paper's rule; others timm's own layer groups (`group_matcher`), and
 networks that have none the order of their modules. The last norm of a vision transformer is in the layer of the
-classifier, as in BEiT and MAE; timm has it in that of the last block.
+classifier, as in BEiT and MAE; timm has it in that of the last block. Layers of a ConvViT are counted as by the
+authors of ConvMAE: all in front of the transformer is the first one.
 """
 import timm.models.convnext
 import timm.models.resnet
 from timm.models import group_parameters
 from torch import nn
 
+from common.convvit import ConvViT
 from common.training.optim import is_exempt
 
 # a group, layers 2 and 3
@@ -30,7 +32,7 @@ def layers_of(cnn):
         last = max(layers.values())
         if is_transformer(cnn):
             layers |= {name: last for name in layers if name.startswith('norm.')}
-        return layers, last, "timm's"
+        return layers, last, "ConvMAE's" if isinstance(cnn, ConvViT) else "timm's"
     return (*_in_order(cnn), 'the order of its modules')
 
 
@@ -40,11 +42,11 @@ def is_transformer(network):
 
 
 def without_decay(network):
-    """Return the names of parameters of a vision transformer to which timm gives no weight decay: the class token
-    and what was learned of positions. Empty for other networks.
+    """Return the names of parameters of a vision transformer or a ConvViT that get no weight decay by the network's
+    own word: the class token and what was learned of positions. Empty for other networks.
     """
-    names = network.no_weight_decay() if is_transformer(network) and hasattr(network, 'no_weight_decay') else ()
-    return set(names)
+    is_asked = is_transformer(network) or isinstance(network, ConvViT)
+    return set(network.no_weight_decay()) if is_asked and hasattr(network, 'no_weight_decay') else set()
 
 
 def _resnet(cnn, depths, group2, group3):

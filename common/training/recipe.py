@@ -115,8 +115,8 @@ class Recipe:
         """
         return name != 'auto'
 
-    def most_batch(self, papers, device):
-        """The largest batch that the rule chooses. papers: what `paper` gives."""
+    def most_batch(self, options, papers, device):
+        """The largest batch that the rule chooses. papers: what `paper` gives for the options."""
         return most_on(device, papers['batch_size'])
 
     def length(self, options, papers, on_gpus):
@@ -138,7 +138,7 @@ class Recipe:
     def automatic(self, options, images, ranks):
         """The options with all that the rule chooses. images: the number of training images."""
         papers = self.paper(options)
-        batch = batch_for(images, ranks.size, self.most_batch(papers, ranks.device), self.least_batch)
+        batch = batch_for(images, ranks.size, self.most_batch(options, papers, ranks.device), self.least_batch)
         options = filled(options, {'batch_size': batch})
         length = self.length(options, papers, ranks.device.type == 'cuda')
         options = filled(options, {'epochs': epochs_for(images, options.batch_size, *length)})

@@ -3,7 +3,7 @@
 Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, of downstream_imagenet/run.py, and
 of `FineTuningRun` in common/training/finetuning.py.
 
-A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate` or a `Drop`. Its method
+A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate`, a `HalfCosine` or a `Drop`. Its method
 `parts(step, steps, warmup_steps)` gives two numbers, (share, floor): the learning rate is floor + share * peak.
 `steps` is the number of steps of the whole curve, and `warmup_steps` that of its rising part. A group of parameters
 whose peak is a share of the others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the
@@ -99,6 +99,27 @@ class CosineToRate:
     @property
     def again(self):
         return CosineToRate(self.start, self.end, self.steps_per_epoch, rises_from_end=True)
+
+
+@dataclass(frozen=True)
+class HalfCosine:
+    """MAE's curve: linear from 0 to the peak, then half a cosine, which reaches its end one step behind the last.
+
+    end: a share of the peak. As there is no floor, a group of parameters ends at its own share of that. start: a share
+    of the peak too; not 0 where a finished run goes on.
+    """
+    end: float = 0.0
+    start: float = 0.0
+
+    def parts(self, step, steps, warmup_steps):
+        if step < warmup_steps:
+            return self.start + (1 - self.start) * step / warmup_steps, 0.0
+        done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+        return self.end + (1 - self.end) * (0.5 + 0.5 * math.cos(math.pi * done)), 0.0
+
+    @property
+    def again(self):
+        return HalfCosine(self.end, start=self.end)
 
 
 @dataclass(frozen=True)

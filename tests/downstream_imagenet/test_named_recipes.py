@@ -11,6 +11,7 @@ from PIL import Image
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
+import tests.small_convvit  # noqa: F401
 from common.distributed import Ranks
 from common.images.augmented import Augmented
 from common.training.finetuning import Average
@@ -21,7 +22,7 @@ from downstream_imagenet.config import recommended
 from downstream_imagenet.data import evaluation_transform, find_labelled, training_transform
 from downstream_imagenet.linear import mae_recipe
 from downstream_imagenet.main import fine_tune
-from downstream_imagenet.published import NAMED
+from downstream_imagenet.published import NAMED, PROBES
 from downstream_imagenet.recipe import Recipe, unfit
 from downstream_imagenet.run import Run
 from tests.conftest import ROOT, Stop, same, stop_after
@@ -39,11 +40,19 @@ LIKE_CONVNEXT = {'opt': 'adamw', 'weight_decay': 0.05, 'final_lr': 1e-6, 'lr_by_
                  'mixup': 0.8, 'cutmix': 1, 'smoothing': 0.1, 'loss_name': 'ce', 'ema_warmup': 0, 'head_std': 0.01}
 CONVNEXT = {**LIKE_CONVNEXT, 'batch_size': 4096, 'epochs': 300, 'warmup': 5, 'clipping': math.inf, 'peak_lr': 4e-3,
             'layer_decay': 1, 'repeats': 0, 'ema': 0.9999}
+MAE = {**LIKE_CONVNEXT, 'batch_size': 1024, 'epochs': 100, 'warmup': 5, 'clipping': math.inf, 'peak_lr': 2e-3,
+       'layer_decay': 0.65, 'repeats': 0, 'ema': 0, 'drop_path': 0.1, 'head_std': 2e-5, 'lr_schedule': 'mae',
+       'crop_retries': True, 'freeze': False, 'crop_scale': (0.08, 1.0)}
 VIT = {**LIKE_CONVNEXT, 'batch_size': 1024, 'warmup': 20, 'clipping': 5, 'peak_lr': 2.5e-3, 'layer_decay': 0.65,
        'drop_path': 0.1}
 PROBE = {'freeze': True, 'probe_norm': False, 'batch_size': 256, 'epochs': 100, 'warmup': 0, 'opt': 'sgd', 'peak_lr': 30,
          'weight_decay': 0, 'clipping': math.inf, 'lr_steps': (60, 80), 'augmentation': 'none', 'erase': 0, 'mixup': 0,
          'cutmix': 0, 'smoothing': 0, 'loss_name': 'ce', 'ema': 0, 'repeats': 0, 'size': (224, 224)}
+
+MAE_PROBE = {'freeze': True, 'probe_norm': True, 'batch_size': 4096, 'epochs': 90, 'warmup': 10, 'opt': 'lars', 'peak_lr': 1.6,
+             'weight_decay': 0, 'clipping': math.inf, 'lr_schedule': 'mae', 'final_lr': None, 'augmentation': 'none',
+             'erase': 0, 'mixup': 0, 'cutmix': 0, 'smoothing': 0, 'loss_name': 'ce', 'ema': 0, 'repeats': 0, 'size': (224, 224),
+             'evaluated_size': (224, 224), 'crop': 0.875, 'crop_scale': (0.08, 1.0), 'crop_retries': False, 'flip': True}
 
 
 def settled(recipe, model, images=1_281_167, device='cuda', **given):
@@ -78,7 +87,13 @@ def run_of(options, images=1_281_167):
     ('a2mim_vit', 'test_vit', {**VIT, 'epochs': 200, 'ema': 0, 'repeats': 0}),
     ('a2mim_vit', 'vit_base_patch16_224', {**VIT, 'epochs': 100, 'ema': 0.99996, 'repeats': 0}),
     ('a2mim_vit', 'vit_large_patch16_224', {**VIT, 'epochs': 150, 'ema': 0.99996, 'repeats': 3}),
-    ('linear_probe', 'resnet50', PROBE)])
+    ('linear_probe', 'resnet50', PROBE),
+    ('mae', 'test_vit', MAE),
+    ('mae', 'your_convnet', {**MAE, 'drop_path': None}),
+    ('paper', 'convvit_base', MAE),
+    ('paper', 'convvit_small', MAE),
+    ('paper', 'tiny_convvit', MAE),  # another ConvViT has the same
+    ('mae_probe', 'convvit_base', MAE_PROBE)])
 def test_a_recipe_has_the_values_of_the_table(recipe, model, expected):
     assert values(settled(recipe, model), expected) == expected
 
@@ -93,6 +108,18 @@ def test_what_is_given_stands_above_the_recipe():
     assert settled('rsb_a3', 'resnet50', epochs=20).warmup == 2  # a tenth
     assert settled('a2mim_vit', 'test_vit', epochs=20).warmup == 2
     assert settled('linear_probe', 'resnet50', epochs=10).lr_steps == (6, 8)
+    assert settled('mae_probe', 'tiny_convvit', epochs=45).warmup == 5 and settled('mae', 'tiny_convvit', epochs=20).warmup == 2
+
+
+def test_large_images_are_evaluated_whole_with_the_recipes_of_mae():
+    for recipe in ('mae', 'mae_probe', 'paper'):
+        assert settled(recipe, 'convvit_base', input_size=384).crop is None
+        assert settled(recipe, 'convvit_base', input_size=(384, 416), test_size=224).crop == 0.875
+        assert settled(recipe, 'convvit_base', test_size=384, crop=0.9).crop == 0.9
+    ramp = torch.linspace(0, 1, 256).expand(1, 256, 256)
+    assert torch.equal(evaluation_transform(settled('mae', 'convvit_base'))(ramp), ramp[:, 16:-16, 16:-16])
+    whole = evaluation_transform(settled('mae', 'convvit_base', input_size=384))
+    assert torch.equal(whole(torch.arange(384.0).expand(1, 384, 384)), torch.arange(384.0).expand(1, 384, 384))
 
 
 def test_a_run_that_goes_on_keeps_its_epochs_of_falling_rate():
@@ -105,7 +132,9 @@ def test_a_run_that_goes_on_keeps_its_epochs_of_falling_rate():
 @pytest.mark.parametrize(('line', 'word'), [
     ('--recipe=a2mim_vit --model=resnet50', 'is for vision transformers, and resnet50 is none'),
     ('--recipe=rsb_a2 --freeze', 'give --recipe=linear_probe'),
-    ('--recipe=linear_probe --no_freeze', 'leave --no_freeze out'),
+    ('--recipe=linear_probe --no_freeze', 'leave --no_freeze out'), ('--recipe=mae_probe --no_freeze', 'leave --no_freeze out'),
+    ('--recipe=mae --freeze', 'or mae_probe'), ('--lr_schedule=mae --lr_by_epoch', 'leave --lr_by_epoch out'),
+    ('--lr_schedule=mae --lr_steps=6', 'instead of a cosine'),
     ('--recipe=rsb', 'invalid choice'), ('--augment=rand-7', 'augment is trivial'), ('--augment=rand-m7-n0', 'augment is'),
     ('--augment=rand-m7-x', 'augment is trivial, v0, none, or a RandAugment'), ('--test_size=0', 'test_size is a side'),
     ('--head_std=0', 'head_std must be more than 0'), ('--final_lr=0', 'final_lr must be'), ('--ema_warmup=-1', 'ema_warmup'),
@@ -152,7 +181,8 @@ def table_of_the_page():
 
 
 @pytest.mark.parametrize(('recipe', 'model'), [('rsb_a2', 'resnet50'), ('rsb_a3', 'resnet50'),
-                                               ('a2mim_convnext', 'convnext_small'), ('a2mim_vit', 'vit_base_patch16_224')])
+                                               ('a2mim_convnext', 'convnext_small'), ('a2mim_vit', 'vit_base_patch16_224'),
+                                               ('mae', 'convvit_base')])
 def test_the_table_of_the_page_is_what_the_code_does(recipe, model):
     told, options = table_of_the_page()[recipe], settled(recipe, model)
     numbers = {'epochs': options.epochs, 'batch': options.batch_size, 'warm-up': options.warmup,
@@ -165,7 +195,7 @@ def test_the_table_of_the_page_is_what_the_code_does(recipe, model):
     assert f'{options.ema:g}' in told['EMA'] or options.ema == 0 and told['EMA'] == 'none'
     assert f'{options.drop_path:g}' in told['drop path'] and options.opt in told['optimiser'].lower()
     assert (str(options.layer_decay) in told['layer decay']) or options.layer_decay == 1 and told['layer decay'] == 'none'
-    assert set(table_of_the_page()) == set(NAMED) - {'linear_probe'}
+    assert set(table_of_the_page()) == set(NAMED) - set(PROBES)
 
 
 # -- augmentation -----------------------------------------------------------------------------------------------------
@@ -253,6 +283,19 @@ def test_the_other_curves():
     assert rates == pytest.approx([30, 30, 3, 3, 0.3, 0.3])
 
 
+def test_the_schedule_of_mae():
+    """1,252 steps an epoch; the rate of each group is its share of this."""
+    options = settled('mae', 'convvit_base')
+    run, epoch = run_of(options), 1252
+    assert run.per_epoch == epoch
+    for at, rate in ((0, 0), (2.5, 1e-3), (5, 2e-3), (52.5, 1e-6 + (2e-3 - 1e-6) / 2)):
+        assert run.schedule(round(at * epoch)) == (pytest.approx(rate, rel=1e-12), 0.05), at
+    assert run.floor(50 * epoch) == 0 and 1e-6 < run.schedule(100 * epoch - 1)[0] < 1.00001e-6
+    run = run_of(settled('mae_probe', 'convvit_base'))
+    rates = [run.schedule(at * 313)[0] for at in (0, 5, 10, 50)]
+    assert rates == pytest.approx([0, 0.8, 1.6, 0.8], rel=1e-12) and 0 < run.schedule(90 * 313 - 1)[0] < 1e-8
+
+
 def test_a_longer_run_rises_again_and_falls_along_the_same_curve():
     def longer(options, images, **changes):
         return Run(options, Ranks(0, 1, torch.device('cpu')), images, ended_at=(1000,), **changes)
@@ -262,6 +305,8 @@ def test_a_longer_run_rises_again_and_falls_along_the_same_curve():
     run = longer(settled('linear_probe', 'resnet50', epochs=150, lr_steps=(60.0, 80.0)), 2560, first_warmup=0)
     rates = [run.schedule(step)[0] for step in (999, 1000, 1299, 1300, 1399, 1400)]
     assert rates == pytest.approx([0.3, 30, 30, 3, 3, 0.3])
+    run = longer(settled('mae', 'convvit_base', epochs=150), 10240, first_warmup=50)
+    assert [run.schedule(step)[0] for step in (999, 1000, 1050)] == pytest.approx([1e-6, 1e-6, 2e-3], rel=0.01)
 
 
 # -- average ----------------------------------------------------------------------------------------------------------

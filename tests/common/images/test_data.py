@@ -1,4 +1,6 @@
 """Images: what is found, what is read, what a step sees."""
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -306,3 +308,21 @@ def test_timm_datasets_by_name(tmp_path):
     picture(tmp_path / 'train/b/2.png')
     images = find_images(str(tmp_path), dataset='folder/')
     assert len(images) == 2 and Augmented(images, RandomCrop((8, 8)), NORM)[(0, 1)][0].shape == (3, 8, 8)
+
+
+def test_a_crop_that_is_drawn_once_is_cut_to_the_image():
+    """The height of 100 is passed where the share of the area is more than a quarter of the shape, width over height."""
+    crop = RandomCrop((8, 8), (0.08, 1.0), retries=False)
+    torch.manual_seed(0)
+    boxes = torch.tensor([crop.draw(100, 400).box for _ in range(4000)])
+    top, left, height, width = boxes.T
+    assert top.min() == left.min() == 0 and (top + height).max() == 100 and (left + width).max() == 400
+    mean_shape = (4 / 3 - 3 / 4) / math.log(16 / 9)
+    assert (height == 100).float().mean() == pytest.approx((1 - mean_shape / 4) / 0.92, abs=0.03)
+    inside = height < 100
+    shapes = (width / height)[inside]
+    assert shapes.min() > 0.73 and shapes.max() < 1.36
+    square = torch.tensor([crop.draw(1000, 1000).box for _ in range(4000)])
+    areas = square[:, 2] * square[:, 3] / 1e6
+    assert 0.079 < areas.min() < 0.09 and areas[areas < 0.7].mean() == pytest.approx(0.39, abs=0.015)
+    assert crop.draw(1, 1).box == (0, 0, 1, 1)

@@ -1,4 +1,5 @@
 """JPEGs decoded no larger than a crop needs."""
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ def test_a_reduction_is_the_largest_that_keeps_the_crop_from_growing():
     for height, width, factor in ((224, 224, 1), (447, 2000, 1), (448, 448, 2), (448, 2000, 2), (895, 896, 2), (896, 896, 4),
                                   (1792, 1793, 8), (9999, 9999, 8), (50, 9999, 1)):
         assert reduction(Crop((0, 0, height, width), (224, 224), False)) == factor
-    draw = RandomCrop((24, 40), (0.01, 1.0))
-    for seed in range(300):
+    for seed, retries in product(range(300), (True, False)):
+        draw = RandomCrop((24, 40), (0.01, 1.0), retries=retries)
         torch.manual_seed(seed)
         height, width = torch.randint(1, 700, (2,)).tolist()
         crop = draw.draw(height, width)

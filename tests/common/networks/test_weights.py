@@ -1,4 +1,5 @@
 """Weight files: every kind that is read, strictly, and what is refused."""
+import argparse
 import os
 import pickle
 import re
@@ -11,7 +12,7 @@ from common.networks.create import create_cnn
 from common.networks.keys import unwrap
 from common.networks.load import load_classifier, load_strictly, read_weights
 from common.networks.renaming import to_timm
-from common.reliability.checkpoint import read_plain
+from common.reliability.checkpoint import is_run, read_plain
 from pretrain.spark import build_spark
 from pretrain.spark_weights import load_init, official_encoder
 from tests.pretrain.official import official_name
@@ -118,6 +119,35 @@ def test_no_weights_file(tmp_path, monkeypatch, content, word):
     content(tmp_path / 'w.pth')
     with pytest.raises(ValueError, match=word):
         unwrap(read_plain(tmp_path / 'w.pth'))
+    assert not (tmp_path / 'hostile_was_here').exists()
+
+
+def test_options_of_another_program_beside_the_weights(tmp_path, donor):
+    """MAE's programs and those built on them keep an argparse.Namespace there."""
+    options = argparse.Namespace(model='x', step=3, version=1, weights={'conv1.0.weight': torch.zeros(1)})
+    content = {'model': donor, 'optimizer': {'state': {}}, 'epoch': 3, 'scaler': {'scale': 65536.0}, 'args': options}
+    torch.save(content, tmp_path / 'w.pth')
+    read = read_plain(tmp_path / 'w.pth')
+    assert type(read['args']) is argparse.Namespace and read['args'].step == 3
+    assert unwrap(read).keys() == {f'model/{key}' for key in donor} and not is_run(read, tmp_path / 'w.pth')
+    assert holds(loaded(tmp_path / 'w.pth')[0], donor)
+    torch.save(options, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match='holds a Namespace, not the weights'):
+        unwrap(read_plain(tmp_path / 'w.pth'))
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+class Derived(argparse.Namespace):
+    pass
+
+
+@pytest.mark.parametrize('inside, name', [(Hostile(), f'{os.name}.system'), (Derived(), f'{__name__}.Derived')])
+def test_options_that_hold_anything_else_are_refused(tmp_path, monkeypatch, inside, name):
+    monkeypatch.chdir(tmp_path)
+    for options in (argparse.Namespace(more=inside), argparse.Namespace(__setstate__=inside), inside):
+        torch.save({'model': {'a': torch.ones(1)}, 'args': options}, tmp_path / 'w.pth')
+        with pytest.raises(ValueError, match=rf'refused: it holds {re.escape(name)} besides tensors'):
+            read_plain(tmp_path / 'w.pth')
     assert not (tmp_path / 'hostile_was_here').exists()
 
 

@@ -61,14 +61,14 @@ def test_a_row_over_the_end_of_an_epoch_is_taken_back_to_its_beginning(tiny, tmp
 
 def test_rewinding_goes_on_without_the_images_that_did_it(tiny, tmp_path, monkeypatch, capsys):
     """Steps 6 and 7 are bad whenever they come; the run goes back to step 5, and on without them."""
-    draw, drawn = Pretraining.draw_visible, []
+    draw, drawn = Pretraining.draw_masks, []
     original = trainer.train_step
 
     def train_step(model, parts, *rest):
         return original(model, ((images * (float('nan') if drawn[-1] in (6, 7) else 1), visible) for images, visible in parts),
                         *rest)
 
-    monkeypatch.setattr(Pretraining, 'draw_visible', lambda self, *given: (drawn.append(*given), draw(self, *given))[1])
+    monkeypatch.setattr(Pretraining, 'draw_masks', lambda self, *given: (drawn.append(*given), draw(self, *given))[1])
     monkeypatch.setattr(trainer, 'train_step', train_step)
     folder = pretrain(tiny(rewind=True, max_skips=2))
     assert drawn == [*range(8), 5, 8, 9] and saved(folder)['left_out'] == ((6, 8),)
