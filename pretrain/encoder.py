@@ -3,11 +3,14 @@
 Nothing hidden enters the network: it runs on strips of visible cells (sparse/plane.py), as it is. What it
 must be for that, and which feature maps make the pyramid, is measured when it is built (sparse/probe.py).
 """
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from pretrain.sparse.attention import prove_order
 from pretrain.sparse.parameters import outermost_modules
-from pretrain.sparse.probe import probe
+from pretrain.sparse.probe import copy_of, probe, random_images
 from pretrain.sparse.pyramid import pyramid
 from pretrain.sparse.record import make_record, read_record
 
@@ -25,8 +28,10 @@ class SparseEncoder(nn.Module):
     Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid
     from small stride to large, `norm` ('bn' or 'ln', what most norms are), `unused` (names of the parameters
     that no feature depends on: the classifier and the like), `notes` (what was chosen, or differs),
-    `uncompiled` (whether torch.compile leaves it alone), `record` (all that as plain data, for a checkpoint;
-    None where the network's code lies in no file). Raises ValueError for what cannot run sparsely, naming the
+    `uncompiled` (whether torch.compile leaves it alone), `has_attention` (whether it has attention, which is then over
+    all visible positions), `orders` (numbers of visible cells of which it is proven that their order changes nothing;
+    None for networks that have nothing of which that must be proven), `record` (all that as plain data, for a
+    checkpoint; None where the network's code lies in no file). Raises ValueError for what cannot run sparsely, naming the
     remedy.
     """
 
@@ -54,10 +59,18 @@ class SparseEncoder(nn.Module):
         self.stop = found.stop
         self.aligned = found.aligned
         self.uncompiled = found.uncompiled
+        self.has_attention = found.has_attention
+        self.orders = found.orders
+        self._found, self._asked = found, asked
         self._recomputing = [module for module in cnn.modules() if hasattr(module, 'grad_checkpointing')]
 
     def forward(self, images, geometry=None):
-        """images (B, C, H, W) -> the pyramid, small stride to large: strips; without a geometry dense maps."""
+        """images (B, C, H, W) -> the pyramid, small stride to large: strips; without a geometry dense maps.
+
+        The visible cells of the geometry are ascending. In another order the features are the same, but for one case: where
+        a single image shows all its cells, a table of positions that the network adds is not told from tokens, and is
+        added in the order of the image.
+        """
         if images.shape[1:] != (self.in_chans, *self.input_size):
             raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
                              f'{(self.in_chans, *self.input_size)}: resize them, or build it for their size')
@@ -78,6 +91,20 @@ class SparseEncoder(nn.Module):
     def _pyramid_uncompiled(self, cnn, images, geometry):
         """torch.compile hides F.pad and what stands under @on_plane from a Plane, and cannot register the hooks of taps."""
         return self._pyramid(cnn, images, geometry)
+
+    def prove_order(self, visible_cells):
+        """Prove that the order of so many visible cells of an image changes nothing, where the network has attention.
+
+        The probe has tried a quarter of the cells, and 40 %, which the methods show by default; other numbers take a
+        few seconds. `record` then says so. Raises ValueError for a network that treats this number in another way.
+        """
+        if self.orders is None or visible_cells in self.orders:
+            return
+        images = random_images(self.cnn, self.in_chans, self.input_size)
+        prove_order(copy_of(self.cnn), self._pyramid, images, self.grid, visible_cells)
+        self.orders = (*self.orders, visible_cells)
+        self._found = replace(self._found, orders=self.orders)
+        self.record = make_record(self._found, self.cnn, self._asked)
 
     def left_out(self):
         """{module: number of parameters} of what no feature depends on, and pretraining leaves as it is."""

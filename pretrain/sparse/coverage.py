@@ -1,85 +1,134 @@
-"""Checks every convolutional network of timm, smallest first, and writes docs/coverage.md.
+"""Checks every network of timm that gives feature maps, and writes docs/coverage.md.
 
     python -m pretrain.check --all [--jobs=2]        (or: make coverage)
 
 Each network is checked in a process of its own, with limits of time and memory. What is found is kept in
-docs/coverage.jsonl, one line a network: run it again, and it goes on where it stopped. Networks above LARGE
-parameters are checked at 96 px, three cells each way. Those above TOO_LARGE are not checked, but listed with
-the largest checked network of their family.
+docs/coverage.jsonl, one line a network, with the versions that found it: run it again, and it goes on where it stopped.
+A network that has a line is not checked again, by whatever versions; take the line away for that.
+
+Networks are checked at four cells each way, those above LARGE parameters at three, those that take no such image at
+their own size. One with attention that is right there is also tried at its usual size, since a window may hold all of
+a smaller image. Networks above TOO_LARGE parameters are not checked, but listed with the largest checked network of
+their family.
 """
 import json
 import multiprocessing
 import resource
+import signal
 import time
-from collections import Counter
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
-from common.feature_maps import feature_maps
-from pretrain.sparse.refused import AttentionRefused
-from pretrain.sparse.watch import OperatorWatch
+from common.feature_maps import find_taps
+from common.networks.create import create_cnn
+from pretrain.sparse.coverage_page import page
+from pretrain.sparse.probe import probe, run_densely
+from pretrain.sparse.refused import PLAIN_TRANSFORMER
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 LARGE = 60e6
 TOO_LARGE = 250e6
-SECONDS, GIGABYTES = 1200, 14  # limits for one network
-# Families that mix positions by linear layers, LSTMs or attention without a product of matrices. No operator
-# betrays that.
-NOT_CONVOLUTIONAL = ('mlp_mixer', 'sequencer', 'mobilevit', 'swiftformer')
+USUAL = 224  # pixels
+SECONDS, GIGABYTES = 1200, 14  # limits for one network; the time is that of its processor
+PATIENCE = 6 * SECONDS  # on a machine that does other things too
+# Families in which no operator betrays that positions are mixed: by attention without a product of matrices, and by
+# linear layers and LSTMs.
+WITHOUT_PRODUCT = ('mobilevit', 'swiftformer')
+MLPS = ('mlp_mixer', 'sequencer')
 
 
-def survey():
-    """[(parameters, name, family)] of all convolutional networks of timm, smallest first.
+class Kind(Enum):
+    """What a network is made of."""
+    CONVOLUTIONAL = 'convolutional'
+    HYBRID = 'hybrid'  # attention, and maps of several sizes: transformers with a pyramid as well
+    PLAIN = 'plain transformer'  # attention, and maps of one size
+    OTHER = 'other'  # MLPs, and what gives no feature maps
 
-    They are run on torch's meta device, without values.
+
+def described(name):
+    """What is known of a network without running it: a record, see `cover`.
+
+    It is run on torch's meta device, without values. `side` is the side of the images that it will be checked on; None
+    for those that `check` chooses.
     """
-    found = []
-    for name in timm.list_models():
-        module = timm.models.model_entrypoint(name).__module__
-        family = module.rpartition('.')[2]
-        if family in NOT_CONVOLUTIONAL or not module.startswith('timm.'):
-            continue
-        with torch.device('meta'):
-            network = timm.create_model(name).eval()
-        if not any(isinstance(module, torch.nn.Conv2d) for module in network.modules()):
-            continue
-        if is_convolutional(network):
-            found.append((sum(p.numel() for p in network.parameters()), name, family))
-    return sorted(found)
-
-
-def is_convolutional(network):
-    """Whether a dense forward meets no attention."""
-    side = getattr(network, 'default_cfg', {}).get('input_size', (3, 224, 224))[-1]
+    family = timm.models.model_entrypoint(name).__module__.rpartition('.')[2]
+    record = {'name': name, 'family': family}
     try:
-        OperatorWatch(network).run(torch.zeros(2, 3, side, side, device='meta'), feature_maps)
-    except AttentionRefused:
-        return False
-    return True
+        with torch.device('meta'):
+            network = timm.create_model(name)
+        own = network.default_cfg['input_size'][-1]
+        record |= {'parameters': sum(p.numel() for p in network.parameters()), 'side': None}
+        measured = on_meta(network, own)
+    except Exception as error:  # whatever a network can raise
+        return record | {'kind': Kind.OTHER.value, 'why': str(error).splitlines()[0]}
+    kind = Kind.CONVOLUTIONAL
+    if family in MLPS or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        kind = Kind.OTHER
+    elif measured.is_plain_transformer:
+        kind = Kind.PLAIN
+    elif measured.attention or family in WITHOUT_PRODUCT:
+        kind = Kind.HYBRID
+    if kind is Kind.HYBRID:
+        record['side'] = smallest(name, (96 if record['parameters'] > LARGE else 128, own))
+        record['usual'] = smallest(name, (USUAL, own))
+    elif record['parameters'] > LARGE:
+        record['side'] = 96
+    return record | {'kind': kind.value}
 
 
-def check_one(check, name, input_size, queue):
-    """In a process of its own: one record into the queue."""
+def on_meta(network, side):
+    """What a forward on the meta device shows, see `Measured`."""
+    images = torch.zeros(2, 3, side, side, device='meta')
+    return run_densely(network.eval(), images, find_taps(network), aligned=False)
+
+
+def smallest(name, sides):
+    """The first of some sides of images that a network can be made for; the last of them in any case."""
+    for side in sides[:-1]:
+        try:
+            with torch.device('meta'):
+                on_meta(create_cnn(name, input_size=side), side)
+        except Exception:  # whatever a network can raise
+            continue
+        return side
+    return sides[-1]
+
+
+def check_one(check, record, queue):
+    """In a process of its own: what is found of a network into the queue."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (int(GIGABYTES * 2 ** 30),) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
     start = time.monotonic()
     try:
-        report = check(name, input_size)
+        report = check(record['name'], record['side'])
+        refused = report.refused
+        if report.ok and record['kind'] == Kind.HYBRID.value:
+            refused = refused_at(record['name'], record['usual'])
     except Exception as error:  # a network must not end the others
         queue.put({'verdict': 'not checked', 'why': f'{type(error).__name__}: {error}'.splitlines()[0]})
         return
     failed = [f'{part.asked} {part.found}' for part in report.parts if not part.holds]
-    why = report.refused or '; '.join(map(str, failed or report.notes))
-    queue.put({'verdict': verdict_of(report), 'error': report.worst, 'why': why,
+    why = refused or '; '.join(map(str, failed or report.notes))
+    queue.put({'verdict': 'refused' if refused else verdict_of(report), 'error': report.worst, 'why': why,
                'cells': dict(report.facts).get('cells', ''), 'seconds': round(time.monotonic() - start, 1)})
 
 
+def refused_at(name, side):
+    """Why a network is refused for images of a side, or ''."""
+    try:
+        probe(create_cnn(name, input_size=side), (side, side), in_chans=3, cell_size=None, levels=None)
+    except ValueError as error:
+        return f'at {side} px: {error}'
+    return ''
+
+
 def verdict_of(report):
-    if report.refused:
-        return 'refused'
     if not report.ok:
         return 'wrong'
     return 'exact, with a note' if report.notes else 'exact'
@@ -95,7 +144,7 @@ class Running:
 
     @property
     def is_late(self):
-        return time.monotonic() - self.start > SECONDS
+        return time.monotonic() - self.start > PATIENCE or self.process.exitcode == -signal.SIGXCPU
 
     @property
     def has_ended(self):
@@ -113,94 +162,78 @@ class Running:
         return self.record | found
 
 
-def cover(check, jobs):
+def cover(check, jobs, names=None):
     """Check what is not yet checked, in so many processes, then write the page.
 
-    check(name, input_size) -> Report, as in pretrain/check.py.
+    check(name, input_size) -> Report, as in pretrain/check.py. names: of networks, all of timm's if not given. A line of
+    docs/coverage.jsonl is a dict: the name, family, number of parameters and kind of a network; the versions that
+    checked it; the verdict, the largest error and why. jobs: 0 writes the page of what is there, which then says how many
+    are left.
     """
     DOCS.mkdir(exist_ok=True)
     path = DOCS / 'coverage.jsonl'
-    versions = {'timm': timm.__version__, 'torch': torch.__version__}
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {line['name']: line for line in lines if line['versions'] == versions}
-    networks = survey()
-    todo = [network for network in networks if network[1] not in done and network[0] <= TOO_LARGE]
-    print(f'{len(networks)} convolutional networks in timm {timm.__version__}; {len(todo)} to check')
+    done = {line['name']: line for line in lines}
+
+    def keep(record):
+        record = {'versions': {'timm': timm.__version__, 'torch': torch.__version__}} | record
+        done[record['name']] = record
+        with path.open('a') as file:
+            file.write(json.dumps(record) + '\n')
+        print(f'{len(done):5}  {record["name"]:44} {record["verdict"]:20} {record.get("seconds", "")}', flush=True)
+
+    left = [name for name in (timm.list_models() if names is None else names) if name not in done and is_of_timm(name)]
+    print(f'{len(left)} networks of timm {timm.__version__} to look at', flush=True)
+    if jobs:
+        run_checks(check, networks_to_check(left, keep), jobs, keep)
+        left = []
+    (DOCS / 'coverage.md').write_text(page(list(done.values()), TOO_LARGE, len(left)))
+
+
+def is_of_timm(name):
+    return timm.models.model_entrypoint(name).__module__.partition('.')[0] == 'timm'
+
+
+def networks_to_check(names, keep):
+    """The records of the networks that have to be run; keep(record) gets those of the others."""
+    for name in names:
+        record = described(name)
+        verdict = verdict_without_check(record)
+        if verdict is None:
+            yield record
+        else:
+            keep(record | verdict)
+
+
+def verdict_without_check(record):
+    """The verdict and its reason for a network that is not run, or None."""
+    if record['kind'] == Kind.OTHER.value:
+        return {'verdict': 'left out', 'why': record.get('why', '')}
+    if record['kind'] == Kind.PLAIN.value:
+        return {'verdict': 'refused', 'why': PLAIN_TRANSFORMER}
+    if record['parameters'] > TOO_LARGE:
+        return {'verdict': 'larger', 'why': f'more than {TOO_LARGE / 1e6:.0f} M parameters'}
+    return None
+
+
+def run_checks(check, todo, jobs, keep):
+    """Check networks, in so many processes. todo: an iterator of records. keep(record) gets what is found of each."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['pretrain.check'])
-    running = []
-    while todo or running:
-        while todo and len(running) < jobs:
-            running.append(start_check(context, check, *todo.pop(0), versions))
+    running, is_last = [], False
+    while running or not is_last:
+        if len(running) < jobs and not is_last:
+            record = next(todo, None)
+            is_last = record is None
+            running += [] if is_last else [start_check(context, check, record)]
         time.sleep(0.05)
         for one in [one for one in running if one.has_ended]:
             running.remove(one)
-            record = one.end()
-            done[record['name']] = record
-            with path.open('a') as file:
-                file.write(json.dumps(record) + '\n')
-            print(f'{len(done):4} of {len(networks)}  {record["name"]:36} {record["verdict"]:20} '
-                  f'{record.get("seconds", "")}', flush=True)
-    (DOCS / 'coverage.md').write_text(page(networks, done))
+            keep(one.end())
 
 
-def start_check(context, check, parameters, name, family, versions):
+def start_check(context, check, record):
     queue = context.Queue()
-    side = 96 if parameters > LARGE else None
-    process = context.Process(target=check_one, args=(check, name, side, queue), daemon=True)
+    process = context.Process(target=check_one, args=(check, record, queue), daemon=True)
     process.start()
-    record = {'name': name, 'family': family, 'parameters': parameters, 'versions': versions}
     return Running(process, queue, time.monotonic(), record)
-
-
-def page(networks, done):
-    """The Markdown page."""
-    families = {}
-    for parameters, name, family in networks:
-        families.setdefault(family, []).append((parameters, name, done.get(name)))
-    rows, totals, total = [], [], Counter()
-    for family, members in sorted(families.items()):
-        count = Counter()
-        for parameters, name, record in members:
-            record = record or unchecked_record(members)
-            count['larger' if record['verdict'].startswith('as ') else record['verdict']] += 1
-            largest = f'{record["error"]:.0e}' if record.get('error') else ''
-            rows.append(f'| {name} | {family} | {parameters / 1e6:.1f} | {record["verdict"]} | {largest} | '
-                        f'{record["why"]} |')
-        total += count
-        totals.append((family, count))
-    kinds = ('exact', 'exact, with a note', 'larger', 'refused', 'wrong', 'not checked')
-    head = ' | '.join(('family', 'networks', *kinds))
-    table = [f'| {head} |', '|' + '---|' * (len(kinds) + 2)]
-    for family, count in [*totals, ('**all**', total)]:
-        numbers = ' | '.join(str(count[kind] or '') for kind in kinds)
-        table.append(f'| {family} | {count.total()} | {numbers} |')
-    exact = total['exact'] + total['exact, with a note']
-    return f"""# Which networks of timm can be pretrained
-
-Written by `make coverage`, with timm {timm.__version__} and torch {torch.__version__}.
-{exact} of the {total.total()} convolutional networks were checked one by one and equal their own dense selves
-(`python -m pretrain.check NAME` shows how): with all cells visible, and on a visible rectangle, in features,
-gradients and running statistics, to a relative error of 1e-8 in float64 (1e-5 for a few that compute in
-float32 by themselves). {total['larger']} more have over {TOO_LARGE / 1e6:.0f} M parameters and were not run:
-"as NAME" is the largest checked network of the same family.
-
-"Convolutional" is a network whose features meet no attention; transformers, hybrids and MLPs are no part of
-this list, and refused by the module at fault.
-
-{chr(10).join(table)}
-
-## Every network
-
-| network | family | M parameters | verdict | largest error | note |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
-"""
-
-
-def unchecked_record(members):
-    """The record of a network too large to be checked, by the [(parameters, name, record)] of its family."""
-    exact = [(parameters, name) for parameters, name, record in members
-             if record and record['verdict'].startswith('exact')]
-    return {'verdict': f'as {max(exact)[1]}' if exact else 'not checked',
-            'why': f'more than {TOO_LARGE / 1e6:.0f} M parameters'}

@@ -9,7 +9,7 @@ import torch
 
 from pretrain import masking
 from pretrain.accelerated.tables import Tables
-from pretrain.canvas import ToCanvas, ToStrip
+from pretrain.canvas import TableToStrip, ToCanvas, ToStrip
 
 
 class Geometry:
@@ -53,6 +53,11 @@ class Geometry:
     def to_strip(self, canvas):
         """(B, C, h*p, w*p) -> (B, C, k*p, p): the visible cells of each image, one below the other."""
         return ToStrip.apply(canvas, self.cell_rows(canvas.shape[3] // self.grid[1]), self.grid)
+
+    def gather(self, table):
+        """(1, C, h*p, w*p) -> (B, C, k*p, p): what one map for all images, such as positions, holds at the visible cells."""
+        rows = self.cell_rows(table.shape[3] // self.grid[1])
+        return TableToStrip.apply(table, len(self.visible), rows, self.grid)
 
     def to_canvas(self, strip, fill=0.0):
         """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or (1, C, 1, 1)."""

@@ -53,6 +53,16 @@ class Plane(TorchFunctionMode):
         """Whether a tensor is a strip of the whole batch, with no padding that waits."""
         return self.is_strip(x) and len(x) == self.images and self.padding_of(x) is None
 
+    def side_of(self, size):
+        """p where a size is that of a strip, (k*p, p); else None."""
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            return None
+        return size[1] if size[0] == self.visible * size[1] else None
+
+    def gather(self, table):
+        """`Geometry.gather`: a table of positions, (1, C, h*p, w*p), at the visible cells."""
+        return self.geometry.gather(table)
+
     def padding_of(self, strip):
         """The arguments of F.pad that wait for the next window over a strip, or None."""
         for padded, padding in self.paddings:

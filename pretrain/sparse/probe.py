@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from common.feature_maps import FeatureMapsError, feature_maps, find_taps
+from pretrain.sparse.attention import prove_attention, proven_orders
 from pretrain.sparse.levels import check_sizes, choose_levels, stride_of
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.parameters import modules_run_for_nothing, used_parameters
 from pretrain.sparse.plane import CellTooSmall
 from pretrain.sparse.proof import prove
 from pretrain.sparse.pyramid import pyramid
-from pretrain.sparse.refused import Refused
+from pretrain.sparse.refused import PLAIN_TRANSFORMER, AttentionRefused, Refused
 from pretrain.sparse.watch import OperatorWatch
 
 ALIGNED = Note(NoteKind.ALIGNED_PADDING,
@@ -42,6 +43,8 @@ class Found:
     stop: int | None  # number of feature maps after which the forward ends, None if it runs them all
     notes: tuple
     uncompiled: bool  # whether torch.compile leaves the network alone
+    has_attention: bool
+    orders: tuple | None
 
     def as_plain(self):
         """A dict of numbers, strings, and tuples of these."""
@@ -60,22 +63,35 @@ class Measured:
     """What one dense forward at the real size shows.
 
     sizes: (height, width) of each feature map. aligned: whether they are had with aligned padding. operators:
-    what the forward called, in its order.
+    what the forward called, in its order. attention: which module is the first to run attention, None if there is none.
     """
     taps: tuple | None
     sizes: list
     aligned: bool
     operators: list
+    attention: str | None
+
+    @property
+    def is_plain_transformer(self):
+        """Whether it has attention, and several maps of one size."""
+        return self.attention is not None and len(self.sizes) > 1 and len(set(self.sizes)) == 1
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What running a network on strips shows, as in Found. is_hidden: see OperatorWatch."""
+    """What running a network on strips shows, as in Found. is_hidden, has_tokens: see OperatorWatch."""
     channels: tuple
     unused: tuple
     norm: str
     notes: tuple
     is_hidden: bool
+    has_attention: bool
+    has_tokens: bool
+
+    @property
+    def runs_over_tokens(self):
+        """Whether something runs over the tokens of all visible cells, or may."""
+        return self.has_attention or self.has_tokens
 
 
 def probe(cnn, input_size, in_chans, cell_size, levels):
@@ -94,6 +110,8 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
     if taps and measured.sizes != sorted(measured.sizes, reverse=True):
         raise ValueError('levels: their maps must go from large to small, those of '
                          f'{", ".join(taps)} are {measured.sizes}')
+    if measured.is_plain_transformer:
+        raise AttentionRefused(f'{name} {PLAIN_TRANSFORMER}')
     chosen = choose_levels(name, input_size, measured.sizes, cell_size)
     notes = [ALIGNED] * measured.aligned + [*chosen.notes]
     cells = (chosen.stride, 2 * chosen.stride, 4 * chosen.stride) if cell_size is None else (cell_size,)
@@ -112,7 +130,9 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
         stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
         levels=chosen.indices, reductions=chosen.reductions, channels=trial.channels, norm=trial.norm,
         unused=trial.unused, taps=taps, aligned=measured.aligned, stop=chosen.stop,
-        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.is_hidden)
+        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.is_hidden,
+        has_attention=trial.has_attention,
+        orders=proven_orders((input_size[0] // cell, input_size[1] // cell)) if trial.runs_over_tokens else None)
 
 
 def try_cells(cnn, twin, images, cell, measured, chosen):
@@ -120,17 +140,21 @@ def try_cells(cnn, twin, images, cell, measured, chosen):
 
     It is tried on smaller images of the same cells, if on those the network runs the same operators: what a
     layer does on a strip goes by the side of a cell. Where it is refused on these, the images themselves
-    decide, since a shape of a few cells may be one that it cannot take.
+    decide, since a shape of a few cells may be one that it cannot take. Attention, and what may be, is tried on the
+    images themselves, since a window may hold all of smaller ones.
 
     twin: a copy of the network, which is changed. Returns Trial; raises Refused, CellTooSmall.
     """
-    smaller = stand_in(images, cell)
+    smaller = None if measured.attention else stand_in(images, cell)
     if smaller is not None:
         try:
             if runs_alike(twin, smaller, measured, chosen):
-                return try_on_strips(twin, smaller, cell, measured, chosen)
+                trial = try_on_strips(twin, smaller, cell, measured, chosen)
+                if not trial.has_tokens:
+                    return trial
         except (Refused, FeatureMapsError):
-            twin = copy_of(cnn)
+            pass
+        twin = copy_of(cnn)
     return try_on_strips(twin, images, cell, measured, chosen)
 
 
@@ -160,9 +184,9 @@ def try_on_strips(twin, images, cell, measured, chosen):
     """`try_cells` on these very images."""
     grid = (images.shape[2] // cell, images.shape[3] // cell)
     maps_of = partial(feature_maps, taps=measured.taps, stop=chosen.stop)
-    watch = OperatorWatch(twin, grid)
+    watch = OperatorWatch(twin, grid, measured.attention is not None)
     maps = watch.run(images, maps_of, measured.aligned)
-    trained = OperatorWatch(twin, grid)
+    trained = OperatorWatch(twin, grid, measured.attention is not None)
     trained.run(images, maps_of, measured.aligned, training=True)
 
     strips = [maps[level] for level in chosen.indices]
@@ -170,10 +194,14 @@ def try_on_strips(twin, images, cell, measured, chosen):
     notes = [*idle_notes(twin, unused, watch.called), *sorted(watch.notes | trained.notes, key=str)]
     run_pyramid = partial(pyramid, levels=chosen.indices, taps=measured.taps, stop=chosen.stop,
                           aligned=measured.aligned)
-    prove(twin, run_pyramid, images, grid)
+    if watch.needs_full_proof or trained.needs_full_proof:
+        prove_attention(twin, run_pyramid, images, grid)
+    else:
+        prove(twin, run_pyramid, images, grid)
     return Trial(channels=tuple(strip.shape[1] for strip in strips), unused=unused,
                  norm=most_frequent_norm(watch.called), notes=tuple(notes),
-                 is_hidden=watch.is_hidden or trained.is_hidden)
+                 is_hidden=watch.is_hidden or trained.is_hidden, has_attention=watch.attention is not None,
+                 has_tokens=watch.has_tokens or trained.has_tokens)
 
 
 def check_layers(cnn):
@@ -233,7 +261,8 @@ def measure(cnn, images, taps):
 def run_densely(cnn, images, taps, aligned):
     watch = OperatorWatch(cnn)
     maps = watch.run(images, partial(feature_maps, taps=taps), aligned)
-    return Measured(taps, [tuple(out.shape[2:]) for out in maps], aligned, watch.operators)
+    return Measured(taps, [tuple(out.shape[2:]) for out in maps], aligned, watch.operators,
+                    watch.attention)
 
 
 def unused_parameters(cnn, outputs):

@@ -1,12 +1,16 @@
 """The proof that a network gives its own features when it runs on strips of all cells."""
 import torch
+from timm.layers import DropBlock2d, DropPath
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision.ops import StochasticDepth
 
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
 from pretrain.sparse.refused import REMEDY, Refused
 
 TOLERANCE = 0.01  # a fault is of the size of the features, and rounding is far below this
 NO_DOUBT = 0.001  # with so small an error in float32, float64 is not asked, which takes several times longer
+DROPOUT = nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, StochasticDepth
 
 
 @torch.no_grad()
@@ -26,14 +30,19 @@ def prove(twin, pyramid, images, grid):
         images: (B, C, H, W), in the precision of the network.
         grid: (h, w) cells of the images.
     """
-    randomise_scales(twin)
-    for module in twin.modules():
-        if is_batch_norm(module):
-            module.momentum = 1.0
+    prepare(twin)
     rectangles = VisibleRectangles(grid, [(0, 0)] * len(images), grid, images.device)
     with torch.random.fork_rng(devices=[]):
         if not is_clear_in_float32(twin, pyramid, images.float(), rectangles):
             decide(twin, pyramid, images, rectangles)
+
+
+def prepare(twin):
+    """Give a network random scales, and BatchNorms that take the statistics of the next forward."""
+    randomise_scales(twin)
+    for module in twin.modules():
+        if is_batch_norm(module):
+            module.momentum = 1.0
 
 
 def is_clear_in_float32(twin, pyramid, images, rectangles):
@@ -82,13 +91,34 @@ def is_batch_norm(module):
 
 
 def randomise_scales(cnn, seed=0):
-    """Draw all scales and biases of a network from 0.5 to 1.5, and weights that are zero; call it without
-    gradients.
+    """Draw all scales and biases of a network from 0.5 to 1.5, and weights that are one number, such as zero; call it
+    without gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in cnn.parameters():
-        if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
+        if parameter.is_floating_point() and (parameter.ndim <= 1 or (parameter == parameter.flatten()[:1]).all()):
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+
+
+def switch_off_dropout(cnn):
+    """Set the rates of all dropout, of torch and of timm, to 0."""
+    for module in cnn.modules():
+        for rate in ('p', 'drop_prob'):
+            if isinstance(module, DROPOUT) and isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+
+
+class InDouble(TorchFunctionMode):
+    """Context in which what a network computes in float32 by itself is in float64, so that faults stand out."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if one is torch.float32 else one for one in args]
+        kwargs = {name: torch.float64 if one is torch.float32 else one for name, one in (kwargs or {}).items()}
+        return function(*args, **kwargs)
 
 
 def refused(cnn, fault=''):

@@ -2,6 +2,12 @@
 
 REMEDY = ('Use a network without it, or give it a rule: @on_plane, from pretrain.sparse, above the function '
           'or forward at fault. Or try --method=a2mim, which runs the network on whole images')
+UNKNOWN = '; visible cells would mix with others in a way that is not understood.'
+WITHOUT_ATTENTION = ('Try --method=a2mim, which runs the network on whole images; or use a network whose attention is over '
+                     'all positions and knows no grid, such as convvit_base or caformer_s18, or one without attention '
+                     '(docs/coverage.md)')
+PLAIN_TRANSFORMER = ('is a plain transformer: its feature maps are all of one size, and a pyramid of maps of several sizes '
+                     'is needed here. Try --method=mae, which is made for plain transformers, or --method=a2mim')
 
 
 class Refused(ValueError):
@@ -9,7 +15,7 @@ class Refused(ValueError):
 
 
 class AttentionRefused(Refused):
-    """A network with attention: each position looks at all others."""
+    """A network whose attention differs on visible cells, or is not understood."""
 
 
 class ForwardFailed(Refused):

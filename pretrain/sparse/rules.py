@@ -2,8 +2,10 @@
 
 A rule is called as rule(plane, function, *args, **kwargs), with the arguments that the network gave the
 function. **Hidden positions count as the function's own padding.** Where windows stay inside the cells, the
-function is right on a strip as it is. Elsewhere it runs on the canvas (`Plane.run`).
+function is right on a strip as it is. Elsewhere it runs on the canvas (`Plane.run`). Tables of positions are gathered at
+the visible cells.
 """
+import math
 from functools import partial
 
 import torch
@@ -100,6 +102,57 @@ def pad(plane, function, input, pad, mode='constant', value=None):
     return strip
 
 
+def interpolate(plane, function, input, size=None, scale_factor=None, mode='nearest', *args, **kwargs):
+    """torch.nn.functional.interpolate. A strip is enlarged by whole factors, by its nearest values.
+
+    A table of positions, (1, C, h', w'), that the network resizes to the shape of the strip is resized to the shape of
+    the image plane, unless it has that, and gathered at the visible cells. Raises ValueError for other ways.
+    """
+    p = plane.side_of(size)
+    is_strip = plane.is_strip(input)
+    if p is not None and len(input) == 1 and not (is_strip and mode.startswith('nearest')):
+        h, w = plane.geometry.grid
+        if input.shape[2:] != (h * p, w * p):
+            input = function(input, (h * p, w * p), None, mode, *args, **kwargs)
+        return plane.gather(input)
+    out = function(input, size, scale_factor, mode, *args, **kwargs)
+    if is_strip and not mode.startswith('nearest'):
+        raise ValueError(f'interpolates the image plane ("{mode}")')
+    if is_strip and any(new % old for new, old in zip(out.shape[2:], input.shape[2:])):
+        raise ValueError('interpolates by a factor that is no whole number')
+    return out
+
+
+def add(plane, function, input, other, **kwargs):
+    """A sum. Of a strip, or of its tokens, and a table of positions of the whole image plane, the table is gathered at the
+    visible cells.
+    """
+    if torch.is_tensor(input) and torch.is_tensor(other) and input.ndim == other.ndim and input.ndim in (3, 4):
+        input, other = gathered(plane, input, other), gathered(plane, other, input)
+    return function(input, other, **kwargs)
+
+
+def gathered(plane, table, like):
+    """A table of positions as `like` has them, which it is added to; what is no such table is left as it is.
+
+    The table is (1, C, h*p, w*p) beside a strip (B, C, k*p, p), or (1, h*w*p*p, C) beside tokens (B, k*p*p, C). With
+    all cells visible a single image (B = 1) and a table have one shape, and nothing is gathered: cells then have to be
+    in their order.
+    """
+    h, w = plane.geometry.grid
+    if len(table) > 1 or len(like) != plane.images or like.shape == table.shape and len(like) == 1:
+        return table
+    if like.ndim == 4 and plane.is_strip(like):
+        p = like.shape[3]
+        return plane.gather(table) if table.shape[2:] == (h * p, w * p) else table
+    if like.ndim == 3 and table.shape[2] == like.shape[2]:
+        p = math.isqrt(table.shape[1] // (h * w))
+        if p and (table.shape[1], like.shape[1]) == (h * w * p * p, plane.visible * p * p):
+            table = table.transpose(1, 2).unflatten(2, (h * p, w * p))
+            return plane.gather(table).flatten(2).transpose(1, 2)
+    return table
+
+
 TORCH_RULES = (  # pairs, since torch.compile knows no mapping that cannot be changed
     (torch.conv2d, convolve),
     (torch.conv_transpose2d, convolve_transposed),
@@ -107,6 +160,10 @@ TORCH_RULES = (  # pairs, since torch.compile knows no mapping that cannot be ch
     (F.max_pool2d, max_pool),
     (F.avg_pool2d, average_pool),
     (F.pad, pad),
+    (F.interpolate, interpolate),
+    (torch.add, add),
+    (torch.Tensor.add, add),
+    (torch.Tensor.add_, add),
 )
 
 

@@ -15,29 +15,32 @@ from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.operators import NORMS, SAFE, fault_on_strip, is_attention, is_pointwise, tensors_of
 from pretrain.sparse.plane import CellTooSmall, Plane
-from pretrain.sparse.refused import REMEDY, AttentionRefused, ForwardFailed, Refused
+from pretrain.sparse.refused import REMEDY, UNKNOWN, WITHOUT_ATTENTION, AttentionRefused, ForwardFailed, Refused
 from pretrain.sparse.rules import is_of_torch, rule_of
-
-WITHOUT_ATTENTION = (
-    'Try --method=a2mim, which runs the network on whole images and takes attention; or use a convolutional '
-    "network, such as the hybrid's relatives without attention")
 
 
 class OperatorWatch(TorchDispatchMode):
     """Runs a network once, refuses operators that strips would get wrong, and keeps what is worth a note.
 
     cnn: the network. grid: (h, w) cells of an image; the network then runs on strips of some of them. Without
-    a grid it runs on whole images, and only attention is refused.
+    a grid it runs on whole images, and no operator is refused. with_attention: whether another forward had attention.
+
+    Attention is let pass: no operator tells whether it is over all positions. The proof does (attention.py).
 
     After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the
-    name of the module that called it; `notes` a set of Note; `is_hidden` whether the network calls
-    what torch.compile hides from a Plane: F.pad, or what has a rule of its own (`on_plane`).
+    name of the module that called it; `attention` which module is the first to run attention, None if there is
+    none; `has_tokens` whether something runs over tokens of one channel, which may be a weighted mean over all
+    positions, or over some; `needs_full_proof`; `notes` a set of Note; `is_hidden` whether the network calls what
+    torch.compile hides from a Plane: F.pad, or what has a rule of its own (`on_plane`).
     """
 
-    def __init__(self, cnn, grid=None):
+    def __init__(self, cnn, grid=None, with_attention=False):
         super().__init__()
         self.cnn = cnn
         self.grid = grid
+        self.with_attention = with_attention
+        self.attention = None
+        self.has_tokens = False
         self.plane = None
         self.stack = [('', cnn)]  # (name, module) that are running, the innermost last
         self.called = []
@@ -113,6 +116,12 @@ class OperatorWatch(TorchDispatchMode):
             raise failure
 
     @property
+    def needs_full_proof(self):
+        """Whether what the network does with positions shows in no operator."""
+        has_positions = self.plane is not None and self.plane.has_positions
+        return has_positions or self.has_tokens or self.attention is not None
+
+    @property
     def is_hidden(self):
         return self.plane is not None and (self.plane.has_own_rule or bool(self.plane.paddings))
 
@@ -125,9 +134,9 @@ class OperatorWatch(TorchDispatchMode):
                 f'{type(self.cnn).__name__} cannot run on an image {tuple(shape)}: {type(error).__name__} '
                 f'{error}. If it is too small, give a larger --input_size')
         if type(error) is ValueError:  # of a rule of the plane, whose message ends the sentence
-            return Refused(self.refusal(str(error)))
+            return self.refused(str(error))
         kind = type(error).__name__
-        return Refused(self.refusal(f'cannot run on a strip of visible cells ({kind}: {error})'))
+        return self.refused(f'cannot run on a strip of visible cells ({kind}: {error})')
 
     def enter(self, name, module, inputs):
         self.stack.append((name, module))
@@ -143,10 +152,11 @@ class OperatorWatch(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.operators.append((self.stack[-1][0], name))
         tensors = tensors_of(args)
-        if is_attention(name, tensors):
-            raise AttentionRefused(self.refusal(f'is attention ({name})', WITHOUT_ATTENTION))
+        attends = is_attention(name, tensors)
+        if attends and self.attention is None:
+            self.attention = self.where()
         out = func(*args, **(kwargs or {}))
-        if self.plane is not None:
+        if self.plane is not None and not attends:
             self.check_on_strip(func, name, args, tensors, out)
         if name == '_to_copy' and out.is_floating_point() and out.dtype.itemsize < tensors[0].dtype.itemsize:
             module, dtype = type(self.stack[-1][1]).__name__, str(out.dtype).removeprefix('torch.')
@@ -157,15 +167,19 @@ class OperatorWatch(TorchDispatchMode):
         """Refuse an operator that mixes the positions of a strip in a way that no rule covers."""
         if self.plane.is_ruling:
             if name in NORMS:
-                raise Refused(self.refusal(f'calls {name} on the canvas, where hidden positions would enter '
-                                           'its statistics'))
+                raise self.refused(f'calls {name} on the canvas, where hidden positions would enter its '
+                                   'statistics')
             return
         if name in SAFE or is_pointwise(func, name):
             return
         planes = [plane for tensor in tensors for plane in self.planes(tensor)]
         fault = fault_on_strip(name, args, out, planes) if planes else None
-        if fault is not None:
-            raise Refused(self.refusal(fault))
+        if fault is None:
+            return
+        if any(tensor.ndim == 3 and self.planes(tensor) and tensor.shape[2] == 1 for tensor in tensors):
+            self.has_tokens = True  # one number for each position
+        else:
+            raise self.refused(fault)
 
     def planes(self, x):
         """The pairs of axes of x that may be the strip by their sizes: none, one, or more by coincidence."""
@@ -177,21 +191,29 @@ class OperatorWatch(TorchDispatchMode):
         name, module = self.stack[-1]
         return f'its module "{name or "(top)"}" ({type(module).__name__})'
 
-    def refusal(self, fault, remedy=REMEDY):
-        return (f'{type(self.cnn).__name__} cannot be pretrained sparsely as it is: {self.where()} {fault}; '
-                f'visible cells would mix with others in a way that is not understood. {remedy}')
+    def refused(self, fault):
+        """The exception for a fault of the module that is running, which is the end of a sentence."""
+        has_attention = self.with_attention or self.attention
+        kind, remedy = (AttentionRefused, WITHOUT_ATTENTION) if has_attention else (Refused, REMEDY)
+        return kind(f'{type(self.cnn).__name__} cannot be pretrained sparsely as it is: {self.where()} {fault}'
+                    f'{UNKNOWN} {remedy}')
 
 
 class _WatchedPlane(Plane):
-    """A plane that knows whether a rule is running, whether one was of the network's own, and which paddings it
-    replaces.
+    """A plane that knows whether a rule is running, whether one was of the network's own, whether one gathered a
+    table of positions, and which paddings it replaces.
     """
 
     def __init__(self, geometry):
         super().__init__(geometry)
         self.is_ruling = False
         self.has_own_rule = False
+        self.has_positions = False
         self.notes = set()
+
+    def gather(self, table):
+        self.has_positions = True
+        return super().gather(table)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.is_ruling = rule_of(function) is not None

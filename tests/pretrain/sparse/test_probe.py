@@ -15,7 +15,7 @@ from tests.conftest import randomise
 from tests.pretrain.sparse.networks import Call
 
 FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
-         'aligned', 'uncompiled', 'notes')
+         'aligned', 'uncompiled', 'has_attention', 'orders', 'notes')
 KNOWN = set(timm.list_models())  # the lowest version lacks some
 
 

@@ -16,7 +16,7 @@ from pretrain.sparse import record as records
 from pretrain.sparse.notes import NoteKind
 
 FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
-         'aligned', 'uncompiled', 'notes', 'record')
+         'aligned', 'uncompiled', 'has_attention', 'orders', 'notes', 'record')
 SIZE = (64, 96)
 
 
