@@ -165,7 +165,7 @@ class A2MIM(MaskedNetwork):
 
     def encode(self, images, visible):
         """images, visible -> the last map (B, width, H/R, W/R), as the decoder reads it."""
-        masking.check_indices(visible, self.cells)
+        masking.check_indices(visible, self.cells, len(images))
         hidden = self.hidden(images, visible)
         return self.encoder(self.fill(images, hidden), hidden)
 

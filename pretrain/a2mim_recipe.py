@@ -20,13 +20,11 @@ number below that fits the batch.
 """
 import dataclasses
 
-from common.training.recipe import IMAGENET
 from common.words import counted
-from pretrain import recipe
 from pretrain.a2mim_options import SIMMIM, A2MIMOptions, family, models_recipe
+from pretrain.adamw_recipe import AdamWRecipe, differences, differing_numbers
 from pretrain.group_sizes import PAPERS_GROUP, largest_group
 
-HIGHEST_SHARE = 2.5  # of the paper's peak rate, which the rule chooses
 CNN = {'batch_size': 2048, 'epochs': 300, 'base_lr': 1.5e-4}
 VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
 DEIT = {**VIT, 'base_lr': 1e-4}
@@ -39,15 +37,12 @@ COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', '
             'token_lr_scale', 'weight_decay', 'last_weight_decay', 'clip_grad', 'token_at', 'cell_size', 'input_size',
             'flip', 'sync_bn')
 OTHER_EPOCHS = {'resnet50': 100, 'resnet101': 800, 'resnet152': 800}  # of a second published run
-# Names of numbers, and what a person calls them.
-NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak learning rate',
-           'warmup': 'epochs of warm-up'}
 
 
-class Recipe(recipe.Recipe):
+class Recipe(AdamWRecipe):
     """Those of a pretraining with A2MIM."""
-    chosen = (*recipe.Recipe.chosen, 'fourier_group')
-    words = {**recipe.Recipe.words, 'fourier_group': 'spectra averaged over {:,} images'}
+    chosen = (*AdamWRecipe.chosen, 'fourier_group')
+    words = {**AdamWRecipe.words, 'fourier_group': 'spectra averaged over {:,} images'}
     fewest_images = 16 * CNN['batch_size']
 
     def paper(self, options):
@@ -55,15 +50,6 @@ class Recipe(recipe.Recipe):
 
     def to_the_letter(self, name, fits):
         return fits if name == SIMMIM else super().to_the_letter(name, fits)
-
-    def rate(self, options, papers, images):
-        if options.opt == 'lamb':
-            return super().rate(options, papers, images)
-        batch, papers_batch = options.batch_size, papers['batch_size']
-        steps = options.epochs * -(-images // batch)
-        papers_steps = papers['epochs'] * -(-IMAGENET // papers_batch)
-        share = (batch / papers_batch * papers_steps / steps) ** 0.5
-        return papers['base_lr'] * papers_batch / 256 * min(share, HIGHEST_SHARE)
 
     def going_on(self, options, saved):
         """As for all methods; a group is for the focal loss alone, which may not be what is asked for now."""
@@ -110,10 +96,7 @@ def departures(options, precision):
     papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, **models_recipe(model)})
     if options.epochs == OTHER_EPOCHS.get(model):
         papers = dataclasses.replace(papers, epochs=options.epochs)
-    numbers = [(word, f'{getattr(options, name):,g}', f'{getattr(papers, name):,g}')
-               for name, word in NUMBERS.items()]
-    values = [(name, getattr(options, name), getattr(papers, name)) for name in COMPARED]
-    found = [*differences(numbers), *differences(values)]
+    found = [*differing_numbers(options, papers), *differences(options, papers, COMPARED)]
     group, usual = options.fourier_group, papers_group(model)
     if options.fourier == 'focal' and group != usual:
         found.append(f'spectra averaged over {counted(group, "image")} (not {usual}){much_larger(usual / group)}')
@@ -128,10 +111,3 @@ def departures(options, precision):
 def much_larger(times):
     """How much larger the loss on spectra is, as it is where residuals do not depend on each other; '' if hardly."""
     return f': the loss on spectra is about {times:.0f} times as large' if times >= 1.5 else ''
-
-
-def differences(compared):
-    """The differences among (name, value, the paper's value) in one text, in a list; an empty one if there are none."""
-    texts = [f'{name} {value} ({"chosen there" if usual is None else f"not {usual}"})'
-             for name, value, usual in compared if value != usual]
-    return [', '.join(texts)] if texts else []

@@ -43,7 +43,7 @@ def encoder_options():
 def network_of(args, source=None, **more):
     """Read the network that the arguments of a command line name.
 
-    Prints what was read if the file holds more than the network under its own names.
+    Prints what was read if the file holds more than the network under its own names, or something was done with it.
 
     Args:
         args: what `parser.parse_args` returned.
@@ -56,6 +56,6 @@ def network_of(args, source=None, **more):
     given = {name: getattr(args, name) for name in names}
     saved = read_saved(source or args.source, adapt_input_conv=args.adapt_input_conv, **given, **more)
     loaded = saved.loaded
-    if saved.step is None and (loaded.prefix or loaded.beside or loaded.adapted):
+    if saved.step is None and (loaded.prefix or loaded.beside or loaded.adapted or loaded.notes):
         print(f'{saved.path}: {loaded}')
     return saved

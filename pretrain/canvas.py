@@ -38,6 +38,22 @@ class ToStrip(torch.autograd.Function):
         return lay_out(grad_strip, 0.0, cell_rows, ctx.grid), None, None
 
 
+class TableToStrip(torch.autograd.Function):
+    """`Geometry.gather`: one table for all images is read where it is, not copied for each."""
+
+    @staticmethod
+    def forward(ctx, table, images, cell_rows, grid):
+        ctx.save_for_backward(cell_rows)
+        ctx.grid = grid
+        rows_of_image = table.shape[2] * grid[1]
+        return gather(table, cell_rows % rows_of_image, grid, images)
+
+    @staticmethod
+    def backward(ctx, grad_strip):
+        cell_rows, = ctx.saved_tensors
+        return lay_out(grad_strip, 0.0, cell_rows, ctx.grid).sum(0, keepdim=True), None, None, None
+
+
 # The results below are `.data`, no views for autograd: it would forbid that an activation changes in place a
 # view that a Function returns.
 
@@ -53,12 +69,12 @@ def lay_out(strip, fill, cell_rows, grid):
     return canvas.index_copy_(0, cell_rows, rows).view(B, h * p, w * p, C).permute(0, 3, 1, 2).data
 
 
-def gather(canvas, cell_rows, grid):
-    """`Geometry.to_strip` without autograd. cell_rows: `Geometry.cell_rows(p)`."""
+def gather(canvas, cell_rows, grid, images=None):
+    """`Geometry.to_strip` without autograd. cell_rows: `Geometry.cell_rows(p)`. images: how many share a canvas of one."""
     B, C, _, W = canvas.shape
     p = W // grid[1]
     rows = canvas.permute(0, 2, 3, 1).reshape(-1, p * C)
-    return rows.index_select(0, cell_rows).view(B, -1, p, C).permute(0, 3, 1, 2).data
+    return rows.index_select(0, cell_rows).view(images or B, -1, p, C).permute(0, 3, 1, 2).data
 
 
 def gradient_of_fill(grad_canvas, grad_strip, fill):

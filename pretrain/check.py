@@ -2,7 +2,8 @@
 
     python -m pretrain.check MODEL [--input_size=128 --cell_size=32 --in_chans=3 --levels=layer1,layer2]
     python -m pretrain.check MODEL --method=a2mim [--token_at=layer3]    # for A2MIM, on whole images
-    python -m pretrain.check --all [--jobs=2]     # every convolutional network of timm, into docs/coverage.md
+    python -m pretrain.check MODEL --method=mae       # for MAE: vision transformers; convmae: hybrids
+    python -m pretrain.check --all [--jobs=2]     # every network of timm with feature maps, into docs/coverage.md
 
 or, for a network of your own: `from pretrain.check import check; print(check(module))`. Everything is
 computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones hide errors) and
@@ -21,7 +22,6 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.cli import reader_may_leave
@@ -32,10 +32,13 @@ from common.networks.create import create_cnn
 from pretrain.a2mim_check import check_a2mim
 from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
 from pretrain.encoder import SparseEncoder
+from pretrain.mae_check import check_mae
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
 from pretrain.sparse.coverage import cover
 from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import NoteKind
+from pretrain.sparse.positions import CutPositions
+from pretrain.sparse.proof import InDouble
 from pretrain.sparse.refused import ForwardFailed, Refused
 
 TOLERANCE = 1e-8
@@ -157,25 +160,31 @@ def rectangle(encoder, images):
         corners = [(h - size[0], w - size[1]), (0, 0)]
     rectangles = VisibleRectangles(encoder.grid, corners * (images // 2), size)
     asked = f'(b) on {size[0]} x {size[1]} visible cells it is the dense network on these'
-    return compare(asked, encoder, rectangles, ZeroPadding() if reflects else None)
+    return compare(asked, encoder, rectangles, ZeroPadding(rectangles) if reflects else CutPositions(rectangles))
 
 
-class ZeroPadding(TorchFunctionMode):
-    """Context in which paddings by reflection and the like are zeros: what hidden neighbours are to them."""
+class ZeroPadding(CutPositions):
+    """In addition, paddings by reflection and the like are zeros: what hidden neighbours are to them."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         given = {**dict(zip(('input', 'pad', 'mode', 'value'), args)), **(kwargs or {})}
         if function is F.pad and given.get('mode', 'constant') != 'constant':
             return F.pad(given['input'], given['pad'])
-        return function(*args, **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs)
 
 
 def compare(asked, encoder, rectangles, context=None):
     """Compare what the sparse network computes of visible rectangles with what the dense network does.
 
-    Compared are the features, the gradients of a random projection of them, and the running statistics.
-    context: in which the dense network runs. Returns a Part.
+    Compared are the features, the gradients of a random projection of them, and the running statistics. What the
+    network computes in float32 by itself is in float64 here. context: in which the dense network runs. Returns a Part.
     """
+    with InDouble() if has_note(encoder, NoteKind.PRECISION) else nullcontext():
+        return compared(asked, encoder, rectangles, context)
+
+
+def compared(asked, encoder, rectangles, context):
+    """`compare` in the precision that the network has."""
     cnn = encoder.cnn
     images = inputs(encoder, len(rectangles.corners))
     before = {key: value.clone() for key, value in cnn.named_buffers()}
@@ -295,26 +304,31 @@ def main(arguments=None):
                                                         'way if not given')
     parser.add_argument('--cell_size', type=int, help="side of a cell in pixels; chosen if not given")
     parser.add_argument('--in_chans', type=int, default=3)
-    parser.add_argument('--method', default='spark', choices=('spark', 'a2mim'),
-                        help='spark if not given; a2mim asks other questions, of whole images')
+    parser.add_argument('--method', default='spark', choices=('spark', 'a2mim', 'convmae', 'mae'),
+                        help='spark if not given; a2mim asks other questions, of whole images, and convmae and mae of '
+                             'what their decoder reads')
     parser.add_argument('--token_at', help='of a2mim: submodule whose output gets the mask token')
     parser.add_argument('--levels', type=lambda text: text.split(','), help='submodules whose outputs are '
                                                                             'the pyramid')
-    parser.add_argument('--all', action='store_true', help='every convolutional network of timm, into '
+    parser.add_argument('--all', action='store_true', help='every network of timm with feature maps, into '
                                                            'docs/coverage.md')
-    parser.add_argument('--jobs', type=int, default=1, help='processes of --all')
+    parser.add_argument('--jobs', type=int, default=1, help='processes of --all; 0 writes the page of what is there')
     args = parser.parse_args(arguments)
     if args.all == (args.model is not None):
         parser.error('give a model, or --all')
-    if args.method == 'spark' and args.token_at is not None:
+    if args.method != 'a2mim' and args.token_at is not None:
         parser.error('--token_at is of --method=a2mim')
-    if args.method == 'a2mim' and (args.levels is not None or args.all):
+    if args.method != 'spark' and (args.levels is not None or args.all):
         parser.error('--levels and --all are of --method=spark')
+    if args.method in ('convmae', 'mae') and args.cell_size is not None:
+        parser.error(f'--cell_size is of the other methods: a cell of --method={args.method} is one token')
     if args.all:
         cover(check, args.jobs)
         return
     if args.method == 'a2mim':
         report = check_a2mim(args.model, args.input_size, args.cell_size, args.in_chans, args.token_at)
+    elif args.method in ('convmae', 'mae'):
+        report = check_mae(args.model, args.method, args.input_size, args.in_chans)
     else:
         report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
     print(report)

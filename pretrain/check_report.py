@@ -1,17 +1,15 @@
 """What the checks of all methods share: the page that is printed, and networks that are ready to be compared.
 
-An `encoder` here is a SparseEncoder or a DenseEncoder.
+An `encoder` here is a SparseEncoder, a DenseEncoder or a ViTEncoder.
 """
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from timm.layers import DropBlock2d, DropPath
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import StochasticDepth
 
-from pretrain.sparse.proof import randomise_scales
+from pretrain.planning.operations import OPERATIONS
+from pretrain.sparse.proof import randomise_scales, switch_off_dropout
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,9 @@ def prepared(cnn, seed=0):
         raise ValueError(f'{type(cnn).__name__} is on the meta device, without values: make it on a real one')
     with torch.no_grad():
         randomise_scales(cnn.cpu(), seed)
-    dropout = (nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, StochasticDepth)
-    for module in cnn.modules():
-        for rate in ('p', 'drop_prob'):
-            if isinstance(module, dropout) and isinstance(getattr(module, rate, None), float):
-                setattr(module, rate, 0.0)
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(parameter.is_floating_point())
+    switch_off_dropout(cnn)
+    for parameter in cnn.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     return cnn.double().train()
 
 
@@ -118,7 +112,7 @@ def multiply_adds(encoder, cells=None):
     cells: which are visible, as the encoder takes them; None runs it densely.
     """
     buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
-    with FlopCounterMode(display=False) as counter:  # under no_grad torch 2.14 fails on CaiT here
+    with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:  # under no_grad torch 2.14 fails on CaiT here
         encoder(inputs(encoder, 2), cells)
     restore(encoder.cnn, buffers)
     return counter.get_total_flops() / 4  # operations are two, images too

@@ -33,8 +33,8 @@ class PretrainingOptions(RunOptions):
 
     interpolation: str = option('bicubic', 'filter by which crops are resized', 'data', choices=('bicubic', 'bilinear'))
 
-    method: str = option('spark', 'how the network is pretrained: spark or a2mim; --method=a2mim --help shows the '
-                         'options of the other method', 'method', parse=str)
+    method: str = option('spark', 'how the network is pretrained: spark, a2mim, mae or convmae; --method=NAME --help '
+                         'shows the options of another method', 'method', parse=str)
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method',
                               ('dp',), float)
 
@@ -76,11 +76,14 @@ class PretrainingOptions(RunOptions):
             require_weights(self.init)
 
     papers_warmup = 40.0  # epochs, of the method's paper
+    epochs_per_warmup = 10  # a warm-up that is not given is at most one of so many equal parts of the epochs
 
     @property
     def warmup(self):
         """Epochs of warm-up."""
-        return min(self.papers_warmup, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return min(self.papers_warmup, self.epochs / self.epochs_per_warmup)
 
     @property
     def last_weight_decay(self):

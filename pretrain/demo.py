@@ -35,7 +35,8 @@ from pretrain.saved import read_saved
 
 MODEL = ('--model=your_convnet', '--input_size=64')
 TRAINING = (*MODEL, '--bs=32', '--val_every=1000', '--picture_every=5', '--ngpu_per_node=1')
-OF_METHODS = {'spark': ('--decoder_width=64', '--lr=3e-2'), 'a2mim': ('--cell_size=8', '--lr=3e-3')}  # for so small a network
+# Options for so small a network, of the methods that take one without attention.
+OF_METHODS = {'spark': ('--decoder_width=64', '--lr=3e-2'), 'a2mim': ('--cell_size=8', '--lr=3e-3')}
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # held-out images in the picture
 TILE = 160  # pixels, the side of an image in the picture
@@ -110,7 +111,7 @@ def draw(demo):
 def train(demo):
     """Pretrain, or go on; exits with the code of a run that was stopped."""
     command = ['bash', str(ROOT / 'pretrain' / 'main.sh'), 'fabrics', f'--data_path={demo.world}', *TRAINING,
-               f'--method={demo.method}', *OF_METHODS.get(demo.method, ()),
+               f'--method={demo.method}', *OF_METHODS[demo.method],
                f'--epochs={demo.epochs}', f'--warmup_epochs={demo.epochs / 10}', f'--seed={demo.seed}']
     print(' '.join(command), flush=True)
     process = subprocess.Popen(command, cwd=demo.folder, env={**os.environ, 'PYTHON': sys.executable})
@@ -198,7 +199,8 @@ def main(argv=None):
     parser.add_argument('--val', type=int, default=600, help='held-out images (default: 600)')
     parser.add_argument('--epochs', type=int, default=10, help='(default: 10)')
     parser.add_argument('--seed', type=int, default=0, help='of the network, the masks and the order (default: 0)')
-    parser.add_argument('--method', choices=METHODS, default=DEFAULT, help=f'of pretraining (default: {DEFAULT})')
+    parser.add_argument('--method', choices=OF_METHODS, default=DEFAULT, help='of pretraining; the others are for '
+                        f'networks with attention, which your_convnet has not (default: {DEFAULT})')
     options = vars(parser.parse_args(argv))
     demo = Demo(**{**options, 'folder': Path(options['folder']).resolve()})
     with errors_in_one_sentence():

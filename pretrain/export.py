@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
+from common.networks.create import module_of
 from common.words import number_and_first_of
 from pretrain.arguments import add_network, network_of
 from pretrain.formats import (
@@ -81,7 +82,7 @@ def remarks(saved, to):
     """Yield sentences on what of the given file is not in an export, and on what in it was not trained."""
     if saved.unfinished:
         yield f'Warning: {saved.unfinished}'
-    head = [key for key in saved.head if key in saved.weights]
+    head = contents.classifier_of(saved)
     names = ', '.join(head)
     if saved.has_classifier and to in WITH_CLASSIFIER:
         yield f'The trained classifier is in it: {contents.num_classes(saved)} classes, {names}'
@@ -94,10 +95,14 @@ def remarks(saved, to):
                f'({number_and_first_of(saved.loaded.missing)} are missing)')
     else:
         yield 'It has no classifier: the given file has none'
-    idle = [key for key in saved.network.encoder.unused if key in saved.weights and key not in saved.head]
+    idle = [key for key in saved.network.encoder.unused if key in saved.weights and key not in head]
     if idle and saved.is_encoder and to in ('timm', 'torchvision', 'hf'):
         yield (f'{number_and_first_of(idle)} are as in the given file; pretraining does not train them, and '
                'the features do not depend on them')
+    module = module_of(contents.name_of(saved))
+    if module and to in ('timm', 'hf'):
+        yield (f"{saved.model} is none of timm's own networks: whoever reads it needs {module.replace('.', '/')}.py, and "
+               'imports it first')
 
 
 @reader_may_leave()

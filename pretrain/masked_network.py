@@ -38,6 +38,10 @@ class MaskedNetwork(nn.Module):
         """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""
         return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
 
+    def draw_masks(self, batch, generator=None, rows=slice(None)):
+        """The visible cells that a training step takes; by default as `draw_visible`."""
+        return self.draw_visible(batch, generator, rows)
+
     def is_visible(self, visible):
         """(B, L, 1) boolean, True where a cell is visible: for what has a row a cell."""
         return masking.is_visible(visible, self.cells)[..., None]
@@ -67,9 +71,11 @@ class MaskedNetwork(nn.Module):
     def targets(self, images):
         """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it.
 
-        By default the pixels themselves.
+        That is the normalised cell, or the pixels themselves, whose mean is 0 and whose deviation is 1.
         """
         cells = self.cut(images)
+        if self.target == 'normalised':
+            return masking.normalise(cells)
         zeros = cells.new_zeros(*cells.shape[:2], 1)
         return cells, zeros, zeros + 1
 
@@ -82,8 +88,12 @@ class MaskedNetwork(nn.Module):
         raise NotImplementedError
 
     def cell_errors(self, images, reconstruction):
-        """(B, L): the error of each cell, visible ones too."""
-        raise NotImplementedError
+        """(B, L): the error of each cell, visible ones too; by default the mean squared error on the targets, in the
+        images' precision. Losses and pictures are made of this.
+        """
+        target, _, _ = self.targets(images)
+        predicted = self.cut(reconstruction.to(images.dtype))
+        return (predicted - target).square().mean(dim=2)
 
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none', or what the option says."""

@@ -26,6 +26,15 @@ def draw_visible(batch, num_cells, num_visible, generator=None, rows=slice(None)
     return order[:, :num_visible].sort(dim=1).values
 
 
+def draw_complementary(batch, num_cells, num_masks, generator=None, rows=slice(None)):
+    """Masks of which each cell is visible in exactly one: LongTensor (batch, num_masks, num_cells / num_masks) on the CPU.
+
+    num_masks: divides num_cells. rows: as of `draw_visible`.
+    """
+    order = torch.rand(batch, num_cells, generator=generator)[rows].argsort(dim=1)
+    return order.unflatten(1, (num_masks, -1)).sort(dim=2).values
+
+
 def check_visible(visible, batch):
     """Raise ValueError if a given `visible` is no LongTensor (batch, k). The values are not looked at."""
     if visible.dtype != torch.long or visible.ndim != 2 or len(visible) != batch:
@@ -39,8 +48,12 @@ def is_visible(visible, num_cells):
     return seen.scatter(1, visible, True)
 
 
-def check_indices(visible, num_cells):
-    """Raise ValueError unless a given `visible` holds ascending indices of cells. It waits for the device."""
+def check_indices(visible, num_cells, batch):
+    """Raise ValueError unless a given `visible` is a LongTensor (batch, k) that holds ascending indices of cells.
+
+    It waits for the device.
+    """
+    check_visible(visible, batch)
     if not (0 <= visible.min() and visible.max() < num_cells and (visible.diff(dim=1) > 0).all()):
         raise ValueError(f'visible must hold ascending cell indices from 0 to {num_cells - 1}, '
                          'each once an image')

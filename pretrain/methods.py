@@ -6,6 +6,8 @@ not load torch.
 from typing import Protocol
 
 from pretrain.a2mim_method import A2MIMMethod
+from pretrain.convmae_method import ConvMAEMethod
+from pretrain.mae_method import MAEMethod
 from pretrain.options import (  # noqa: F401  (users import the last two from here)
     DEFAULT,
     options_of,
@@ -45,7 +47,8 @@ class Method(Protocol):
 
         It is an nn.Module whose forward(images, visible=None) returns a loss; it draws `visible` itself where none is
         given, as for a look at its norms or at memory. It has besides `draw_visible(batch, generator, rows)`: LongTensor
-        (B, k), ascending, drawn for the whole batch before rows of it are taken; `input_size`: (height, width);
+        (B, k), ascending, drawn for the whole batch before rows of it are taken; `draw_masks`, as that, of a training step,
+        (B, k) or (B, n, k) for n masks an image; `input_size`: (height, width);
         `placed(device)`: itself, as it trains; `uncompiled`: whether torch.compile leaves a part of it alone. The
         commands that read a run ask for all of MaskedNetwork (pretrain/masked_network.py).
 
@@ -148,7 +151,7 @@ class Method(Protocol):
         """Sentences on what of the encoder was trained besides the layers up to the last feature map."""
 
 
-METHODS = {method.name: method for method in (SparKMethod(), A2MIMMethod())}
+METHODS = {method.name: method for method in (SparKMethod(), A2MIMMethod(), ConvMAEMethod(), MAEMethod())}
 
 
 def method_of(config, path=None):

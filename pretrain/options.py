@@ -10,14 +10,8 @@ from dataclasses import dataclass
 
 from common.about import About
 from common.cli import parse, renewed
-from pretrain import a2mim_options, spark_options
+from pretrain import a2mim_options, convmae_options, mae_options, spark_options
 
-EXAMPLES = (
-    ('bash pretrain/main.sh my_run --data_path=DIR --model=resnet50',
-     'pretrain on the images of a folder; the same command again goes on where the run stopped'),
-    ('bash pretrain/main.sh small --data_path=DIR --model=resnet18 --input_size=192 --bs=64 --ep=100',
-     'a small network on smaller images, of which each is seen 100 times'),
-)
 MOST_USED = ('name', 'data_path', 'val_fraction', 'model', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr', 'init')
 
 
@@ -27,16 +21,20 @@ class MethodOptions:
 
     title: one line for --help. options: the class of its options, a frozen dataclass derived from
     PretrainingOptions. recipe: a function of the options that are given, a dictionary; it returns what the
-    method's authors use for them, as a dictionary of options.
+    method's authors use for them, as a dictionary of options. small_model: a small network, for an example.
     """
     title: str
     options: type
     recipe: Callable
+    small_model: str
 
 
 OPTIONS = {
-    spark_options.SPARK: MethodOptions(spark_options.TITLE, spark_options.SparKOptions, spark_options.recipe),
-    a2mim_options.NAME: MethodOptions(a2mim_options.TITLE, a2mim_options.A2MIMOptions, a2mim_options.recipe),
+    spark_options.SPARK: MethodOptions(spark_options.TITLE, spark_options.SparKOptions, spark_options.recipe, 'resnet18'),
+    a2mim_options.NAME: MethodOptions(a2mim_options.TITLE, a2mim_options.A2MIMOptions, a2mim_options.recipe, 'resnet18'),
+    mae_options.NAME: MethodOptions(mae_options.TITLE, mae_options.MAEOptions, mae_options.recipe, 'vit_small_patch16_224'),
+    convmae_options.NAME: MethodOptions(convmae_options.TITLE, convmae_options.ConvMAEOptions, convmae_options.recipe,
+                                        'convvit_small'),
 }
 DEFAULT = spark_options.SPARK  # of --method, and of runs from before there was a choice
 
@@ -67,10 +65,21 @@ def parse_options(argv=None, program='pretraining'):
     argv = sys.argv[1:] if argv is None else list(argv)
     name = named_method(argv)
     method = OPTIONS[name]
-    named = '' if name == DEFAULT else f' --method={name}'
-    examples = tuple((command + named, what) for command, what in EXAMPLES)
-    about = About(method.title, examples, MOST_USED)
+    about = About(method.title, examples_of(name), MOST_USED)
     return parse(method.options, program, about, argv, method.recipe)
+
+
+def examples_of(name):
+    """Pairs (command, what it does) for the --help of a method."""
+    method = OPTIONS[name]
+    model = method.options.__dataclass_fields__['model'].default
+    named = '' if name == DEFAULT else f' --method={name}'
+    return (
+        (f'bash pretrain/main.sh my_run --data_path=DIR --model={model}{named}',
+         'pretrain on the images of a folder; the same command again goes on where the run stopped'),
+        (f'bash pretrain/main.sh small --data_path=DIR --model={method.small_model} --input_size=192 --bs=64 --ep=100{named}',
+         'a small network on smaller images, of which each is seen 100 times'),
+    )
 
 
 def refuse_others(argv, name):
@@ -78,9 +87,9 @@ def refuse_others(argv, name):
     own = flags_of(OPTIONS[name].options)
     for word in argv:
         flag = word.partition('=')[0]
-        other = next((other for other, method in OPTIONS.items() if flag in flags_of(method.options)), None)
-        if other and flag not in own:
-            sys.stderr.write(f'error: {flag} is an option of --method={other}, and this is --method={name}\n')
+        others = [f'--method={other}' for other, method in OPTIONS.items() if flag in flags_of(method.options)]
+        if others and flag not in own:
+            sys.stderr.write(f'error: {flag} is an option of {" and ".join(others)}, and this is --method={name}\n')
             sys.exit(2)
 
 

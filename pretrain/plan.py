@@ -283,8 +283,12 @@ class Plan:
             ('largest at a time', counted(self.room(self.alone), 'image'),
              'predicted, with room for that and what is kept free'),
             ("a GPU's share", counted(self.run.share, 'image'), f'given, or chosen by --recipe: --bs={options.batch_size}'),
-            ('parts', f'--accum={self.parts}', f'predicted, of {counted(self.part, "image")}; BatchNorm sees those'
-             + ' of all GPUs' * (options.sync_bn and options.gpus > 1))]
+            ('parts', f'--accum={self.parts}', f'predicted, of {counted(self.part, "image")}{self.seen_by_norms()}')]
+
+    def seen_by_norms(self):
+        """What BatchNorm sees, in words; '' for a network that has none."""
+        of_all = ' of all GPUs' * (self.options.sync_bn and self.options.gpus > 1)
+        return f'; BatchNorm sees those{of_all}' if self.counts.norms else ''
 
     def largest_temporary(self):
         """Bytes of the fullest moment beyond what is kept for the backward pass and the gradients that stand there."""

@@ -112,7 +112,7 @@ class Pretraining(Trainer):
     def example_batch(self, images):
         shape = images, self.options.in_chans, *self.network.input_size
         example = torch.randn(*shape, device=self.ranks.device).to(memory_format=torch.channels_last)
-        return example, self.network.draw_visible(images).to(self.ranks.device)
+        return example, self.network.draw_masks(images).to(self.ranks.device)
 
     def parts_to_compile(self):
         return self.method.parts_to_compile(self.network)
@@ -169,17 +169,17 @@ class Pretraining(Trainer):
         read yields (images (B / accum, C, H, W) as they were loaded, None).
         """
         for step in steps:
-            for visible in self.draw_visible(step).chunk(self.accum):
+            for visible in self.draw_masks(step).chunk(self.accum):
                 images, _ = next(read)
                 yield self.normalise(images), to_device(visible, self.ranks.device)
 
-    def draw_visible(self, step):
-        """This rank's share (B, k) of the masks of a step's whole batch, in the order in which Steps has its
-        images.
+    def draw_masks(self, step):
+        """This rank's share of the visible cells of a step's whole batch, (B, k), or (B, n, k) for n masks an image, in
+        the order in which Steps has its images.
         """
         batch = self.options.batch_size
         rows = torch.arange(batch).view(self.accum, self.ranks.size, -1)[:, self.ranks.rank].flatten()
-        return self.network.draw_visible(batch, self.run.generator('mask', step), rows)
+        return self.network.draw_masks(batch, self.run.generator('mask', step), rows)
 
     # -- what is measured and shown --------------------------------------------------------------------------
 
@@ -290,8 +290,9 @@ class Pretraining(Trainer):
             held_out += f' ({self.val_images.root})'
         warmup = f"{counted(options.warmup, 'epoch')}, {counted(run.warmup_steps, 'step')}"
         if options.warmup_epochs is None:
-            most = options.papers_warmup
-            warmup += f' (not given: {most:g}, or a tenth of fewer than {10 * most:g})'
+            most, times = options.papers_warmup, options.epochs_per_warmup
+            part = {10: 'a tenth', 5: 'a fifth'}[times]
+            warmup += f' (not given: {most:g}, or {part} of fewer than {times * most:g})'
         if run.ended_at:
             warmup = counted(run.warmup_of(self.start), 'step')
         clipped = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'

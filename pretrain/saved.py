@@ -4,8 +4,8 @@
     saved.network.reconstruct(images, saved.network.draw_visible(len(images)))
 
 A run says with which method it was pretrained. Of another file it is the method that is given, or the one of which
-it holds a whole network, or else SparK. Files of downstream_imagenet and downstream_coco, and other files of weights,
-are read too, for what is done with an encoder.
+it holds a whole network, or else that of the network's authors (ConvViT's and MAE's), or else SparK. Files of
+downstream_imagenet and downstream_coco, and other files of weights, are read too, for what is done with an encoder.
 """
 import dataclasses
 from contextlib import contextmanager
@@ -33,6 +33,7 @@ from pretrain.results.read_log import read_log
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had
 OF_NETWORK = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'mean', 'std',
               'pixel_range')  # options that the log of a run says of a file beside it, and `Method.encoder_options`
+OF_ENCODERS = {'convvit': 'convmae', 'vit': 'mae'}  # the first word of a network's name -> the method of its authors
 LARGE = 4096  # pixels; a network is tried on two images of its size when it is built
 
 
@@ -210,6 +211,8 @@ def options_of_run(content, path, given):
                          'says itself what it is')
     known = {name: value for name, value in config.items() if name in options_class.__dataclass_fields__}
     changed = {name: given[name] for name in MAY_DIFFER if name in given}
+    if 'mask_ratio' in changed and 'masks_per_image' in known:  # Several masks of a training step have one ratio alone.
+        changed['masks_per_image'] = 1
     try:
         return method, options_class(**{**known, **changed})
     except TypeError as error:
@@ -221,12 +224,12 @@ def read_weights_alone(content, path, which, adapt, given):
     state = unwrap(content, path)
     log = log_of(path)
     tuned = downstream_config(content)
-    method = method_of_weights(state, path, log, given)
+    method = method_of_weights(state, path, tuned, log, given)
     options = options_of_weights(method, state, path, tuned, log, given)
     check_size(path, options, given)
     head = classifier_entries(options.model, options.in_chans)
     is_guess = log is None and 'method' not in given and not method.is_whole(state)
-    with named_methods(is_guess):
+    with named_methods(method, is_guess):
         network = untrained(method, options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
     module, found, may_miss = method.find_init(network, state, path, which, adapt)
     loaded = load_found(module, found, may_miss)
@@ -241,15 +244,21 @@ def read_weights_alone(content, path, which, adapt, given):
                  classes=tuple(map(str, classes)) if isinstance(classes, list) else None)
 
 
-def method_of_weights(state, path, log, given):
-    """Return the method of a file that is no checkpoint: of the log beside it, given, of its tensors, or DEFAULT.
+def likely_method(model):
+    """Return the method of the authors of a network, if it is one of theirs, or DEFAULT. model: its name, or None."""
+    return METHODS[OF_ENCODERS.get(str(model).split('_')[0], DEFAULT)]
 
-    log: of the run beside it, or None. Raises ValueError if another one is given than the file is of.
+
+def method_of_weights(state, path, tuned, log, given):
+    """Return the method of a file that is no checkpoint: of the log beside it, given, of its tensors, or a likely one.
+
+    log: of the run beside it, or None. tuned: options of the downstream program that wrote the file, or None. Raises
+    ValueError if another one is given than the file is of.
     """
     whole = next((method for method in METHODS.values() if method.is_whole(state)), None)
     known = method_of(log.config, log.folder) if log else whole
     if 'method' not in given:
-        return known or METHODS[DEFAULT]
+        return known or likely_method(given.get('model') or (tuned or {}).get('model') or name_of(path, state))
     method = method_of(given)
     if known not in (None, method):
         raise ValueError(f'{path} is of {known.title}, not of {method.title}: leave --method={method.name} away')
@@ -257,15 +266,15 @@ def method_of_weights(state, path, log, given):
 
 
 @contextmanager
-def named_methods(is_guess):
+def named_methods(method, is_guess):
     """Around what a method may refuse: its error names the other methods, if that it is this one is a guess."""
     try:
         yield
     except ValueError as error:
         if not is_guess:
             raise
-        others = ' or '.join(f'--method={name}' for name in METHODS if name != DEFAULT)
-        raise ValueError(f'{error}. If it was pretrained with another method than {METHODS[DEFAULT].title}, say so: '
+        others = ' or '.join(f'--method={name}' for name in METHODS if name != method.name)
+        raise ValueError(f'{error}. If it was pretrained with another method than {method.title}, say so: '
                          f'{others}') from error
 
 
@@ -348,10 +357,13 @@ def log_of(path):
 
 def guess(path, state):
     """Guess the network's name from the name of the file, or from its tensors. Raises ValueError."""
-    named = path.name.split('_1kpretrained')[0]
-    if timm.is_model(named):
-        return named
-    guessed = guess_model(state)
-    if guessed is None:
+    name = name_of(path, state)
+    if name is None:
         raise ValueError(f'{path} does not say which network it is: give --model=NAME')
-    return guessed
+    return name
+
+
+def name_of(path, state):
+    """As `guess`, None if it cannot be told."""
+    named = path.name.split('_1kpretrained')[0]
+    return named if timm.is_model(named) else guess_model(state)

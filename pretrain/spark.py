@@ -15,7 +15,6 @@ from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.networks.create import create_cnn
-from common.networks.norms import check_batch
 from common.recompute import checkpointed
 from common.sync_batchnorm import synchronise_batchnorm
 from pretrain import masking
@@ -23,13 +22,12 @@ from pretrain.accelerated.decoder import decode as decode_accelerated
 from pretrain.accelerated.densify import FilledMap
 from pretrain.decoder import LightDecoder
 from pretrain.encoder import SparseEncoder
-from pretrain.masked_network import MaskedNetwork
 from pretrain.spark_weights import load_official as load_official_spark
-from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.pyramid import norms_of_one_value
+from pretrain.sparse_network import SparseNetwork
 
 
-class SparK(MaskedNetwork):
+class SparK(SparseNetwork):
     """Mask, encode, densify, decode, compare.
 
     encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden.
@@ -38,8 +36,8 @@ class SparK(MaskedNetwork):
     predicts: 'normalised', the paper's (each cell by its own mean and deviation), or 'pixels', as the network
     takes them. Raises ValueError for other values.
 
-    accelerated: whether the forms of pretrain/accelerated compute, instead of those in this file and in
-    decoder.py. The numbers are the same up to rounding. None: on the CPU alone (see Geometry).
+    Where `accelerated` is on (see SparseNetwork), the forms of pretrain/accelerated compute, instead of those in this
+    file and in decoder.py.
 
     The names of submodules and parameters are a file format.
     """
@@ -53,11 +51,11 @@ class SparK(MaskedNetwork):
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.target = target
-        self.accelerated = None
         self.recomputes = False  # whether the encoder is computed again in the backward pass
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
+        encoder.prove_order(self.visible_cells)
         finest = encoder.reductions[0] if decoder == 'light' else 1
         self.dense_decoder = LightDecoder(encoder.stride, decoder_width, encoder.in_chans, finest)
         self.densify_norms = nn.ModuleList()
@@ -85,12 +83,11 @@ class SparK(MaskedNetwork):
         """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
-        check_batch(self, images, self.single_valued)
         geometry = self.geometry(images, visible)
         strips = checkpointed(self.encoder, images, geometry, enabled=self.recomputes)
         levels = self.densify(strips, geometry)
         reconstruction = self.decode(levels, geometry)
-        return self.loss(images, reconstruction, geometry)
+        return self.loss(images, reconstruction, visible)
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what no feature depends on."""
@@ -105,11 +102,6 @@ class SparK(MaskedNetwork):
         """Choose what the backward pass computes again instead of keeping it: 'none', 'decoder' or 'all'."""
         self.recomputes = what == 'all'
         self.dense_decoder.recomputes = what != 'none'
-
-    def geometry(self, images, visible):
-        """Where the visible cells lie. Raises ValueError if `visible` is no LongTensor (B, k)."""
-        masking.check_visible(visible, len(images))
-        return Geometry(visible, self.encoder.grid, self.accelerated, self.encoder.cell_size)
 
     def densify(self, strips, geometry):
         """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).
@@ -133,41 +125,10 @@ class SparK(MaskedNetwork):
             return decode_accelerated(self.dense_decoder, levels)
         return self.dense_decoder(levels)
 
-    def targets(self, images):
-        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it."""
-        return masking.normalise(self.cut(images)) if self.target == 'normalised' else super().targets(images)
-
-    def loss(self, images, reconstruction, geometry):
-        """Mean squared error on the targets of hidden cells (section 3.3), in the images' precision."""
-        hidden = ~geometry.is_visible()
-        error = self.cell_errors(images, reconstruction) * hidden
-        return error.sum() / (len(images) * (self.cells - geometry.visible.shape[1]))
-
-    def cell_errors(self, images, reconstruction):
-        """(B, L): the error of each cell, visible ones too. Losses and pictures are made of this."""
-        target, _, _ = self.targets(images)
-        predicted = self.cut(reconstruction.to(images.dtype))
-        return (predicted - target).square().mean(dim=2)
-
-    def encode(self, images, visible):
-        """images, visible -> the pyramid, small stride to large: (B, C_i, H_i, W_i), hidden positions 0.
-
-        It runs in the mode that the caller set: in train mode running statistics are updated.
-        """
-        check_batch(self, images, self.single_valued)
-        geometry = self.geometry(images, visible)
-        masking.check_indices(visible, self.cells)
-        return [geometry.to_canvas(strip) for strip in self.encoder(images, geometry)]
-
-    def pyramid(self, images, visible=None):
-        """The feature maps, small stride to large: as `encode` has them, or of the whole image."""
-        return self.encoder(images) if visible is None else self.encode(images, visible)
-
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""
-        check_batch(self, images, self.single_valued)
+        masking.check_indices(visible, self.cells, len(images))
         geometry = self.geometry(images, visible)
-        masking.check_indices(visible, self.cells)
         return self.decode(self.densify(self.encoder(images, geometry), geometry), geometry)
 
     def load_official(self, state_dict):

@@ -31,7 +31,7 @@ class SparKMethod:
     """SparK (Tian et al., ICLR 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = SPARK
     recipe = Recipe()
-    no_decay = (*NO_DECAY, 'mask_tokens')
+    no_decay = (*NO_DECAY, 'mask_tokens', 'pos_embed')
     title = 'SparK'
     paper = PAPER
     idea = IDEA

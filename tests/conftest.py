@@ -80,8 +80,8 @@ def log_of(folder):
     return [line for line in lines if 'epoch' in line], [line for line in lines if 'run' in line]
 
 
-def assert_same_run(one, other):
-    a, b = saved(one), saved(other)
+def assert_same_run(one, other, model='your_convnet'):
+    a, b = saved(one, model), saved(other, model)
     for key in ('step', 'sums', 'images', 'accum', 'model', 'optimizer'):
         assert same(a[key], b[key]), key
     entries = [[{k: v for k, v in line.items() if k not in VARYING} for line in log_of(folder)[0]] for folder in (one, other)]

@@ -4,6 +4,7 @@ import warnings
 import safetensors.torch
 import timm
 
+from common.networks.create import size_arguments, without_values
 from common.reliability.checkpoint import save, write_atomically
 
 
@@ -18,9 +19,16 @@ def entries_of(saved, classifier=True):
     These are the file's entries for the network; without the classifier if the file has no trained one, or if
     it is not wanted.
     """
-    keeps_head = classifier and saved.has_classifier
-    return {key: value.contiguous() for key, value in saved.weights.items()
-            if keeps_head or key not in saved.head}
+    left_out = () if classifier and saved.has_classifier else classifier_of(saved)
+    return {key: value.contiguous() for key, value in saved.weights.items() if key not in left_out}
+
+
+def classifier_of(saved):
+    """Return the names of the given file's entries that a network of no classes has not: most often those of one layer."""
+    if not saved.head:
+        return ()
+    others = without_values(lambda: create(saved, num_classes=0)).state_dict().keys() - set(saved.head)
+    return tuple(key for key in saved.weights if key not in others)
 
 
 def num_classes(saved):
@@ -35,7 +43,8 @@ def arguments_of(saved):
         arguments['num_classes'] = num_classes(saved)
     if saved.options.in_chans != 3:
         arguments['in_chans'] = saved.options.in_chans
-    return arguments
+    size = saved.network.encoder.input_size
+    return arguments | size_arguments(name_of(saved), size, {'in_chans': saved.options.in_chans})
 
 
 def create(saved, **more):

@@ -1,6 +1,7 @@
 """--to=official: files as the official release has them.
 
-There is one of the encoder, and one of the whole SparK where the decoder is one that the official code has.
+Of SparK, there is one of the encoder, and one of the whole network where the decoder is one that the official code has.
+Those of ConvMAE and MAE are in pretrain/formats/to_official_mae.py.
 """
 import torch
 
@@ -8,7 +9,7 @@ from common.networks.guess import guess_model
 from common.networks.load import load_strictly
 from common.networks.renaming import to_timm
 from common.reliability.checkpoint import read_plain, save
-from pretrain.formats import contents, verify
+from pretrain.formats import contents, to_official_mae, verify
 from pretrain.saved import untrained
 from pretrain.spark_options import SPARK
 from pretrain.spark_weights import load_official, official_encoder, official_whole
@@ -19,9 +20,11 @@ READER = 'our reader of official files'
 @torch.no_grad()
 def write(saved, stem, suffix, licence):
     """Write files in the style of the published ones, always .pth. See WRITERS in pretrain/export.py."""
+    if saved.method.name in to_official_mae.METHODS:
+        return to_official_mae.write(saved, stem)
     if saved.method.name != SPARK:
-        raise ValueError(f'--to=official is for the official code of SparK, and this network was pretrained with '
-                         f'{saved.method.title}: give --to=timm, or another format')
+        raise ValueError(f'--to=official is for the official code of SparK, ConvMAE and MAE, and this network was pretrained '
+                         f'with {saved.method.title}: give --to=timm, or another format')
     state = contents.entries_of(saved, classifier=False)
     if guess_model(state) != contents.name_of(saved):
         raise ValueError(f'the official code knows plain ResNets and ConvNeXts, not {saved.model}')

@@ -22,13 +22,27 @@ def write(saved, stem, suffix, licence):
         how = (f'not strictly: the given file lacks {number_and_first_of(missing)}, which stay as timm '
                'initialises them')
     else:
-        theirs = contents.create(saved, checkpoint_path=str(path))
+        theirs = load(saved, path, made)
         line = f"timm.create_model({made}, checkpoint_path='{path}')"
         how = 'strictly'
     require_given(saved, read_plain(path))
     require_given(saved, {key: value for key, value in theirs.state_dict().items() if key in saved.weights})
     verify.require_same_network(saved, theirs, 'timm')
     return [f'{path}: read by {line}, {how}; {verify.what_is_same(saved)}']
+
+
+def load(saved, path, made):
+    """Return the network that timm makes and loads from a file. made: its name and arguments, for the message.
+
+    Raises ValueError for a network of a user's own that timm makes for other images than the run's.
+    """
+    try:
+        return contents.create(saved, checkpoint_path=str(path))
+    except RuntimeError as error:
+        height, width = saved.network.encoder.input_size
+        raise ValueError(f'timm.create_model({made}) makes a network that these weights do not fit '
+                         f'({str(error).splitlines()[-1].strip()}). If it is made for images of one size, have its function '
+                         f'take img_size as an argument of this name, so that it can be made for {height}x{width}') from error
 
 
 def require_given(saved, state):

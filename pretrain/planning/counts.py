@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from common.distributed import Ranks
 from common.training.memory import kept_for_backward
@@ -21,20 +21,9 @@ from common.training.optim import (
 from common.training.trainer import train_step
 from pretrain.methods import METHODS
 from pretrain.planning.memory import AsCUDA, Line, Live
+from pretrain.planning.operations import OPERATIONS
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
-
-
-def backward_operations(grad, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups,
-                        needed, out_shape=None):
-    """Floating-point operations of a convolution's backward pass, from shapes: as many as forward for each gradient.
-
-    torch's own count (2.14) takes the gradient of a grouped weight for that of a dense one.
-    """
-    return conv_flop_count(x, weight, grad, transposed) * sum(needed[:2])
-
-
-OPERATIONS = {torch.ops.aten.convolution_backward: backward_operations}  # counted otherwise than torch does
 
 
 class Step:
@@ -53,7 +42,7 @@ class Step:
 
     def inputs(self, batch):
         images = torch.randn(batch, self.options.in_chans, *self.network.input_size, device=self.device)
-        return images.to(memory_format=torch.channels_last), self.network.draw_visible(batch).to(self.device)
+        return images.to(memory_format=torch.channels_last), self.network.draw_masks(batch).to(self.device)
 
     def autocast(self):
         """bf16 unless fp32 is asked for: that is what a GPU does."""

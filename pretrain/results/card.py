@@ -5,6 +5,7 @@ import textwrap
 
 from PIL import Image
 
+from common.networks.create import is_made_for_one_size, module_of
 from common.reliability.checkpoint import write_atomically
 from common.words import counted
 from pretrain.results.pictures import hidden_cells, read_picture, write_picture
@@ -40,7 +41,8 @@ def write_card(saved, folder, licence=None):
                        recipe=recipe_table(saved, log), picture=f'{picture}\n\n' if picture else '',
                        curve=curve or 'No log of the training lay beside the weights.',
                        size='x'.join(map(str, encoder.input_size)),
-                       channels=counted(encoder.in_chans, 'channel'), **contents(saved))
+                       channels=counted(encoder.in_chans, 'channel'), registers=registers(saved),
+                       other_sizes=other_sizes(saved), **contents(saved))
     write_atomically(folder / 'README.md', lambda file: file.write(text.encode()))
     return remarks
 
@@ -106,6 +108,22 @@ def contents(saved):
     holds = (f'These are the weights of a fine-tuned network, with its classifier of {number} classes. **Say here what '
              'it was fine-tuned on.**')
     return {'title': f'a classifier of {number} classes', 'gives': 'logits', 'what': in_lines(f'{how} {holds}')}
+
+
+def registers(saved):
+    """Return the line of Python that registers a network which timm itself has not, '' for one of timm's."""
+    name = (module_of(saved.model.split('.')[0]) or '').rpartition('.')[2]
+    about = f'{name}.py registers the network, which timm itself has not: give it with the weights'
+    return f'import {name}  # {about}\n' if name else ''
+
+
+def other_sizes(saved):
+    """Return what is to be known about images of other sizes."""
+    size = saved.network.encoder.input_size
+    if is_made_for_one_size(saved.model.split('.')[0], size, saved.options.in_chans):
+        return 'the network is made for this\n  size, and for another one with `img_size` of ' \
+               '`timm.create_model`, which resizes its positions.'
+    return 'other sizes work as they do for any network\n  of its kind.'
 
 
 def as_markdown(text):
@@ -200,8 +218,8 @@ tags: [timm, {tag}, self-supervised, masked-image-modeling]
 
 {picture}```python
 import timm
-model = timm.create_model('local-dir:FOLDER', pretrained=True)                    # {gives}; 'hf-hub:USER/NAME' from a hub
-model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)    # a new classifier, to be trained
+{registers}model = timm.create_model('local-dir:FOLDER', pretrained=True)  # {gives}; 'hf-hub:USER/NAME' from a hub
+model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  # a new classifier, to be trained
 ```
 
 {stated}## Data
@@ -220,8 +238,7 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=10)  
 
 * The features are meant for fine-tuning. Without it, a linear classifier on them is far behind supervised
   weights.
-* Pretrained on images of {size} pixels with {channels}; other sizes work as they do for any network
-  of its kind.
+* Pretrained on images of {size} pixels with {channels}; {other_sizes}
 * What the images did not show, the network has not learned; whatever bias they have, it may have too.
 * A low reconstruction loss does not rank networks: compare them on your task.
 

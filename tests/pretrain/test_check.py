@@ -13,9 +13,10 @@ from timm.models.selecsls import SelecSls
 from torch import nn
 from torch.nn import functional as F
 
-from pretrain.check import check, main
+from pretrain.check import ZeroPadding, check, main
 from pretrain.spark import build_spark
 from pretrain.sparse import coverage, on_plane, rules
+from pretrain.sparse.compare import VisibleRectangles
 from pretrain.sparse.geometry import Geometry
 from tests.conftest import ROOT
 
@@ -36,10 +37,13 @@ MORE = '''
     tf_efficientnet_cc_b0_4e ghostnetv2_100 ghostnetv3_050 hgnet_tiny focalnet_tiny_srf tresnet_m tf_mixnet_s
     resnest14d gcresnext26ts eca_resnext26ts inception_v3
 '''.split()
+# Attention over all visible positions: its kinds, and a transformer with a pyramid.
+HYBRIDS = 'swiftformer_xs efficientvit_b0 pvt_v2_b0'.split()
+MORE_HYBRIDS = 'caformer_s18 fastvit_sa12 swiftformer_s mobilenetv4_hybrid_medium convvit_small'.split()
 KNOWN = set(timm.list_models())  # the lowest version lacks some
 
 
-@pytest.mark.parametrize('name', SPAN)
+@pytest.mark.parametrize('name', [*SPAN, *(pytest.param(name, marks=pytest.mark.slow) for name in HYBRIDS)])
 def test_network_is_exact(name):
     if name not in KNOWN or not hasattr(timm.create_model(name), 'forward_intermediates'):
         pytest.skip(f'timm {timm.__version__} has no {name}, or no way to its feature maps')
@@ -49,7 +53,7 @@ def test_network_is_exact(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', MORE)
+@pytest.mark.parametrize('name', MORE + MORE_HYBRIDS)
 def test_more_networks_are_exact(name):
     test_network_is_exact(name)
 
@@ -250,16 +254,22 @@ def test_a_network_that_remembers_its_image_is_found(monkeypatch):
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('name', 'words'), [
-    ('edgenext_xx_small', '"stages.1.blocks.1.xca" (CrossCovarianceAttn) is attention'),
-    ('mobilevit_xxs', '"stages.2.1.transformer.0.attn" (Attention) is attention'),
-    ('vit_tiny_patch16_224', '"blocks.0.attn" (Attention) is attention'),
+    ('edgenext_xx_small', '"stages.1.blocks.1.pos_embd" (PositionalEncodingFourier) cuts, joins or runs'),
+    ('mobilevit_xxs', '"stages.4.1" (MobileVitBlock) interpolates'), ('mobilevitv2_050', '(MobileVitV2Block) interpolates'),
+    ('efficientvit_m0', '"stages.0.blocks.0.mixer.m.attn.dws.0.conv" (Conv2d) has a window over a tensor'),
+    ('vit_tiny_patch16_224', 'VisionTransformer is a plain transformer'),
     ('mixer_s32_224', "doesn't match model"),
+    pytest.param('nextvit_small', 'does not give what it gives on an image of these', marks=pytest.mark.slow),
+    pytest.param('visformer_tiny', "doesn't match model", marks=pytest.mark.slow),
+    pytest.param('maxvit_rmlp_pico_rw_256', '(PartitionAttentionCl) cannot run on a strip', marks=pytest.mark.slow),
+    pytest.param('coat_tiny', "doesn't match model", marks=pytest.mark.slow),
     pytest.param('convmixer_768_32', 'no power of two' if hasattr(ConvMixer, 'forward_intermediates') else 'no feature pyramid',
                  marks=pytest.mark.slow),
 ])
 def test_what_is_no_cnn_is_refused(name, words):
     report = check(name)
     assert not report.ok and words in report.refused, str(report)
+    assert '--method=a2mim' in report.refused or name.startswith('convmixer')
 
 
 def test_ghostnets_choose_their_cells():
@@ -296,7 +306,7 @@ def test_command_line(capsys):
     assert not end.value.code and out.startswith('test_resnet: exact\n') and '4 x 3 in an image of 128 x 96' in out
     with pytest.raises(SystemExit) as end:
         main(['edgenext_xx_small'])
-    assert end.value.code == 1 and 'CrossCovarianceAttn' in capsys.readouterr().out
+    assert end.value.code == 1 and 'PositionalEncodingFourier' in capsys.readouterr().out
     for wrong, word in ((['resnet5O'], 'resnet50'), (['test_resnet', '--input_size=a'], 'no number'), ([], 'give a model'),
                         (['test_resnet', '--all'], 'give a model')):
         with pytest.raises(SystemExit) as end:
@@ -308,19 +318,31 @@ def test_command_line(capsys):
 
 @pytest.mark.slow
 def test_coverage_is_written_and_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys):
-    names = [(1e6, 'test_resnet', 'resnet'), (2e6, 'convmixer_768_32', 'convmixer'), (3e8, 'resnet50', 'resnet')]
-    monkeypatch.setattr(coverage, 'survey', lambda: names)
+    names = ['resnet50', 'test_resnet', 'convmixer_768_32', 'vit_tiny_patch16_224', 'edgenext_xx_small', 'mixer_s32_224']
+    monkeypatch.setattr(coverage, 'TOO_LARGE', 22e6)
     monkeypatch.setattr(coverage, 'DOCS', tmp_path / 'docs')
-    coverage.cover(check, 2)
+    coverage.cover(check, 0, names)
+    assert '6 networks were not looked at yet' in (tmp_path / 'docs/coverage.md').read_text()
+    coverage.cover(check, 2, names)
     page = (tmp_path / 'docs/coverage.md').read_text()
-    assert '1 of the 3' in page and '| test_resnet | resnet | 1.0 | exact |' in page
-    assert '| convmixer_768_32 | convmixer | 2.0 | refused |' in page
-    assert '| resnet50 | resnet | 300.0 | as test_resnet |' in page and '| **all** | 3 | 1 |  | 1 | 1 |  |  |' in page
-    records = (tmp_path / 'docs/coverage.jsonl').read_text().splitlines()
-    assert {json.loads(record)['verdict'] for record in records} == {'exact', 'refused'}
+    assert '1 of the 3 convolutional' in page and '| test_resnet | resnet | 0.5 | exact |' in page
+    assert '| convmixer_768_32 | convmixer | 21.1 | refused |' in page
+    assert '| resnet50 | resnet | 25.6 | as test_resnet |' in page and '| **all** | 3 | 1 |  | 1 | 1 |  |  |' in page
+    assert '| edgenext_xx_small | edgenext | 1.3 | refused |  | EdgeNeXt its module "stages.1.blocks.1.pos_embd"' in page
+    assert '| vision_transformer | 1 |  |  |  | 1 |  |  |' in page and 'mixer_s32' not in page and 'not looked at' not in page
+    records = [json.loads(record) for record in (tmp_path / 'docs/coverage.jsonl').read_text().splitlines()]
+    assert {record['name'] for record in records} == set(names)
+    assert {record['verdict'] for record in records} == {'exact', 'refused', 'larger', 'left out'}
     capsys.readouterr()
-    coverage.cover(check, 1)
-    assert '0 to check' in capsys.readouterr().out
+    coverage.cover(check, 1, names)
+    assert '0 networks of timm' in capsys.readouterr().out
     assert (tmp_path / 'docs/coverage.md').read_text() == page
-    assert coverage.is_convolutional(timm.create_model('test_resnet').eval().to('meta'))
-    assert not coverage.is_convolutional(timm.create_model('vit_tiny_patch16_224').eval().to('meta'))
+
+
+def test_reflected_padding_is_zeros_beside_tables_that_are_cut():
+    rectangles = VisibleRectangles((4, 4), [(1, 1), (1, 1)], (2, 2))
+    maps, table = torch.randn(2, 3, 4, 4), torch.randn(1, 3, 8, 8)
+    with ZeroPadding(rectangles):
+        padded, total = F.pad(maps, (1, 1, 1, 1), mode='reflect'), maps + table
+    assert torch.equal(padded, F.pad(maps, (1, 1, 1, 1)))
+    assert torch.equal(total, maps + table[:, :, 2:6, 2:6])

@@ -15,7 +15,7 @@ import torch
 from common.cli import changes, errors_in_one_sentence, parser_of, reader_may_leave
 from common.words import counted
 from pretrain.methods import parse_options, recommended
-from pretrain.options import EXAMPLES, MOST_USED
+from pretrain.options import MOST_USED, OPTIONS, examples_of
 from pretrain.spark_options import SparKOptions as Options
 
 ALIASES = {
@@ -142,7 +142,7 @@ def test_help_begins_with_examples_and_ten_options(capsys):
     assert sorted(shown) == sorted(f'--{field.name}' for field in dataclasses.fields(Options))
 
 
-@pytest.mark.parametrize('example', [command for command, _ in EXAMPLES])
+@pytest.mark.parametrize('example', [command for name in OPTIONS for command, _ in examples_of(name)])
 def test_the_examples_of_help_are_right(example):
     bash, script, name, *words = shlex.split(example)
     assert (bash, script) == ('bash', 'pretrain/main.sh')

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.scale import SIZES, fit
 from common.training.memory import kept_for_backward
 from pretrain.plan import GIB, MEMORY_ERROR, Plan, Speed, build, main, plan, plan_options, speed_of
-from pretrain.planning.counts import OPERATIONS, Counts, Step
+from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import AsCUDA, Line, Live
+from pretrain.planning.operations import OPERATIONS
 from pretrain.planning.scaling import BUCKET, all_reduce_seconds, step_seconds
 
 SMALL = ['--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=64']
@@ -220,6 +221,17 @@ def test_a_backward_pass_is_twice_the_forward_pass(groups):
     assert counts[0] == 2 * 2 * 5 * 5 * 9 * 8 * 8 // groups and counts[1] == 3 * counts[0]
 
 
+@pytest.mark.parametrize('is_backward', [False, True])
+def test_attention_is_counted(is_backward):
+    """Scores and values, a multiply-accumulate is two; the backward pass computes the scores again, and four gradients."""
+    query = torch.randn(2, 4, 50, 32, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
+        out = nn.functional.scaled_dot_product_attention(query, query, query)
+        if is_backward:
+            out.sum().backward()
+    assert counter.get_total_flops() == 2 * 4 * 50 * 50 * 32 * 2 * (2 + 5 * is_backward)
+
+
 def test_operations(counts):
     """A 1 x 1 convolution of 16 / 8 channels at full size, to take one layer: forward and both gradients of it are there."""
     options = small(decoder_width=32)
@@ -244,6 +256,17 @@ def test_a_log_of_another_run_is_refused_before_anything_is_measured(changes, fi
     monkeypatch.setattr('pretrain.plan.build', lambda options: pytest.fail('it was built'))
     with pytest.raises(ValueError, match=f'is of a run with --{next(iter(changes))}='):
         plan(small(log=str(finished / 'pretrain_log.txt'), **changes))
+
+
+def test_an_image_costs_as_much_as_its_masks():
+    def counted_of(masks):
+        options = plan_options(method='mae', model='test_vit', input_size=64, decoder_width=32, decoder_depth=1,
+                               decoder_heads=4, masks_per_image=masks, precision='fp32', batch_size=64, epochs=2)
+        return Counts.of(options, build(options))
+
+    one, four = counted_of(1), counted_of(4)
+    assert four.kept.an_image == 4 * one.kept.an_image and four.image == one.image
+    assert four.operations == 4 * one.operations
 
 
 # -- the command line -------------------------------------------------------------------------------------------------

@@ -58,9 +58,9 @@ def test_the_loss_is_the_squared_error_of_hidden_pixels(in_chans):
         for cell in set(range(24)) - set(visible[b].tolist()):
             y, x = cell // 6 * 8, cell % 6 * 8
             errors.append(((output[b, :, y:y + 8, x:x + 8] - images[b, :, y:y + 8, x:x + 8]) ** 2).mean())
-    loss = spark.loss(images, output, spark.geometry(images, visible))
+    loss = spark.loss(images, output, visible)
     torch.testing.assert_close(loss, torch.stack(errors).mean(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(spark.loss(images, images, spark.geometry(images, visible)), torch.zeros_like(loss))
+    torch.testing.assert_close(spark.loss(images, images, visible), torch.zeros_like(loss))
 
 
 def test_forward_is_the_loss_of_what_is_predicted():
@@ -95,11 +95,11 @@ def test_noise_in_a_black_border_counts_little():
     for target in ('normalised', 'pixels'):
         spark = small(target=target)
         says_the_mean = constant if target == 'pixels' else torch.zeros_like(images)
-        losses[target] = spark.loss(images, says_the_mean, spark.geometry(images, visible)).item()
+        losses[target] = spark.loss(images, says_the_mean, visible).item()
         assert spark(images.repeat(2, 1, 1, 1), visible.repeat(2, 1)).isfinite()
     assert losses['normalised'] == pytest.approx(0.5, rel=0.1) and losses['pixels'] == pytest.approx(1e-6, rel=0.1)
     black = torch.zeros(2, 3, 32, 48)
-    assert small(target='pixels').loss(black, black, spark.geometry(black, visible.repeat(2, 1))) == 0
+    assert small(target='pixels').loss(black, black, visible.repeat(2, 1)) == 0
 
 
 def test_a_target_that_is_none_is_refused():

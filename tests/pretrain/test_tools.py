@@ -247,7 +247,7 @@ def test_exports_are_what_was_trained(saved, tmp_path, to):
 
 
 def test_what_is_sparks_alone_is_refused(saved, tmp_path):
-    with pytest.raises(ValueError, match='official code of SparK, and this network was pretrained with A2MIM: give --to=timm'):
+    with pytest.raises(ValueError, match='official code of SparK, ConvMAE and MAE, and .* with A2MIM: give --to=timm'):
         export.export(saved, 'official', tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -306,10 +306,13 @@ def test_the_demo_starts_a_run_of_its_method(tmp_path, monkeypatch):
             return 0
 
     monkeypatch.setattr(demo.subprocess, 'Popen', Process)
-    for method in METHODS:
+    for method in demo.OF_METHODS:
         demo.train(demo.Demo(tmp_path, train=40, val=10, epochs=2, seed=0, method=method))
-    assert [f'--method={method}' in command for method, command in zip(METHODS, started)] == [True] * len(METHODS)
-    assert ['--decoder_width=64' in command for command in started] == [method == 'spark' for method in METHODS]
+    assert all(f'--method={method}' in command for method, command in zip(demo.OF_METHODS, started))
+    assert ['--decoder_width=64' in command for command in started] == [method == 'spark' for method in demo.OF_METHODS]
+    with pytest.raises(SystemExit):
+        demo.main([str(tmp_path / 'other'), '--method=mae'])
+    assert not (tmp_path / 'other').exists()
 
 
 def test_a_note_of_a_demo_from_before_there_was_a_choice(tmp_path):
@@ -320,7 +323,8 @@ def test_a_note_of_a_demo_from_before_there_was_a_choice(tmp_path):
 @pytest.mark.parametrize('method', METHODS)
 def test_what_a_method_finds_fills_what_it_built(method, tmp_path):
     """`find_init` and `is_whole` of each method agree on its own files."""
-    options = recommended(method=method, name='r', model=MODEL, input_size=64)
+    model = {'convmae': 'test_convvit', 'mae': 'test_vit'}.get(method, MODEL)
+    options = recommended(method=method, name='r', model=model, input_size=64)
     network = METHODS[method].build(options)
     state = plain_state(network)
     assert [name for name, other in METHODS.items() if other.is_whole(state)] == [method]

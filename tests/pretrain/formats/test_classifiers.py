@@ -124,3 +124,12 @@ def template_with_an_empty_head(original):
         original(self, in_chans, 1, channels)
         self.num_classes, self.head = num_classes, torch.nn.Linear(channels[-1], num_classes)
     return init
+
+
+@pytest.mark.slow
+def test_a_classifier_of_several_layers_is_left_out_whole(tmp_path, monkeypatch):
+    """timm makes a MetaFormer of no classes without the hidden layer of its classifier."""
+    said = export.export(saved_run(tmp_path, 'convformer_s18'), 'timm', tmp_path)
+    assert 'head.fc.fc1.weight' in said[1] and 'was not trained, and is left out' in said[1]
+    monkeypatch.chdir(tmp_path)
+    assert eval(line_of(said[0]), {'timm': timm}).num_classes == 0

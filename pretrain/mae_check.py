@@ -1,0 +1,232 @@
+"""Is this network right for MAE or ConvMAE? The questions of `python -m pretrain.check MODEL --method=mae`, or convmae.
+
+Everything is computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones hide
+errors) and dropout off. The decoder is small here: it is the same for all networks.
+"""
+import copy
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+
+from common.convvit import ConvViT
+from common.networks.create import create_cnn
+from pretrain import masking
+from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
+from pretrain.convmae import build_convmae
+from pretrain.mae import MAE, build_mae
+from pretrain.sparse.compare import VisibleRectangles, relative_error
+from pretrain.sparse.geometry import Geometry
+from pretrain.sparse.notes import NoteKind
+from pretrain.sparse.proof import randomise_scales
+
+BUILD = {'mae': build_mae, 'convmae': build_convmae}
+DECODER = {'decoder_width': 64, 'decoder_depth': 2, 'decoder_heads': 4}
+TOLERANCE = 1e-8
+ROUGH = 1e-5  # for networks that compute in float32 by themselves
+FAINT = 1e-8  # the least relative difference that counts as one
+
+
+def check_mae(network, method='mae', input_size=None, in_chans=3):
+    """Check a network for MAE or ConvMAE: a timm name or an nn.Module, of which a copy is used. Returns a Report.
+
+    Nothing is raised for what it finds. method: 'mae' or 'convmae'. input_size: pixels, an int or (height, width); where
+    it is not given, four cells each way, or the network's own size if it takes no other.
+    """
+    name = network if isinstance(network, str) else type(network).__name__
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+
+    def fresh(size):
+        if isinstance(network, str):
+            return create_cnn(network, in_chans, input_size=size)
+        return copy.deepcopy(network)
+
+    try:
+        if size is not None and len(size) != 2:
+            raise ValueError(f'input_size is a side or (height, width), not {input_size}')
+        cnn = prepared(fresh(size))
+        keys = list(cnn.state_dict())
+        mae = build(cnn, method, size, in_chans)
+        draw_nothing(mae.encoder)
+    except ValueError as error:
+        return Report(name, refused=str(error), praise='fits')
+    report = Report(name, facts=describe(mae), notes=notes_on(mae.encoder), praise='fits')
+    report.parts = [tried(ask, asked, mae) for ask, asked in QUESTIONS.items()]
+    other = plain(fresh(mae.input_size), mae.input_size)
+    same = list(mae.encoder.cnn.state_dict()) == keys == list(other.state_dict())
+    report.parts.append(exported(mae.encoder, other))
+    report.parts.append(Part(same, "(f) the keys are the network's own", f'{len(keys)} entries'))
+    return report
+
+
+def build(cnn, method, size, in_chans):
+    """The method around the network, at four cells each way unless a size (height, width) is given. Raises ValueError."""
+    if size is None and isinstance(cnn, VisionTransformer):
+        size = tuple(4 * side for side in cnn.patch_embed.patch_size)
+    if size is not None:
+        return made(cnn, method, size, in_chans)
+    own = getattr(cnn, 'default_cfg', {}).get('input_size', (0, 0, 128))[-1]
+    try:
+        mae = made(cnn, method, (128, 128), in_chans)
+    except ValueError:
+        if own == 128:
+            raise
+        return made(cnn, method, (own, own), in_chans)  # it may take this size only
+    side = 4 * mae.encoder.cell_size
+    return mae if side == 128 else made(cnn, method, (side, side), in_chans)
+
+
+def made(cnn, method, size, in_chans):
+    mae = BUILD[method](cnn, size, in_chans=in_chans, **DECODER)
+    with torch.no_grad():
+        for name, module in mae.named_children():
+            if name != 'encoder':
+                randomise_scales(module)
+    return mae.double().train()
+
+
+def plain(cnn, size):
+    """Another copy of the network, with other weights, for images of a size (height, width)."""
+    if isinstance(cnn, (VisionTransformer, ConvViT)):
+        cnn.set_input_size(size)
+    return prepared(cnn, seed=1)
+
+
+def describe(mae):
+    """[(what, value)] of the facts that the page begins with."""
+    encoder = mae.encoder
+    (height, width), (h, w) = encoder.input_size, encoder.grid
+    left_out = encoder.left_out()
+    outside = sum(left_out.values())
+    parameters = f'{(count(encoder.cnn) - outside) / 1e6:.2f} M of the network'
+    if left_out:
+        parameters += f', {outside / 1e6:.2f} M outside, not pretrained ({", ".join(left_out)})'
+    dense = multiply_adds(encoder)
+    masked = multiply_adds(encoder, Geometry(mae.draw_visible(2), encoder.grid))
+    in_front = f', and {mae.num_prefix} in front of them' if mae.num_prefix else ''
+    return [
+        ('tokens', f'one a cell, {encoder.channels[-1]} channels{in_front}'),
+        ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
+                    f'{", ".join(map(str, encoder.channels))}'),
+        ('cells', f'{encoder.cell_size} px: {h} x {w} in an image of {height} x {width}'),
+        ('parameters', parameters),
+        ('multiply-adds', f'{dense / 1e9:.3f} G of the whole image, {masked / 1e9:.3f} G with {mae.mask_ratio:.0%} '
+                          f'hidden ({masked / dense:.2f})'),
+    ]
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# -- the questions ----------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def all_visible(mae, batch):
+    """(a): all cells visible, in another order in each image."""
+    encoder, images = mae.encoder, inputs(mae.encoder, batch)
+    rectangles = VisibleRectangles(encoder.grid, [(0, 0)] * batch, encoder.grid)
+    strips = from_the_same_state(mae, partial(encoder.pyramid, images, rectangles.geometry))
+    whole = from_the_same_state(mae, partial(encoder.pyramid, images))
+    error = relative_error([rectangles.as_dense(strip) for strip in strips], whole)
+    return Part(error <= tolerance(encoder), '(a) with all cells visible it is the plain network', f'{error:.0e}', error)
+
+
+@torch.no_grad()
+def what_the_decoder_reads(mae, batch):
+    """(b): what the decoder reads, with all cells visible, against the maps of the plain network."""
+    encoder, images = mae.encoder, inputs(mae.encoder, batch)
+    visible = torch.arange(mae.cells).expand(batch, -1)
+    latent = from_the_same_state(mae, partial(mae.latent, images, visible))
+    if isinstance(mae, MAE):
+        asked = '(b) the decoder reads the tokens of the network'
+        expected = encoder(images)
+    else:
+        asked = '(b) the decoder reads the sum of all stages, normalised'
+        *earlier, last = from_the_same_state(mae, partial(encoder.pyramid, images))
+        for name, of_stage in zip(mae.fusions, earlier, strict=True):
+            fusion = mae.get_submodule(name)  # On whole maps it is an ordinary convolution.
+            last = last + F.conv2d(of_stage, fusion.weight, fusion.bias, fusion.stride)
+        expected = mae.norm(last.flatten(2).transpose(1, 2))
+    error = relative_error([latent], [expected])
+    return Part(error <= tolerance(encoder), asked, f'{error:.0e}', error)
+
+
+@torch.no_grad()
+def hidden_pixels(mae, batch):
+    """(c): other hidden pixels, other visible pixels, and the visible cells in another order."""
+    images, visible = inputs(mae.encoder, batch), mae.draw_visible(batch)
+    noise = 1e3 * torch.randn_like(images)
+    is_visible = masking.is_visible(visible, mae.cells)[..., None]
+    hidden = mae.paste(mae.cut(noise) * ~is_visible)
+    order = torch.randperm(visible.shape[1])
+    seen = [(images, visible), (images + hidden, visible), (images + noise, visible), (images, visible[:, order])]
+    latent, same, other, shuffled = (from_the_same_state(mae, partial(mae.latent, *each)) for each in seen)
+    leak, effect = relative_error([same], [latent]), relative_error([other], [latent])
+    prefix = mae.num_prefix
+    in_order = torch.cat([latent[:, :prefix], latent[:, prefix:][:, order]], 1)
+    error = relative_error([shuffled], [in_order])
+    found = f'pixels {"not a bit" if torch.equal(latent, same) else f"{leak:.0e}"}, order {error:.0e}'
+    holds = torch.equal(latent, same) and effect > FAINT and error <= tolerance(mae.encoder)
+    return Part(holds, '(c) hidden pixels, and the order of cells, change nothing', found, max(leak, error))
+
+
+def gradients(mae, batch):
+    """(d): gradients of the loss."""
+    frozen = {f'encoder.cnn.{name}' for name in mae.encoder.unused}
+    named = [(key, p) for key, p in mae.named_parameters() if p.requires_grad and key not in frozen]
+    found = torch.autograd.grad(mae(inputs(mae.encoder, batch)), [p for _, p in named], allow_unused=True)
+    without = [key for (key, _), g in zip(named, found) if g is None or not g.isfinite().all()]
+    asked = '(d) every parameter that is trained gets a gradient'
+    if not without:
+        return Part(True, asked, f'{len(named)} of {len(named)}')
+    return Part(False, asked, f'not {", ".join(without[:4])}{", ..." if len(without) > 4 else ""}')
+
+
+# What is asked, and the question where a network fails to give an answer.
+QUESTIONS = {
+    all_visible: '(a): with all cells visible, the plain network',
+    what_the_decoder_reads: '(b): what the decoder reads, of the maps of the plain network',
+    hidden_pixels: '(c): other hidden pixels, the same tokens to the last bit; the visible cells in another order, the '
+                   'same tokens in that order',
+    gradients: '(d): a gradient for every parameter that is trained',
+}
+
+
+def from_the_same_state(mae, run):
+    """What run() returns; running statistics are as before."""
+    buffers = {key: value.clone() for key, value in mae.named_buffers()}
+    found = run()
+    restore(mae, buffers)
+    return found
+
+
+def tolerance(encoder):
+    return ROUGH if any(kind_of(note) is NoteKind.PRECISION for note in encoder.notes) else TOLERANCE
+
+
+def notes_on(encoder):
+    """The notes that concern these methods, whose decoder needs no feature map of every stride."""
+    return tuple(note for note in encoder.notes if kind_of(note) is not NoteKind.STRIDE_WITHOUT_MAP)
+
+
+def kind_of(note):
+    """What the note of a SparseEncoder is about; those of a ViTEncoder are sentences alone."""
+    return getattr(note, 'kind', None)
+
+
+@torch.no_grad()
+def exported(encoder, other):
+    """(e): the state_dict in another copy of the network, which then gives the same maps. A Part."""
+    asked = '(e) its weights load strictly into a plain network'
+    failed = load_into(other, encoder.cnn, asked)
+    if failed:
+        return failed
+    images = inputs(encoder, 2)
+    encoder.eval()
+    other.eval()
+    maps, others = encoder.pyramid(images), encoder.pyramid(images, cnn=other)
+    encoder.train()
+    same = all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))
+    return Part(same, asked, 'which gives the same features' if same else 'whose features differ')
