@@ -93,6 +93,7 @@ bench:
 	$(VENV_PYTHON) -m benchmarks.scale
 	$(VENV_PYTHON) -m benchmarks.host
 	$(VENV_PYTHON) -m benchmarks.start
+	$(VENV_PYTHON) -m benchmarks.convmae
 
 # Kills runs again and again, and compares their end with an undisturbed run's: under an hour on two cores.
 chaos:

@@ -14,6 +14,8 @@ The parts (benchmarks/gpu_parts.py):
 * steps: step times and peak memory, bf16, of the forms of the step beside the network's own supervised step;
 * agreement: losses and weights after 20 steps of a CUDA graph beside eager steps, drop path on, and a resume;
 * compilation: what compiling takes with an empty and with a filled cache, and what it gains;
+* convmae: ConvMAE-B on strips, beside the original's way, which runs convolutions over whole images; batches
+  of 128, 75 % hidden;
 * one_rank: SyncBatchNorm and DDP with NCCL in a group of one;
 * real_run: pretrain/main.sh on JPEGs of 500 x 375: first steps, and the time spent waiting for images;
 * fp16, optimisers: --precision=fp16; LAMB, AdamW and SGD in a graph beside eager steps;
@@ -99,7 +101,7 @@ def parts_for(device, is_quick, folder):
                 compilation(50, one, 'cold'), real_run(40, 'pillow'), part(30, 'one_rank', one)]
     return [part(40, 'golden'), part(60, 'steps', one), part(70, 'steps', other), part(50, 'agreement'),
             compilation(80, one, 'cold'), real_run(45, 'pillow'), compilation(90, other, 'cold'),
-            part(40, 'one_rank', one), part(30, 'fp16'), compilation(40, one, 'warm'),
+            part(40, 'one_rank', one), part(40, 'convmae'), part(30, 'fp16'), compilation(40, one, 'warm'),
             *([real_run(45, 'gpu')] if device == 'cuda' else []), part(25, 'fallback'), part(30, 'optimisers'),
             real_run(45, 'fast'),
             compilation(40, other, 'warm')]

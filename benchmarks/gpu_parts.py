@@ -101,7 +101,7 @@ def last_line(text):
 PARTS = {
     'golden': gpu_checks.golden, 'agreement': gpu_checks.agreement, 'optimisers': gpu_checks.optimisers,
     'fp16': gpu_checks.half_precision, 'fallback': gpu_checks.fallback, 'one_rank': gpu_checks.one_rank,
-    'steps': gpu_steps.steps, 'compilation': gpu_compilation.compilation, 'real_run': real_run,
+    'steps': gpu_steps.steps, 'convmae': gpu_steps.convmae, 'compilation': gpu_compilation.compilation, 'real_run': real_run,
 }
 
 

@@ -1,9 +1,10 @@
-"""The part of `benchmarks.gpu` that times all forms of the step beside the supervised one."""
+"""The parts of `benchmarks.gpu` that time steps: all forms of SparK's beside the supervised one, and ConvMAE's."""
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from benchmarks.gpu_training import pretraining_of, supervised_of, synchronise
+from benchmarks.gpu_training import convmae_of, pretraining_of, supervised_of, synchronise
 from benchmarks.timing import alternate
 from common.training.graph import EAGER_STEPS, GraphedStep
 
@@ -30,8 +31,19 @@ def steps(report, sizes, device, model):
         time_in_turns(report, makers, sizes, device)
 
 
+def convmae(report, sizes, device):
+    """Step times and peak memory of ConvMAE on strips, and in the original's way (benchmarks/convmae.py)."""
+    torch.backends.cudnn.benchmark = True
+    strips, original = 'strips, graph', "the original's way, graph"
+    makers = {strips: partial(convmae_of, sizes, device, is_graphed=True),
+              original: partial(convmae_of, sizes, device, is_original=True, is_graphed=True)}
+    times = time_in_turns(report, makers, replace(sizes, batch=sizes.convmae_batch), device)
+    if len(times) == len(makers):
+        report("strips, over the original's way", f'{times.ratio(strips, original):.2f} times')
+
+
 def time_in_turns(report, makers, sizes, device):
-    """Report time and memory of each case. makers: {case: function that makes its Training}."""
+    """Report time and memory of each case. makers: {case: function that makes its Training}. Returns Times of turns."""
     trainings, memory = {}, {}
     for case, make in makers.items():
         try:
@@ -44,6 +56,7 @@ def time_in_turns(report, makers, sizes, device):
     times = alternate(turns, sizes.rounds, device)
     for case, training in trainings.items():
         report_step(report, case, training, times[case] / sizes.turn, sizes.batch, memory[case])
+    return times
 
 
 def take_turn(training, steps):

@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from benchmarks.convmae import Original
+from common.convvit import ConvViT
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
@@ -15,6 +17,7 @@ from common.training.graph import CUDARecorder, GraphedStep
 from common.training.optim import BufferGuard, build_optimizer, load_state, parameter_groups, set_schedule
 from common.training.scaling import LossScaler
 from common.training.trainer import train_step
+from pretrain.convmae import build_convmae
 from pretrain.spark import build_spark
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -31,12 +34,14 @@ class Sizes:
     groups: int = 3  # of cases of the step, see benchmarks/gpu_steps.py
     small_models: tuple = ('resnet50', 'convnext_tiny')
     small_batch: int = 16
+    convmae_batch: int = 128  # of ConvMAE
+    convvit: tuple = ((256, 384, 768), (2, 2, 11), 12)  # widths, depths and heads of its network
     pictures: int = 64  # JPEGs that differ
     copies: int = 40  # of each of them; as many steps has the run that reads them
 
 
 TINY = Sizes(batch=2, input_size=64, decoder_width=32, turn=2, rounds=1, small_batch=2, pictures=4, copies=12,
-             small_models=('test_resnet', 'test_convnext'))
+             small_models=('test_resnet', 'test_convnext'), convmae_batch=2, convvit=((32, 48, 96), (1, 1, 2), 4))
 
 
 def sizes_for(device, is_quick):
@@ -141,6 +146,23 @@ def pretraining_of(model, sizes, device, accelerated=False, recompute='none', ba
         return images, to_device(spark.draw_visible(batch, torch.Generator().manual_seed(number)), device)
 
     return Training(spark, batch_of, device, **options)
+
+
+def convmae_of(sizes, device, is_original=False, **options):
+    """Training of a ConvMAE around a ConvViT, in the plain form; is_original: in the original's way, over whole images."""
+    torch.manual_seed(0)
+    widths, depths, heads = sizes.convvit
+    convmae = build_convmae(ConvViT(sizes.input_size, widths, depths, heads), sizes.input_size)
+    convmae.accelerated = False
+    convmae.placed(device)
+    images = random_images(sizes.convmae_batch, sizes, device)
+
+    @cache
+    def batch_of(number):
+        visible = convmae.draw_visible(len(images), torch.Generator().manual_seed(number))
+        return images, to_device(visible, device)
+
+    return Training(Original(convmae) if is_original else convmae, batch_of, device, **options)
 
 
 def supervised_of(model, sizes, device, **options):

@@ -35,7 +35,7 @@ def parts_of(name, args, device):
         'encoder': (lambda: spark.encoder(images, spark.geometry(images, visible)), [images]),
         'densify': (lambda: tensors_of(spark.densify(strips, geometry)), strips),
         'decoder': (lambda: [spark.decode(levels, geometry)], tensors_of(levels)),
-        'loss': (lambda: [spark.loss(images, reconstruction, geometry)], [images, reconstruction]),
+        'loss': (lambda: [spark.loss(images, reconstruction, visible)], [images, reconstruction]),
     }
 
 

@@ -3,15 +3,20 @@
     python -m benchmarks.step [resnet50 convnext_small ...] [--batch 8 --input_size 224 --mask_ratio 0.6]
                               [--rounds 5] [--recompute decoder] [--compile]
                               [--decoder light] [--decoder_width 768]
-                              [--cases pretraining supervised dense dense_plain plain a2mim]
+                              [--cases pretraining supervised dense dense_plain plain a2mim convmae mae]
 
 * supervised: the dense network's own training step, with its classifier;
 * dense: the same pretraining with the encoder run densely over the whole image, and its maps given to the
   same decoder;
 * dense_plain: that, with the plain form of the decoder;
 * plain: the same pretraining in the plain form, which is what runs on CUDA;
-* a2mim: pretraining with A2MIM, whose encoder is dense and whose decoder is one convolution. It is measured
-  where --cases names it.
+* a2mim: pretraining with A2MIM, whose encoder is dense and whose decoder is one convolution;
+* convmae, mae: pretraining with ConvMAE (of a ConvViT or another hybrid) and with MAE (of a ViT), with the
+  decoder of their papers, which hide 75 %: --mask_ratio 0.75.
+
+The methods other than SparK are measured where --cases names them, each with the networks that it takes:
+
+    python -m benchmarks.step convvit_base --cases convmae supervised --mask_ratio 0.75
 
 Each case runs in a process of its own, and waits for its turn: in one process, a case would find memory that
 another has freed. (On a GPU all of them must fit beside each other, or fewer be named.) bf16 autocast on
@@ -29,15 +34,19 @@ from torch import nn
 from benchmarks.timing import alternate, machine, on_machine, sizes
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
+from common.networks.create import create_cnn
 from common.training.compilation import compiled_at_first_call, repeated_blocks
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from common.training.trainer import train_step
 from pretrain.a2mim import A2MIM, build_a2mim
+from pretrain.convmae import ConvMAE, build_convmae
+from pretrain.mae import MAE, build_mae
 from pretrain.methods import METHODS
 from pretrain.spark import SparK, build_spark
 
 CASES = ('pretraining', 'supervised', 'dense', 'dense_plain', 'plain')  # that are measured if none are named
-METHOD = {SparK: 'spark', A2MIM: 'a2mim'}
+OTHER_METHODS = {'a2mim': build_a2mim, 'convmae': build_convmae, 'mae': build_mae}
+METHOD = {SparK: 'spark', A2MIM: 'a2mim', ConvMAE: 'convmae', MAE: 'mae'}
 
 
 def memory(device):
@@ -60,7 +69,16 @@ class Dense(nn.Module):
         for (stride, x), norm, project in zip(maps, spark.densify_norms, spark.densify_projs):
             levels[stride] = project(norm(x))
         geometry = spark.geometry(images, visible)
-        return spark.loss(images, spark.decode(levels, geometry), geometry)
+        return spark.loss(images, spark.decode(levels, geometry), visible)
+
+
+def build(case, name, args):
+    """The masked network of a case."""
+    if case in OTHER_METHODS:
+        return OTHER_METHODS[case](name, args.input_size, args.mask_ratio)
+    spark = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width, decoder=args.decoder)
+    spark.accelerated = False if case in ('plain', 'dense_plain') else None
+    return spark
 
 
 def prepare(case, name, args, device):
@@ -69,15 +87,10 @@ def prepare(case, name, args, device):
     size = (args.batch, 3, args.input_size, args.input_size)
     images = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (args.batch,), device=device)
-    if case == 'a2mim':
-        masked = build_a2mim(name, args.input_size, args.mask_ratio)
-    else:
-        masked = build_spark(name, args.input_size, args.mask_ratio, decoder_width=args.decoder_width,
-                             decoder=args.decoder)
-        masked.accelerated = False if case in ('plain', 'dense_plain') else None
     if case == 'supervised':
-        net = masked.encoder.cnn.to(device, memory_format=torch.channels_last).train()
+        net = create_cnn(name, input_size=args.input_size).to(device, memory_format=torch.channels_last).train()
     else:
+        masked = build(case, name, args)
         masked.placed(device).train().recompute(args.recompute)
         net = Dense(masked) if case in ('dense', 'dense_plain') else masked
     optimizer, guard = build_optimizer('lamb', parameter_groups(net, 0.05), (0.9, 0.95)), BufferGuard(net)
@@ -148,7 +161,7 @@ def main():
     parser.add_argument('--compile', action='store_true')
     parser.add_argument('--decoder', default='unet', choices=('unet', 'light'))
     parser.add_argument('--decoder_width', type=int, default=768)
-    parser.add_argument('--cases', nargs='+', default=CASES, choices=(*CASES, 'a2mim'))
+    parser.add_argument('--cases', nargs='+', default=CASES, choices=(*CASES, *OTHER_METHODS))
     args, device = sizes(parser, ['resnet50', 'convnext_small'])
     print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}, '
           f'decoder {args.decoder}, {args.decoder_width} wide', flush=True)

@@ -48,12 +48,15 @@ def machine(device):
     return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
-def sizes(parser, models, argv=None):
-    """The parser's arguments with those that benchmarks of networks share, and the device."""
+def sizes(parser, models, argv=None, mask_ratio=0.6):
+    """The parser's arguments with those that benchmarks of networks share, and the device.
+
+    models, mask_ratio: what is measured if nothing else is given.
+    """
     parser.add_argument('models', nargs='*', default=models, help='timm names')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--input_size', type=int, default=224)
-    parser.add_argument('--mask_ratio', type=float, default=0.6)
+    parser.add_argument('--mask_ratio', type=float, default=mask_ratio)
     parser.add_argument('--rounds', type=int, default=7)
     return parser.parse_args(argv), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
