@@ -4,13 +4,27 @@ Everything is computed in float64 with BatchNorm in training mode, all scales ra
 hide errors) and dropout off.
 """
 import copy
+from functools import partial
 
 import torch
 from torch import nn
 
 from common.networks.create import create_cnn
 from pretrain.a2mim import A2MIM
-from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
+from pretrain.check_report import (
+    Part,
+    Report,
+    count,
+    draw_nothing,
+    exported,
+    from_the_same_state,
+    gradients_of,
+    inputs,
+    multiply_adds,
+    parameters_of,
+    prepared,
+    tried,
+)
 from pretrain.dense.encoder import DenseEncoder
 from pretrain.sparse.compare import relative_error
 
@@ -50,7 +64,8 @@ def check_a2mim(network, input_size=None, cell_size=None, in_chans=3, token_at=N
     report.parts = [tried(ask, asked, a2mim) for ask, asked in QUESTIONS.items()]
     other = prepared(fresh(), seed=1)
     same = list(encoder.cnn.state_dict()) == keys == list(other.state_dict())
-    report.parts.append(exported(encoder, other))
+    report.parts.append(exported(encoder, other, partial(same_last_map, encoder, other),
+                                 ('which gives the same last map', 'whose last map differs')))
     report.parts.append(Part(same, "(f) the keys are the network's own", f'{len(keys)} entries'))
     return report
 
@@ -77,12 +92,6 @@ def describe(a2mim):
     """[(what, value)] of the facts that the page begins with."""
     encoder = a2mim.encoder
     (height, width), (h, w) = encoder.input_size, encoder.grid
-    left_out = encoder.left_out()
-    outside = sum(left_out.values())
-    inside = count(encoder.cnn) - outside
-    parameters = f'{inside / 1e6:.2f} M of the network'
-    if left_out:
-        parameters += f', {outside / 1e6:.2f} M outside, not pretrained ({", ".join(left_out)})'
     token = encoder.mask_token.numel()
     return [
         ('token_at', f'{encoder.token_at}, {token} channels'),
@@ -90,14 +99,10 @@ def describe(a2mim):
         ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
                     f'{", ".join(map(str, encoder.channels))}'),
         ('cells', f'{encoder.cell_size} px: {h} x {w} in an image of {height} x {width}'),
-        ('parameters', parameters),
+        ('parameters', parameters_of(encoder)),
         ('thrown away', f'{count(a2mim.decoder) / 1e6:.2f} M of the decoder, {2 * token} of token and gain'),
         ('multiply-adds', f'{multiply_adds(encoder) / 1e9:.3f} G'),
     ]
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 # -- the questions ----------------------------------------------------------------------------------------
@@ -110,11 +115,11 @@ def token_in_place_of_all(a2mim, batch):
     images, others = inputs(encoder, batch), inputs(encoder, batch)
     kept = []
     handle = module.register_forward_hook(lambda _, inputs, output: kept.append(output.clone()))
-    first = from_the_same_state(encoder, images)
+    first = from_the_same_state(encoder, partial(encoder, images))
     handle.remove()
-    second = from_the_same_state(encoder, others)
+    second = from_the_same_state(encoder, partial(encoder, others))
     handle = module.register_forward_hook(lambda _, inputs, output: kept[0].clone())
-    replaced = from_the_same_state(encoder, others)
+    replaced = from_the_same_state(encoder, partial(encoder, others))
     handle.remove()
     leak, effect = relative_error([replaced], [first]), relative_error([second], [first])
     asked = f'(a) all of the last map comes through {encoder.token_at}'
@@ -126,9 +131,9 @@ def nothing_hidden(a2mim, batch):
     """(b): without hidden cells it is the network itself; with some it is not."""
     encoder = a2mim.encoder
     images, hidden = inputs(encoder, batch), a2mim.hidden(inputs(encoder, batch), a2mim.draw_visible(batch))
-    plain = from_the_same_state(encoder, images)
-    same = relative_error([from_the_same_state(encoder, images, torch.zeros_like(hidden))], [plain])
-    token = relative_error([from_the_same_state(encoder, images, hidden)], [plain])
+    plain = from_the_same_state(encoder, partial(encoder, images))
+    same = relative_error([from_the_same_state(encoder, partial(encoder, images, torch.zeros_like(hidden)))], [plain])
+    token = relative_error([from_the_same_state(encoder, partial(encoder, images, hidden))], [plain])
     return Part(same == 0 and token > FAINT, '(b) with nothing hidden it is the network itself',
                 f'{said(same)}; the token {token:.0e}', same)
 
@@ -141,12 +146,8 @@ def hidden_pixels(a2mim, batch):
     hidden = a2mim.pixels(a2mim.hidden(images, visible))
     noise = torch.randn_like(images) * hidden
     same_mean = noise - hidden * noise.mean((2, 3), keepdim=True) / hidden.mean((2, 3), keepdim=True)
-    buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
-    runs = []
-    for x in (images, images + same_mean, images + hidden):
-        restore(encoder.cnn, buffers)
-        runs.append(a2mim.encode(x, visible))
-    restore(encoder.cnn, buffers)
+    runs = [from_the_same_state(encoder, partial(a2mim.encode, x, visible))
+            for x in (images, images + same_mean, images + hidden)]
     same, other = (relative_error([run], runs[:1]) for run in runs[1:])
     asked = '(c) hidden pixels enter through the mean colours alone'
     found = f'same means {same:.0e}, others {other:.0e}'
@@ -158,12 +159,7 @@ def gradients(a2mim, batch):
     encoder = a2mim.encoder
     named = [(key, p) for key, p in encoder.cnn.named_parameters() if key not in encoder.unused]
     named += [('mask_token', encoder.mask_token), ('mask_gain', encoder.mask_gain)]
-    found = torch.autograd.grad(a2mim(inputs(encoder, batch)), [p for _, p in named], allow_unused=True)
-    without = [key for (key, _), g in zip(named, found) if g is None or not g.isfinite().all()]
-    asked = '(d) every parameter that is trained gets a gradient'
-    if not without:
-        return Part(True, asked, f'{len(named)} of {len(named)}')
-    return Part(False, asked, f'not {", ".join(without[:4])}{", ..." if len(without) > 4 else ""}')
+    return gradients_of(a2mim(inputs(encoder, batch)), named, '(d) every parameter that is trained gets a gradient')
 
 
 # What is asked, and the question where a network fails to give an answer.
@@ -175,28 +171,10 @@ QUESTIONS = {
 }
 
 
-def from_the_same_state(encoder, images, hidden=None):
-    """The last map; running statistics are as before."""
-    buffers = {key: value.clone() for key, value in encoder.cnn.named_buffers()}
-    last = encoder(images, hidden)
-    restore(encoder.cnn, buffers)
-    return last
-
-
 def said(error):
     return 'not a bit' if error == 0 else f'{error:.0e}'
 
 
-@torch.no_grad()
-def exported(encoder, other):
-    """(e): the state_dict in another copy of the network, which then gives the same last map. A Part."""
-    asked = '(e) its weights load strictly into a plain network'
-    failed = load_into(other, encoder.cnn, asked)
-    if failed:
-        return failed
-    images = inputs(encoder, 2)
-    encoder.eval()
-    other.eval()
-    same = torch.equal(encoder(images), encoder.last_map_of(other, images))
-    encoder.train()
-    return Part(same, asked, 'which gives the same last map' if same else 'whose last map differs')
+def same_last_map(encoder, other, images):
+    """Whether another network gives the same last map, to the last bit."""
+    return torch.equal(encoder(images), encoder.last_map_of(other, images))

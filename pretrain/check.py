@@ -19,6 +19,7 @@ import argparse
 import copy
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,18 @@ from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
 from pretrain.a2mim_check import check_a2mim
-from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
+from pretrain.check_report import (
+    Part,
+    Report,
+    draw_nothing,
+    exported,
+    gradients_of,
+    inputs,
+    multiply_adds,
+    prepared,
+    restore,
+    tried,
+)
 from pretrain.encoder import SparseEncoder
 from pretrain.mae_check import check_mae
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
@@ -73,7 +85,8 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
     report.parts = [tried(ask, asked, encoder) for ask, asked in QUESTIONS.items()]
     other = fresh()
     same = list(encoder.cnn.state_dict()) == keys == list(other.state_dict())
-    report.parts.append(exported(encoder, prepared(other, seed=1)))
+    other = prepared(other, seed=1)
+    report.parts.append(exported(encoder, other, partial(same_features, encoder, other)))
     report.parts.append(Part(same, "(f) the keys are the network's own", f'{len(keys)} entries'))
     return report
 
@@ -258,13 +271,7 @@ def gradients(encoder, images):
     named = [(key, p) for key, p in encoder.cnn.named_parameters() if key not in encoder.unused]
     maps = encoder(inputs(encoder, images), random_cells(encoder, images))
     projection = sum((out * torch.randn_like(out)).sum() for out in maps)
-    found = torch.autograd.grad(projection, [p for _, p in named], allow_unused=True)
-    without = [key for (key, _), g in zip(named, found) if g is None or not g.isfinite().all()]
-    asked = '(d) every parameter of the feature path gets a gradient'
-    if not without:
-        return Part(True, asked, f'{len(named)} of {len(named)}')
-    shown = ', '.join(without[:4]) + (', ...' if len(without) > 4 else '')
-    return Part(False, asked, f'not {shown}')
+    return gradients_of(projection, named, '(d) every parameter of the feature path gets a gradient')
 
 
 # What is asked, and the question where a network fails to give an answer.
@@ -277,22 +284,12 @@ QUESTIONS = {
 }
 
 
-@torch.no_grad()
-def exported(encoder, other):
-    """(e): the state_dict in another copy of the network, which then gives the same features. A Part."""
-    asked = '(e) its weights load strictly into a plain network'
-    failed = load_into(other, encoder.cnn, asked)
-    if failed:
-        return failed
-    images = inputs(encoder, 2)
-    encoder.cnn.eval()
-    other.eval()
+def same_features(encoder, other, images):
+    """Whether a plain network gives the same feature maps, to the last bit. Aligned padding makes others."""
     maps = encoder.pyramid(images)
     with safe_convolutions(images.device):
         plain = feature_maps(other, images, encoder.taps, encoder.stop)
-    encoder.cnn.train()
-    same = encoder.aligned or all(torch.equal(a, plain[level]) for a, level in zip(maps, encoder.levels))
-    return Part(same, asked, 'which gives the same features' if same else 'whose features differ')
+    return encoder.aligned or all(torch.equal(a, plain[level]) for a, level in zip(maps, encoder.levels))
 
 
 @reader_may_leave()

@@ -128,10 +128,49 @@ def restore(cnn, buffers):
             value.copy_(buffers[key])
 
 
-def load_into(other, cnn, asked):
-    """Load a network's state_dict strictly into another one. Returns a Part if that fails, else None."""
+def from_the_same_state(module, run):
+    """What run() returns; the running statistics of the module are as before."""
+    buffers = {key: value.clone() for key, value in module.named_buffers()}
+    found = run()
+    restore(module, buffers)
+    return found
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameters_of(encoder):
+    """How many parameters of the network are pretrained, and which are not, in words."""
+    left_out = encoder.left_out()
+    outside = sum(left_out.values())
+    inside = f'{(count(encoder.cnn) - outside) / 1e6:.2f} M of the network'
+    return f'{inside}, {outside / 1e6:.2f} M outside, not pretrained ({", ".join(left_out)})' if left_out else inside
+
+
+def gradients_of(scalar, named, asked):
+    """Whether a scalar has finite gradients for all of some parameters, [(name, parameter)]. A Part."""
+    found = torch.autograd.grad(scalar, [p for _, p in named], allow_unused=True)
+    without = [key for (key, _), g in zip(named, found) if g is None or not g.isfinite().all()]
+    if not without:
+        return Part(True, asked, f'{len(named)} of {len(named)}')
+    return Part(False, asked, f'not {", ".join(without[:4])}{", ..." if len(without) > 4 else ""}')
+
+
+@torch.no_grad()
+def exported(encoder, other, is_same, said=('which gives the same features', 'whose features differ')):
+    """(e): the state_dict in another copy of the network, which then gives the same. A Part.
+
+    is_same(images) compares what the two give in evaluation mode. said: the finding, if they are the same and if not.
+    """
+    asked = '(e) its weights load strictly into a plain network'
     try:
-        other.load_state_dict(cnn.state_dict(), strict=True)
+        other.load_state_dict(encoder.cnn.state_dict(), strict=True)
     except RuntimeError as failure:
         return Part(False, asked, str(failure).splitlines()[0])
-    return None
+    images = inputs(encoder, 2)
+    encoder.eval()
+    other.eval()
+    same = is_same(images)
+    encoder.train()
+    return Part(same, asked, said[not same])

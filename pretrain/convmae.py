@@ -24,6 +24,7 @@ from common.recompute import checkpointed
 from common.sync_batchnorm import synchronise_batchnorm
 from pretrain.encoder import SparseEncoder
 from pretrain.masked_autoencoder import EPS, MaskedAutoencoder, sine_positions
+from pretrain.sparse.notes import NoteKind
 from pretrain.sparse.pyramid import norms_of_one_value
 
 
@@ -45,6 +46,11 @@ class ConvMAE(MaskedAutoencoder):
             p = encoder.cell_size // stride
             self.fusions.append(f'stage{len(self.fusions) + 1}_output_decode')
             self.add_module(self.fusions[-1], Fusion(channels, encoder.channels[-1], p, p))
+
+    @property
+    def notes(self):
+        """Those of the encoder that concern ConvMAE, whose decoder needs no feature map of every stride."""
+        return tuple(note for note in self.encoder.notes if note.kind is not NoteKind.STRIDE_WITHOUT_MAP)
 
     def latent(self, images, visible):
         """images, visible -> the sum of what all stages say of the visible cells, normalised: (B, k, width)."""

@@ -6,7 +6,6 @@ from pretrain.convmae_options import NAME
 from pretrain.convmae_recipe import Recipe
 from pretrain.mae_method import MAEMethod
 from pretrain.results.meaning import Paper
-from pretrain.sparse.notes import NoteKind
 
 PAPER = Paper('Peng Gao, Teli Ma, Hongsheng Li, Ziyi Lin, Jifeng Dai, Yu Qiao',
               'MCMAE: Masked Convolution Meets Masked Autoencoders', 'NeurIPS 2022', '2205.03892')
@@ -28,7 +27,3 @@ class ConvMAEMethod(MAEMethod):
 
     def record(self, network):
         return network.encoder.record
-
-    def notes(self, encoder):
-        """Those that concern ConvMAE: its decoder needs no feature map of every stride."""
-        return [note for note in encoder.notes if note.kind is not NoteKind.STRIDE_WITHOUT_MAP]

@@ -13,7 +13,19 @@ from timm.models.vision_transformer import VisionTransformer
 from common.convvit import ConvViT
 from common.networks.create import create_cnn
 from pretrain import masking
-from pretrain.check_report import Part, Report, draw_nothing, inputs, load_into, multiply_adds, prepared, restore, tried
+from pretrain.check_report import (
+    Part,
+    Report,
+    draw_nothing,
+    exported,
+    from_the_same_state,
+    gradients_of,
+    inputs,
+    multiply_adds,
+    parameters_of,
+    prepared,
+    tried,
+)
 from pretrain.convmae import build_convmae
 from pretrain.mae import MAE, build_mae
 from pretrain.sparse.compare import VisibleRectangles, relative_error
@@ -51,11 +63,11 @@ def check_mae(network, method='mae', input_size=None, in_chans=3):
         draw_nothing(mae.encoder)
     except ValueError as error:
         return Report(name, refused=str(error), praise='fits')
-    report = Report(name, facts=describe(mae), notes=notes_on(mae.encoder), praise='fits')
+    report = Report(name, facts=describe(mae), notes=mae.notes, praise='fits')
     report.parts = [tried(ask, asked, mae) for ask, asked in QUESTIONS.items()]
     other = plain(fresh(mae.input_size), mae.input_size)
     same = list(mae.encoder.cnn.state_dict()) == keys == list(other.state_dict())
-    report.parts.append(exported(mae.encoder, other))
+    report.parts.append(exported(mae.encoder, other, partial(same_maps, mae.encoder, other)))
     report.parts.append(Part(same, "(f) the keys are the network's own", f'{len(keys)} entries'))
     return report
 
@@ -97,11 +109,6 @@ def describe(mae):
     """[(what, value)] of the facts that the page begins with."""
     encoder = mae.encoder
     (height, width), (h, w) = encoder.input_size, encoder.grid
-    left_out = encoder.left_out()
-    outside = sum(left_out.values())
-    parameters = f'{(count(encoder.cnn) - outside) / 1e6:.2f} M of the network'
-    if left_out:
-        parameters += f', {outside / 1e6:.2f} M outside, not pretrained ({", ".join(left_out)})'
     dense = multiply_adds(encoder)
     masked = multiply_adds(encoder, Geometry(mae.draw_visible(2), encoder.grid))
     in_front = f', and {mae.num_prefix} in front of them' if mae.num_prefix else ''
@@ -110,14 +117,10 @@ def describe(mae):
         ('pyramid', f'strides {", ".join(map(str, encoder.reductions))}; channels '
                     f'{", ".join(map(str, encoder.channels))}'),
         ('cells', f'{encoder.cell_size} px: {h} x {w} in an image of {height} x {width}'),
-        ('parameters', parameters),
+        ('parameters', parameters_of(encoder)),
         ('multiply-adds', f'{dense / 1e9:.3f} G of the whole image, {masked / 1e9:.3f} G with {mae.mask_ratio:.0%} '
                           f'hidden ({masked / dense:.2f})'),
     ]
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 # -- the questions ----------------------------------------------------------------------------------------
@@ -176,12 +179,7 @@ def gradients(mae, batch):
     """(d): gradients of the loss."""
     frozen = {f'encoder.cnn.{name}' for name in mae.encoder.unused}
     named = [(key, p) for key, p in mae.named_parameters() if p.requires_grad and key not in frozen]
-    found = torch.autograd.grad(mae(inputs(mae.encoder, batch)), [p for _, p in named], allow_unused=True)
-    without = [key for (key, _), g in zip(named, found) if g is None or not g.isfinite().all()]
-    asked = '(d) every parameter that is trained gets a gradient'
-    if not without:
-        return Part(True, asked, f'{len(named)} of {len(named)}')
-    return Part(False, asked, f'not {", ".join(without[:4])}{", ..." if len(without) > 4 else ""}')
+    return gradients_of(mae(inputs(mae.encoder, batch)), named, '(d) every parameter that is trained gets a gradient')
 
 
 # What is asked, and the question where a network fails to give an answer.
@@ -194,21 +192,8 @@ QUESTIONS = {
 }
 
 
-def from_the_same_state(mae, run):
-    """What run() returns; running statistics are as before."""
-    buffers = {key: value.clone() for key, value in mae.named_buffers()}
-    found = run()
-    restore(mae, buffers)
-    return found
-
-
 def tolerance(encoder):
     return ROUGH if any(kind_of(note) is NoteKind.PRECISION for note in encoder.notes) else TOLERANCE
-
-
-def notes_on(encoder):
-    """The notes that concern these methods, whose decoder needs no feature map of every stride."""
-    return tuple(note for note in encoder.notes if kind_of(note) is not NoteKind.STRIDE_WITHOUT_MAP)
 
 
 def kind_of(note):
@@ -216,17 +201,7 @@ def kind_of(note):
     return getattr(note, 'kind', None)
 
 
-@torch.no_grad()
-def exported(encoder, other):
-    """(e): the state_dict in another copy of the network, which then gives the same maps. A Part."""
-    asked = '(e) its weights load strictly into a plain network'
-    failed = load_into(other, encoder.cnn, asked)
-    if failed:
-        return failed
-    images = inputs(encoder, 2)
-    encoder.eval()
-    other.eval()
+def same_maps(encoder, other, images):
+    """Whether another network gives the same maps, to the last bit."""
     maps, others = encoder.pyramid(images), encoder.pyramid(images, cnn=other)
-    encoder.train()
-    same = all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))
-    return Part(same, asked, 'which gives the same features' if same else 'whose features differ')
+    return all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))

@@ -98,12 +98,9 @@ class MAEMethod:
             ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of '
                       f'{height} x {width}, {network.visible_cells} visible{masks}'),
             ('target', TARGETS[options.target]),
-            *(('note', note) for note in self.notes(encoder)),
+            *(('note', note) for note in network.notes),
             ('drop path', drop_path_of(network)),
         ]
-
-    def notes(self, encoder):
-        return encoder.notes
 
     def warnings(self, network, options):
         return network.remarks_on_cells(f'an --input_size of {6 * network.encoder.cell_size} or more')

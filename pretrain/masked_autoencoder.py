@@ -69,6 +69,11 @@ class MaskedAutoencoder(SparseNetwork):
         self.decoder_pred = nn.Linear(decoder_width, encoder.in_chans * encoder.cell_size ** 2)
         self.draw_decoder()
 
+    @property
+    def notes(self):
+        """What was found out about the encoder's network and is worth a line: sentences."""
+        return self.encoder.notes
+
     def draw_decoder(self):
         """Draw linear layers as MAE does (Xavier uniform), and the mask token."""
         nn.init.normal_(self.mask_token, std=0.02)
