@@ -7,7 +7,6 @@ in memory, so that a row of p positions of a cell is one run of p*C numbers, and
 """
 import torch
 
-from pretrain import masking
 from pretrain.accelerated.tables import Tables
 from pretrain.canvas import TableToStrip, ToCanvas, ToStrip
 
@@ -62,10 +61,6 @@ class Geometry:
     def to_canvas(self, strip, fill=0.0):
         """(B, C, k*p, p) -> (B, C, h*p, w*p); hidden positions hold fill, a number or (1, C, 1, 1)."""
         return ToCanvas.apply(strip, fill, self.cell_rows(strip.shape[3]), self.grid)
-
-    def is_visible(self):
-        """(B, L) boolean map of the grid, True where a cell is visible."""
-        return masking.is_visible(self.visible, self.grid[0] * self.grid[1])
 
 
 def is_accelerated(given, device):

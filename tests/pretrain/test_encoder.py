@@ -12,6 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 import pretrain.models  # noqa: F401  (your_convnet)
+from pretrain import masking
 from pretrain.encoder import SparseEncoder
 from pretrain.sparse.geometry import Geometry
 from tests.conftest import randomise
@@ -27,7 +28,7 @@ def random_geometry(batch, grid, visible, seed=0):
 
 def plane_mask(geometry, p):
     """(B, h*p, w*p) boolean, True where visible."""
-    mask = geometry.is_visible().view(-1, *geometry.grid)
+    mask = masking.is_visible(geometry.visible, geometry.grid[0] * geometry.grid[1]).view(-1, *geometry.grid)
     return mask.repeat_interleave(p, 1).repeat_interleave(p, 2)
 
 

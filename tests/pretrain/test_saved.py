@@ -204,7 +204,7 @@ def seen(finished):
 def test_what_is_visible_stays_and_what_is_hidden_is_predicted(seen):
     saved, images, visible, view = seen
     cells = partial(cut, cell_size=saved.network.encoder.cell_size)
-    is_visible = saved.network.geometry(images, visible).is_visible()
+    is_visible = saved.network.is_visible(visible)[..., 0]
     for picture in (view.masked, view.reconstruction, view.own):
         same = (cells(picture) == cells(view.image)).all(2)
         assert same[is_visible].all() and not same[~is_visible].any()

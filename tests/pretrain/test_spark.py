@@ -91,7 +91,7 @@ class OneLevel(torch.nn.Sequential):
 def test_hidden_pixels_reach_the_loss_through_the_target_only():
     spark = randomise(small()).eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
-    seen = spark.geometry(images, visible).is_visible()[..., None]
+    seen = spark.is_visible(visible)
     other = paste(torch.where(seen, cut(images, 8), 1e3 * torch.randn(2, 24, 192)), (4, 6), 8)
     for a, b in zip(spark.encode(images, visible), spark.encode(other, visible)):
         assert torch.equal(a, b)
@@ -104,7 +104,7 @@ def test_reconstruction_keeps_the_visible_and_has_the_scale_of_the_input():
     spark = randomise(small()).eval()
     images, visible = 5 + 3 * torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     picture = spark.reconstruct(images, visible)
-    seen = spark.geometry(images, visible).is_visible()[..., None]
+    seen = spark.is_visible(visible)
     assert torch.equal(cut(picture, 8) * seen, cut(images, 8) * seen)
     output = spark.predict(images, visible)
     normalised = (picture.unfold(2, 8, 8).unfold(3, 8, 8) - images.unfold(2, 8, 8).unfold(3, 8, 8).mean((1, 4, 5), True)) \
@@ -141,7 +141,7 @@ def test_sizes_channels_and_cells(changes):
         (c, height // s, width // s) for c, s in zip(spark.encoder.channels, spark.encoder.reductions)]
     for x in pyramid:
         side = x.shape[2] // h
-        hidden = ~spark.geometry(images, visible).is_visible().view(2, 1, h, 1, w, 1)
+        hidden = ~spark.is_visible(visible)[..., 0].view(2, 1, h, 1, w, 1)
         assert not (x.view(2, -1, h, side, w, side) * hidden).any()
 
 

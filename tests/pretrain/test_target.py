@@ -66,7 +66,7 @@ def test_the_loss_is_the_squared_error_of_hidden_pixels(in_chans):
 def test_forward_is_the_loss_of_what_is_predicted():
     spark = small(target='pixels').eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
-    hidden = ~spark.geometry(images, visible).is_visible()
+    hidden = ~spark.is_visible(visible)[..., 0]
     error = cut(spark.predict(images, visible) - images, 8).square().mean(2)
     torch.testing.assert_close(spark(images, visible), error[hidden].mean())
 
@@ -74,7 +74,7 @@ def test_forward_is_the_loss_of_what_is_predicted():
 def test_nothing_of_a_hidden_cell_is_in_the_reconstruction():
     spark = small(target='pixels').eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
-    seen = spark.geometry(images, visible).is_visible()[..., None]
+    seen = spark.is_visible(visible)
     other = paste(torch.where(seen, cut(images, 8), 5 + 7 * torch.randn(2, 24, 192)), (4, 6), 8)
     one, two = (spark.reconstruct(x, visible) for x in (images, other))
     assert torch.equal(one, two)

@@ -18,7 +18,7 @@ def small(method):
 def test_zeroed_runs_the_dense_network_on_zeroed_pixels():
     spark, images = small(ablations.Zeroed()).eval(), torch.randn(2, 3, 32, 32)
     visible = spark.draw_visible(2)
-    is_visible = spark.geometry(images, visible).is_visible().view(2, 1, 4, 4)
+    is_visible = spark.is_visible(visible)[..., 0].view(2, 1, 4, 4)
     mask = is_visible.repeat_interleave(8, 2).repeat_interleave(8, 3)
     dense = spark.encoder(images * mask)
     for ours, out in zip(spark.encode(images, visible), dense):
