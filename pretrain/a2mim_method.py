@@ -16,8 +16,9 @@ from pretrain.a2mim_options import NAME, SIMMIMS
 from pretrain.a2mim_recipe import Recipe, departures, with_group
 from pretrain.dense.sizes import fitting_cells
 from pretrain.fourier_groups import GroupMeans
+from pretrain.method_base import MethodBase
 from pretrain.results.meaning import LossMeaning, Paper
-from pretrain.results.pictures import TARGETS, in_columns, views
+from pretrain.results.pictures import TARGETS
 
 PAPER = Paper('Siyuan Li, Di Wu, Fang Wu, Zelin Zang, Stan Z. Li',
               'Architecture-Agnostic Masked Image Modeling: From ViT back to CNN', 'ICML 2023', '2205.13943')
@@ -31,7 +32,7 @@ SCHEDULES = {'cosine': f'a cosine to {LOWEST_LR:g}',
              'drop': 'the peak, and a tenth of it for the last eighth of the epochs'}
 
 
-class A2MIMMethod:
+class A2MIMMethod(MethodBase):
     """A2MIM (Li et al., ICML 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = NAME
     recipe = Recipe()
@@ -98,9 +99,6 @@ class A2MIMMethod:
                 'loss_frequency': frequency / passes if passes and network.fourier != 'none' else None,
                 **({} if gain is None else {'token_gain': gain.mean().item()})}
 
-    def exported(self, network):
-        return network.encoder.cnn
-
     def describe(self, network, options):
         encoder = network.encoder
         trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in (encoder.cnn, network)]
@@ -131,9 +129,6 @@ class A2MIMMethod:
         if network.encoder.uncompiled:
             return []
         return repeated_blocks(network.encoder.cnn) or [network.encoder]
-
-    def picture(self, network, images, visible, normalisation):
-        return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 

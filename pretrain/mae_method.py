@@ -3,15 +3,16 @@ pretrain/mae_options.py.
 """
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY, parameter_groups
+from common.training.optim import NO_DECAY
 from common.training.schedule import HalfCosine
 from common.words import counted
 from pretrain import convmae_weights
 from pretrain.mae import build_mae
 from pretrain.mae_options import NAME
 from pretrain.mae_recipe import Recipe
-from pretrain.results.meaning import LossMeaning, Paper
-from pretrain.results.pictures import TARGETS, in_columns, views
+from pretrain.method_base import MethodBase
+from pretrain.results.meaning import SQUARED_ERROR_OF_PIXELS, LossMeaning, Paper
+from pretrain.results.pictures import TARGETS
 from pretrain.sparse.geometry import is_accelerated
 
 PAPER = Paper('Kaiming He, Xinlei Chen, Saining Xie, Yanghao Li, Piotr Dollár, Ross Girshick',
@@ -22,12 +23,10 @@ LOSSES = {  # by what a run predicts
     'normalised': LossMeaning(
         'normalised', 'The loss is a squared error on normalised cells: near 1 at the start.',
         '1 is what a decoder gets that says nothing', ((1.0, 'a decoder that says nothing'),)),
-    'pixels': LossMeaning(
-        'pixels', 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: '
-        'predicting the mean everywhere gives 1 if --mean and --std are those of the images.')}
+    'pixels': SQUARED_ERROR_OF_PIXELS}
 
 
-class MAEMethod:
+class MAEMethod(MethodBase):
     """MAE (He et al., CVPR 2022); see `Method` in pretrain/methods.py for what each part is."""
     name = NAME
     recipe = Recipe()
@@ -57,35 +56,11 @@ class MAEMethod:
     def load_init(self, network, options):
         return convmae_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
 
-    def parameter_groups(self, network, options):
-        return parameter_groups(network, options.weight_decay, self.no_decay)
-
     def betas(self, network, options):
         return 0.9, options.beta2
 
     def departures(self, options, precision):
         return self.recipe.departures(options, precision)
-
-    def completed(self, options, parts, ranks):
-        return options
-
-    def connect(self, network, options, part, ranks):
-        """Nothing: the loss of an image does not depend on others."""
-
-    def disconnect(self, network):
-        pass
-
-    def held_out_loss(self, network, images, visible):
-        return network(images, visible)
-
-    def term_sums(self, network):
-        return None
-
-    def metrics(self, network, sums):
-        return {}
-
-    def exported(self, network):
-        return network.encoder.cnn
 
     def describe(self, network, options):
         encoder = network.encoder
@@ -116,9 +91,6 @@ class MAEMethod:
         blocks = [] if encoder.uncompiled else repeated_blocks(encoder.cnn) or [encoder]
         return [*blocks, *network.decoder_blocks]
 
-    def picture(self, network, images, visible, normalisation):
-        return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
-
     # -- for the commands that read a run ---------------------------------------------------------------------
 
     def find_init(self, network, state, path='the given object', which=None, adapt=False):
@@ -140,15 +112,9 @@ class MAEMethod:
                 *([('masks', f'{options.masks_per_image} of each image in a step; a cell is visible in one of them')]
                   if options.masks_per_image > 1 else [])]
 
-    def masked_images(self, options):
-        return ''
-
     def in_words(self, options):
         masks = f', {options.masks_per_image} masks an image' if options.masks_per_image > 1 else ''
         return f'decoder {counted(options.decoder_depth, "block")}, {options.decoder_width} wide{masks}'
 
     def loss_meaning(self, config):
         return LOSSES[config['target']]
-
-    def trained_besides(self, network):
-        return []

@@ -3,12 +3,13 @@ pretrain/spark_options.py.
 """
 from common.networks.create import drop_path_of
 from common.training.compilation import repeated_blocks
-from common.training.optim import NO_DECAY, parameter_groups
+from common.training.optim import NO_DECAY
 from common.training.schedule import Cosine
 from pretrain import spark_weights
+from pretrain.method_base import MethodBase
 from pretrain.recipe import Recipe
-from pretrain.results.meaning import LossMeaning, Paper
-from pretrain.results.pictures import TARGETS, in_columns, views
+from pretrain.results.meaning import SQUARED_ERROR_OF_PIXELS, LossMeaning, Paper
+from pretrain.results.pictures import TARGETS
 from pretrain.spark import build_spark
 from pretrain.spark_options import SPARK, SparKOptions  # noqa: F401  (they belong together)
 from pretrain.sparse.geometry import is_accelerated
@@ -22,12 +23,10 @@ LOSSES = {  # by what a run predicts
         'normalised', 'The loss is a squared error on normalised cells: near 1 at the start, about 0.6 after the first '
         'epochs, 0.2 to 0.4 at the end of long runs.', '1 is what a decoder gets that says nothing',
         ((1.0, 'a decoder that says nothing'), (0.6, 'normal after the first epochs')), (0.2, 0.4)),
-    'pixels': LossMeaning(
-        'pixels', 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: '
-        'predicting the mean everywhere gives 1 if --mean and --std are those of the images.')}
+    'pixels': SQUARED_ERROR_OF_PIXELS}
 
 
-class SparKMethod:
+class SparKMethod(MethodBase):
     """SparK (Tian et al., ICLR 2023); see `Method` in pretrain/methods.py for what each part is."""
     name = SPARK
     recipe = Recipe()
@@ -54,37 +53,10 @@ class SparKMethod:
     def load_init(self, network, options):
         return spark_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
 
-    def parameter_groups(self, network, options):
-        return parameter_groups(network, options.weight_decay, self.no_decay)
-
     def betas(self, network, options):
         """The paper's networks with BatchNorm were trained with a beta2 of 0.95, the others with 0.999."""
         beta2 = {'bn': 0.95, 'ln': 0.999}[network.encoder.norm] if options.beta2 is None else options.beta2
         return 0.9, beta2
-
-    def departures(self, options, precision):
-        return ()
-
-    def completed(self, options, parts, ranks):
-        return options
-
-    def connect(self, network, options, part, ranks):
-        """Nothing: the loss of an image does not depend on others."""
-
-    def disconnect(self, network):
-        pass
-
-    def held_out_loss(self, network, images, visible):
-        return network(images, visible)
-
-    def term_sums(self, network):
-        return None
-
-    def metrics(self, network, sums):
-        return {}
-
-    def exported(self, network):
-        return network.encoder.cnn
 
     def describe(self, network, options):
         encoder = network.encoder
@@ -121,9 +93,6 @@ class SparKMethod:
         blocks = [] if encoder.uncompiled else repeated_blocks(encoder.cnn) or [encoder]
         return [*blocks, *decoder.dec]
 
-    def picture(self, network, images, visible, normalisation):
-        return in_columns(views(network, images, visible, normalisation)), 'input, masked, reconstruction'
-
     # -- for the commands that read a run ---------------------------------------------------------------------
 
     def find_init(self, network, state, path='the given object', which=None, adapt=False):
@@ -142,15 +111,9 @@ class SparKMethod:
         return [('target', TARGETS[options.target]),
                 ('decoder', f'{options.decoder}, {options.decoder_width} channels wide')]
 
-    def masked_images(self, options):
-        return ''
-
     def in_words(self, options):
         return f'decoder {options.decoder}, {options.decoder_width} wide'
 
     def loss_meaning(self, config):
         """Runs from before there was a choice predict normalised cells."""
         return LOSSES[config.get('target', 'normalised')]
-
-    def trained_besides(self, network):
-        return []

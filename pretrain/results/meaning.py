@@ -35,3 +35,8 @@ class LossMeaning:
     at_the_end: tuple | None = None
     title: str = 'Loss on hidden cells'
     of_cells: str = 'loss'
+
+
+SQUARED_ERROR_OF_PIXELS = LossMeaning(
+    'pixels', 'The loss of a run with --target=pixels is a squared error on pixels, normalised with --mean and --std: '
+    'predicting the mean everywhere gives 1 if --mean and --std are those of the images.')
