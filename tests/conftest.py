@@ -88,6 +88,16 @@ def assert_same_run(one, other, model='your_convnet'):
     assert entries[0] == entries[1]
 
 
+def assert_goes_on(options, tmp_path, monkeypatch, steps, changes, model='your_convnet'):
+    """A run that dies after some steps, and is started again, ends as one that was never disturbed, to the last bit."""
+    whole = pretrain(options(**changes, run_dir=str(tmp_path / 'whole')))
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Stop):
+            pretrain(options(**changes))
+    assert_same_run(whole, pretrain(options(**changes)), model)
+
+
 def flags(options):
     """The command line that gives these options."""
     def text(value):

@@ -9,7 +9,7 @@ import torch
 from pretrain.a2mim import A2MIM, build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
 from pretrain.main import pretrain
-from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, saved, stop_after
+from tests.conftest import ROOT, assert_goes_on, assert_same_run, flags, log_of, saved
 
 TINY = {'method': 'a2mim', 'name': 'tiny', 'model': 'your_convnet', 'input_size': 32, 'cell_size': 8, 'batch_size': 8,
         'epochs': 2, 'lr': 1e-3, 'workers': 0, 'warmup_epochs': 0.5, 'log_every': 3, 'fourier_group': 4}
@@ -53,12 +53,7 @@ def test_a_run_tells_its_terms_and_leaves_a_network_of_timm(options):
     (5, {}), (7, {'save_every_steps': 3}), (9, {'save_every_steps': 2, 'workers': 2, 'log_every': 1, 'accum': 2}),
     (3, {'save_every_steps': 1, 'recompute': 'all', 'fourier': 'spectral', 'fourier_group': None})])
 def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(options, tmp_path, monkeypatch, steps, changes):
-    whole = pretrain(options(**changes, run_dir=str(tmp_path / 'whole')))
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stop):
-            pretrain(options(**changes))
-    assert_same_run(whole, pretrain(options(**changes)))
+    assert_goes_on(options, tmp_path, monkeypatch, steps, changes)
 
 
 def test_static_inputs_change_nothing(options, tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from pretrain.convmae_options import ConvMAEOptions
 from pretrain.main import pretrain
-from tests.conftest import ROOT, Stop, assert_same_run, flags, log_of, saved, stop_after
+from tests.conftest import ROOT, assert_goes_on, assert_same_run, flags, log_of, saved
 
 MODEL = 'test_convvit'
 TINY = {'method': 'convmae', 'name': 'tiny', 'model': MODEL, 'input_size': 64, 'batch_size': 8, 'epochs': 2, 'lr': 1e-3,
@@ -44,12 +44,7 @@ def test_a_run_leaves_a_network_with_its_own_keys(options):
     (9, {'save_every_steps': 2, 'workers': 2, 'log_every': 1, 'accum': 2, 'masks_per_image': 4}),
     pytest.param(3, {'save_every_steps': 1, 'recompute': 'all', 'drop_path': 0.3}, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(options, tmp_path, monkeypatch, steps, changes):
-    whole = pretrain(options(**changes, run_dir=str(tmp_path / 'whole')))
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stop):
-            pretrain(options(**changes))
-    assert_same_run(whole, pretrain(options(**changes)), MODEL)
+    assert_goes_on(options, tmp_path, monkeypatch, steps, changes, MODEL)
 
 
 @pytest.mark.parametrize('changes', [

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from pretrain.mae_options import MAEOptions
 from pretrain.main import pretrain
-from tests.conftest import Stop, assert_same_run, log_of, saved, stop_after
+from tests.conftest import assert_goes_on, log_of, saved
 
 MODEL = 'test_vit'
 TINY = {'method': 'mae', 'name': 'tiny', 'model': MODEL, 'input_size': 64, 'batch_size': 8, 'epochs': 2, 'lr': 1e-3,
@@ -39,12 +39,7 @@ def test_a_run_leaves_timms_network(options):
 @pytest.mark.parametrize(('steps', 'changes'), [
     (5, {}), (7, {'save_every_steps': 3, 'masks_per_image': 4, 'recompute': 'all', 'drop_path': 0.3})])
 def test_a_killed_run_goes_on_to_the_same_end_to_the_last_bit(options, tmp_path, monkeypatch, steps, changes):
-    whole = pretrain(options(**changes, run_dir=str(tmp_path / 'whole')))
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stop):
-            pretrain(options(**changes))
-    assert_same_run(whole, pretrain(options(**changes)), MODEL)
+    assert_goes_on(options, tmp_path, monkeypatch, steps, changes, MODEL)
 
 
 @pytest.mark.slow
