@@ -1,25 +1,27 @@
 """Is it right and fast on a GPU? One command, at most six minutes on one GPU, and one table.
 
-    python -m benchmarks.gpu [--quick] [--json FILE] [--device cpu] [--total 350] [--parts golden steps]
+    python -m benchmarks.gpu [--quick] [--json FILE] [--device cpu] [--total 355] [--parts golden 'steps resnet50']
 
 Each part runs in a process of its own with a time limit: what fails or hangs costs its own lines. A part
-begins while its limit fits into what is left of the total, the important ones first; the table says which
-were skipped. --quick takes three minutes. --device cpu runs all of it on tiny networks, with longer limits,
-which shows that the script works, and nothing else. The exit code is 1 if a part failed, hung, or found a
-number that is not as it should be.
+begins if what it usually takes is left of the total, the important ones first; the table says which were
+skipped. --quick takes three minutes; --total=1100 is enough for all. --parts names some, which run in that
+order. --device cpu runs all of it on tiny networks, with longer limits, which shows that the script works, and
+nothing else. The exit code is 1 if a part failed, hung, or found a number that is not as it should be.
 
 The parts (benchmarks/gpu_parts.py):
 
 * golden: the official implementation's numbers in float64, on this device;
-* steps: step times and peak memory, bf16, of the forms of the step beside the network's own supervised step;
+* steps: step times and peak memory, bf16, as CUDA graphs and eagerly, beside the network's own supervised step;
 * agreement: losses and weights after 20 steps of a CUDA graph beside eager steps, drop path on, and a resume;
+* real_run: pretrain/main.sh on JPEGs of 500 x 375: when it says what, and the time spent waiting for images;
 * compilation: what compiling takes with an empty and with a filled cache, and what it gains;
+* one_rank: SyncBatchNorm and DDP with NCCL in a group of one;
+* fallback: a step that cannot be captured goes on eagerly;
+* fp16, optimisers: --precision=fp16; LAMB, AdamW and SGD in a graph beside eager steps;
 * convmae: ConvMAE-B on strips, beside the original's way, which runs convolutions over whole images; batches
   of 128, 75 % hidden;
-* one_rank: SyncBatchNorm and DDP with NCCL in a group of one;
-* real_run: pretrain/main.sh on JPEGs of 500 x 375: first steps, and the time spent waiting for images;
-* fp16, optimisers: --precision=fp16; LAMB, AdamW and SGD in a graph beside eager steps;
-* fallback: a step that cannot be captured goes on eagerly.
+* segmentation: UperNet on a network, crops of 512 px, batches of 16 (downstream_ade20k);
+* recomputed, accelerated: step times and memory with --recompute, and of the form that CPUs run.
 
 "MiB an image" is the peak of what a step takes besides the weights and the images. Official SparK is not run:
 what it is compared with was measured once on an H200, and is quoted.
@@ -39,13 +41,16 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks.gpu_parts import PARTS, ROOT, last_line
-from benchmarks.gpu_training import sizes_for
+from benchmarks.gpu_parts import PARTS
+from benchmarks.gpu_report import read_rows
+from benchmarks.gpu_run import ROOT, last_line
+from benchmarks.gpu_sizes import sizes_for
 from benchmarks.timing import machine
 
-TOTAL, QUICK_TOTAL = 350, 175  # seconds
+TOTAL, QUICK_TOTAL = 355, 178  # seconds
 SLOWER = {'cuda': 1, 'cpu': 4}  # by which all limits are longer
 GRACE = 5  # seconds between asking a part to end and making it
+TOLD = 60  # lines that are shown of what a part said that failed or hung
 MODELS = {'cuda': ('resnet50', 'convnext_base'), 'cpu': ('test_resnet', 'test_convnext')}
 # Official SparK on an H200, fp32 with TF32 convolutions, as it trains: images/s, peak MiB an image. Quoted.
 OFFICIAL = {'resnet50': (342, 184), 'convnext_base': (179, 342)}
@@ -56,21 +61,27 @@ OURS = ('graph', 'compiled, graph')  # the cases that the aims are about
 
 @dataclass(frozen=True)
 class Part:
-    """A measurement in a process of its own. command: what Python is given. limit: seconds."""
+    """A measurement in a process of its own.
+
+    command: what Python is given. usual: seconds that it takes on an H200 with 16 cores, about; it is begun if so
+    many are left. limit: seconds after which it is ended.
+    """
     name: str
     command: tuple
+    usual: float
     limit: float
     environment: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part. problem: a sentence, or None."""
+    """What became of a part. problem: a sentence, or None. said: its last lines, if there is a problem."""
     part: Part
     rows: list
     seconds: float = 0.0
     problem: str | None = None
     is_skipped: bool = False
+    said: tuple = ()
 
     @property
     def is_wrong(self):
@@ -81,70 +92,86 @@ class Outcome:
 def parts_for(device, is_quick, folder):
     """The parts, the important ones first. Files that parts share lie in the folder.
 
-    The limits of the first few (5 of the quick ones, else 6) together fit into the total: these always run.
+    The first few (5 of the quick ones, else 6) together usually fit into the total.
     """
     one, other = MODELS[device]
+    small = sizes_for(device, is_quick).small_models
 
-    def part(limit, name, *arguments, more=(), **environment):
+    def part(usual, limit, name, *arguments, more=(), **environment):
         command = ('-m', 'benchmarks.gpu_parts', name, *arguments, *more, '--device', device)
         command += ('--quick',) if is_quick else ()
-        return Part(' '.join((name, *arguments)), command, limit * SLOWER[device], environment)
+        return Part(' '.join((name, *arguments)), command, usual * SLOWER[device], limit * SLOWER[device], environment)
 
-    def compilation(limit, model, cache):
-        return part(limit, 'compilation', model, cache, TORCHINDUCTOR_CACHE_DIR=f'{folder}/compiled_{model}')
+    def compilation(usual, limit, model, cache):
+        return part(usual, limit, 'compilation', model, cache, TORCHINDUCTOR_CACHE_DIR=f'{folder}/compiled_{model}')
 
-    def real_run(limit, decode):
-        return part(limit, 'real_run', decode, more=(str(folder),))
+    def real_run(usual, limit, decode):
+        return part(usual, limit, 'real_run', decode, more=(str(folder),))
 
     if is_quick:
-        return [part(25, 'golden'), part(30, 'steps', one), part(35, 'steps', other), part(35, 'agreement'),
-                compilation(50, one, 'cold'), real_run(40, 'pillow'), part(30, 'one_rank', one)]
-    return [part(40, 'golden'), part(60, 'steps', one), part(70, 'steps', other), part(50, 'agreement'),
-            compilation(80, one, 'cold'), real_run(45, 'pillow'), compilation(90, other, 'cold'),
-            part(40, 'one_rank', one), part(40, 'convmae'), part(30, 'fp16'), compilation(40, one, 'warm'),
-            *([real_run(45, 'gpu')] if device == 'cuda' else []), part(25, 'fallback'), part(30, 'optimisers'),
-            real_run(45, 'fast'),
-            compilation(40, other, 'warm')]
+        return [part(17, 40, 'golden'), part(35, 60, 'steps', one), part(35, 60, 'steps', other),
+                part(35, 60, 'agreement'), real_run(54, 80, 'pillow'), part(30, 45, 'one_rank', one)]
+    on_gpus = [real_run(45, 80, 'gpu')] if device == 'cuda' else []
+    return [part(17, 40, 'golden'), part(45, 70, 'steps', one), part(45, 70, 'steps', other),
+            part(35, 60, 'agreement'), real_run(54, 100, 'pillow'), compilation(155, 240, one, 'cold'),
+            part(30, 45, 'one_rank', one), part(26, 50, 'fallback'), part(16, 30, 'fp16'), part(80, 120, 'convmae'),
+            part(45, 80, 'segmentation', small[0]), part(49, 80, 'segmentation', small[1]),
+            part(34, 60, 'optimisers'), *on_gpus,
+            compilation(45, 80, one, 'warm'), part(35, 60, 'recomputed', one), part(35, 60, 'recomputed', other),
+            real_run(45, 80, 'fast'), compilation(155, 240, other, 'cold'), compilation(45, 80, other, 'warm'),
+            part(30, 60, 'accelerated', one)]
+
+
+def chosen(parts, names):
+    """The parts of these names, or of these first words, in the order of the names. Raises ValueError."""
+    found = []
+    for name in names:
+        some = [part for part in parts if name in (part.name, part.name.split()[0]) and part not in found]
+        if not some:
+            raise ValueError(f'--parts: {name!r} is none of {", ".join(repr(part.name) for part in parts)}')
+        found += some
+    return found
 
 
 def run_parts(parts, total, folder, ended):
-    """Run the parts whose limits fit into what is left of `total` seconds. Returns their Outcomes.
+    """Run the parts which usually fit into what is left of `total` seconds. Returns their Outcomes.
 
     ended(outcomes) is called after each.
     """
     began, outcomes = time.monotonic(), []
     for part in parts:
         left = total - (time.monotonic() - began)
-        if part.limit > left:
-            problem = f'skipped: it may take {part.limit:.0f} s, and {max(left, 0):.0f} s were left'
+        if part.usual > left:
+            problem = f'skipped: it usually takes {part.usual:.0f} s, and {max(left, 0):.0f} s were left'
             outcome = Outcome(part, [], problem=problem, is_skipped=True)
         else:
-            outcome = run_part(part, folder)
+            outcome = run_part(part, min(part.limit, left), folder)
         outcomes.append(outcome)
         ended(outcomes)
     return outcomes
 
 
-def run_part(part, folder):
-    """Run a part to its end, or to its limit. The rows that it had written till then are kept."""
+def run_part(part, limit, folder):
+    """Run a part to its end, or for so many seconds. The rows that it had written till then are kept."""
     rows, said = Path(folder, 'rows.jsonl'), Path(folder, 'said.txt')
     rows.write_text('')
     began = time.monotonic()
     with said.open('w') as file:
         # A session of its own: a part starts processes too, to compile or to load images.
         process = subprocess.Popen(
-            [sys.executable, *part.command, '--rows', str(rows)], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, **part.environment}, start_new_session=True)
+            [sys.executable, *part.command, '--began', str(began), '--rows', str(rows)], cwd=ROOT, stdout=file,
+            stderr=subprocess.STDOUT, env={**os.environ, **part.environment}, start_new_session=True)
         problem = None
         try:
-            if process.wait(part.limit):
+            if process.wait(limit):
                 problem = f'failed: {last_line(said.read_text(errors="replace"))}'
         except subprocess.TimeoutExpired:
-            problem = f'ended after its limit of {part.limit:.0f} s'
+            problem = f'ended after its limit of {limit:.0f} s'
         finally:
             end(process)
-    found = [json.loads(line) for line in rows.read_text().splitlines() if line.endswith('}')]
-    return Outcome(part, found, time.monotonic() - began, problem)
+    seconds = time.monotonic() - began
+    lines = said.read_text(errors='replace').splitlines()[-TOLD:] if problem else []
+    return Outcome(part, read_rows(rows.read_text()), seconds, problem, said=tuple(lines))
 
 
 def end(process):
@@ -195,6 +222,7 @@ def table(outcomes, device_name):
     for outcome in outcomes:
         lines += ['', f'{outcome.part.name} ({outcome.seconds:.0f} s)', *map(line_of, outcome.rows)]
         lines += [f'  {outcome.problem}'] if outcome.problem else []
+        lines += [f'    | {line}' for line in outcome.said]
     found = aims(outcomes, device_name)
     if found:
         lines += ['', "aims (official SparK's figures are of an H200, quoted: it is not run)", *map(line_of, found)]
@@ -208,7 +236,7 @@ def line_of(row):
 
 
 def described(device, is_quick):
-    sizes = sizes_for(device, is_quick)
+    sizes = sizes_for(device.type, is_quick)
     precision = 'bf16' if device.type == 'cuda' else 'fp32; tiny networks, whose times say nothing'
     return (f'{machine(device)}, timm {timm.__version__}, CUDA {torch.version.cuda}; batch {sizes.batch}, '
             f'{sizes.input_size} px, mask ratio 0.6, LAMB, {precision}')
@@ -220,7 +248,9 @@ def arguments(argv):
     parser.add_argument('--quick', action='store_true', help='three minutes: the most important parts')
     parser.add_argument('--total', type=float, help=f'seconds for all; {TOTAL}, or {QUICK_TOTAL} with --quick')
     parser.add_argument('--json', help='file for the results')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, help='the parts to run; all if not given')
+    parser.add_argument('--parts', nargs='+', metavar='PART',
+                        help=f'the parts to run, in this order; all if not given: {", ".join(PARTS)}, or one of its cases, '
+                        "such as 'steps resnet50'")
     args = parser.parse_args(argv)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('torch finds no GPU here: give --device=cpu for a trial on tiny networks')
@@ -231,7 +261,7 @@ def arguments(argv):
 def save(path, about, device_name, outcomes):
     """Write what is known so far as JSON."""
     parts = [{'part': outcome.part.name, 'seconds': outcome.seconds, 'problem': outcome.problem,
-              'rows': outcome.rows} for outcome in outcomes]
+              'rows': outcome.rows, 'said': outcome.said} for outcome in outcomes]
     content = {'machine': about, 'aims': aims(outcomes, device_name), 'parts': parts}
     Path(path).write_text(json.dumps(content, indent=1) + '\n')
 
@@ -240,7 +270,6 @@ def main(argv=None):
     args = arguments(argv)
     device = torch.device(args.device)
     about, name = described(device, args.quick), machine(device)
-    print(about, flush=True)
 
     def ended(outcomes):
         last = outcomes[-1]
@@ -249,8 +278,12 @@ def main(argv=None):
             save(args.json, about, name, outcomes)
 
     with tempfile.TemporaryDirectory(prefix='benchmarks_gpu_') as folder:
-        parts = [part for part in parts_for(args.device, args.quick, folder)
-                 if not args.parts or part.name.split()[0] in args.parts]
+        parts = parts_for(args.device, args.quick, folder)
+        try:
+            parts = chosen(parts, args.parts) if args.parts else parts
+        except ValueError as error:
+            sys.exit(f'error: {error}')
+        print(about, flush=True)
         outcomes = run_parts(parts, args.total, folder, ended)
     print(table(outcomes, name), flush=True)
     return int(any(outcome.is_wrong for outcome in outcomes))

@@ -13,14 +13,14 @@ from benchmarks.gpu_steps import time_in_turns
 from benchmarks.gpu_training import deterministic, pretraining_of, synchronise
 from common.distributed import in_ddp
 from common.sync_batchnorm import synchronise_on_gpus
-from common.training.graph import EAGER_STEPS, EAGER_STEPS_DDP
+from common.training.graph import EAGER_STEPS, EAGER_STEPS_DDP, RECOVERS, BrokenCapture, torch_version
 from common.words import counted
 from pretrain.spark import build_spark
 from tests.pretrain.official import GOLDEN, fill, official_name, official_value
 
 STEPS = 20
-# Relative difference of what was learned, beyond twice that of two eager trainings, that is rounding.
-ROUNDING = 1e-3
+# Relative differences of what was learned: the most of two eager trainings, and what is rounding beyond twice that.
+NOISE, ROUNDING = 0.05, 1e-3
 
 
 def golden(report, sizes, device):
@@ -65,7 +65,8 @@ def agreement(report, sizes, device):
             resumed = learned(make(is_graphed=True), interrupted_after=STEPS // 2)
             noise = difference(again, eager)
             name = f'{model}, drop path {drop_path}' if drop_path else model
-            report(f'{name}: two eager trainings', described(noise), **named(noise))
+            report(f'{name}: two eager trainings', described(noise), aim=f'weights at most {NOISE:.0e}',
+                   met=noise[1] <= NOISE, **named(noise))
             report_agreement(report, f'{name}: graph and eager', difference(graph, eager), noise)
             report_agreement(report, f'{name}: a resume, and none', difference(resumed, graph), noise)
 
@@ -94,13 +95,22 @@ class LooksAtLoss(nn.Module):
 
 
 def fallback(report, sizes, device):
-    """A step that cannot be captured: one warning, and eager steps after it, with drop path."""
+    """A step that cannot be captured: one warning, and eager steps after it, with drop path.
+
+    Versions of torch that cannot go on after a capture that broke end the run with the remedy.
+    """
+    case = 'a step that looks at its loss'
     training = pretraining_of(sizes.small_models[1], sizes, device, batch=sizes.small_batch, drop_path=0.2,
                               is_graphed=True)
     training.network = LooksAtLoss(training.network)
-    losses = [training.train(number)[0].item() for number in range(EAGER_STEPS + 4)]
+    try:
+        losses = [training.train(number)[0].item() for number in range(EAGER_STEPS + 4)]
+    except BrokenCapture as error:
+        report(case, f'the run ends: {error}', aim='a run ends only where torch cannot go on, with --graph=False as remedy',
+               met=torch_version() < RECOVERS and '--graph=False' in str(error))
+        return
     warned, finite = len(training.warnings), all(map(math.isfinite, losses))
-    report('a step that looks at its loss', f'{counted(warned, "warning")}, losses {"" if finite else "not "}finite',
+    report(case, f'{counted(warned, "warning")}, losses {"" if finite else "not "}finite',
            aim='one warning on a GPU, finite losses', met=finite and warned == (device.type == 'cuda'))
 
 
@@ -145,7 +155,7 @@ def named(found):
 
 
 def report_agreement(report, case, found, noise):
-    limit = 2 * noise[1] + ROUNDING
+    limit = 2 * min(noise[1], NOISE) + ROUNDING
     met = found[1] <= limit and not found[2]
     report(case, described(found), aim=f'weights at most {limit:.0e}', met=met, **named(found))
 

@@ -1,34 +1,53 @@
-"""The parts of `benchmarks.gpu` that time steps: all forms of SparK's beside the supervised one, and ConvMAE's."""
+"""The parts of `benchmarks.gpu` that time steps: SparK's beside the supervised one, ConvMAE's and UperNet's."""
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from benchmarks.gpu_training import convmae_of, pretraining_of, supervised_of, synchronise
+from benchmarks.gpu_training import convmae_of, pretraining_of, segmentation_of, supervised_of, synchronise
 from benchmarks.timing import alternate
 from common.training.graph import EAGER_STEPS, GraphedStep
 
 MIB = 2 ** 20
-# Groups of cases; those of a group take turns. case: what the training is made with.
-GROUPS = (
-    {'graph': {'is_graphed': True}, 'eager': {}},
-    {'graph, decoder recomputed': {'is_graphed': True, 'recompute': 'decoder'},
-     'graph, all recomputed': {'is_graphed': True, 'recompute': 'all'}},
-    {'accelerated, graph': {'is_graphed': True, 'accelerated': True},
-     'accelerated, eager': {'accelerated': True}},
-)
+# Cases that take turns: {case: what the training is made with}.
+PLAIN = {'graph': {'is_graphed': True}, 'eager': {}}
 SUPERVISED = {'supervised, graph': {'is_graphed': True}, 'supervised, eager': {}}
+RECOMPUTED = {'graph, decoder recomputed': {'is_graphed': True, 'recompute': 'decoder'},
+              'graph, all recomputed': {'is_graphed': True, 'recompute': 'all'}}
+ACCELERATED = {'accelerated, graph': {'is_graphed': True, 'accelerated': True},
+               'accelerated, eager': {'accelerated': True}}
 
 
 def steps(report, sizes, device, model):
-    """Step times and peak memory of the uncompiled forms, and of the network's own supervised step."""
+    """Step times and peak memory of the uncompiled plain form, and of the network's own supervised step."""
     torch.backends.cudnn.benchmark = True
-    for group in GROUPS[:sizes.groups]:
-        makers = {case: partial(pretraining_of, model, sizes, device, **options) for case, options in group.items()}
-        if group is GROUPS[0]:
-            makers |= {case: partial(supervised_of, model, sizes, device, **options)
-                       for case, options in SUPERVISED.items()}
-        time_in_turns(report, makers, sizes, device)
+    makers = {case: partial(supervised_of, model, sizes, device, **options) for case, options in SUPERVISED.items()}
+    time_in_turns(report, pretrainings(PLAIN, model, sizes, device) | makers, sizes, device)
+
+
+def recomputed(report, sizes, device, model):
+    """The same of steps with --recompute."""
+    torch.backends.cudnn.benchmark = True
+    time_in_turns(report, pretrainings(RECOMPUTED, model, sizes, device), sizes, device)
+
+
+def accelerated(report, sizes, device, model):
+    """The same of the form that CPUs run."""
+    torch.backends.cudnn.benchmark = True
+    time_in_turns(report, pretrainings(ACCELERATED, model, sizes, device), sizes, device)
+
+
+def segmentation(report, sizes, device, model):
+    """Step times and peak memory of UperNet on a network: crops of 512 px, batches of 16, AdamW."""
+    torch.backends.cudnn.benchmark = True
+    makers = {f'{model}, {case}': partial(segmentation_of, model, sizes, device, **options)
+              for case, options in PLAIN.items()}
+    time_in_turns(report, makers, replace(sizes, batch=sizes.segmentation[0]), device)
+
+
+def pretrainings(cases, model, sizes, device):
+    """{case: function that makes its Training}."""
+    return {case: partial(pretraining_of, model, sizes, device, **options) for case, options in cases.items()}
 
 
 def convmae(report, sizes, device):

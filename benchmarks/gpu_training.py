@@ -1,6 +1,6 @@
-"""What the parts of `benchmarks.gpu` train: networks, steps, batches, and how large they are."""
+"""What the parts of `benchmarks.gpu` train: networks, steps and batches."""
+import copy
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -20,34 +20,8 @@ from common.training.trainer import train_step
 from pretrain.convmae import build_convmae
 from pretrain.spark import build_spark
 
+CLASSES = 150  # of ADE20K
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is. turn: steps in a turn. small_models, small_batch: where numbers are compared."""
-    batch: int = 64
-    input_size: int = 224
-    decoder_width: int = 768
-    turn: int = 10
-    rounds: int = 3
-    groups: int = 3  # of cases of the step, see benchmarks/gpu_steps.py
-    small_models: tuple = ('resnet50', 'convnext_tiny')
-    small_batch: int = 16
-    convmae_batch: int = 128  # of ConvMAE
-    convvit: tuple = ((256, 384, 768), (2, 2, 11), 12)  # widths, depths and heads of its network
-    pictures: int = 64  # JPEGs that differ
-    copies: int = 40  # of each of them; as many steps has the run that reads them
-
-
-TINY = Sizes(batch=2, input_size=64, decoder_width=32, turn=2, rounds=1, small_batch=2, pictures=4, copies=12,
-             small_models=('test_resnet', 'test_convnext'), convmae_batch=2, convvit=((32, 48, 96), (1, 1, 2), 4))
-
-
-def sizes_for(device, is_quick):
-    if device.type == 'cpu':
-        return TINY
-    return Sizes(rounds=2, groups=1) if is_quick else Sizes()
 
 
 def synchronise(device):
@@ -131,15 +105,22 @@ class Supervised(nn.Module):
         return nn.functional.cross_entropy(self.cnn(images), labels)
 
 
+@cache  # a part trains several copies of it, and building one takes seconds
+def built_spark(model, input_size, drop_path, decoder_width):
+    """A SparK on the CPU."""
+    return build_spark(model, input_size, drop_path=drop_path, decoder_width=decoder_width)
+
+
 def pretraining_of(model, sizes, device, accelerated=False, recompute='none', batch=None, drop_path=None,
                    **options):
     """Training of a SparK around a network, on random images. The plain form is the one that GPUs run."""
     batch = batch or sizes.batch
     torch.manual_seed(0)
-    spark = build_spark(model, sizes.input_size, drop_path=drop_path, decoder_width=sizes.decoder_width)
+    spark = copy.deepcopy(built_spark(model, sizes.input_size, drop_path, sizes.decoder_width))
     spark.accelerated = accelerated
     spark.placed(device).recompute(recompute)
-    images = random_images(batch, sizes, device)
+    torch.manual_seed(1)  # whether the network was built just now or before, the images are the same
+    images = random_images(batch, sizes.input_size, device)
 
     @cache  # drawn and sent once: a run has its masks drawn beside the training
     def batch_of(number):
@@ -155,7 +136,7 @@ def convmae_of(sizes, device, is_original=False, **options):
     convmae = build_convmae(ConvViT(sizes.input_size, widths, depths, heads), sizes.input_size)
     convmae.accelerated = False
     convmae.placed(device)
-    images = random_images(sizes.convmae_batch, sizes, device)
+    images = random_images(sizes.convmae_batch, sizes.input_size, device)
 
     @cache
     def batch_of(number):
@@ -168,13 +149,26 @@ def convmae_of(sizes, device, is_original=False, **options):
 def supervised_of(model, sizes, device, **options):
     torch.manual_seed(0)
     network = Supervised(model).to(device, memory_format=torch.channels_last)
-    images = random_images(sizes.batch, sizes, device)
+    images = random_images(sizes.batch, sizes.input_size, device)
     labels = torch.randint(1000, (sizes.batch,), device=device)
     return SupervisedTraining(network, lambda number: (images, labels), device, **options)
 
 
-def random_images(batch, sizes, device):
-    images = torch.randn(batch, 3, sizes.input_size, sizes.input_size, device=device)
+def segmentation_of(model, sizes, device, **options):
+    """Training of UperNet on a network, on random crops and masks of ADE20K's 150 classes, with AdamW."""
+    # Imported here: it asks for segmentation_models_pytorch, which no other part needs.
+    from downstream_ade20k.segmenter import Segmenter
+    torch.manual_seed(0)
+    batch, side, channels = sizes.segmentation
+    network = Segmenter(create_cnn(model), CLASSES, head_channels=channels)
+    network = network.to(device, memory_format=torch.channels_last)
+    images = random_images(batch, side, device)
+    masks = torch.randint(-1, CLASSES, (batch, side, side), dtype=torch.int16, device=device)  # -1: ignored
+    return Training(network, lambda number: (images, masks), device, optimizer='adamw', **options)
+
+
+def random_images(batch, side, device):
+    images = torch.randn(batch, 3, side, side, device=device)
     return images.to(memory_format=torch.channels_last)
 
 

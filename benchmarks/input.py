@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import alternate, machine
-from common.demo_world import CLASSES, draw
+from common.demo_objects import CLASSES, draw
 from common.images.augmented import Augmented, RandomCrop, collate, seeded
 from common.images.fast_decode import FastDecode, reduction
 from common.images.files import ImageFiles

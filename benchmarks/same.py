@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.chaos import epochs_of, same
 from benchmarks.compare import ROOT, copy_of
-from common.demo_world import write_coco, write_world
+from common.demo_coco import write_coco
+from common.demo_world import write_world
 
 MODELS = ('your_convnet', 'resnet18', 'convnext_atto', 'regnetz_b16')
 RESUMED = ('resnet18', 'convnext_atto')  # one with BatchNorm, one with LayerNorm
