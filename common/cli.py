@@ -21,18 +21,20 @@ from common.reliability.stopping import Ended, leave
 LAUNCHER = ('--ngpu_per_node', '--num_nodes', '--node_rank', '--master_address', '--master_port', '--max_restarts')
 
 
-def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False, replaces=None):
+def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False, replaces=None,
+           by_recipe=False):
     """A dataclass field that is an option. harmless: it may change when a run is resumed.
 
     parse makes a value of its text; if not given, the type of the default does. `boolean` for an option whose
     default is None: --flag, --flag=True, --flag=False, --no_flag, or not given.
     replaces: {name of a boolean option that this one has replaced: {True: value, False: value}}. Command
     lines and saved runs may still have it.
+    by_recipe: whether a recipe sets it on the command line where it is not given, so that the default is not told there.
     """
     if isinstance(default, bool):
         parse = boolean
     metadata = {'help': help, 'group': group, 'aliases': aliases, 'parse': parse or type(default), 'choices': choices,
-                'harmless': harmless, 'replaces': replaces or {}}
+                'harmless': harmless, 'replaces': replaces or {}, 'by_recipe': by_recipe}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -143,7 +145,7 @@ def add_option(group, field):
     flags = [f'--{field.name}', *(f'--{alias}' for alias in about['aliases'])]
     shown = ','.join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     common = {'dest': field.name, 'default': argparse.SUPPRESS,
-              'help': about['help'] + (f' (default: {shown})' if shown is not None else '')}
+              'help': about['help'] + (f' (default: {shown})' if shown is not None and not about['by_recipe'] else '')}
     if about['parse'] is boolean:
         group.add_argument(*flags, nargs='?', const=True, type=boolean, metavar='True|False', **common)
         group.add_argument(f'--no_{field.name}', dest=field.name, action='store_const', const=False,

@@ -40,7 +40,7 @@ def require(good, message):
 def recipe_option(**named):
     """The option `recipe` of a program. named: {name: what it is}, the recipes that it has besides paper and auto."""
     which = ''.join(f'. {name}: {what}' for name, what in named.items())
-    return option(None, 'which batch_size, epochs and learning rate hold where they are not given: those of the paper, '
+    return option(None, 'which batch_size, length and learning rate a run has where they are not given: those of the paper, '
                   'or those that a rule chooses for the number of images and the device (auto). If recipe is not '
                   f'given: paper where that can work, else auto{which}', 'optimisation', parse=str,
                   choices=('paper', 'auto', *named))
@@ -94,7 +94,7 @@ class ImageOptions:
             require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')
         require(self.seed >= 0, f'seed must be 0 or more, not {self.seed}')
         sides = (self.input_size,) * 2 if isinstance(self.input_size, int) else self.input_size
-        require(len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
+        require(sides is None or len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
                 f'input_size is a side or height,width, not {self.input_size}')
         require(self.std is None or min(self.std, default=0) > 0, f'std must be more than 0, not {self.std}')
         require(self.pixel_range is None or len(self.pixel_range) == 2 and
@@ -154,16 +154,12 @@ class RunOptions(ImageOptions):
                                       'data', harmless=True)
     read_timeout: float = option(120.0, 'seconds after which an image that cannot be read is given up',
                                  'data', harmless=True)
-    crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
     recipe: str = recipe_option()
     accum: int | str = option(None, 'parts that a rank cuts its batch into, one after the other (gradient '
                               'accumulation); or auto: as many as memory asks for. If not given: 1 for a batch that '
                               'is given, else auto', 'optimisation', parse=accumulation, harmless=True)
-    epochs: int = option(None, 'passes over the data; a finished run that is given more of them goes on. By --recipe if '
-                         'not given', 'optimisation', ('ep',), int)
-    warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
     base_lr: float = option(None, 'peak learning rate for a batch of 256; it grows with the batch; by --recipe '
                             'if not given', 'optimisation', parse=float, harmless=True)
     lr: float = option(None, 'peak learning rate, instead of base_lr * batch_size / 256; by --recipe if not given',
@@ -185,9 +181,9 @@ class RunOptions(ImageOptions):
                                   'rounded', 'machine', harmless=True)
 
     save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
-    save_every_steps: int = option(None, 'steps between checkpoints, for long epochs', 'log', parse=int,
+    save_every_steps: int = option(None, 'steps between checkpoints, besides those of --save_every', 'log', parse=int,
                                    harmless=True)
-    save_every_minutes: float = option(30.0, 'minutes between checkpoints, whatever the epochs; 0 for none',
+    save_every_minutes: float = option(30.0, 'minutes between checkpoints, besides those of --save_every; 0 for none',
                                        'log', harmless=True)
     keep: int = option(2, 'checkpoints that stay, the newest counted', 'log', harmless=True)
     keep_every: int = option(None, 'epochs between checkpoints that stay for good', 'log', parse=int,
@@ -201,14 +197,9 @@ class RunOptions(ImageOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ('epochs', 'save_every', 'log_every', 'keep', 'max_skips'):
+        for field in ('save_every', 'log_every', 'keep', 'max_skips'):
             value = getattr(self, field)
             require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')
-        require(self.warmup_epochs is None or 0 <= self.warmup_epochs,
-                f'warmup_epochs must be 0 or more, not {self.warmup_epochs}')
-        require(None in (self.warmup_epochs, self.epochs) or self.warmup_epochs < self.epochs,
-                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}, which --recipe '
-                'chooses where they are not given: nothing would be left to train at the full rate')
         require(self.accum in (None, 'auto') or isinstance(self.accum, int) and self.accum >= 1,
                 f'accum must be auto, 1 or more, not {self.accum}')
         for field in ('base_lr', 'lr'):
@@ -221,8 +212,6 @@ class RunOptions(ImageOptions):
                                                                  f'{self.keep_every}')
         require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or '
                                                                             'more')
-        require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-                f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')
         require(self.name or self.run_dir or not self.needs_folder, 'give the experiment a name: '
                                                                     '--name=my_run')
 
@@ -262,3 +251,24 @@ class RunOptions(ImageOptions):
     def peak_lr(self):
         """The peak learning rate, of options whose recipe was settled."""
         return self.base_lr * self.batch_size / 256 if self.lr is None else self.lr
+
+
+@dataclass(frozen=True)
+class EpochOptions(RunOptions):
+    """What a user decides of a run whose length is a number of epochs. Raises ValueError."""
+
+    crop_scale: tuple = option((0.67, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
+    epochs: int = option(None, 'passes over the data; a finished run that is given more of them goes on. By --recipe if '
+                         'not given', 'optimisation', ('ep',), int)
+    warmup_epochs: float = option(None, 'epochs of rising learning rate', 'optimisation', ('wp_ep',), float)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.epochs is None or self.epochs >= 1, f'epochs must be 1 or more, not {self.epochs}')
+        require(self.warmup_epochs is None or 0 <= self.warmup_epochs,
+                f'warmup_epochs must be 0 or more, not {self.warmup_epochs}')
+        require(None in (self.warmup_epochs, self.epochs) or self.warmup_epochs < self.epochs,
+                f'warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}, which --recipe '
+                'chooses where they are not given: nothing would be left to train at the full rate')
+        require(len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+                f'crop_scale is from,to with 0 < from <= to <= 1, not {self.crop_scale}')

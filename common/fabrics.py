@@ -7,7 +7,8 @@ told from the rest. The images that demo_world draws itself are other: one objec
 import numpy as np
 from PIL import Image
 
-from common.demo_world import colour_pair, write_world
+from common.demo_objects import colour_pair
+from common.demo_world import write_world
 
 SCALE = 2  # Images are drawn so many times larger, and then reduced, so that edges are smooth.
 TURN = 0.35  # radians, at most, either way

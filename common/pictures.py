@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 224  # pixels of the long side of a picture on a sheet, about
+LONG_SIDE = 800  # pixels of the long side of a picture that is looked at alone, at least
 GAP = 8  # pixels between pictures
 INK, PAPER = '#1f2937', 'white'
 SMALLEST_LETTERS = 14  # pixels
@@ -114,6 +115,12 @@ def scaled(picture, side):
     return image.resize(sides, Image.Resampling.LANCZOS)
 
 
+def enlarged(image):
+    """Return a PIL image with a long side of LONG_SIDE pixels or more: a smaller one is enlarged."""
+    scale = max(1, LONG_SIDE / max(image.size))
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
 def largest(images):
     """Return the largest width and the largest height of some PIL images."""
     widths, heights = zip(*(image.size for image in images))
@@ -189,9 +196,12 @@ def lines_of(text, width, font):
 
 
 def shortened(text, width, font):
-    """Return a text no wider than `width` pixels: of a longer one the middle is left out."""
+    """Return a text no wider than `width` pixels: of a longer one the middle is left out. Its first and its last
+    letter stay, even where these alone are wider.
+    """
     if font.getlength(text) <= width:
         return text
+    short = text
     kept = min(len(text), 200)
     while kept > 2:
         kept -= 1

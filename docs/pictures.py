@@ -11,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from common.demo_world import draw  # noqa: E402
+from common.demo_objects import draw  # noqa: E402
 from pretrain.sparse.geometry import Geometry  # noqa: E402
 
 GRID, CELL = (4, 4), 32

@@ -5,9 +5,10 @@ import torch
 
 from common.networks.create import create_cnn
 from common.networks.load import load_classifier, load_strictly
+from common.pyramid import SIDE, levels_of
 from common.reliability.checkpoint import read_plain
 from common.seeds import seed_for
-from downstream_coco.detector import SIDE, Detector, measure
+from downstream_coco.detector import Detector
 
 
 def build_detector(options, classes, masks, load=True):
@@ -18,7 +19,7 @@ def build_detector(options, classes, masks, load=True):
     torch.manual_seed(seed_for('weights', options.seed))
     cnn, loaded = create_cnn(options.model, options.in_chans, options.drop_path), None
     if load and options.finetune_from and not options.eval:
-        measure(cnn, options.in_chans)  # refuses a network without a pyramid, before its weights are read
+        levels_of(cnn, options.in_chans)  # refuses a network without a pyramid, before its weights are read
         loaded = load_classifier(cnn, options.finetune_from, options.model, (SIDE, SIDE), options.in_chans,
                                  options.adapt_input_conv)
     return Detector(cnn, classes, masks, options.in_chans, options.fpn_channels, options.head_channels, options.mask_layers,

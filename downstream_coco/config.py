@@ -4,14 +4,14 @@ from pathlib import Path
 
 from common.about import About
 from common.cli import numbers, option, parse
-from common.config import RunOptions, require
+from common.config import EpochOptions, require
 from common.networks.users import USERS_NETWORKS
 from common.paths import require_file, require_weights
 from downstream_coco.layout import open_annotations, require_folder
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(EpochOptions):
     """What a user decides, besides what every program has. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_coco_last.pth; the one in the run folder if not '

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.transforms import functional as F
 
-from common.images.files import ImageFiles
+from common.images.files import ImageFiles, fits_turned
 from common.images.held_out import with_held_out
 from common.images.path_lists import inside
 from common.images.reading import AS_IT_IS
@@ -213,7 +213,7 @@ class CocoImages(ImageFiles):
 
     def is_to_turn(self, image, index):
         """Whether the image has the size in the annotations only after it is turned by 90 degrees."""
-        return tuple(image.size) == tuple(self.shapes[index]) != tuple(image.size[::-1])
+        return fits_turned(image, self.shapes[index])
 
     def __getitem__(self, index):
         image = super().__getitem__(index)

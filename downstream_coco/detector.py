@@ -5,9 +5,7 @@ strides and the channels of its maps are measured.
 """
 import math
 
-import torch
 import torch.nn.functional as F
-from timm.layers import freeze_batch_norm_2d
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
@@ -19,12 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from common.feature_maps import feature_maps
-from common.networks.convolutions import safe_convolutions
-
-FINEST = 4  # stride of the largest map of the pyramid, as in the FPN paper
-POOLED = 16  # stride of a network's last map from which one of twice that is pooled, as for ConvMAE and ViTs
-SIDE = 256  # of the image with which a network is measured
+from common.pyramid import leave_untrained, levels_of
 
 
 class Pyramid(nn.Module):
@@ -42,65 +35,22 @@ class Pyramid(nn.Module):
     def __init__(self, cnn, in_chans=3, channels=256):
         super().__init__()
         self.cnn = cnn
-        found = measure(cnn, in_chans)  # {stride: (index, channels)}
-        wanted = {stride: one for stride, one in sorted(found.items()) if stride >= min(FINEST, max(found))}
-        if any(2 * one not in wanted for one in list(wanted)[:-1]):
-            raise ValueError(f'{type(cnn).__name__} has maps of strides {", ".join(map(str, wanted))}: a '
-                             'pyramid needs each stride to be twice the one before')
-        strides, (self.indices, widths) = tuple(wanted), zip(*wanted.values())
-        self.is_pooled = strides[-1] == POOLED
-        self.strides = (*strides, 2 * POOLED) if self.is_pooled else strides
+        self.levels = levels_of(cnn, in_chans)
+        strides, widths = self.levels.strides, self.levels.widths
+        self.is_pooled = self.levels.ends_early
+        self.strides = (*strides, 2 * strides[-1]) if self.is_pooled else strides
         widths += widths[-1:] * self.is_pooled
         self.fpn = FeaturePyramidNetwork(list(widths), channels, LastLevelMaxPool())
         self.out_channels = channels  # torchvision asks for it
 
     def maps(self, images):
-        with safe_convolutions(images.device):
-            found = feature_maps(self.cnn, images)
-        maps = [found[index] for index in self.indices]
+        maps = self.levels.maps(self.cnn, images)
         return [*maps, F.max_pool2d(maps[-1], 2)] if self.is_pooled else maps
 
     def forward(self, images):
         maps = self.fpn({str(level): one for level, one in enumerate(self.maps(images))})
         # torchvision makes anchors in the precision of the maps
         return {name: one.float() for name, one in maps.items()}
-
-
-@torch.no_grad()
-def measure(cnn, in_chans=3):
-    """{stride: (index, channels)} of the last map of each stride of a network, from large to small. Raises
-    ValueError.
-    """
-    if not hasattr(cnn, 'forward_intermediates'):
-        raise ValueError(f'{type(cnn).__name__} has no forward_intermediates, by which feature maps are had: '
-                         'see pretrain/models/custom.py for a network of your own, or update timm')
-    mode, found = cnn.training, {}
-    try:
-        maps = feature_maps(cnn.eval(), torch.zeros(1, in_chans, SIDE, SIDE))
-    except Exception as error:  # whatever a network can raise
-        raise ValueError(f'{type(cnn).__name__} cannot take an image of {SIDE} px and give its maps '
-                         f'({error})') from error
-    for index, one in enumerate(maps):
-        stride = round(SIDE / one.shape[2])
-        if stride & (stride - 1) or one.shape[2] != SIDE // stride:
-            raise ValueError(f'{type(cnn).__name__} makes a map of {one.shape[2]} px of an image of {SIDE}: '
-                             'a pyramid needs strides that are powers of two')
-        found[stride] = index, one.shape[1]
-    cnn.train(mode)
-    return found
-
-
-def unused_parameters(pyramid, in_chans=3):
-    """Names of the parameters of a pyramid that its maps do not depend on: the classifier, a last norm."""
-    mode, buffers = pyramid.training, {name: one.clone() for name, one in pyramid.named_buffers()}
-    with torch.enable_grad():
-        sum(one.sum() for one in pyramid.eval()(torch.zeros(1, in_chans, SIDE, SIDE)).values()).backward()
-    unused = [name for name, one in pyramid.named_parameters() if one.grad is None]
-    pyramid.zero_grad(set_to_none=True)
-    for name, one in pyramid.named_buffers():
-        one.copy_(buffers[name])
-    pyramid.train(mode)
-    return unused
 
 
 def roi_align(strides, size):
@@ -148,13 +98,8 @@ class Detector(nn.Module):
                  detections=100, frozen=False, frozen_bn=False):
         super().__init__()
         self.backbone, self.frozen = Pyramid(cnn, in_chans, channels), frozen
-        self.unused = unused_parameters(self.backbone, in_chans)
-        for name in self.unused:
-            self.backbone.get_parameter(name).requires_grad_(False)
-        if frozen:
-            cnn.requires_grad_(False)
-        elif frozen_bn:
-            self.backbone.cnn = freeze_batch_norm_2d(cnn)
+        self.unused = leave_untrained(self.backbone, lambda images: self.backbone(images).values(), in_chans, frozen,
+                                      frozen_bn)
         strides = (*self.backbone.strides, 2 * self.backbone.strides[-1])
         anchors = AnchorGenerator(tuple((8 * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides))
         given = {'rpn_anchor_generator': anchors, 'rpn_head': FullRPNHead(channels, 3),

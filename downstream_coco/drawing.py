@@ -7,10 +7,9 @@ from PIL import Image, ImageDraw
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import nms
 
-from common.pictures import as_image, font_of, shortened
+from common.pictures import as_image, enlarged, font_of, shortened
 from common.words import printable
 
-LONG_SIDE = 800  # pixels of the long side of a picture, at least; smaller images are enlarged
 LINES, LETTERS, LETTERS_IN_CROWD = 1 / 300, 1 / 45, 1 / 60  # width and height as shares of the long side
 CROWD = 12  # objects in a picture from which on letters are smaller
 OPACITY = 0.4  # of masks
@@ -34,13 +33,10 @@ def drawn(image, found, categories):
             (N, 1, 28, 28), in [0, 1] in their boxes. The most certain object comes first.
         categories: of COCO's format; that of label 1 comes first.
 
-    Returns a PIL image, whose long side has LONG_SIDE pixels or more.
+    Returns a PIL image. Small images are enlarged.
     """
-    picture = as_image(image)
-    scale = max(1, LONG_SIDE / max(picture.size))
-    sides = [max(1, round(side * scale)) for side in picture.size]
-    picture = picture.resize(sides, Image.Resampling.BICUBIC)
-    boxes = found['boxes'] * scale
+    picture = enlarged(as_image(image))
+    boxes = found['boxes'] * (max(picture.size) / max(image.shape[1:]))
     about = [categories[label - 1] for label in found['labels'].tolist()]
     colours = [colour_of(category['id']) for category in about]
     if 'masks' in found:

@@ -9,20 +9,17 @@ from common.start import start_tool
 if __name__ == '__main__':
     start_tool()
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
 from torchvision.transforms import functional as F
 
-from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
+from common.cli import errors_in_one_sentence, expanded, reader_may_leave
 from common.distributed import distributed
 from common.images.files import SeveralFiles
-from common.images.survey import warn_of
 from common.live_line import LiveLine
 from common.networks.users import USERS_NETWORKS, register
-from common.reliability.checkpoint import write_atomically
+from common.prediction import PredictionTable, options_of_file, prediction_parser, readable, to_predict_with
 from common.training.run import autocast
 from common.words import counted
 from downstream_coco.checkpoints import read_detector, restore
@@ -49,9 +46,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
     Raises ValueError for files that cannot be used. Images that cannot be read are left out, and warned of.
     """
     content = read_detector(weights)
-    config = {name: value for name, value in content['config'].items()
-              if name in Options.__dataclass_fields__}
-    options = Options(**{**config, 'resume': None, 'finetune_from': None, 'eval': str(weights)})
+    options = options_of_file(content, Options, weights)
     if not 0 <= overlap <= 1:
         raise ValueError(f'--overlap lies between 0 and 1, where 1 draws all objects, not {overlap}')
     line = LiveLine(say)
@@ -59,44 +54,19 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
         register(module)
         images = SeveralFiles(sources, options.in_chans, options.reading)
         _, models, categories, _ = restore(content, options)
-        if which not in models:
-            raise ValueError(f'{weights} holds no average of the weights (EMA)')
-        model = models[which].to(ranks.device, memory_format=torch.channels_last).eval()
+        model = to_predict_with(models, which, weights, ranks.device)
         model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, score)
-        folder_for(out)
-        for warning in warn_of(images, options):
-            line.say(f'warning: {warning}')
-        results = []
+        table = PredictionTable(images, out, line)
         count.start('detected', len(images))
-        for number, image in readable(images, line, count):
+        for number, image in readable(images, options, line, count):
             found = detected(model, image, options, ranks, score)
-            path = Path(out, f'{number:04}_{Path(images.name(number)).stem}.png')
             shown = to_draw(found, overlap)
-            drawn(image, {key: value[shown] for key, value in found.items()}, categories).save(path)
-            results += [{'file_name': images.name(number), **result}
-                        for result in as_results(found, number, categories, *image.shape[1:])]
+            picture = f'{table.path(number)}.png'
+            drawn(image, {key: value[shown] for key, value in found.items()}, categories).save(picture)
             fewer = f' ({len(shown)} drawn)' if len(shown) < len(found['labels']) else ''
-            line.say(f'{images.name(number)}: {counted(len(found["labels"]), "object")}{fewer}, {path}')
-        table = Path(out, 'predictions.json')
-        write_atomically(table, lambda file: file.write(json.dumps(results).encode()))
-        line.say(f'{counted(len(results), "object")} in all, in {table}')
-    return results
-
-
-def readable(images, line, count):
-    """Yield (number, image (C, h, w)) of the images that can be read; others are warned of.
-
-    line: a LiveLine. count: a Count of the images that are done.
-    """
-    for number in range(len(images)):
-        count.add(number - count.done)  # those before this one
-        try:
-            image = images[number]
-            image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
-        except Exception as error:  # A damaged file can make a reader raise anything.
-            line.say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
-            continue
-        yield number, image
+            table.add(number, as_results(found, number, categories, *image.shape[1:]),
+                      f'{counted(len(found["labels"]), "object")}{fewer}, {picture}')
+        return table.write('object')
 
 
 def detected(model, image, options, ranks, score):
@@ -115,22 +85,12 @@ def detected(model, image, options, ranks, score):
 
 @reader_may_leave()
 def main(argv=None):
-    parser = argparse.ArgumentParser('downstream_coco.predict', description=__doc__.splitlines()[0],
-                                     allow_abbrev=False)
-    parser.add_argument('images', nargs='+', help='images, or folders of them')
-    parser.add_argument('--weights', required=True,
-                        help='<model>_coco_last.pth, _best.pth or _best_ema.pth of a run')
-    parser.add_argument('--out', help='folder for the pictures and predictions.json (default: predictions, in '
-                                      'the folder of --weights)')
+    parser = prediction_parser('downstream_coco.predict', __doc__.splitlines()[0],
+                               '<model>_coco_last.pth, _best.pth or _best_ema.pth of a run')
     parser.add_argument('--score', type=float, default=0.5, help='least score of what is kept (default: 0.5)')
     parser.add_argument('--overlap', type=float, default=0.5, help='of two boxes that overlap by more, as '
                         'intersection over union, only the more certain one is drawn, whatever their classes; 1 '
                         'draws all; predictions.json has all (default: 0.5)')
-    parser.add_argument('--ema', action='store_true',
-                        help='the average of the weights in <model>_coco_last.pth')
-    parser.add_argument('--register', default=USERS_NETWORKS,
-                        help='module in which your own networks are registered with timm (default: '
-                             'pretrain.models)')
     args = parser.parse_args(expanded(argv))
     with errors_in_one_sentence():
         which = 'ema' if args.ema else 'model'

@@ -23,6 +23,7 @@ class Run(FineTuningRun):
     """Options, ranks and number of training images, and what follows from them."""
     options: Options
     word = 'coco'
+    data_differ = 'images have other names, sizes or objects'
     learning_rate_ends = 0.005, 0.001
 
     @property
@@ -167,7 +168,7 @@ class DetectorTraining(FineTuning):
             return 'none'
         if options.freeze or options.frozen_bn:
             return 'frozen'
-        return 'shared by the ranks' if options.sync_bn and self.ranks.size > 1 else 'of the images of a rank'
+        return self.run.norm_statistics
 
     def warnings(self):
         options = self.options

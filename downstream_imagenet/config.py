@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.about import About
 from common.cli import numbers, option, parse
-from common.config import RunOptions, recipe_option, require, size
+from common.config import EpochOptions, recipe_option, require, size
 from common.networks.users import USERS_NETWORKS, register
 from common.paths import require_file, require_weights
 from downstream_imagenet.layout import training_folder
@@ -24,7 +24,7 @@ def clip(text):
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(EpochOptions):
     """What a user decides, besides what every program has. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_1kfinetuned_last.pth; the one in the run folder if '

@@ -37,7 +37,7 @@ class ClassifierTraining(FineTuning):
     project = 'spark'
     best_by = 'top1'
     best_called = 'top-1'
-    unit = ' %'
+    value_suffix = ' %'
 
     def __init__(self, run, images, val_images, classes):
         super().__init__(run, images, val_images)

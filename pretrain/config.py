@@ -3,12 +3,12 @@ import os
 from dataclasses import dataclass
 
 from common.cli import option
-from common.config import RunOptions, require
+from common.config import EpochOptions, require
 from common.paths import require_images, require_weights
 
 
 @dataclass(frozen=True)
-class PretrainingOptions(RunOptions):
+class PretrainingOptions(EpochOptions):
     """What a user decides of a pretraining run, whatever the method. A method adds its own. Raises
     ValueError.
     """

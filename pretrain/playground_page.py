@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.demo_world import draw
+from common.demo_objects import draw
 from pretrain.results.card import as_markdown
 from pretrain.results.pictures import captions, explanation
 

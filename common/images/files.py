@@ -210,6 +210,11 @@ def identified(file):
         raise UnidentifiedImageError(f'{error}: {advice}') from None
 
 
+def fits_turned(image, shape):
+    """Whether an opened image has a shape, (height, width), only after it is turned by 90 degrees."""
+    return tuple(image.size) == tuple(shape) != tuple(image.size[::-1])
+
+
 def size_of(path):
     """The size of a file in bytes, -1 if there is no such file."""
     try:

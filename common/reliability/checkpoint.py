@@ -150,6 +150,15 @@ def require_space(folder, size, files):
                          'another folder: --run_dir')
 
 
+def refuse_others(folder, own):
+    """Raise a ValueError if a run folder belongs to another run. own: the path of the run's checkpoint in it."""
+    others = [path for path in sorted(folder.glob('*.pth'))
+              if not path.stem.startswith(own.stem) and looks_like_run(path)]
+    if others:
+        raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or '
+                         '--fresh to move that one aside')
+
+
 def open_folder(folder, fresh, ranks, own):
     """Make the run folder, on the main rank. If fresh, an old one is renamed first.
 
@@ -160,11 +169,8 @@ def open_folder(folder, fresh, ranks, own):
     """
     moved_to = None
     if ranks.is_main:
-        others = [path for path in sorted(folder.glob('*.pth'))
-                  if not path.stem.startswith(own.stem) and looks_like_run(path)]
-        if others and not fresh:
-            raise ValueError(f'{folder} holds another run ({others[0].name}): give this one another name, or '
-                             '--fresh to move that one aside')
+        if not fresh:
+            refuse_others(folder, own)
         if folder.exists():
             FolderLock(folder).release()  # This only asks for the lock; RunLog holds it during the run.
         try:

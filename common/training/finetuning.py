@@ -98,7 +98,7 @@ class FineTuning(Trainer):
     """
     best_by = None
     best_called = None  # what `best_by` is called in a sentence
-    unit = ''  # behind its value
+    value_suffix = ''  # behind its value, such as ' %'
 
     @property
     def cnn(self):
@@ -158,9 +158,13 @@ class FineTuning(Trainer):
         if self.average:
             self.average.update(self.trained_part(), finite)
 
+    def is_measured_after(self, epoch):
+        """Whether the validation images are looked at after an epoch that is not the last one."""
+        return epoch % self.options.val_every == 0
+
     def evaluate_epoch(self, epoch, is_last):
         metrics, found_by = {}, {}
-        if is_last or epoch % self.options.val_every == 0:
+        if is_last or self.is_measured_after(epoch):
             modules = {'model': None} | ({'ema': self.average.module} if self.average else {})
             for which, module in modules.items():
                 with uncompiled():
@@ -182,12 +186,12 @@ class FineTuning(Trainer):
         """
         if not values:
             return ''
-        ema = f' (EMA {self.with_unit(values["ema"])})' if values.get('ema') is not None else ''
-        return f'{self.best_called} {self.with_unit(values["model"])}{ema}'
+        ema = f' (EMA {self.with_suffix(values["ema"])})' if values.get('ema') is not None else ''
+        return f'{self.best_called} {self.with_suffix(values["model"])}{ema}'
 
-    def with_unit(self, value):
+    def with_suffix(self, value):
         """A value of `best_by`, for a person."""
-        return 'not measured' if value is None else f'{value:.2f}{self.unit}'
+        return 'not measured' if value is None else f'{value:.2f}{self.value_suffix}'
 
     def keep_if_best(self, which, epoch, metrics, module):
         """Write the weights, or their average, if no epoch before was as good. module: of the average, else
@@ -196,7 +200,8 @@ class FineTuning(Trainer):
         value = metrics[self.best_by] or 0.0
         if which in self.best and value <= self.best[which][self.best_by]:
             return
-        self.best[which] = {'epoch': epoch, **metrics, self.best_by: value}
+        unit = self.run.unit
+        self.best[which] = {unit.name: unit.number(epoch), **metrics, self.best_by: value}
         if self.ranks.is_main:
             state = {'model': plain_state(module or self.trained_part()), 'config': self.options.as_dict(),
                      **self.best[which], **self.facts()}
@@ -216,7 +221,9 @@ class FineTuning(Trainer):
             if which in self.best:
                 best = self.best[which]
                 is_measured = self.last[f'{self.best_by}{suffix}'] is not None
-                by_epoch = f'; best {self.best_called} {self.with_unit(best[self.best_by])} after epoch {best["epoch"]}'
+                value, unit = self.with_suffix(best[self.best_by]), self.run.unit
+                by_epoch = f'; best {self.best_called} {value} after {unit.name} {best[unit.name]:,}'
                 lines.append(f'  {what}: {self.result(suffix)}{by_epoch if is_measured else ""}')
-        lines.append('The best epoch was chosen on these same images, so it is no test result: report the last.')
+        lines.append(f'The best {self.run.unit.name} was chosen on these same images, so it is no test result: report the '
+                     'last.')
         return '\n'.join(lines)

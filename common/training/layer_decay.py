@@ -4,6 +4,10 @@ The networks of the paper follow the paper's rule; others timm's own layer group
 networks that have none the order of their modules. The last norm of a vision transformer is in the layer of the
 classifier, as in BEiT and MAE; timm has it in that of the last block. Layers of a ConvViT are counted as by the
 authors of ConvMAE: all in front of the transformer is the first one.
+
+The authors of ConvNeXt count by stages where they train on ADE20K (`by_stages`), and by layers elsewhere: the stem and
+all downsampling layers are layer 0, the stages are layers 1 to 4, and the head is as far above as by layers, 7 or 13.
+So the last stage of a ConvNeXt-S has 0.9 ** 9 of the head's learning rate, at a decay of 0.9, and 0.9 by layers.
 """
 import timm.models.convnext
 import timm.models.resnet
@@ -17,10 +21,17 @@ from common.training.optim import is_exempt
 BLOCKS = {(3, 4, 6, 3): (2, 3), (3, 4, 23, 3): (2, 3), (3, 8, 36, 3): (4, 4), (3, 24, 36, 3): (4, 4)}
 
 
-def layers_of(cnn):
+def layers_of(cnn, by_stages=False):
     """({parameter name: layer}, number of the last layer, whose rule that is): layers count from 0, the
     stem.
+
+    by_stages: count as the authors of ConvNeXt do on ADE20K. Raises ValueError for another network than a ConvNeXt.
     """
+    if by_stages:
+        if not isinstance(cnn, timm.models.convnext.ConvNeXt):
+            raise ValueError('--layer_decay_by=stages is a rule for ConvNeXts, and this network is none: give '
+                             '--layer_decay_by=layers')
+        return (*_convnext_by_stages(cnn), "the paper's, by stages")
     if isinstance(cnn, timm.models.resnet.ResNet):
         depths = tuple(len(getattr(cnn, f'layer{i}')) for i in (1, 2, 3, 4))
         if depths in BLOCKS and type(cnn.layer1[0]) is timm.models.resnet.Bottleneck:
@@ -62,7 +73,7 @@ def _resnet(cnn, depths, group2, group3):
 
 
 def _convnext(cnn):
-    last = 6 if len(cnn.stages[2].blocks) <= 9 else 12
+    last = _convnext_last(cnn)
 
     def layer(name):
         parts = name.split('.')
@@ -73,6 +84,24 @@ def _convnext(cnn):
         stage, is_block = int(parts[1]), parts[2] == 'blocks'
         return (1, 2, 3 + int(parts[3]) // 3 if is_block else 3, last)[stage]
     return {name: layer(name) for name, _ in cnn.named_parameters()}, last + 1
+
+
+def _convnext_by_stages(cnn):
+    last = _convnext_last(cnn) + 1
+
+    def layer(name):
+        parts = name.split('.')
+        if parts[0] == 'stem':
+            return 0
+        if parts[0] != 'stages':
+            return last
+        return int(parts[1]) + 1 if parts[2] == 'blocks' else 0
+    return {name: layer(name) for name, _ in cnn.named_parameters()}, last
+
+
+def _convnext_last(cnn):
+    """The layer of a ConvNeXt's last stage, by layers."""
+    return 6 if len(cnn.stages[2].blocks) <= 9 else 12
 
 
 def _in_order(cnn):
@@ -90,11 +119,11 @@ def default_decay(last):
     return 0.7 ** (7 / max(last, 7))
 
 
-def parameter_groups(cnn, weight_decay, layer_decay):
+def parameter_groups(cnn, weight_decay, layer_decay, by_stages=False):
     """Groups for an optimiser, one for each layer with and without weight decay; `lr_scale` is decay ** (last
-    - layer).
+    - layer). by_stages: see `layers_of`.
     """
-    layers, last, _ = layers_of(cnn)
+    layers, last, _ = layers_of(cnn, by_stages)
     exempt = without_decay(cnn)
     groups = {}
     for name, parameter in cnn.named_parameters():
@@ -107,9 +136,12 @@ def parameter_groups(cnn, weight_decay, layer_decay):
     return [groups[key] for key in sorted(groups)]
 
 
-def table(cnn, layer_decay):
-    """The layers, for a person: which parameters are in each, and at what share of the learning rate."""
-    layers, last, rule = layers_of(cnn)
+def table(cnn, layer_decay, by_stages=False):
+    """The layers, for a person: which parameters are in each, and at what share of the learning rate.
+
+    by_stages: see `layers_of`.
+    """
+    layers, last, rule = layers_of(cnn, by_stages)
     names = {}
     for name, layer in layers.items():
         names.setdefault(layer, []).append(name)

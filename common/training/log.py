@@ -161,15 +161,16 @@ class RunLog:
             raise CannotWrite(f'cannot write {self.path}: {error}') from error
         self.lines = []
 
-    def forget_after(self, step, again=False):
+    def forget_after(self, step, again=False, unit='epoch'):
         """Drop what a run will do again after this step, so that each epoch stands in the log once.
 
-        again: it will write the line of the epoch that ends at this very step too.
+        again: it will write the line of the epoch that ends at this very step too. unit: the name of the Unit, by
+        which these lines are told from others.
         """
         if self.is_main and self.path.exists():
             lines = [line for line in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
             kept = [line for line in lines if 'run' in (entry := json.loads(line)) or entry['step'] < step
-                    or entry['step'] == step and not (again and 'epoch' in entry)]
+                    or entry['step'] == step and not (again and unit in entry)]
             write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
 
     def scalars(self, values, step):

@@ -94,6 +94,7 @@ class Progress:
         """
         self.first_steps.append(seconds)
         self.steps_since_look = 0
+        self.latest = None
         self.status.forget_speed()
 
     def tell_first_steps(self, what):
@@ -156,9 +157,9 @@ class Progress:
         """Warn of the steps since the last look that were not finite."""
         if self.untold_bad and self.run.ranks.is_main:
             lowers = ' but the scale of the loss, which fp16 needs lower now and then' * self.run.is_scaled
-            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing{lowers}; '
-                          f'{self.skipped} in this epoch so far')
             last = self.untold_bad[-1][0]
+            self.log.warn(f'{self.describe_bad(self.untold_bad)}. Such a step changes nothing{lowers}; '
+                          f'{self.skipped} in {self.run.unit.span(last // self.run.per_epoch + 1)} so far')
             self.log.record({'skipped': [step for step, *_ in self.untold_bad], 'step': last + 1,
                              'lr': self.run.schedule(last)[0], 'images': self.batch_of(last)[:NAMES_SHOWN]})
         self.untold_bad = []
@@ -178,11 +179,12 @@ class Progress:
         waited = max(waits)  # all ranks wait for the slowest
         share = round(min(waited / self.epoch_seconds, 1), 4) if self.epoch_steps else None
         rate = self.epoch_steps * self.run.options.batch_size / self.epoch_seconds if self.epoch_steps else None
+        unit = self.run.unit
         self.log.record({
-            'epoch': epoch, 'step': step, 'loss': loss, **metrics, 'gradient_norm': norm, 'lr': lr, 'weight_decay': decay,
-            'skipped': self.skipped, 'unreadable': unreadable, 'images_per_second': rate, 'data_wait': share,
-            'seconds': time.perf_counter() - self.began, 'gpu_kwh': None if None in energies else sum(energies),
-            'remaining': duration(left), 'finish': clock(left)})
+            unit.name: unit.number(epoch), 'step': step, 'loss': loss, **metrics, 'gradient_norm': norm, 'lr': lr,
+            'weight_decay': decay, 'skipped': self.skipped, 'unreadable': unreadable, 'images_per_second': rate,
+            'data_wait': share, 'seconds': time.perf_counter() - self.began,
+            'gpu_kwh': None if None in energies else sum(energies), 'remaining': duration(left), 'finish': clock(left)})
         self.log.scalars({name: value for name, value in metrics.items() if value is not None}, step)
         if metrics_text:
             self.status.measured = metrics_text, epoch
@@ -197,7 +199,7 @@ class Progress:
             parts.append(f'{counted(self.skipped, "step was", "steps were")} not finite')
         if unreadable:
             parts.append(f'{counted(unreadable, "unreadable image")} so far')
-        self.log.say(f'epoch {epoch}/{self.run.options.epochs}: {", ".join(parts)}')
+        self.log.say(f'{unit.of(epoch, self.run.epochs)}: {", ".join(parts)}')
         self.sums = [0.0, 0.0, 0]
         self.skipped = 0
         self.warn_of_waiting(epoch, share, waited)
@@ -209,5 +211,6 @@ class Progress:
         is_long = share is not None and share > WAIT_WARNED and waited > SHORTEST_WAIT
         if is_long and not self.has_warned and self.run.ranks.is_main:
             self.has_warned = True
-            self.log.warn(f'{100 * share:.0f} % of the time of epoch {epoch} were spent waiting for images '
+            when = self.run.unit.span(epoch)
+            self.log.warn(f'{100 * share:.0f} % of the time of {when} were spent waiting for images '
                           f'(--workers={self.run.workers}): training is faster with {self.against_waiting}')

@@ -56,8 +56,17 @@ def starts_over(options):
 def saved_options(options, checkpoint, ranks):
     """The options, as a dictionary, of the run that goes on; None if one begins. The same on all ranks.
 
+    The arguments are those of `saved_entries`.
+    """
+    return saved_entries(options, checkpoint, ranks, ('config',)).get('config')
+
+
+def saved_entries(options, checkpoint, ranks, names):
+    """{name: value} of entries without tensors of the checkpoint that a run goes on from; empty if a run begins. The same
+    on all ranks.
+
     They are those of the checkpoint that `load_run` will take: the newest one in the run folder that can be read,
-    or that of --resume, whichever is of the later step.
+    or that of --resume, whichever is of the later step. The name 'path' stands for that of its file.
 
     checkpoint: path of the newest checkpoint in the run folder. It is read without its tensors, and without a
     look at its checksums: that is done when the run loads it.
@@ -66,21 +75,27 @@ def saved_options(options, checkpoint, ranks):
     if ranks.is_main and not starts_over(options):
         past = earlier(checkpoint)
         own = [checkpoint, *(past[step] for step in sorted(past, reverse=True))]
-        found = [next((read for read in map(step_and_options, own) if read), None),
-                 options.resume and step_and_options(options.resume)]
-    _, config = max(filter(None, found), key=lambda read: read[0], default=(0, None))
-    return ranks.broadcast_object(config)
+        found = [next((read for read in map(step_with_path, own) if read), None),
+                 options.resume and step_with_path(options.resume)]
+    _, content = max(filter(None, found), key=lambda read: read[0], default=(0, {}))
+    return ranks.broadcast_object({name: content.get(name) for name in names if name in content})
 
 
-def step_and_options(path):
-    """(step, options as a dictionary) of a checkpoint; None if it is none or cannot be read."""
+def step_with_path(path):
+    """What `step_and_content` gives, with the entry 'path'."""
+    read = step_and_content(path)
+    return read and (read[0], {**read[1], 'path': str(path)})
+
+
+def step_and_content(path):
+    """(step, content) of a checkpoint; None if it is none or cannot be read."""
     try:
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception:  # A damaged file can make torch raise anything. What reads all of it says what is wrong.
         return None
     if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
         return None
-    return content.get('step', 0), content['config']
+    return content.get('step', 0), content
 
 
 def filled(options, values):
@@ -123,8 +138,12 @@ class Recipe:
         """(steps of a run, epochs at most) that the rule aims at, from the batch in the options."""
         raise NotImplementedError
 
+    def duration(self, options, papers, images, on_gpus):
+        """{name: value} of how long a run of the rule is, from the batch in the options."""
+        return {'epochs': epochs_for(images, options.batch_size, *self.length(options, papers, on_gpus))}
+
     def rate(self, options, papers, images):
-        """The peak learning rate of the rule, from the optimiser, the batch and the epochs in the options."""
+        """The peak learning rate of the rule, from the optimiser, the batch and the length in the options."""
         raise NotImplementedError
 
     def rest(self, options, papers, images):
@@ -140,8 +159,7 @@ class Recipe:
         papers = self.paper(options)
         batch = batch_for(images, ranks.size, self.most_batch(options, papers, ranks.device), self.least_batch)
         options = filled(options, {'batch_size': batch})
-        length = self.length(options, papers, ranks.device.type == 'cuda')
-        options = filled(options, {'epochs': epochs_for(images, options.batch_size, *length)})
+        options = filled(options, self.duration(options, papers, images, ranks.device.type == 'cuda'))
         if options.base_lr is None:
             options = filled(options, {'lr': rounded(self.rate(options, papers, images))})
         return filled(options, {'base_lr': papers['base_lr'], **self.rest(options, papers, images)})

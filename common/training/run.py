@@ -16,6 +16,8 @@ from common.networks.norms import refused, single_valued
 from common.seeds import seed_for
 from common.sync_batchnorm import can_share
 from common.training.log import clock
+from common.training.same_run import is_other_data, refuse_options, refuse_other_data
+from common.training.unit import Unit
 from common.words import counted
 
 SHORT_WARMUP = 50  # steps; a warm-up of fewer is warned of, unless the run is short
@@ -67,13 +69,19 @@ def usable_cores():
 class Run:
     """Options, ranks and images, and what follows from them. Raises ValueError if they do not fit.
 
+    What is called an epoch here and in the trainer is a round, see common/training/unit.py: the steps between two
+    lines of the log. In most programs it is a pass over the images.
+
     images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
     step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
     that a part must have, see `with_norms`. ended_at: the steps, ascending, at which the run was finished
     before it was given more epochs (common/training/extension.py), and first_warmup the steps of rising
     learning rate with which it began, None if it was not. recipe: a sentence on the options that were chosen,
     see `Recipe`.
+
+    data_differ: what differs in other training data of as many images, for a person; as the fingerprint tells it.
     """
+    data_differ = 'images have other names or sizes'
     options: RunOptions
     ranks: Ranks
     images: int
@@ -142,6 +150,11 @@ class Run:
         """Whether a norm will have its statistics over several ranks."""
         return self.ranks.size > 1 and self.options.sync_bn and can_share(norm)
 
+    @property
+    def norm_statistics(self):
+        """What the BatchNorms that are trained have their statistics over, in words."""
+        return 'shared by the ranks' if self.ranks.size > 1 and self.options.sync_bn else 'of the images of a rank'
+
     def remedy(self, saved, parts, norm):
         """What gives a norm more than one image at a time. A run that goes on keeps its batch and its
         sizes.
@@ -171,7 +184,21 @@ class Run:
 
     @property
     def steps(self):
-        return self.options.epochs * self.per_epoch
+        return self.epochs * self.per_epoch
+
+    @property
+    def epochs(self):
+        """The number of rounds."""
+        return self.options.epochs
+
+    def epochs_in(self, config):
+        """The number of rounds of a run with these options, as a dictionary."""
+        return config['epochs']
+
+    @property
+    def unit(self):
+        """The Unit in which rounds are told."""
+        return Unit()
 
     @property
     def folder(self):
@@ -216,6 +243,11 @@ class Run:
             return (f'there are {counted(self.images, "image")}, fewer than a batch, so leave --bs away, or give '
                     f'--bs={self.advised_batch} or so')
         return f'give a smaller --bs or --input_size, or {parts}'
+
+    @property
+    def has_few_images(self):
+        """Whether the images are fewer than a batch, which is seldom meant."""
+        return self.images < self.options.batch_size
 
     def against_few_images(self):
         """What to give if the images are fewer than a batch."""
@@ -287,8 +319,11 @@ class Run:
         """Where a run goes on, for a person; nothing where it begins."""
         if not saved:
             return ''
-        step = saved['step']
-        return f', going on from step {step:,}, epoch {step / self.per_epoch:.2f}, of {saved["path"]}'
+        return f', going on from {self.place(saved["step"])}, of {saved["path"]}'
+
+    def place(self, step):
+        """Where the run is after so many steps, for a person."""
+        return f'step {step:,}, epoch {step / self.per_epoch:.2f}'
 
     def autocast(self):
         return autocast(self.options, self.ranks)
@@ -304,20 +339,10 @@ class Run:
         unless there are so few now that nothing of the run would be left. If the epochs alone differ, it is for
         `extended` (common/training/extension.py) to decide.
         """
-        wrong = changes(self.options, saved['config'], harmless=False)
-        if self.options.epochs > saved['config']['epochs']:  # That may be.
-            wrong = [change for change in wrong if change[0] != 'epochs']
-        wrong += [(name, value, saved.get(name)) for name, value in facts.items() if value != saved.get(name)]
-        if any(name != 'epochs' for name, *_ in wrong):
-            changed = '; '.join(f'{name} was {then} and is {now} now' for name, now, then in wrong)
-            raise ValueError(f'{saved["path"]} is of another run: {changed}. Give what was given then, '
-                             'another name, or --fresh to start over')
-        if self.data_changed(saved) and not self.options.allow_changed_data:
-            what = f'there were {saved["images"]:,} training images, and are {self.images:,} now' \
-                if self.images != saved['images'] else \
-                f'the {self.images:,} training images have other names or sizes than then'
-            raise ValueError(f'{saved["path"]} is of a run on other data: {what}. Give the data of then, or '
-                             'go on with what is there now: --allow_changed_data')
+        refuse_options(self.options, saved, self.unit.option,
+                       facts=[(name, value, saved.get(name)) for name, value in facts.items()])
+        if not self.options.allow_changed_data:
+            refuse_other_data(saved, self.images, self.fingerprint, self.data_differ)
         if self.images != saved['images'] and saved['step'] >= self.steps:
             raise ValueError(f'{saved["path"]} is of step {saved["step"]:,}; with '
                              f'{counted(self.images, "image")} the run has {counted(self.steps, "step")} '
@@ -327,8 +352,7 @@ class Run:
         """Whether the training images are not those of the run that was saved, as far as both know their
         fingerprint.
         """
-        both_known = saved.get('fingerprint') and self.fingerprint
-        return self.images != saved['images'] or bool(both_known) and self.fingerprint != saved['fingerprint']
+        return is_other_data(saved, self.images, self.fingerprint)
 
     def without(self, saved, left_out):
         """The same run without the steps that were left out until now, and more of them."""
@@ -379,7 +403,7 @@ class Run:
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum', 'bf16_gradients'):
                     yield f'{name} was {then} until now, and is {now} from here on'
             if self.data_changed(saved):
-                yield (f'the training images are not those of before ({saved["images"]:,} then, '
+                yield (f'the training data are not those of before ({saved["images"]:,} images then, '
                        f'{self.images:,} now); the run goes on with them from here on')
                 if options.val_fraction is not None:
                     yield ('of other images, others are held out: some that are measured on now were trained on before, '
@@ -389,7 +413,7 @@ class Run:
         if not saved and self.has_short_warmup:
             yield (f'the learning rate rises to its peak within {counted(self.warmup_steps, "step")}, in which the '
                    f'weights can be spoilt: give --warmup_epochs={self.advised_warmup():g} or so')
-        if self.images < options.batch_size:
+        if self.has_few_images:
             yield (f'{counted(self.images, "image is", "images are")} fewer than one batch of '
                    f'{options.batch_size}, which therefore repeats {"them" if self.images > 1 else "it"}. '
                    f'{self.against_few_images()}')

@@ -3,7 +3,8 @@
 Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, of downstream_imagenet/run.py, and
 of `FineTuningRun` in common/training/finetuning.py.
 
-A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate`, a `HalfCosine` or a `Drop`. Its method
+A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate`, a `HalfCosine`, a `Drop` or a
+`Polynomial`. Its method
 `parts(step, steps, warmup_steps)` gives two numbers, (share, floor): the learning rate is floor + share * peak.
 `steps` is the number of steps of the whole curve, and `warmup_steps` that of its rising part. A group of parameters
 whose peak is a share of the others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the
@@ -139,3 +140,33 @@ class Drop:
     @property
     def again(self):
         return Drop(self.at, start=0.1 ** len(self.at))
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """(1 - step / steps) ** power from the peak to a learning rate, as MMSegmentation 0.x has it ("poly").
+
+    The curve begins at the first step of the run, in the warm-up too, and would reach its end one step behind the
+    last. A warm-up multiplies it by a factor that rises linearly from `start` to 1. MMSegmentation 1.x begins the curve
+    behind the warm-up instead. power: 1 for a straight line. end: the learning rate, which does not depend on the peak.
+    start: share of the curve's own value at the first step, such as 1e-6. rises_from_end: whether the warm-up starts
+    at `end` instead, as it does where a finished run goes on.
+    """
+    power: float
+    end: float = 0.0
+    start: float = 0.0
+    rises_from_end: bool = False
+
+    def parts(self, step, steps, warmup_steps):
+        falling = (1 - step / steps) ** self.power
+        if step >= warmup_steps:
+            return falling, self.end * (1 - falling)
+        rising = step / warmup_steps
+        if self.rises_from_end:
+            return rising * falling, self.end * (1 - rising * falling)
+        factor = self.start + (1 - self.start) * rising
+        return factor * falling, factor * self.end * (1 - falling)
+
+    @property
+    def again(self):
+        return Polynomial(self.power, self.end, self.start, rises_from_end=True)

@@ -46,16 +46,19 @@ class TrainingStatus:
     def status(self, now):
         """As LiveLine shows it: (share of the run that is done, facts)."""
         run = self.run
-        epochs, steps = run.options.epochs, run.steps
+        epochs, steps = run.epochs, run.steps
         epoch = min(self.done // run.per_epoch + 1, epochs)
         share = self.done / steps
         loss = 'first step' if self.loss is None else f'loss {self.loss:.4f}'
-        facts = [(f'epoch {epoch}/{epochs}',) * 4 + (f'{epoch}/{epochs}',),
-                 (f'step {self.done:,}/{steps:,}', f'{self.done}/{steps}', f'{100 * share:.0f}%', ''),
-                 (loss,)]
+        place = (f'step {self.done:,}/{steps:,}', f'{self.done}/{steps}', f'{100 * share:.0f}%', '')
+        facts = [place, (loss,)]
+        if run.unit.name == 'epoch':  # which says more than the number of the step; that of an iteration is the same
+            facts.insert(0, (f'epoch {epoch}/{epochs}',) * 4 + (f'{epoch}/{epochs}',))
         if self.measured:
             text, at = self.measured
-            facts.append((f'{text} after epoch {at}', f'{text} (epoch {at})', f'{text.split(" (")[0]} (ep {at})', ''))
+            number = f'{run.unit.number(at):,}'
+            facts.append((f'{text} after {run.unit.at(at)}', f'{text} ({run.unit.at(at)})',
+                          f'{text.split(" (")[0]} ({run.unit.name[:2]} {number})', ''))
         recent, total, timed = self.speed
         if recent:
             facts += [rate_of(run.options.batch_size / recent, 'image'), left_of(self.left(total / timed, now))]

@@ -51,7 +51,6 @@ from common.training.progress import Progress
 from common.training.recipe import starts_over
 from common.training.scaling import LossScaler
 from common.training.session import Session
-from common.words import counted
 
 END_PATIENCE = 300.0  # seconds for which the files of a run at its end are tried to be written
 STOP_PATIENCE = 10.0  # and for which those of one that was asked to stop are
@@ -260,8 +259,8 @@ class Trainer:
         with RunLog(self.run.folder, ranks.rank, self.log_name, options, self.project, purge_step) as self.log:
             self.say_what_was_found(moved_to, loaded)
             if is_finished(self.run, self.saved):
-                epochs = counted(options.epochs, 'epoch')
-                self.log.say(f'This run is finished: {epochs}, {self.saved["path"]}. {how_to_go_on(options)} '
+                length = self.run.unit.length(self.run.epochs)
+                self.log.say(f'This run is finished: {length}, {self.saved["path"]}. {how_to_go_on(self.run)} '
                              '--fresh starts it over.')
             else:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
@@ -374,16 +373,16 @@ class Trainer:
 
     def train(self):
         """Train from the first step that is left to the end of the last epoch."""
-        options, run = self.options, self.run
+        run = self.run
         self.check_disk()
         # An epoch whose steps were all done when the run was saved still lacks its line in the log.
         is_end_of_epoch = self.start > 0 and self.start % run.per_epoch == 0
         is_pending = is_end_of_epoch and self.saved['images'] == run.images and epoch_is_open(self.saved)
-        self.log.forget_after(self.start, again=is_pending or self.start == 0)
+        self.log.forget_after(self.start, is_pending or self.start == 0, run.unit.name)
         self.announce()
         if self.start == 0 and not self.before_training():
             self.stop(0)
-        for epoch in range(self.start // run.per_epoch - is_pending, options.epochs):
+        for epoch in range(self.start // run.per_epoch - is_pending, run.epochs):
             self.train_epoch(epoch)
             self.end_epoch(epoch + 1)
 
@@ -394,7 +393,7 @@ class Trainer:
                          f'into {self.run.folder}: make room there, and the same command goes on from the '
                          'last checkpoint')
         self.log.say(self.verdict())
-        self.log.say(how_to_go_on(self.options))
+        self.log.say(how_to_go_on(self.run))
 
     def check_disk(self):
         """Set aside what is damaged. Raises ValueError if there is no room for the checkpoints."""
@@ -435,13 +434,14 @@ class Trainer:
 
     def end_epoch(self, epoch):
         """Measure, tell and save what an epoch (counted from 1) has come to."""
-        step, is_last = epoch * self.run.per_epoch, epoch == self.options.epochs
+        step, is_last = epoch * self.run.per_epoch, epoch == self.run.epochs
         found = self.evaluate_epoch(epoch, is_last)
         if found is None:
             self.stop(step)
         if is_last and not self.progress.sums[2]:
-            raise NeverFinite('no step of the last epoch was finite: the weights are those of an earlier step, and probably no '
-                              'good. Nothing is exported. Start over with a lower rate, --fresh --lr, or --precision=fp32')
+            raise NeverFinite(f'no step of {self.run.unit.span(epoch)}, the last, was finite: the weights are those of an '
+                              'earlier step, and probably no good. Nothing is exported. Start over with a lower rate, '
+                              '--fresh --lr, or --precision=fp32')
         self.unreadable.update(self.ranks.union(self.unreadable))
         metrics, text = found
         self.progress.end_epoch(epoch, metrics, len(self.unreadable), text)

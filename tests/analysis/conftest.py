@@ -7,7 +7,8 @@ import torch
 
 import pretrain.models  # noqa: F401  registers your_convnet
 from analysis.images import Settings
-from common.demo_world import CLASSES, write_world
+from common.demo_objects import CLASSES
+from common.demo_world import write_world
 from tests.conftest import randomise
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from common.pictures import as_image, breaks, labelled_columns, labelled_rows, lines_of, scaled, shortened, written
+from common.pictures import as_image, breaks, enlarged, labelled_columns, labelled_rows, lines_of, scaled, shortened, written
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
@@ -32,6 +32,12 @@ def test_the_proportions_stay_and_pixels_become_squares():
     enlarged = np.asarray(scaled(noise, 32))
     assert np.array_equal(enlarged, np.kron(noise.permute(1, 2, 0).numpy(), np.ones((4, 4, 1), np.uint8)))
     assert np.array_equal(np.asarray(scaled(noise.float() / 255, 32)), enlarged)
+
+
+@pytest.mark.parametrize(('size', 'shown'), [((1, 1), (800, 800)), ((30, 60), (400, 800)), ((800, 600), (800, 600)),
+                                             ((1000, 1500), (1000, 1500)), ((3000, 1), (3000, 1)), ((799, 1), (800, 1))])
+def test_a_picture_alone_is_enlarged_if_it_is_small(size, shown):
+    assert enlarged(Image.new('RGB', size)).size == shown
 
 
 @pytest.mark.parametrize('picture', [torch.full((1, 4, 4), 0.5), torch.full((2, 4, 4), 128, dtype=torch.uint8),
@@ -92,6 +98,7 @@ def test_texts_are_broken_into_lines_and_long_words_shortened():
     assert lines_of('first\nsecond', 150, font) == ['first', 'second']
     long = 'a long name of a picture ' * 50 + 'end.png'
     assert font.getlength(shortened(long, 200, font)) <= 200 and shortened('short.png', 200, font) == 'short.png'
+    assert [shortened(text, 1, font) for text in ('', 'a', 'ab', 'abc', 'abcd')] == ['', 'a', 'ab', 'a…c', 'a…d']
 
 
 @pytest.mark.parametrize('text', ['', '\n', 'ü ß 漢字 \udcff', 'x' * 10_000])

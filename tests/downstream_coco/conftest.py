@@ -1,7 +1,7 @@
 """What the tests of detection share: drawn scenes, and options of a run that takes seconds."""
 import pytest
 
-from common.demo_world import write_coco
+from common.demo_coco import write_coco
 from downstream_coco.config import Options
 from tests.downstream_coco.runs import SMALL
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from common.demo_world import write_coco
+from common.demo_coco import write_coco
 from common.distributed import Ranks
 from common.live_facts import Count
 from common.live_line import LiveLine

@@ -8,10 +8,11 @@ from torch import nn
 import pretrain.models  # noqa: F401  (your_convnet)
 import tests.small_convvit  # noqa: F401
 from common.networks.create import create_cnn
+from common.pyramid import measure
 from common.training.layer_decay import parameter_groups
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.data import CocoImages
-from downstream_coco.detector import Detector, Pyramid, measure
+from downstream_coco.detector import Detector, Pyramid
 from downstream_coco.main import train_detector
 from downstream_coco.predict import predict
 from downstream_coco.scenes import Collate, Scenes, WholeView

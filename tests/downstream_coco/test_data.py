@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from common.demo_world import CLASSES
+from common.demo_objects import CLASSES
 from common.images.datasets import fingerprint
 from downstream_coco.annotations import read_annotations
 from downstream_coco.data import CocoImages

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from common.networks.create import create_cnn
+from common.pyramid import measure
 from downstream_coco.checkpoints import build_detector as build
 from downstream_coco.config import Options
 from downstream_coco.data import CocoImages
-from downstream_coco.detector import Detector, Pyramid, measure
+from downstream_coco.detector import Detector, Pyramid
 from downstream_coco.scenes import Collate, Scenes, WholeView
 from tests.downstream_coco.files import files
 from tests.downstream_coco.runs import SMALL

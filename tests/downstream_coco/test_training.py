@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tests.small_vit  # noqa: F401
-from common.demo_world import write_coco
+from common.demo_coco import write_coco
 from common.distributed import Ranks
 from common.networks.create import create_cnn
 from common.networks.openmmlab import to_openmmlab

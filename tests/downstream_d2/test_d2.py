@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.demo_world import write_coco
+from common.demo_coco import write_coco
 from downstream_d2.lr_decay import last_layer, layer_of, parameter_groups
 from tests.conftest import ROOT, randomise
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pretrain.models  # noqa: F401  (your_convnet)
-from common.training.layer_decay import default_decay, layers_of, parameter_groups
+from common.training.layer_decay import default_decay, layers_of, parameter_groups, table
 from common.training.optim import build_optimizer, set_schedule
 
 # -- layer decay ------------------------------------------------------------------------------------------------------
@@ -89,3 +89,24 @@ def test_lars_and_lamb_scale_their_steps_without_weight_decay_too():
         before, weight.grad = weight.detach().clone(), torch.randn(4, 6)
         optimizer.step()
         assert ((weight - before).norm() / before.norm()).item() == pytest.approx(share, rel=1e-3)
+
+
+# -- by the stages of a ConvNeXt --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('name', 'last'), [('convnext_tiny', 7), ('convnext_small', 13)])
+def test_stages_of_a_convnext_are_layers_as_its_authors_count_them_on_ade20k(name, last):
+    cnn = timm.create_model(name, num_classes=1)
+    layers, found, rule = layers_of(cnn, by_stages=True)
+    some = {'stem.0.weight': 0, 'stem.1.bias': 0, 'stages.1.downsample.0.weight': 0, 'stages.3.downsample.1.bias': 0,
+            'stages.0.blocks.0.gamma': 1, 'stages.1.blocks.2.norm.bias': 2, 'stages.2.blocks.8.mlp.fc1.weight': 3,
+            'stages.3.blocks.0.conv_dw.weight': 4, 'head.norm.weight': last, 'head.fc.weight': last}
+    assert found == last and {key: layers[key] for key in some} == some and rule == "the paper's, by stages"
+    assert sorted(layers) == sorted(key for key, _ in cnn.named_parameters())
+    shares = {group['lr_scale'] for group in parameter_groups(cnn, 0.05, 0.9, by_stages=True)}
+    assert sorted(shares) == pytest.approx([0.9 ** power for power in (last, last - 1, last - 2, last - 3, last - 4, 0)])
+    assert 'by stages' in table(cnn, 0.9, by_stages=True) and 'x 0.9000' not in table(cnn, 0.9, by_stages=True)
+
+
+def test_stages_are_for_convnexts_alone():
+    with pytest.raises(ValueError, match='a rule for ConvNeXts, and this network is none: give --layer_decay_by=layers'):
+        layers_of(timm.create_model('resnet18'), by_stages=True)

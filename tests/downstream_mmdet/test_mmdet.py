@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from common.demo_world import write_coco
+from common.demo_coco import write_coco
 from downstream_mmdet.layers import layer_of, parameter_groups
 from downstream_mmdet.weights import convnext, load
 from tests.conftest import ROOT

@@ -4,7 +4,7 @@ import torch
 
 from common.distributed import Ranks
 from common.training import accumulation
-from common.training.recipe import batch_for, epochs_for, saved_options, step_and_options
+from common.training.recipe import batch_for, epochs_for, saved_options, step_and_content
 from pretrain.main import pretrain
 from pretrain.methods import recommended
 from pretrain.recipe import Recipe
@@ -74,7 +74,8 @@ def test_a_run_that_goes_on_takes_what_its_first_start_chose(tiny, tmp_path, mon
             '65,536 to 2,500,000 images on GPUs)') in text
     config = saved(tmp_path / 'run')['config']
     assert (config['recipe'], config['batch_size'], config['epochs'], config['lr']) == ('auto', 8, 400, 0.02)
-    assert (5, config) == step_and_options(tmp_path / 'run' / 'your_convnet_still_pretraining.pth')
+    step, content = step_and_content(tmp_path / 'run' / 'your_convnet_still_pretraining.pth')
+    assert (step, content['config']) == (5, config)
     # On another device, for another number of images, with an older rule: what was chosen stays.
     options, words = Recipe().settled(tiny(**given), 10 ** 6, Ranks(0, 1, torch.device('cuda')), config)
     assert (options.batch_size, options.epochs, options.lr, options.recipe) == (8, 400, 0.02, 'auto')

@@ -10,7 +10,7 @@ class Detection(FineTuning):
 
 class Classification(FineTuning):
     best_called = 'top-1'
-    unit = ' %'
+    value_suffix = ' %'
 
 
 @pytest.mark.parametrize(('program', 'values', 'text'), [

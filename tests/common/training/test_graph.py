@@ -18,6 +18,7 @@ from common.training.graph import EAGER_STEPS, BrokenCapture, GraphedStep
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from common.training.scaling import LossScaler
 from common.training.trainer import Trainer, train_step
+from downstream_ade20k.segmenter import Segmenter
 from downstream_imagenet.classifier import Classifier
 from pretrain.main import pretrain
 from pretrain.spark import build_spark
@@ -57,6 +58,16 @@ class FineTuning:
     def batch(self, step, part, count):
         generator = torch.Generator().manual_seed(100 * step + part)
         return torch.randn(count, 3, 64, 64, generator=generator), torch.rand(count, 5, generator=generator)
+
+
+class Segmentation:
+    def __init__(self):
+        self.network = Segmenter(create_cnn('test_convvit'), 5, head_channels=16)
+
+    def batch(self, step, part, count):
+        generator = torch.Generator().manual_seed(100 * step + part)
+        masks = torch.randint(-1, 5, (count, 64, 64), generator=generator, dtype=torch.int16)
+        return torch.randn(count, 3, 64, 64, generator=generator), masks
 
 
 class Training:
@@ -123,6 +134,7 @@ CASES = {
     'average': {'problem': FineTuning, 'average': True, 'bad': (5,)},
     'accelerated': {'problem': partial(Pretraining, accelerated=True)},
     'recompute': {'problem': partial(Pretraining, recompute='all')},
+    'segmentation': {'problem': Segmentation, 'opt': 'adamw', 'bad': (6,)},
     'fp16': {'problem': BatchNorms, 'fp16': True, 'bad': (6,)},
 }
 

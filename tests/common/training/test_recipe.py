@@ -6,7 +6,7 @@ import torch
 
 from common.about import About
 from common.cli import parse, parser_of
-from common.config import RunOptions, recipe_option
+from common.config import EpochOptions, RunOptions, recipe_option
 from common.distributed import Ranks
 from common.training import recipe
 
@@ -14,7 +14,7 @@ PAPER = {'batch_size': 64, 'epochs': 90, 'base_lr': 1e-3}
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(EpochOptions):
     recipe: str = recipe_option(short='a fifth of the epochs', other='as paper or auto')
 
 

@@ -6,6 +6,7 @@ import pytest
 from common.live_facts import composed
 from common.training import log
 from common.training.status import TrainingStatus
+from common.training.unit import Unit
 from pretrain.main import pretrain
 from tests.terminal import Terminal
 
@@ -15,9 +16,9 @@ def clock():
     return [0.0]
 
 
-def a_status(clock, epochs=3, per_epoch=5, batch=8):
+def a_status(clock, epochs=3, per_epoch=5, batch=8, unit=None):
     run = SimpleNamespace(options=SimpleNamespace(epochs=epochs, batch_size=batch), steps=epochs * per_epoch,
-                          per_epoch=per_epoch)
+                          epochs=epochs, unit=unit or Unit(), per_epoch=per_epoch)
     return TrainingStatus(run, lambda: clock[0])
 
 
@@ -58,6 +59,12 @@ def test_loss_and_speed_are_those_of_the_last_steps_and_time_left_of_all(clock):
     assert [forms[0] for forms in facts] == [
         'epoch 3/10', 'step 20/100', f'loss {0.5 + 0.5 * 0.9 ** 10:.4f}', f'{8 / recent:.2f} images/s', '2:40 left',
         '0:40 elapsed']
+
+
+@pytest.mark.parametrize('per_round', [1, 5])
+def test_iterations_are_the_steps_whose_number_is_shown(clock, per_round):
+    status = a_status(clock, per_epoch=per_round, unit=Unit('iteration', 'iterations', per_round))
+    assert told(status, clock)[0] == f'step 0/{3 * per_round}'
 
 
 def test_what_lies_between_steps_and_the_first_steps_of_a_gpu_do_not_count(clock):

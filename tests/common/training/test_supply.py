@@ -10,6 +10,7 @@ from common.images.loading import loader
 from common.live_line import LiveLine
 from common.training.progress import Progress
 from common.training.supply import MEASURED, SETTLED, Supply, rounded
+from common.training.unit import Unit
 from pretrain.main import pretrain
 from tests.common.images.drawn import noise
 from tests.common.runs import Taking
@@ -20,7 +21,8 @@ CPU = torch.device('cpu')
 def a_run(workers=8, ranks=1, share=64, per_epoch=1000):
     """As much of a Run as Supply looks at."""
     options = SimpleNamespace(batch_size=share * ranks, epochs=2, max_skips=10)
-    return SimpleNamespace(workers=workers, ranks=SimpleNamespace(size=ranks, device=CPU, is_main=True), share=share,
+    return SimpleNamespace(workers=workers, epochs=2, unit=Unit(),
+                           ranks=SimpleNamespace(size=ranks, device=CPU, is_main=True), share=share,
                            per_epoch=per_epoch, steps=2 * per_epoch, options=options, schedule=lambda step: (0.1, 0.0))
 
 
@@ -48,6 +50,19 @@ def told(run, seconds_an_item, looks):
             progress.add(step, 1.0, 1.0, True)
         progress.look(seconds, waited)
     return progress, [line for line in log.said if 'to go' not in line], log.warned
+
+
+def test_first_steps_that_are_told_of_apart_say_nothing_of_the_speed():
+    log = Log()
+    progress = Progress(a_run(), log, None, lambda step: [], 'more --workers', lambda: 8 / 1200)
+    progress.start_epoch()
+    progress.add(0, 1.0, 1.0, True)
+    progress.add_first_step(20.0)
+    progress.look(0.001)
+    assert log.said == []
+    progress.add(1, 1.0, 1.0, True)
+    progress.look(0.5)
+    assert log.said[0].startswith('The next step took 0.50 s')
 
 
 SLOW_START = [(5, 20.0, 10.0), (21, 3.0, 1.0)]  # the first steps, and two batches of each of 8 processes
