@@ -16,7 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common.demo_world import write_coco
+from common.demo_coco import write_coco
+from common.demo_masks import write_masks
+from downstream_ade20k.classes import Classes
 from pretrain import report
 from pretrain.formats.to_detectron2 import ArraysAlone
 from tests.conftest import ROOT
@@ -47,11 +49,20 @@ def scenes(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='module')
+def masked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('masked')
+    write_masks(folder, 4, 2, 64, seed=1)
+    return folder
+
+
 PRETRAIN = ['--name=x', '--model=your_convnet', '--input_size=32', '--decoder_width=16', '--bs=8', '--ep=2', '--workers=0']
 CLASSES = ['--model=your_convnet', '--input_size=32', '--bs=8', '--workers=0']
 TUNE = ['--name=x', '--ep=2', *CLASSES]
 COCO = ['--model=your_convnet', '--input_size=64', '--long_side=64', '--bs=2', '--ep=2', '--workers=0', '--fpn_channels=16',
         '--head_channels=32', '--mask_layers=1', '--rois=16']
+ADE20K = ['--model=your_convnet', '--input_size=64', '--bs=2', '--iterations=2', '--workers=0', '--head_channels=16',
+          '--data_path=MASKED']
 NETWORK = ['--model=your_convnet', '--input_size=32']
 PROGRAMS = {
     'pretrain --resume_from': ('pretrain.main', [*PRETRAIN, '--resume_from=FILE', '--data_path=WORLD', '--run_dir=OUT']),
@@ -74,17 +85,22 @@ PROGRAMS = {
     'coco --resume': ('downstream_coco.main', ['--name=x', *COCO, '--resume_from=FILE', '--data_path=SCENES', '--run_dir=OUT']),
     'coco --eval': ('downstream_coco.main', [*COCO, '--eval=FILE', '--data_path=SCENES']),
     'coco predict': ('downstream_coco.predict', ['--weights=FILE', 'WORLD/val', '--out=OUT']),
+    'ade20k --finetune_from': ('downstream_ade20k.main', ['--name=x', *ADE20K, '--finetune_from=FILE', '--run_dir=OUT']),
+    'ade20k --resume': ('downstream_ade20k.main', ['--name=x', *ADE20K, '--resume_from=FILE', '--run_dir=OUT']),
+    'ade20k --eval': ('downstream_ade20k.main', [*ADE20K, '--eval=FILE']),
+    'ade20k predict': ('downstream_ade20k.predict', ['--weights=FILE', 'WORLD/val', '--out=OUT']),
     'convert-timm-to-d2': ('downstream_d2/convert-timm-to-d2.py', ['FILE', 'OUT']),
     'mmdet weights': ('downstream_mmdet/weights.py', ['FILE', 'convnext_atto']),
 }
 
 
 @pytest.fixture
-def refused(world, scenes, tmp_path, monkeypatch):
+def refused(world, scenes, masked, tmp_path, monkeypatch):
     """refused(program, file): the sentence with which a program refuses it; with exit code 1, and nothing written."""
     def run(program, file):
         name, words = PROGRAMS[program]
-        places = {'FILE': file, 'WORLD': world, 'SCENES': scenes, 'OUT': tmp_path / 'out', 'PORT': free_port()}
+        places = {'FILE': file, 'WORLD': world, 'SCENES': scenes, 'MASKED': masked, 'OUT': tmp_path / 'out',
+                  'PORT': free_port()}
         argv = [re.sub('|'.join(places), lambda match: str(places[match[0]]), word) for word in words]
         with pytest.raises(SystemExit) as stop:
             if name.endswith('.py'):
@@ -133,15 +149,16 @@ def test_broken_safetensors(program, refused, tmp_path):
     ('pretrain.main', [*PRETRAIN, '--data_path=WORLD'], 'your_convnet_still_pretraining.pth'),
     ('pretrain.reconstruct', ['OUT', 'WORLD/val'], 'your_convnet_still_pretraining.pth'),
     ('downstream_imagenet.main', [*TUNE, '--data_path=WORLD'], 'your_convnet_1kfinetuned_last.pth'),
-    ('downstream_coco.main', ['--name=x', *COCO, '--data_path=SCENES'], 'your_convnet_coco_last.pth')])
-def test_code_in_a_run_folder_does_not_run(module, words, own, finished, world, scenes, tmp_path, monkeypatch):
+    ('downstream_coco.main', ['--name=x', *COCO, '--data_path=SCENES'], 'your_convnet_coco_last.pth'),
+    ('downstream_ade20k.main', ['--name=x', *ADE20K], 'your_convnet_ade20k_last.pth')])
+def test_code_in_a_run_folder_does_not_run(module, words, own, finished, world, scenes, masked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = torch.load(finished / 'your_convnet_still_pretraining.pth', weights_only=True)
     (tmp_path / 'out').mkdir()
     torch.save(among(content, Code(tmp_path / 'marker')), tmp_path / 'out' / own)
     before = (tmp_path / 'out' / own).read_bytes()
-    words = [word.replace('WORLD', str(world)).replace('SCENES', str(scenes)).replace('OUT', str(tmp_path / 'out'))
-             for word in words]
+    places = {'WORLD': world, 'SCENES': scenes, 'MASKED': masked, 'OUT': tmp_path / 'out'}
+    words = [re.sub('|'.join(places), lambda match: str(places[match[0]]), word) for word in words]
     with pytest.raises(SystemExit, match=f'error: .*{own} is refused'):
         import_module(module).main([*words, *([] if module.endswith('reconstruct') else [f'--run_dir={tmp_path / "out"}'])])
     assert not (tmp_path / 'marker').exists() and (tmp_path / 'out' / own).read_bytes() == before
@@ -195,17 +212,21 @@ def test_mmengine_reads_foreign_files_as_plain_data(tmp_path, monkeypatch):
     assert not (tmp_path / 'marker').exists()
 
 
-def test_predict_imports_no_module_that_a_file_names(tmp_path, monkeypatch):
+@pytest.mark.parametrize('program, content', [
+    ('downstream_coco.predict', {'categories': [], 'masks': False}),
+    ('downstream_ade20k.predict', {'classes': Classes.of_ids((0, 1), ()).as_data()})])
+def test_predict_imports_no_module_that_a_file_names(program, content, tmp_path, monkeypatch):
     (tmp_path / 'named_by_a_file.py').write_text('from pathlib import Path\nPath(__file__).with_name("marker").mkdir()\n')
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'named_by_a_file', raising=False)
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     config = {'model': 'no_such_network', 'register': 'named_by_a_file', 'in_chans': 3, 'input_size': 64, 'long_side': 64,
               'mean': None, 'std': None}
-    torch.save({'config': config, 'model': {}, 'categories': [], 'masks': False}, tmp_path / 'w.pth')
+    torch.save({'config': config, 'model': {}, **content}, tmp_path / 'w.pth')
     words = [f'--weights={tmp_path / "w.pth"}', str(tmp_path / 'a.png'), f'--out={tmp_path / "out"}']
     with pytest.raises(SystemExit, match='error: no network is called "no_such_network"'):
-        import_module('downstream_coco.predict').main(words)
+        import_module(program).main(words)
     assert not (tmp_path / 'marker').exists()
     with pytest.raises(SystemExit, match='error: no network is called "no_such_network"'):
-        import_module('downstream_coco.predict').main([*words, '--register=named_by_a_file'])
+        import_module(program).main([*words, '--register=named_by_a_file'])
     assert (tmp_path / 'marker').exists()  # the user's own word

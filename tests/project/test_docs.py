@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ('.', 'docs', 'pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'downstream_mmdet',
-           'analysis')
+FOLDERS = ('.', 'docs', 'pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_ade20k', 'downstream_d2',
+           'downstream_mmdet', 'analysis')
 PAGES = [page for folder in FOLDERS for kind in ('*.md', '*.ipynb') for page in sorted((ROOT / folder).glob(kind))]
 
 
@@ -68,7 +68,7 @@ def test_pages_are_found():
 
 def said():
     """All texts in our programs, one a literal, as they are written there; what is filled in is ..."""
-    for folder in ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'analysis'):
+    for folder in ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_ade20k', 'analysis'):
         for path in (ROOT / folder).rglob('*.py'):
             for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
                 if isinstance(node, ast.JoinedStr):
@@ -117,12 +117,13 @@ def test_flags_that_are_named_exist():
     for path in (path for folder in (*FOLDERS[2:], 'common', 'benchmarks') for path in (ROOT / folder).rglob('*')):
         if path.suffix in ('.py', '.sh'):
             known |= set(re.findall(r"""['"(|\s]--([a-z]\w*)""", path.read_text(encoding='utf-8')))
+    from downstream_ade20k.config import Options as Masks
     from downstream_coco.config import Options as Coco
     from downstream_imagenet.config import Options as Classes
     from downstream_imagenet.features import Options as Features
     from pretrain.options import OPTIONS
     from pretrain.plan import options_class  # pretraining's, and its own
-    for options in (*map(options_class, OPTIONS), Classes, Features, Coco):
+    for options in (*map(options_class, OPTIONS), Classes, Features, Coco, Masks):
         for name, field in options.__dataclass_fields__.items():
             known |= {name, f'no_{name}', *field.metadata.get('aliases', ()), *field.metadata.get('replaces', ())}
     for page in PAGES:

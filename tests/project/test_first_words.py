@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PROGRAMS = ('pretrain', 'downstream_imagenet', 'downstream_coco')
+PROGRAMS = ('pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_ade20k')
 HEAVY = ('torch', 'torchvision', 'timm', 'numpy')
 
 
@@ -32,7 +32,7 @@ def started(program, words, environment, cwd, through):
 @pytest.mark.parametrize('program', PROGRAMS)
 @pytest.mark.parametrize(('words', 'code', 'answer'), [
     (['--modle=resnet50'], 2, 'unknown flag --modle: did you mean --model'),
-    (['--epochs=-1'], 2, 'epochs must be 1 or more'),
+    (['--keep=-1'], 2, 'keep must be 1 or more'),
     (['--workers=many', '--ngpu_per_node=2'], 2, 'workers'),
     (['--data_path=nowhere'], 1, 'nowhere'),
 ])

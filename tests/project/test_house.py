@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'analysis')
+FOLDERS = ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_ade20k', 'downstream_d2', 'analysis')
 
 
 def tree():

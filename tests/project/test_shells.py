@@ -53,7 +53,7 @@ WORDS = ['--data_path=$(touch X)', '--a=`touch X`', '; touch X', 'two words', '-
          '--d="quoted" \'too\'', '\\', '', '--e=${HOME}', '--f=~', '&& touch X', '| touch X', '> X', '--g=a\tb', '!!', '{1,2}']
 
 
-@pytest.mark.parametrize('program', ['pretrain', 'downstream_imagenet', 'downstream_coco'])
+@pytest.mark.parametrize('program', ['pretrain', 'downstream_imagenet', 'downstream_coco', 'downstream_ade20k'])
 @pytest.mark.parametrize('name', ['$(touch X)', '`touch X`;touch X', 'a b\n*'])
 @pytest.mark.parametrize('processes', [1, 2])
 def test_words_arrive_as_they_were_given(program, name, processes, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_d2', 'downstream_mmdet', 'benchmarks',
-           'docs', 'analysis')
+FOLDERS = ('pretrain', 'common', 'downstream_imagenet', 'downstream_coco', 'downstream_ade20k', 'downstream_d2',
+           'downstream_mmdet', 'benchmarks', 'docs', 'analysis')
 PICKLES = {'pickle', 'cPickle', '_pickle', 'dill', 'joblib', 'cloudpickle', 'marshal', 'shelve', 'jsonpickle'}
 DANGEROUS = {'os.system', 'os.popen', 'tempfile.mktemp', 'torch.hub.load', 'torch.hub.load_state_dict_from_url', 'yaml.load',
              'yaml.unsafe_load', 'yaml.full_load', 'shutil.unpack_archive', 'runpy.run_path', 'runpy.run_module',
