@@ -175,10 +175,6 @@ class Options(RunOptions):
                     'a smaller --end_lr, such as 0, or a larger --lr')
 
     @property
-    def clipping(self):
-        return self.clip_grad
-
-    @property
     def needs_folder(self):
         return self.eval is None
 

@@ -142,7 +142,6 @@ class SegmenterTraining(FineTuning):
             stride = backbone.strides[network.auxiliary_level]
             auxiliary = f'an auxiliary head on the map of stride {stride}, weight {options.aux_weight:g}'
         head = 'UPerNet' if options.head == 'upernet' else 'a light FPN head'
-        clipping = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
         return described([
             ('model', f'{head} on {options.model}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained'),
             ('pyramid', f'maps of stride {levels}'),
@@ -156,7 +155,7 @@ class SegmenterTraining(FineTuning):
             ('measured', f'every {counted(options.val_every, "iteration")}, {described_inference(options)}'),
             ('length', f'{counted(run.steps, "iteration")}, in which each image is seen {run.passes:.3g} times'),
             ('batch', run.batch(self.accum)),
-            ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
+            ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {self.clipping()}'),
             ('rates', f'learning rate up to {options.peak_lr:.3g}, then down to {options.end_lr:.3g} by a polynomial of '
                       f'power {options.power:g}; {counted(run.warmup_of(self.start), "iteration")} of warm-up'),
             ('BatchNorm', self.batchnorm()),
@@ -168,11 +167,6 @@ class SegmenterTraining(FineTuning):
             ('folder', f'{run.folder}{run.going_on(self.saved)}'),
             ('', '' if options.freeze else table(self.cnn, self.layer_decay, self.by_stages)),
         ])
-
-    def divided(self):
-        """Where the validation images come from, in words, if they are held out of the training images."""
-        fraction = self.options.val_fraction
-        return '' if fraction is None else f' (held out of the same, --val_fraction={fraction:g})'
 
     def sizes(self):
         """How large images are, in words."""

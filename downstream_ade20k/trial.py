@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from common.training.accumulation import ranks_here
+from common.training.accumulation import BACKWARD, ranks_here
 from common.training.memory import free_memory
 from downstream_ade20k.evaluation import whole_view
 from downstream_ade20k.inference import Inference
 from downstream_ade20k.views import resized
 
-BACKWARD = 1.25  # memory of a step, as a multiple of what its forward pass keeps (common/training/accumulation.py)
 IN_TRAINING = 3  # tensors as large as a trained parameter: its gradient and the two moments of AdamW
 
 

@@ -98,10 +98,6 @@ class Options(EpochOptions):
         require(self.dataset is None, "--dataset is for classes; objects come from a file in COCO's format")
 
     @property
-    def clipping(self):
-        return self.clip_grad
-
-    @property
     def needs_folder(self):
         return self.eval is None
 

@@ -128,11 +128,7 @@ class DetectorTraining(FineTuning):
         levels = ', '.join(f'{stride} ({size})' for stride, size in zip(pyramid.strides, sizes))
         unused = ', '.join(dict.fromkeys('.'.join(name.split('.')[1:-1][:2]) for name in network.unused))
         categories = counted(len(self.images.categories), 'category', 'categories')
-        divided = ''
-        if options.val_fraction is not None:
-            divided = f' (held out of the same, --val_fraction={options.val_fraction:g})'
         crops = '' if options.crop_scale == (1.0, 1.0) else f', crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g}'
-        clipping = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
         return described([
             ('model', f'{kind} on {options.model}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of '
                       'them trained'),
@@ -140,7 +136,7 @@ class DetectorTraining(FineTuning):
                         f'{counted(options.fpn_channels, "channel")}'),
             ('unused', unused or 'nothing'),
             ('recipe', run.recipe),
-            ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation{divided}; {categories}'),
+            ('images', f'{run.images:,} for training, {len(self.val_images):,} for validation{self.divided()}; {categories}'),
             ('left out', f'{self.images.notes or "nothing"}; of validation, '
                          f'{self.val_images.notes or "nothing"}'),
             ('size', f'short side {options.short_sides[0]} to {options.short_sides[1]} px, '
@@ -148,7 +144,7 @@ class DetectorTraining(FineTuning):
              f'long side {options.long_side} at most{crops}'),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
-            ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
+            ('optimiser', f'{options.opt}, weight decay {options.weight_decay:g}, gradient {self.clipping()}'),
             ('rates', f'learning rate up to {options.peak_lr:.3g}; {counted(run.warmup_of(self.start), "step")} of '
                       'warm-up'),
             ('BatchNorm', self.batchnorm()),

@@ -115,13 +115,11 @@ class ClassifierTraining(FineTuning):
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         ways = (('mixup', options.mixup), ('CutMix', options.cutmix))
         mixing = ' or '.join(f'{name} {alpha:g}' for name, alpha in ways if alpha) or 'nothing mixed'
-        clipping = 'not clipped' if options.clipping == float('inf') else f'clipped to norm {options.clipping:g}'
         opt = options.opt + ' as in the original' * options.official_lamb
         crops = f'crops of {options.crop_scale[0]:g} to {options.crop_scale[1]:g} of the area'
         crops += '' if options.crop_retries else ', drawn once'
         where = f' (of {val.root})' if isinstance(val, ImageFiles) and val.root.name != 'val' else ''
-        if options.val_fraction is not None:
-            where = f' (held out of the same, --val_fraction={options.val_fraction:g})'
+        where = self.divided() or where
         layers = '' if options.freeze else table(self.cnn, self.layer_decay)
         return described([
             ('model', f'{options.model}: {trained / 1e6:.2f} M parameters are '
@@ -134,7 +132,7 @@ class ClassifierTraining(FineTuning):
             *self.missing_classes(),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', f'{run.batch(self.accum)}{f", each image {options.repeats} times" * (options.repeats > 1)}'),
-            ('optimiser', f'{opt}, weight decay {options.weight_decay:g}, gradient {clipping}'),
+            ('optimiser', f'{opt}, weight decay {options.weight_decay:g}, gradient {self.clipping()}'),
             ('rates', f'learning rate up to {options.peak_lr:.3g}, {self.fall_in_words()}; '
                       f'{counted(run.warmup_of(self.start), "step")} of warm-up'),
             ('loss', f'{options.loss_name}, label smoothing {options.smoothing:g}, {mixing}'),

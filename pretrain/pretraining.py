@@ -295,7 +295,6 @@ class Pretraining(Trainer):
             warmup += f' (not given: {most:g}, or {part} of fewer than {times * most:g})'
         if run.ended_at:
             warmup = counted(run.warmup_of(self.start), 'step')
-        clipped = 'not clipped' if options.clip_grad == float('inf') else f'clipped to norm {options.clip_grad:g}'
         decay = ' to '.join(dict.fromkeys([f'{options.weight_decay}', f'{options.last_weight_decay}']))
         departures = self.method.departures(options, precision_of(options, self.ranks))
         whole = whole_of(self.images)
@@ -307,7 +306,7 @@ class Pretraining(Trainer):
             ('', not_looked_at(self.images, self.val_images, 'held-out')),
             ('steps', f'{run.per_epoch:,} an epoch, {run.steps:,} in {counted(options.epochs, "epoch")}'),
             ('batch', run.batch(self.accum)),
-            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient {clipped}'),
+            ('optimiser', f'{options.opt}, beta2 {self.method.betas(self.network, options)[1]}, gradient {self.clipping()}'),
             ('rates', f'learning rate up to {options.peak_lr:.3g}; weight decay {decay}'),
             ('warm-up', warmup),
             ('precision', run.precision),

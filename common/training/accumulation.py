@@ -9,6 +9,8 @@ from common.recompute import frozen_statistics
 from common.training.memory import free_memory, kept_for_backward
 from common.words import counted
 
+BACKWARD = 1.25  # memory of a step, as a multiple of what its forward pass keeps
+
 
 def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1, keeps_inputs=False,
                      reason_against_parts=lambda parts: None, remedy=None):
@@ -88,7 +90,7 @@ def needed_on_host(network, example_batch, images, autocast):
     kept = kept_for_backward(loss, [*network.parameters(), *network.buffers(), *tensors])
     weights = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     inputs = sum(tensor.nbytes for tensor in tensors)
-    return (1.25 * kept + 3 * inputs) * images / few + 6 * weights
+    return (BACKWARD * kept + 3 * inputs) * images / few + 6 * weights
 
 
 def ranks_here():

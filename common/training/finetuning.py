@@ -116,6 +116,11 @@ class FineTuning(Trainer):
         of_what = '' if average is None else ' (EMA)'
         return self.log.line.counting(f'validation images{of_what}', len(self.val_images))
 
+    def divided(self):
+        """Where the validation images come from, in words, if they are held out of the training images; else ''."""
+        fraction = self.options.val_fraction
+        return '' if fraction is None else f' (held out of the same, --val_fraction={fraction:g})'
+
     def headline(self):
         """The first line of what a finished run says."""
         raise NotImplementedError

@@ -516,6 +516,11 @@ class Trainer:
         """The largest norm of the whole gradient."""
         return self.options.clip_grad
 
+    def clipping(self):
+        """What the gradient is clipped to, in words."""
+        norm = self.clip_grad()
+        return 'not clipped' if norm == float('inf') else f'clipped to norm {norm:g}'
+
     def note_result(self, step, loss, norm, finite, stop, save):
         """Note what a step came to, as `train_step` returns it; whether to interrupt the steps."""
         self.progress.add(step, loss, norm, finite)
