@@ -1,2 +1,2 @@
 """Your own networks. Import each file here: what it registers with timm becomes a --model name."""
-from pretrain.models import custom  # noqa: F401
+from pretrain.models import custom, small_resnet  # noqa: F401
