@@ -152,7 +152,7 @@ def keep_results(args, plan, records, images, device):
                             'stages': records.all()}
     RESULTS.write_text(json.dumps(content, indent=1) + '\n')
     write(RESULTS, PAGE)
-    print(f'{RESULTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} are written')
+    print(f'The results are in {RESULTS}, and {PAGE} is made of them.')
 
 
 def main(argv=None):

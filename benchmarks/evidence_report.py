@@ -181,17 +181,58 @@ def page(content):
     return '\n'.join(lines).rstrip()
 
 
-def between_marks(text, tables):
-    """A page with the tables between its marks."""
-    return re.sub(r'(<!-- results -->\n).*(<!-- end -->)', lambda match: f'{match[1]}{tables}\n{match[2]}', text, flags=re.S)
+def answers(content):
+    """The questions with their shortest answers, as a list in Markdown; those of the largest scale that has an answer."""
+    lines = []
+    for letter, question in QUESTIONS.items():
+        found = [(name, results, answer(results, letter)) for name, results in of_scales(content)]
+        found = [each for each in found if each[2]]
+        text = f'on a {NAMES[found[-1][0]]}, {found[-1][2]}' if found else 'not measured with three seeds yet'
+        lines.append(f'* ({letter}) {question.text} **{text[0].upper()}{text[1:]}.**')
+    return '\n'.join(lines)
+
+
+def answer(results, letter):
+    """What the pairs of a question show, in words; empty if nothing may be quoted yet."""
+    found = []
+    for better, worse in QUESTIONS[letter].pairs:
+        for measure in ('final_10', 'final_100', 'final_1', 'linear', 'knn'):
+            difference = results.difference(better, worse, measure)
+            if difference:
+                mean, error = difference
+                found.append(f'{STARTS[better].words} over {STARTS[worse].words}, {MEASURES[measure]}: '
+                             f'{mean:+.1f} +- {error:.1f} points, {verdict(difference)}')
+                break
+    return '; '.join(found)
+
+
+def of_scales(content):
+    """(name, Results) of the scales that there are, the smallest first."""
+    return [(name, Results(name, content[name])) for name in SCALES if name in content]
+
+
+def between(text, mark, end, words):
+    """A text with other words between two marks, which are comments in Markdown. Raises ValueError without them."""
+    first, last = f'<!-- {mark} -->\n', f'<!-- {end} -->'
+    if first not in text or last not in text:
+        raise ValueError(f'the page has no place for its {mark}: lines {first.strip()} and {last}')
+    return re.sub(f'({first}).*({last})', lambda match: f'{match[1]}{words}\n{match[2]}', text, flags=re.S)
+
+
+def made(content, text, picture='transfer.svg'):
+    """The text of a page with what the results say. picture: the name of the file that `figure` draws."""
+    tables = page(content)
+    if any(points(results) for _, results in of_scales(content)):
+        tables += f'\n\n![The accuracies of each seed, and their means]({picture})'
+    text = between(text, 'answers', 'end of answers', answers(content))
+    return between(text, 'results', 'end', tables)
 
 
 def figure(content, path):
-    """The accuracies of questions (a) and (b) as SVG: a point a seed, a line at the mean. Returns whether there was any."""
-    shown = [(name, Results(name, each)) for name, each in content.items()]
-    shown = [(name, results) for name, results in shown if any(points(results).values())]
+    """Draw the accuracies of questions (a) and (b) as SVG, if there are any: a point a seed, a line at the mean."""
+    shown = [(name, results) for name, results in of_scales(content) if points(results)]
     if not shown:
-        return False
+        return
     import matplotlib
     matplotlib.use('svg')
     from matplotlib import pyplot
@@ -203,7 +244,6 @@ def figure(content, path):
         drawn.tight_layout()
         drawn.savefig(path, metadata={'Date': None})
         pyplot.close(drawn)
-    return True
 
 
 def points(results):
@@ -235,7 +275,6 @@ def write(results_file, page_file):
     """Make the page and its figure from the file of results."""
     content = json.loads(Path(results_file).read_text())
     page_file = Path(page_file)
-    tables = page(content)
-    if figure(content, page_file.with_suffix('.svg')):
-        tables += f'\n\n![accuracies of each seed, and their means]({page_file.stem}.svg)'
-    page_file.write_text(between_marks(page_file.read_text(), tables))
+    picture = page_file.with_suffix('.svg')
+    figure(content, picture)
+    page_file.write_text(made(content, page_file.read_text(), picture.name))

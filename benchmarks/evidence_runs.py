@@ -46,11 +46,11 @@ class Records:
 
     def add_piece(self, name, seconds, cpu_seconds):
         with open(self.folder / 'pieces' / f'{name}.jsonl', 'a') as file:
-            file.write(json.dumps({'seconds': round(seconds, 1), 'cpu_seconds': round(cpu_seconds, 1)}) + '\n')
+            file.write(json.dumps({'seconds': round(seconds, 2), 'cpu_seconds': round(cpu_seconds, 2)}) + '\n')
 
     def keep(self, stage, words):
         """Write the record of a stage that has run to its end."""
-        cost = {key: round(sum(piece[key] for piece in self.pieces(stage.name)), 1) for key in ('seconds', 'cpu_seconds')}
+        cost = {key: round(sum(piece[key] for piece in self.pieces(stage.name)), 2) for key in ('seconds', 'cpu_seconds')}
         record = {'command': ['python', '-m', *words], **cost, 'figures': self.figures(stage)}
         part = self.path(stage.name).with_suffix('.part')
         part.write_text(json.dumps(record, indent=1) + '\n')
