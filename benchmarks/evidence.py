@@ -1,15 +1,17 @@
-"""Does pretraining help on photographs? Trains, fine-tunes and compares, and makes docs/transfer.md from what came out.
+"""Does pretraining help on photographs? Trains, fine-tunes and compares.
 
     make evidence DATA=DIR
     python -m benchmarks.evidence --data_path=DIR [FOLDER] [--plan] [--only=a,b] [--device=cuda] [--seeds=3]
                                   [--jobs=2] [--minutes=60] [--stage_minutes=7]
-    python -m benchmarks.evidence --page
+    python -m benchmarks.evidence [FOLDER] --publish
 
-DIR holds train/ and val/ with a folder for each class, or tars of such. The questions, what was expected, and the stages are in
-benchmarks/evidence_stages.py. Each stage is an ordinary command; it goes on where it was stopped, and is not done again
-when it is done. FOLDER keeps all runs, and one file of records for each stage.
+DIR holds train/ and val/ with a folder for each class, or tars of such. The questions, what was expected of each, and the
+stages are in benchmarks/evidence_stages.py. Each stage is an ordinary command; it goes on where it was stopped, and is not
+done again when it is done.
 
---plan says what there is to do, and how long it takes on this machine. --page makes the page again, from docs/transfer.json.
+FOLDER keeps all runs, a record of each stage, and the results: results.json, and results.md with the tables and a figure.
+--plan says what there is to do, and how long it takes on this machine. --publish puts the results into docs/transfer.json, and
+makes docs/transfer.md of that file.
 """
 import argparse
 import json
@@ -21,12 +23,12 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.evidence_report import write
+from benchmarks.evidence_report import answers, write
 from benchmarks.evidence_runs import ROOT, Records, Runner
 from benchmarks.evidence_stages import QUESTIONS, SCALES, Plan
 
 PAGE = ROOT / 'docs' / 'transfer.md'
-RESULTS = PAGE.with_suffix('.json')
+PUBLISHED = PAGE.with_suffix('.json')
 TRIAL = 600  # images of the runs that measure the speed
 # What a program takes beside its images: loading PyTorch, the network, the lists of files.
 START_SECONDS = 15
@@ -44,7 +46,7 @@ def arguments(argv=None):
     parser.add_argument('--minutes', type=float, help='stop after so many, and save; the same command goes on')
     parser.add_argument('--stage_minutes', type=float, help='the most minutes at a stretch for one stage')
     parser.add_argument('--plan', action='store_true', help='say what there is to do and how long it takes, and stop')
-    parser.add_argument('--page', action='store_true', help='make docs/transfer.md again from docs/transfer.json, and stop')
+    parser.add_argument('--publish', action='store_true', help='put the results into docs/transfer.md, and stop')
     args = parser.parse_args(argv)
     args.only = tuple(args.only.split(','))
     unknown = [letter for letter in args.only if letter not in QUESTIONS]
@@ -52,7 +54,7 @@ def arguments(argv=None):
         parser.error(f'--only has the letters {", ".join(QUESTIONS)}, not {", ".join(unknown)}')
     if args.seeds < 1:
         parser.error(f'--seeds must be 1 or more, not {args.seeds}')
-    if not args.page and args.data_path is None:
+    if not args.publish and args.data_path is None:
         parser.error('say where the images are: --data_path=DIR, or make evidence DATA=DIR')
     return args
 
@@ -143,25 +145,42 @@ def seconds(stage, rates, images):
     return START_SECONDS + (images['train'] + images['val']) / 3 / rates['finetune']  # A forward pass is a third of a step.
 
 
-def keep_results(args, plan, records, images, device):
-    """Put the records into docs/transfer.json, and make the page."""
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    before = content.get(args.device, {})
-    machines = list(dict.fromkeys([*before.get('machines', ()), machine(device)]))
-    content[args.device] = {'seeds': args.seeds, 'images': images['train'], 'validation': images['val'], 'machines': machines,
-                            'stages': records.all()}
-    RESULTS.write_text(json.dumps(content, indent=1) + '\n')
-    write(RESULTS, PAGE)
-    print(f'The results are in {RESULTS}, and {PAGE} is made of them.')
+def keep_results(args, records, images):
+    """Write what is known: results.json, and results.md made of it."""
+    file = records.folder / 'results.json'
+    before = json.loads(file.read_text())[args.device] if file.exists() else {}
+    machines = list(dict.fromkeys([*before.get('machines', ()), machine(args.device)]))
+    content = {args.device: {'seeds': args.seeds, 'images': images['train'], 'validation': images['val'], 'machines': machines,
+                             'stages': records.all()}}
+    write_json(file, content)
+    page = file.with_suffix('.md')
+    page.write_text('\n'.join(f'<!-- {mark} -->' for mark in ('answers', 'end of answers', 'results', 'end')))
+    write(content, page)
+    print(f'{answers(content)}\nThe tables are in {page}.')
+
+
+def publish(folder):
+    """Put the results of a folder into docs/transfer.json, beside those of another scale, and make the page of that file."""
+    file = folder / 'results.json'
+    if not file.exists():
+        sys.exit(f'error: there is no {file}: give the folder of a run of this program')
+    content = json.loads(PUBLISHED.read_text()) if PUBLISHED.exists() else {}
+    content |= json.loads(file.read_text())
+    write_json(PUBLISHED, content)
+    write(content, PAGE)
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def main(argv=None):
     args = arguments(argv)
-    if args.page:
-        write(RESULTS, PAGE)
+    folder = Path(args.folder).resolve()
+    if args.publish:
+        publish(folder)
         return
     check_device(args.device)
-    folder = Path(args.folder).resolve()
     link_images(args.data_path, folder)
     images = count_images(folder)
     records = Records(folder)
@@ -178,7 +197,7 @@ def main(argv=None):
     try:
         left = Runner(records, jobs, clock, until, longest).run(stages)
     finally:
-        keep_results(args, plan, records, images, args.device)
+        keep_results(args, records, images)
     if left:
         print(f'{len(left)} of {len(stages)} stages are left: the same command goes on')
 

@@ -2,10 +2,8 @@
 
 A number is quoted if all seeds are there, and at least LEAST of them. What is not complete is called so.
 """
-import json
 import re
 import statistics
-from pathlib import Path
 
 from benchmarks.evidence_stages import ESTIMATED, HELD_OUT, QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan
 
@@ -271,10 +269,8 @@ def draw(axis, accuracies):
     axis.legend(fontsize=7)
 
 
-def write(results_file, page_file):
-    """Make the page and its figure from the file of results."""
-    content = json.loads(Path(results_file).read_text())
-    page_file = Path(page_file)
-    picture = page_file.with_suffix('.svg')
+def write(content, page):
+    """Put the results into a page with places for them, and draw its figure beside it."""
+    picture = page.with_suffix('.svg')
     figure(content, picture)
-    page_file.write_text(made(content, page_file.read_text(), picture.name))
+    page.write_text(made(content, page.read_text(), picture.name))

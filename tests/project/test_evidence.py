@@ -175,7 +175,7 @@ def test_a_number_of_fewer_than_three_seeds_is_not_quoted():
 
 
 def test_the_page_is_what_its_results_make():
-    """docs/transfer.md and docs/transfer.json are of one making: python -m benchmarks.evidence --page."""
+    """docs/transfer.md and docs/transfer.json are of one making: python -m benchmarks.evidence FOLDER --publish."""
     content = json.loads((ROOT / 'docs' / 'transfer.json').read_text())
     text = (ROOT / 'docs' / 'transfer.md').read_text()
     assert made(content, text) == text
@@ -205,20 +205,37 @@ def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
         ('1e-2', '3e-2'))
     monkeypatch.setitem(evidence.SCALES, 'cpu', tiny)
     write_world(tmp_path / 'world', 240, 48, 32, 0)
-    (tmp_path / 'page.md').write_text((ROOT / 'docs' / 'transfer.md').read_text())
-    monkeypatch.setattr(evidence, 'PAGE', tmp_path / 'page.md')
-    monkeypatch.setattr(evidence, 'RESULTS', tmp_path / 'page.json')
     words = [str(tmp_path / 'out'), f'--data_path={tmp_path}/world', '--only=a,b', '--seeds=1', '--jobs=2']
     evidence.main([*words, '--plan'])
     said = capsys.readouterr().out
     assert re.search(r'measured here, one program: \d+ images/s in pretraining', said) and 'in all' in said
     evidence.main(words)
-    assert '52 of 52' in capsys.readouterr().out
-    content = json.loads((tmp_path / 'page.json').read_text())['cpu']
+    assert 'of 52' in capsys.readouterr().out
+    content = json.loads((tmp_path / 'out' / 'results.json').read_text())['cpu']
     assert len(content['stages']) == 52 and content['stages']['sparse_0']['figures']['epoch'] == 1
-    assert all('/' not in word or 'output_' in word or 'photos/' in word
-               for record in content['stages'].values() for word in record['command'])
-    text = (tmp_path / 'page.md').read_text()
+    assert str(tmp_path) not in json.dumps(content)
+    text = (tmp_path / 'out' / 'results.md').read_text()
     assert text.count('*State*: complete.') == 2 and '1 of 1 seeds' in text
     evidence.main(words)
     assert 'of 52' not in capsys.readouterr().out
+
+
+def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypatch):
+    page = tmp_path / 'transfer.md'
+    page.write_text('before\n<!-- answers -->\n<!-- end of answers -->\n<!-- results -->\nold\n<!-- end -->\nafter\n')
+    monkeypatch.setattr(evidence, 'PAGE', page)
+    monkeypatch.setattr(evidence, 'PUBLISHED', tmp_path / 'transfer.json')
+    values = {(start, 'final_10'): (60.0 + place, 61.0 + 2 * place, 62.0) for place, start in enumerate(('scratch', 'sparse'))}
+    found = results(values)
+    for name in ('cuda', 'cpu'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'results.json').write_text(json.dumps({name: found['cpu']}))
+        evidence.main([str(tmp_path / name), '--publish'])
+    text = page.read_text()
+    assert text.startswith('before') and text.endswith('after\n') and 'old' not in text
+    assert list(json.loads((tmp_path / 'transfer.json').read_text())) == ['cuda', 'cpu']
+    assert '## On a CPU' in text and '## On a GPU' in text and 'Not run.' not in text
+    assert '* (a)' in text and 'On a GPU, SparK over random weights, 10 % of labels: +1.0 +- 0.6 points, not shown.' in text
+    assert page.with_suffix('.svg').exists() and '](transfer.svg)' in text
+    with pytest.raises(SystemExit, match='there is no .*results.json: give the folder of a run'):
+        evidence.main([str(tmp_path / 'none'), '--publish'])
