@@ -9,7 +9,7 @@ import torch
 from common.config import normalisation_of
 from common.images.augmented import Augmented, CentreCrop
 from common.images.files import ImageFiles
-from common.images.finding import validation_folder
+from common.images.splits import validation_folder
 from common.seeds import seed_for
 
 

@@ -84,7 +84,7 @@ def link_images(data_path, folder):
 
 def count_images(folder):
     """{'train': number of images, 'val': number of images}."""
-    from downstream_imagenet.data import find_labelled
+    from downstream_imagenet.class_folders import find_labelled
     images, val = find_labelled(folder / 'photos')
     return {'train': len(images), 'val': len(val)}
 

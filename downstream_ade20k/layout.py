@@ -10,7 +10,8 @@ The mask of an image is a PNG of the same name, but for the ending, and in the s
 import os
 from pathlib import Path
 
-from common.images.finding import VALIDATION, find_files, image_endings, what_is_in
+from common.images.finding import find_files, image_endings, what_is_in
+from common.images.splits import VALIDATION
 
 NAMES = {'train': ('train', 'training'), 'val': VALIDATION}
 ADE20K_PREFIX = 'ADE_'  # with which the names of ADE20K's files begin

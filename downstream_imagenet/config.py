@@ -7,7 +7,7 @@ from common.cli import numbers, option, parse
 from common.config import EpochOptions, recipe_option, require, size
 from common.networks.users import USERS_NETWORKS, register
 from common.paths import require_file, require_weights
-from downstream_imagenet.layout import training_folder
+from downstream_imagenet.layout import training_source, validation_source
 from downstream_imagenet.published import MAES, NAMED, NAMES, PROBES, is_large, named_recipe, recipe_of
 
 # What is chosen when the number of images is known (downstream_imagenet/recipe.py).
@@ -36,10 +36,11 @@ class Options(EpochOptions):
     eval: str = option(None, 'measure the accuracy of this file on the validation images, and stop', 'run',
                        parse=str, harmless=True)
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class; with "
-                            '--val_fraction one folder with a folder a class is enough', 'data', parse=str, harmless=True)
-    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
-                           'data', parse=str, harmless=True)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class, or with "
+                            'tars that have a folder a class inside; with --val_fraction one such folder is '
+                            'enough', 'data', parse=str, harmless=True)
+    val_path: str = option(None, 'folder or tar of validation images; val/, valid/ or validation/ in data_path '
+                           'if not given', 'data', parse=str, harmless=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop_scale: tuple = option((0.08, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
@@ -153,7 +154,9 @@ class Options(EpochOptions):
             require_file(self.eval)
             return
         if self.dataset is None:
-            training_folder(self.data_path, self.val_path, self.val_fraction is not None)
+            training_source(self.data_path, self.val_path, self.val_fraction is not None)
+            if self.val_fraction is None:
+                validation_source(self.data_path, self.val_path)
         if self.begins:
             require_weights(self.finetune_from)
 

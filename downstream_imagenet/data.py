@@ -1,10 +1,7 @@
-"""Images with classes: finding them, augmenting them, and mixing them."""
-import os
+"""Images with classes: which classes they are, and how images are augmented and mixed."""
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
@@ -14,131 +11,21 @@ from torchvision.transforms import Compose, Resize, TrivialAugmentWide
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from common.images.augmented import BICUBIC, CentreCrop, RandomCrop, seeded
-from common.images.datasets import Share, check_dataset, timm_dataset
-from common.images.files import ImageFiles
-from common.images.finding import VALIDATION, folders_of, validation_folder, what_is_in, why_without_images
+from common.images.datasets import Share, check_dataset
 from common.images.loading import each_once
-from common.images.reading import AS_IT_IS
 from common.images.timeout import at_most
 from common.seeds import seed_for
 from common.start import said_if_long
 from common.training.device import to_device
-from common.words import first_of, printable
-from downstream_imagenet.layout import training_folder
 from downstream_imagenet.published import is_large
 
-# The most images beside the folders of the classes, such as an overview of them, that are left out.
-LOOSE = 10
-NO_LAYOUT = "is not in ImageNet's layout, one folder for each class with its images"
 NO_TENSORS = ('automatic augmentation is for 8-bit images that Pillow reads, not for tensors (16-bit or '
               'float files, data sets of your own): give --augment=none')
-
-
-def first_part(path):
-    """The first folder of a path in bytes, or the file if it is in none."""
-    return os.fsdecode(path).split(os.sep, 1)[0]
-
-
-class LabelledFolder(ImageFiles):
-    """Images in ImageNet's layout, with a folder for each class. Items are (image, class).
-
-    source: the folder that holds the folders. in_chans: 1 or 3. reading: a Reading.
-    classes: their names, in the order of their numbers; if not given, those of the folders, sorted.
-
-    labels: the class of each image, (N,).
-
-    Up to LOOSE images that are in none of these folders are left out and counted. Raises ValueError for more
-    of them, for a class that is not among `classes`, and for one without an image that is read.
-    """
-    rows = ('paths', 'labels')
-
-    def __init__(self, source, in_chans=3, classes=None, reading=AS_IT_IS):
-        super().__init__(source, in_chans, reading=reading)
-        if not Path(source).is_dir():
-            raise ValueError(f'{source} {NO_LAYOUT}')
-        folders = folders_of(source)
-        self.leave_loose_ones(source, set(folders))
-        names = [first_part(path) for path in self.paths]
-        empty = sorted(set(folders) - set(names))
-        if empty:
-            which = f'the classes {first_of(empty)} of {source} have'
-            if len(empty) == 1:
-                which = f'the class {printable(empty[0])} of {source} has'
-            raise ValueError(f'{which} no image that is read: {printable(empty[0])} '
-                             f'{why_without_images(Path(source, empty[0]))}')
-        self.classes = sorted(set(names)) if classes is None else list(classes)
-        unknown = sorted(set(names) - set(self.classes))
-        if unknown:
-            raise ValueError(f'{source} has classes that the training images do not have: '
-                             f'{", ".join(unknown[:5])}')
-        number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = np.array([number[name] for name in names])
-
-    def leave_loose_ones(self, source, folders):
-        """Leave out images that are in none of the folders of classes.
-
-        Raises ValueError for more than LOOSE of them, and if there are no folders.
-        """
-        in_class = np.array([first_part(path) in folders for path in self.paths])
-        loose = [first_part(path) for path in self.paths[~in_class]]
-        if len(loose) > LOOSE or not folders:
-            number = f'{len(loose):,} image{"s" * (len(loose) > 1)}'
-            advice = 'and no folders: sort them into such'
-            if folders:
-                advice = (f'beside the folders {first_of(sorted(folders), 3)}: move each into the folder of '
-                          'its class, or away')
-            raise ValueError(f'{source} {NO_LAYOUT}: it holds {number} ({first_of(loose, 3)}) {advice}')
-        if loose:
-            what = f'image{"s" * (len(loose) > 1)} beside the folders of the classes ({first_of(loose, 3)})'
-            self.left_out[what] = len(loose)
-            self.paths = self.paths[in_class]
-
-    def __getitem__(self, index):
-        return super().__getitem__(index), int(self.labels[index])
-
-
-def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS, divided=False):
-    """The data sets of training and of validation images, whose items are (image, class). Raises ValueError.
-
-    data_path: a folder in ImageNet's layout. val_path: the folder of the validation images, if it is another.
-    dataset: timm's name of a data set, which is read instead, with data_path as its root.
-    divided: whether the training images will be divided into both. The validation images are None then.
-    """
-    if dataset is not None:
-        images = timm_dataset(dataset, data_path, 'train', in_chans)
-        if divided:
-            return images, None
-        val = timm_dataset(dataset, data_path, 'validation', in_chans)
-        if class_to_index(images) != class_to_index(val):
-            raise ValueError(f'{dataset} numbers the classes of its validation images in another way than '
-                             'those of its training images, since not all have both: for folders leave '
-                             '--dataset out')
-        return images, val
-    train = training_folder(data_path, val_path, divided)
-    val = None if divided else find_validation(data_path, val_path)
-    images = LabelledFolder(train, in_chans, reading=reading)
-    return images, None if divided else LabelledFolder(val, in_chans, images.classes, reading)
 
 
 def class_to_index(images):
     """{name of a class: its number} of a data set of timm; None if it does not say."""
     return getattr(getattr(images, 'reader', None), 'class_to_idx', None)
-
-
-def find_validation(data_path, val_path=None):
-    """The folder of the validation images: val_path, or else val/, valid/ or validation/ in data_path.
-
-    Raises ValueError if there is no such folder.
-    """
-    found = validation_folder(data_path) if val_path is None else Path(val_path)
-    if found is None:
-        names = ' or '.join(f'{name}/' for name in VALIDATION[1:])
-        raise ValueError(f'there is no folder {Path(data_path, "val")} with the validation images, nor '
-                         f'{names}: {what_is_in(data_path)}. Say which has them, --val_path=DIR, or hold out a '
-                         'part of the training images, --val_fraction=0.1')
-    if not found.is_dir():
-        raise ValueError(f'there is no folder {found} with the validation images: give another --val_path')
-    return found
 
 
 def class_names(images, num_classes=None):
@@ -161,7 +48,9 @@ def class_names(images, num_classes=None):
         known = list(names or ())
         names = [*known, *range(len(known), num_classes)]
     if len(names) < 2:
-        raise ValueError(f'there is only one class, {names[0]}: nothing to tell apart')
+        place = getattr(images, 'place_of_classes', None)
+        where = f'. Of {images.root} classes are the folders {place}' if place else ''
+        raise ValueError(f'there is only one class, {names[0]}: nothing to tell apart{where}')
     return [str(name) for name in names]
 
 

@@ -16,14 +16,9 @@ from common.live_line import LiveLine
 from common.reliability.checkpoint import read_plain
 from common.training.run import autocast, loading_processes
 from common.words import counted
+from downstream_imagenet.class_folders import find_labelled
 from downstream_imagenet.classifier import build_classifier, load_trained
-from downstream_imagenet.data import (
-    check_labelled,
-    class_names,
-    evaluation_transform,
-    find_labelled,
-    labelled_once,
-)
+from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, labelled_once
 from downstream_imagenet.labelled import measured_folder, with_part
 
 AT_A_TIME = 256  # images of an evaluation on a rank, at most

@@ -31,10 +31,11 @@ class Options(ImageOptions):
     random: bool = option(False, 'no weights: the untrained network, as a baseline', 'weights')
     timm: bool = option(False, "timm's own (supervised) weights, as a baseline", 'weights')
 
-    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class; with "
-                            '--val_fraction one folder with a folder a class is enough', 'data', parse=str)
-    val_path: str = option(None, 'validation images; val/, valid/ or validation/ in data_path if not given',
-                           'data', parse=str)
+    data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class, or with "
+                            'tars that have a folder a class inside; with --val_fraction one such folder is '
+                            'enough', 'data', parse=str)
+    val_path: str = option(None, 'folder or tar of validation images; val/, valid/ or validation/ in data_path '
+                           'if not given', 'data', parse=str)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data',

@@ -6,17 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from common.images.held_out import with_held_out
+from common.images.splits import is_tar
 from common.start import said_if_long
-from downstream_imagenet.data import (
-    LabelledFolder,
-    all_labels,
-    check_labelled,
-    class_names,
-    find_labelled,
-    find_validation,
-    share_of,
-)
-from downstream_imagenet.layout import training_folder
+from downstream_imagenet.class_folders import find_labelled, labelled_files
+from downstream_imagenet.data import all_labels, check_labelled, class_names, share_of
+from downstream_imagenet.layout import training_source, validation_source
 
 
 def labelled_images(options, dataset=None, val_dataset=None):
@@ -48,23 +42,24 @@ def with_part(images, val, options):
 
 
 def measured_folder(options, classes):
-    """The validation images of the folders that the options name. classes: the names, in the order of the network's
-    outputs. Raises ValueError.
+    """The validation images of the folders or tars that the options name. Raises ValueError.
+
+    classes: the names, in the order of the network's outputs.
     """
     if options.val_fraction is None:
-        return LabelledFolder(find_validation(options.data_path, options.val_path), options.in_chans, classes, options.reading)
-    folder = training_folder(options.data_path, options.val_path, True)
-    images = LabelledFolder(folder, options.in_chans, classes, options.reading)
+        source = validation_source(options.data_path, options.val_path)
+        return labelled_files(source, options.in_chans, classes, options.reading)
+    source = training_source(options.data_path, options.val_path, True)
+    images = labelled_files(source, options.in_chans, classes, options.reading)
     return with_part(images, None, options)[1]
 
 
 def held_out_of_run(options, folder):
-    """The paths of the images in a folder that a run held out, by its options. Raises ValueError."""
+    """The images of a folder or a tar that a run held out, by its options, as image files. Raises ValueError."""
     if options.val_fraction is None:
         raise ValueError('this network was not trained with --val_fraction, so that no images were held out by it: leave '
                          '--held_out away, and name the images')
-    if not Path(folder).is_dir():
+    if folder is None or not Path(folder).is_dir() and not is_tar(folder):
         raise ValueError(f'--held_out is for the folder that the run was trained on, its --data_path, and {folder} is none')
-    images = LabelledFolder(training_folder(folder, None, True), options.in_chans, reading=options.reading)
-    val = with_part(images, None, options)[1]
-    return [val.name(index) for index in range(len(val))]
+    images = labelled_files(training_source(folder, None, True), options.in_chans, reading=options.reading)
+    return with_part(images, None, options)[1]

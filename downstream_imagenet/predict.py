@@ -31,6 +31,7 @@ from common.images.files import ImageFiles, SeveralFiles
 from common.images.finding import image_endings
 from common.images.loading import each_once, naming_the_file
 from common.images.reading import AS_IT_IS
+from common.images.shards import TarShards, is_sharded
 from common.images.survey import warn_of
 from common.images.timeout import at_most
 from common.live_line import LiveLine
@@ -55,27 +56,42 @@ class Prediction:
 
 
 class Unlabelled(SeveralFiles):
-    """The images of files, folders and lists, as they are stored (not turned by EXIF): (image, number).
+    """The images of files, folders, tars and lists, as they are stored (not turned by EXIF): (image, number).
 
-    A list is a text file with one path a line, from list_root on, or from the list's own folder if that is
-    None. A file is taken as a list if its name does not end as an image's and it holds text. Raises
-    ValueError.
+    sources: paths, or ImageFiles. A list is a text file with one path a line, from list_root on, or from the
+    list's own folder if that is None. A file is taken as a list if its name does not end as an image's and it
+    holds text. Tars in a folder are read if there are no images in it. Raises ValueError.
     """
 
     def __init__(self, sources, in_chans=3, list_root=None, reading=AS_IT_IS):
         super().__init__([], in_chans, reading)
-        parts = [ImageFiles(source, in_chans, list_root, reading) if is_text(Path(source)) else
-                 SeveralFiles([source], in_chans, reading) for source in sources]
-        self.left_out = sum((part.left_out for part in parts), Counter())
-        self.paths = np.array([os.fsencode(part.name(i)) for part in parts for i in range(len(part))])
+        self.parts = [images_of(source, in_chans, list_root, reading) for source in sources]
+        self.left_out = sum((part.left_out for part in self.parts), Counter())
+        self.starts = np.cumsum([0, *map(len, self.parts)])  # the number of each part's first image
+        self.paths = np.array([os.fsencode(part.name(i)) for part in self.parts for i in range(len(part))])
         if not len(self.paths):
-            raise ValueError('there are no images: give files, folders or lists of them')
+            raise ValueError('there are no images: give files, folders, tars or lists of them')
+
+    def opened(self, index):
+        place = int(np.searchsorted(self.starts, index, 'right')) - 1
+        return self.parts[place].opened(index - int(self.starts[place]))
 
     def is_to_turn(self, image, index):
         return False
 
     def __getitem__(self, index):
         return super().__getitem__(index), index
+
+
+def images_of(source, in_chans, list_root, reading):
+    """The ImageFiles of one of the sources of Unlabelled. Raises ValueError."""
+    if isinstance(source, ImageFiles):
+        return source
+    if is_text(Path(source)):
+        return ImageFiles(source, in_chans, list_root, reading)
+    if is_sharded(source):
+        return TarShards(source, in_chans, reading)
+    return SeveralFiles([source], in_chans, reading)
 
 
 def is_text(path):
@@ -102,7 +118,7 @@ def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=
 
     Args:
         tuned: the network, of `read_tuned`.
-        sources: files, folders and lists of images.
+        sources: files, folders, tars and lists of images, or ImageFiles.
         top: how many classes there are in a Prediction.
         out: a CSV file to write, or None.
         sheet: a PNG file to write, with the first MAX_ON_SHEET images, or None.
@@ -247,7 +263,7 @@ def parser():
                                      allow_abbrev=False)
     add = parser.add_argument
     add('run', metavar='RUN', help='run folder of downstream_imagenet, a file of it, or a file of weights')
-    add('images', metavar='IMAGES', nargs='*', help='images, folders of them, or text files of paths')
+    add('images', metavar='IMAGES', nargs='*', help='images, folders or tars of them, or text files of paths')
     add('--top', type=int, default=5, help='classes shown for an image (default: 5)')
     add('--out', metavar='FILE.csv', help='a table of path, and class and probability of each rank; none if '
                                           'not given')
@@ -286,7 +302,7 @@ def main(argv=None):
     if args.held_out and len(args.images) > 1:
         parser().error('--held_out is for one folder, the --data_path of the run')
     if not args.held_out and not args.images:
-        parser().error('say which images: files, folders or lists of them; or --held_out')
+        parser().error('say which images: files, folders, tars or lists of them; or --held_out')
     with errors_in_one_sentence():
         register(args.register)
         tuned = read_tuned(args.run, args.ema, args.classes, model=args.model, input_size=args.input_size,
@@ -295,7 +311,7 @@ def main(argv=None):
         sheet = None if args.no_sheet else args.sheet or beside
         images = args.images
         if args.held_out:
-            images = held_out_of_run(tuned.options, images[0] if images else tuned.options.data_path)
+            images = [held_out_of_run(tuned.options, images[0] if images else tuned.options.data_path)]
         predict(tuned, images, args.top, args.out, sheet, args.batch_size, args.workers, args.list_root)
 
 

@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 from PIL import Image
 
@@ -47,8 +46,6 @@ PACKED_ENDINGS = frozenset({'.gz', '.bz2', '.xz', '.zst'})  # say less than the 
 SYSTEM_FOLDERS = frozenset({
     '@eadir', '@tmp', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '~snapshot',  # of a NAS
     '__macosx', '$recycle.bin', 'recycler', 'system volume information', 'lost+found'})
-
-VALIDATION = ('val', 'valid', 'validation')  # what the folder beside train/ may be called
 
 
 @cache
@@ -275,16 +272,3 @@ def why_without_images(folder):
     if str(folder) in left_out.unreadable:
         return f'cannot be read ({left_out.unreadable[str(folder)]})'
     return f'holds {in_words(left_out.counted())}' if left_out.counted() else 'is empty'
-
-
-def validation_folder(data_path):
-    """The path of val/, else of valid/ or validation/, in a folder; None if there is none of them.
-
-    Raises ValueError if there are both of the latter, and no val/.
-    """
-    candidates = [Path(data_path, name) for name in VALIDATION]
-    found = [path for path in candidates if path.is_dir()]
-    if len(found) > 1 and found[0].name != VALIDATION[0]:
-        raise ValueError(f'{data_path} holds {" and ".join(path.name for path in found)}: say which of them '
-                         'has the images to validate on, --val_path=DIR')
-    return found[0] if found else None

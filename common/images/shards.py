@@ -17,11 +17,10 @@ import numpy as np
 from common.images.files import ImageFiles, check_channels, open_image
 from common.images.finding import SYSTEM_FOLDERS, LeftOut, ending_of, find_files, image_endings
 from common.images.reading import AS_IT_IS
+from common.images.splits import COMPRESSED_ENDINGS, TAR_ENDINGS
 
 BLOCK = 512  # bytes; a tar is made of blocks
 COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # how gzip, bzip2, xz and zstd begin
-COMPRESSED_ENDINGS = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
-TAR_ENDINGS = ('.tar', *COMPRESSED_ENDINGS)
 # kinds of headers that describe the next one: a long name, more fields
 EXTENSIONS = {b'L', b'K', b'x', b'X', b'g'}
 NO_CONTENT = {b'1', b'2', b'3', b'4', b'5', b'6'}  # links, devices, folders, pipes
@@ -43,6 +42,8 @@ class TarShards(ImageFiles):
 
     source: the path. in_chans: 1 or 3. reading: a Reading.
 
+    folders: the names of the folders that the tars have at their top, whether or not with images in them.
+
     Raises ValueError for tars that are not whole, plain and uncompressed.
     """
     rows = ('paths', 'places')
@@ -61,7 +62,9 @@ class TarShards(ImageFiles):
             found = list(pool.map(index_of, self.shards))
         names = []
         places = []
+        self.folders = set()
         for number, index in enumerate(found):
+            self.folders |= index.folders
             names += index.names
             rows = [[number] * len(index.names), index.firsts, index.sizes]
             places.append(np.array(rows, np.int64).reshape(3, -1))
@@ -101,6 +104,21 @@ class TarShards(ImageFiles):
         if len(content) < size:
             raise OSError(f'{self.shards[shard]} gives {len(content):,} of its {size:,} bytes')
         return content
+
+    def left_out_of(self, folder=''):
+        """A LeftOut that counts the members of the tars below one of `folders`, or all of them for ''.
+
+        The headers are read once more. Raises OSError, and ValueError for a tar that is not whole any more.
+        """
+        left_out = LeftOut()
+        endings = image_endings()
+        for path in self.shards:
+            with open(path, 'rb', buffering=0) as file:
+                for name, kind, _, _ in members(path, file.fileno(), stamp_of(file)[0]):
+                    name = as_unpacked(name)
+                    if kind != FOLDER and folder in ('', folder_of(name)):
+                        is_image_member(name, endings, left_out)
+        return left_out
 
     def handle(self, shard):
         """This process's open file of a tar. It is read by position, which disturbs no process that shares
@@ -157,13 +175,14 @@ class Index:
 
     names: the paths that they have below the folder into which the tar is unpacked. firsts, sizes: the first
     byte and the number of bytes of each. stamp: as of stamp_of. left_out: a LeftOut, which counts the other
-    members.
+    members. folders: as of TarShards.
     """
     names: list = field(default_factory=list)
     firsts: array = field(default_factory=lambda: array('q'))
     sizes: array = field(default_factory=lambda: array('q'))
     stamp: tuple = None
     left_out: LeftOut = field(default_factory=LeftOut)
+    folders: set = field(default_factory=set)
 
 
 def index_of(path):
@@ -179,6 +198,9 @@ def index_of(path):
             index.stamp = stamp_of(file)
             for name, kind, first, size in members(path, file.fileno(), index.stamp[0]):
                 name = as_unpacked(name)
+                folder = name if kind == FOLDER and '/' not in name else folder_of(name)
+                if folder and folder[0] != '.' and folder.lower() not in SYSTEM_FOLDERS:
+                    index.folders.add(folder)
                 if kind != FOLDER and is_image_member(name, endings, index.left_out):
                     check_member(path, name, kind)
                     index.names.append(name)
@@ -228,6 +250,12 @@ def check_member(path, name, kind):
 def as_unpacked(name):
     """The path that a member's name has below the folder into which it is unpacked."""
     return '/'.join(part for part in name.split('/') if part not in ('', '.'))
+
+
+def folder_of(name):
+    """The first folder in the path that a member has when it is unpacked; '' if it is in none."""
+    folder, slash, _ = name.partition('/')
+    return folder if slash else ''
 
 
 def members(path, file, length):

@@ -7,14 +7,13 @@ from PIL import Image
 from torch import nn
 
 from common.images.augmented import Augmented
+from downstream_imagenet.class_folders import LabelledFolder, find_labelled
 from downstream_imagenet.classifier import Classifier
 from downstream_imagenet.data import (
-    LabelledFolder,
     Mixing,
     check_labelled,
     class_names,
     evaluation_transform,
-    find_labelled,
     share_of,
     training_transform,
 )

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from common.images.augmented import Augmented
+from downstream_imagenet.class_folders import LabelledFolder
 from downstream_imagenet.classifier import build_classifier as build
 from downstream_imagenet.config import recommended
-from downstream_imagenet.data import LabelledFolder, evaluation_transform
+from downstream_imagenet.data import evaluation_transform
 from downstream_imagenet.evaluation import counts, evaluate
 from downstream_imagenet.main import fine_tune
 from downstream_imagenet.main import main as finetune_main
@@ -32,7 +33,8 @@ import torch
 from common.images.augmented import Augmented
 from common.distributed import distributed
 from downstream_imagenet.config import recommended
-from downstream_imagenet.data import evaluation_transform, find_labelled
+from downstream_imagenet.class_folders import find_labelled
+from downstream_imagenet.data import evaluation_transform
 from downstream_imagenet.evaluation import evaluate
 from downstream_imagenet.classifier import build_classifier as build
 import pretrain.models

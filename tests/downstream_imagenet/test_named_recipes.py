@@ -17,9 +17,10 @@ from common.images.augmented import Augmented
 from common.training.finetuning import Average
 from common.training.layer_decay import parameter_groups as layer_groups
 from common.training.optim import build_optimizer, parameter_groups, set_schedule
+from downstream_imagenet.class_folders import find_labelled
 from downstream_imagenet.classifier import Classifier, LinearProbe, bce_sum, build_classifier
 from downstream_imagenet.config import recommended
-from downstream_imagenet.data import evaluation_transform, find_labelled, training_transform
+from downstream_imagenet.data import evaluation_transform, training_transform
 from downstream_imagenet.linear import mae_recipe
 from downstream_imagenet.main import fine_tune
 from downstream_imagenet.published import NAMED, PROBES

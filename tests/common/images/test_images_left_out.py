@@ -15,9 +15,11 @@ from common.images.datasets import fingerprint, mostly_unread, not_looked_at
 from common.images.files import ImageFiles, SeveralFiles, open_image
 from common.images.finding import find_files, image_endings, register_plug_ins
 from downstream_coco.config import Options as CocoOptions
+from downstream_imagenet.class_folders import LOOSE, LabelledFolder, find_labelled
 from downstream_imagenet.config import Options as ClassOptions
-from downstream_imagenet.data import LOOSE, LabelledFolder, find_labelled, find_validation, share_of
+from downstream_imagenet.data import share_of
 from downstream_imagenet.features import Options as FeatureOptions
+from downstream_imagenet.layout import validation_source
 from downstream_imagenet.main import fine_tune
 from pretrain.data import find_held_out, find_images
 from pretrain.main import pretrain
@@ -222,7 +224,7 @@ def test_a_few_images_beside_the_classes_are_left_out_and_many_are_an_error(tmp_
 
 def test_other_names_of_val(tmp_path):
     write(tmp_path, 'x/train/a/1.png', 'x/train/b/1.png', 'x/valid/a/2.png', 'y/train/a/1.png', 'y/validation/a/3.png')
-    assert found(find_labelled(tmp_path / 'x')[1]) == ['a/2.png'] and find_validation(tmp_path / 'y').name == 'validation'
+    assert found(find_labelled(tmp_path / 'x')[1]) == ['a/2.png'] and validation_source(tmp_path / 'y').name == 'validation'
     assert found(find_held_out(tmp_path / 'y')) == ['a/3.png'] and find_held_out(tmp_path / 'x').root.name == 'valid'
     write(tmp_path, 'x/validation/a/4.png')
     for find in (find_labelled, find_held_out):

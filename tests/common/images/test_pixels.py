@@ -26,7 +26,7 @@ from common.images.reading import AS_IT_IS, Reading
 from common.images.survey import survey
 from common.images.tiff import turned as turned_upright
 from downstream_coco.data import CocoImages
-from downstream_imagenet.data import find_labelled
+from downstream_imagenet.class_folders import find_labelled
 from pretrain.data import find_images
 from pretrain.main import pretrain
 from pretrain.playground import Playground

@@ -17,19 +17,10 @@ from common.images.loading import loader
 from common.images.shards import TarShards
 from pretrain.data import find_held_out, find_images
 from pretrain.main import pretrain
-from tests.common.images.drawn import noise, pack
+from tests.common.images.drawn import noise, pack, packed
 from tests.conftest import assert_same_run, saved
 
 CPU = torch.device('cpu')
-
-
-def packed(world, target):
-    """train/ and val/ in shards: three of the first, dealt out in turns and from the back, as ./name; one of the second."""
-    for split, number in (('train', 3), ('val', 1)):
-        paths = sorted(str(path.relative_to(world / split)) for path in (world / split).rglob('*.png'))[::-1]
-        for i in range(number):
-            pack(world / split, [f'./{path}' for path in paths[i::number]], target / split / f'{i:02}.tar')
-    return target
 
 
 def test_a_run_on_tars_is_the_run_on_the_folder(world, tiny, whole, tmp_path, monkeypatch):
@@ -104,6 +95,15 @@ def test_tars_are_found(tmp_path):
         find_held_out(tmp_path / 'deep', tmp_path / 'deep/z.tar')
     with pytest.raises(ValueError, match='holds train/ and val/ inside'):
         find_images(shard(tmp_path, 'train/a.png', 'val/a.png'))
+
+
+def test_tars_named_as_splits_are_kept_apart(tmp_path):
+    for split, image in (('train', 'a.png'), ('val', 'b.png')):
+        shard(tmp_path, image).rename(tmp_path / f'{split}.tar')
+    shutil.rmtree(tmp_path / 'files')
+    assert find_images(tmp_path).paths.tolist() == [b'a.png'] and find_held_out(tmp_path).paths.tolist() == [b'b.png']
+    (tmp_path / 'val.tar').rename(tmp_path / 'more.tar')
+    assert len(find_images(tmp_path)) == 2 and find_held_out(tmp_path) is None  # as tars of any names
 
 
 def test_tars_are_read_in_any_process(tmp_path, monkeypatch):
