@@ -6,7 +6,7 @@ VENV_PYTHON ?= .venv/bin/python
 # Two processes of one thread each (tests/conftest.py). The one that has done its half of the tests takes some of the other's.
 PYTEST = -m pytest -q -n 2 --dist=worksteal
 
-.PHONY: setup audit demo test test-all test-lowest test-d2 test-mmdet lint bench chaos coverage transfer
+.PHONY: setup audit demo test test-all test-lowest test-d2 test-mmdet lint bench chaos coverage evidence
 
 setup: .venv/complete
 
@@ -25,7 +25,7 @@ setup: .venv/complete
 
 ifeq ($(VENV_PYTHON),.venv/bin/python)
 demo: .venv/packages
-audit test test-all lint bench chaos coverage transfer: .venv/complete
+audit test test-all lint bench chaos coverage evidence: .venv/complete
 endif
 
 # Pretrains a small network on drawn pictures, shows its reconstructions, and compares its features with those of the same network
@@ -77,10 +77,10 @@ lint:
 coverage:
 	$(VENV_PYTHON) -m pretrain.check --all --jobs=2
 
-# What pretraining is worth on the drawn picture world, into docs/transfer.md: up to three hours on two cores. Run again, it
-# goes on where it stopped.
-transfer:
-	$(VENV_PYTHON) -m benchmarks.transfer
+# What pretraining is worth on photographs, into docs/transfer.md: many hours on two cores. Run again, it goes on where it
+# stopped. DATA: a folder with train/ and val/, each with a folder for each class, or tars of such.
+evidence:
+	$(VENV_PYTHON) -m benchmarks.evidence $(if $(DATA),--data_path="$(DATA)")
 
 bench:
 	$(VENV_PYTHON) -m benchmarks.profile

@@ -84,7 +84,7 @@ def link_images(data_path, folder):
 
 def count_images(folder):
     """{'train': number of images, 'val': number of images}."""
-    from downstream_imagenet.data import find_labelled
+    from downstream_imagenet.class_folders import find_labelled
     images, val = find_labelled(folder / 'photos')
     return {'train': len(images), 'val': len(val)}
 
@@ -103,7 +103,7 @@ def speed(plan, records, images):
     scale, found = plan.scale, {}
     share = max(0.5, 1 - TRIAL / images['train'])
     trial = ('--data_path=photos/train', f'--val_fraction={share:.4f}', '--epochs=3', '--fresh')
-    programs = {'pretrain': ('pretrain.main', *scale.network, *scale.pretraining, '--val_every=0'),
+    programs = {'pretrain': ('pretrain.main', *scale.network, *scale.pretraining, *scale.decoder),
                 'finetune': ('downstream_imagenet.main', *scale.network, *scale.fine_tuning)}
     for kind, words in programs.items():
         name = f'speed_{kind}'

@@ -182,11 +182,17 @@ def page(content):
 def answers(content):
     """The questions with their shortest answers, as a list in Markdown; those of the largest scale that has an answer."""
     lines = []
+    unanswered = []
     for letter, question in QUESTIONS.items():
         found = [(name, results, answer(results, letter)) for name, results in of_scales(content)]
         found = [each for each in found if each[2]]
-        text = f'on a {NAMES[found[-1][0]]}, {found[-1][2]}' if found else 'not measured with three seeds yet'
-        lines.append(f'* ({letter}) {question.text} **{text[0].upper()}{text[1:]}.**')
+        if not found:
+            unanswered.append(f'({letter}) {question.text}')
+            continue
+        name, _, text = found[-1]
+        lines.append(f'* ({letter}) {question.text} **On a {NAMES[name]}, {text}.**')
+    if unanswered:
+        lines.append(f'* Not measured with three seeds yet: {" ".join(unanswered)}')
     return '\n'.join(lines)
 
 

@@ -17,6 +17,7 @@ class Scale:
     """What is trained, and for how long.
 
     network: options that name the network and the machine, of every command. pretraining, fine_tuning: options beside them.
+    decoder: options of SparK's decoder.
     epochs: of pretraining. tuned_epochs: {percent of the labels: epochs of fine-tuning}. rates: peak learning rates of
     fine-tuning that are compared.
     """
@@ -24,6 +25,7 @@ class Scale:
     model: str
     network: tuple
     pretraining: tuple
+    decoder: tuple
     fine_tuning: tuple
     epochs: int
     tuned_epochs: dict
@@ -34,10 +36,10 @@ COMMON = ('--ema=0', '--mixup=0', '--cutmix=0', '--erase=0', '--crop_scale=0.35,
 SCALES = {
     'cpu': Scale(
         'cpu', 'small_resnet', ('--model=small_resnet', '--input_size=80', '--precision=bf16', '--workers=0'),
-        ('--decoder_width=96', '--picture_every=0'), ('--batch_size=32', *COMMON), 40, {'1': 300, '10': 100, '100': 20},
+        ('--picture_every=0',), ('--decoder_width=96',), ('--batch_size=32', *COMMON), 40, {'1': 300, '10': 100, '100': 20},
         ('3e-3', '1e-2', '3e-2', '1e-1')),
     'cuda': Scale(
-        'cuda', 'resnet50', ('--model=resnet50', '--input_size=128', '--precision=bf16'), ('--picture_every=0',),
+        'cuda', 'resnet50', ('--model=resnet50', '--input_size=128', '--precision=bf16'), ('--picture_every=0',), (),
         ('--batch_size=64', *COMMON), 200, {'1': 300, '10': 100, '100': 30}, ('1e-3', '3e-3', '1e-2', '3e-2'))}
 
 
@@ -50,7 +52,7 @@ class Start:
     labels: the shares of the labels, in percent, with which it is fine-tuned.
     options: of the pretraining, beside the scale's. length: its epochs, as a multiple of the scale's.
     as_long_as: (a start whose time the pretraining is to take, a start whose epochs take as long as its own), or empty.
-    tuned_as: the start whose learning rates it takes; its own if None.
+    tuned_as: the start whose learning rates it takes; its own if None. has_decoder: whether SparK's decoder is trained.
     """
     name: str
     words: str
@@ -62,6 +64,7 @@ class Start:
     as_long_as: tuple = ()
     tuned_as: str = None
     labels: tuple = LABELS[:1]
+    has_decoder: bool = True
 
     @property
     def rates_of(self):
@@ -89,7 +92,7 @@ STARTS = {start.name: start for start in (
     Start('single_level', 'decoder sees the smallest map only', 'c', ablation='single_level', tuned_as='sparse'),
     Start('mask_40', 'mask ratio 0.4', 'd', options=('--mask_ratio=0.4',), tuned_as='sparse'),
     Start('mask_75', 'mask ratio 0.75', 'd', options=('--mask_ratio=0.75',), tuned_as='sparse'),
-    Start('a2mim', 'A2MIM, equal epochs', 'e', options=('--method=a2mim',)),
+    Start('a2mim', 'A2MIM, equal epochs', 'e', options=('--method=a2mim',), has_decoder=False),
     Start('quarter', 'a quarter of the epochs', 'f', length=0.25, tuned_as='sparse'),
     Start('triple', 'three times the epochs', 'f', length=3, tuned_as='sparse'),
     Start('images_11', 'a ninth of the images, equal steps', 'f', options=('--val_fraction=0.8889',), length=9,
@@ -190,7 +193,7 @@ class Plan:
             time = (f'{other}_0',), f'{twin}_0'
         name = f'{start.name}_{seed}'
         words = (*program, f'--name={name}', f'--seed={seed}', '--data_path=photos/train', *scale.network, *scale.pretraining,
-                 *start.options)
+                 *(scale.decoder if start.has_decoder else ()), *start.options)
         share = 1 - float(next((word.split('=')[1] for word in start.options if 'val_fraction' in word), 0))
         return Stage(name, start.question, 'pretrain', words, epochs * self.images * share, (), epochs, time=time)
 

@@ -123,13 +123,12 @@ class LabelledTars(InClassFolders, TarShards):
 
     def __init__(self, source, in_chans=3, classes=None, reading=AS_IT_IS):
         super().__init__(source, in_chans, reading)
-        folders = self.folders | {first_part(path) for path in self.paths if os.fsencode(os.sep) in path}
-        held_out = validation_among(folders)
+        held_out = validation_among(self.folders)
         if held_out:
             raise ValueError(f'{source} holds train/ and {held_out}/ inside of its tars, which would be two '
                              'classes: pack each into a tar of its own, with the folders of the classes at its '
                              f'top (tar -C train -cf train.tar . and tar -C {held_out} -cf {held_out}.tar .)')
-        self.set_classes(folders, classes)
+        self.set_classes(self.folders, classes)
 
     def empty_because(self, name):
         left_out = self.left_out_of(name).counted()

@@ -9,12 +9,7 @@ from common.images.held_out import with_held_out
 from common.images.splits import is_tar
 from common.start import said_if_long
 from downstream_imagenet.class_folders import find_labelled, labelled_files
-from downstream_imagenet.data import (
-    all_labels,
-    check_labelled,
-    class_names,
-    share_of,
-)
+from downstream_imagenet.data import all_labels, check_labelled, class_names, share_of
 from downstream_imagenet.layout import training_source, validation_source
 
 
@@ -47,8 +42,9 @@ def with_part(images, val, options):
 
 
 def measured_folder(options, classes):
-    """The validation images of the folders or tars that the options name. classes: the names, in the order of the network's
-    outputs. Raises ValueError.
+    """The validation images of the folders or tars that the options name. Raises ValueError.
+
+    classes: the names, in the order of the network's outputs.
     """
     if options.val_fraction is None:
         source = validation_source(options.data_path, options.val_path)

@@ -25,8 +25,8 @@ def find_images(data_path=None, dataset=None, in_chans=3, list_root=None, readin
 
 
 def training_part(data_path):
-    """The path of what is trained on: train/ in a folder; or train.tar, if validation images lie beside it; or else
-    all of data_path.
+    """The path of what is trained on: train/ in a folder; or train.tar, if validation images lie beside it; or
+    else all of data_path.
     """
     found = training_split(data_path)
     is_split = found is not None and (found.is_dir() or validation_split(data_path) is not None)
@@ -41,7 +41,8 @@ def find_held_out(data_path=None, val_path=None, in_chans=3, list_root=None, rea
     """
     part = None if data_path is None else training_part(data_path)
     if val_path is None:
-        found = None if part in (None, Path(data_path)) else validation_split(data_path)
+        is_split = part is not None and part != Path(data_path)
+        found = validation_split(data_path) if is_split else None
         return None if found is None else images_of(found, in_chans, None, reading)
     trained = None if part is None else part.resolve()
     if trained and Path(val_path).resolve().is_relative_to(trained):

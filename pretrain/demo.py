@@ -8,7 +8,7 @@
 4. k-NN and a linear probe (downstream_imagenet) tell the held-out fabrics apart, by the features of that network, and by those
    of the same network before it was trained.
 
-The same command again goes on where it stopped. Once all is done, it says the result again. docs/transfer.md, "The demo",
+The same command again goes on where it stopped. Once all is done, it says the result again. docs/drawn_images.md, "The demo",
 has the results of five seeds, and says why the images are fabrics.
 """
 import argparse

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 WRITTEN = (
     'output_my_run/pretrain_log.txt', 'output_my_run/export/resnet50_hf/README.md', 'output_my_run/report.html',
     'demo_output/demo.png', 'demo_output/world/train/0/0.png', 'demo_coco/train2017/0.png', 'demo_found/0000_0.png',
-    'transfer_output/log.txt', 'export/resnet50_hf/config.json', 'resnet50_timm.safetensors', 'resnet50_onnx.onnx',
+    'evidence_output/log.txt', 'export/resnet50_hf/config.json', 'resnet50_timm.safetensors', 'resnet50_onnx.onnx',
     'resnet50_detectron2.pkl', 'resnet50_1kpretrained.pth', 'features/pooled.npz', 'reconstructed/contact_sheet.png',
     'report.html', 'predictions.csv', 'predictions.png', 'predictions/predictions.json')
 
