@@ -119,6 +119,7 @@ def about_this(device):
     import torch
 
     from benchmarks.timing import machine
+    torch.set_num_threads(1)  # as the programs that are started have it (Runner)
     return {'machine': f'{machine(torch.device(device))}, timm {timm.__version__}', 'commit': git_commit()}
 
 
