@@ -1,8 +1,9 @@
-"""A small ResNet for small images: `--model=small_resnet`, of total stride 16 and 1.5 million parameters.
+"""A small ResNet for small images: `--model=small_resnet`, of total stride 16 and 1.2 million parameters.
 
-It is the first three stages of a ResNet with one basic block each (He et al., CVPR 2016), built by timm's ByobNet. Its feature
-maps have strides 2, 4, 8 and 16. The stem is one 3x3 convolution and a pooling, since there is little to be gained from 7x7 in
-images of 64 to 96 px. benchmarks/evidence.py measures what pretraining is worth with it.
+It is the first three stages of a ResNet with one basic block each (He et al., CVPR 2016), built by timm's
+ByobNet. Its feature maps have strides 2, 4, 8 and 16. The stem is a 3x3 convolution and a pooling: there is
+little to be gained from 7x7 in images of 64 to 96 px. benchmarks/evidence.py measures what pretraining is
+worth with it.
 """
 from timm.models import register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg

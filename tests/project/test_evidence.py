@@ -317,6 +317,21 @@ def test_the_page_is_what_its_results_make():
     assert filled(text, content, 'transfer.svg') == text
 
 
+def test_the_page_says_what_the_scale_has():
+    """The sentences on how it is measured are written by hand."""
+    text = ' '.join((ROOT / 'docs' / 'transfer.md').read_text().split())
+    scale = SCALES['cpu']
+    some, few, most = (scale.tuned_epochs[percent] for percent in ('10', '1', '100'))
+    width = scale.decoder[0].partition('=')[2]
+    for words in (f'{scale.epochs} epochs, the batch (32)', f'a decoder {width} channels wide',
+                  'crops of 0.35 to 1 of the area',
+                  f'{few}, {some} and {most} epochs with 1, 10 and 100 % of the labels', 'the best of four',
+                  'four fifths of the *training* images', '`small_resnet`', 'at 80 px', '**Seeds** 0, 1 and 2'):
+        assert words in text
+    assert '--batch_size=32' in scale.fine_tuning and '--crop_scale=0.35,1' in scale.fine_tuning and len(scale.rates) == 4
+    assert '--model=small_resnet' in scale.network and '--input_size=80' in scale.network
+
+
 def test_what_a_user_gets_wrong_is_said(tmp_path, capsys, monkeypatch):
     for words, message in (([], r'say where the images are: --data_path=DIR'), (['--data_path=x', '--only=a,z'], 'not a,z'),
                            (['--data_path=x', '--seeds=0'], '--seeds must be 1 or more')):
