@@ -77,8 +77,9 @@ lint:
 coverage:
 	$(VENV_PYTHON) -m pretrain.check --all --jobs=2
 
-# What pretraining is worth on photographs, into docs/transfer.md: many hours on two cores. Run again, it goes on where it
-# stopped. DATA: a folder with train/ and val/, each with a folder for each class, or tars of such.
+# What pretraining is worth on photographs: a day on two cores, question by question. Run again, it goes on where it stopped.
+# DATA: a folder with train/ and val/, each with a folder for each class, or tars of such. The results stay in
+# evidence_output/cpu until python -m benchmarks.evidence --publish puts them into docs/transfer.md.
 evidence:
 	$(VENV_PYTHON) -m benchmarks.evidence $(if $(DATA),--data_path="$(DATA)")
 
