@@ -347,7 +347,7 @@ def test_what_a_user_gets_wrong_is_said(tmp_path, capsys, monkeypatch):
         evidence.link_images(tmp_path / 'other', tmp_path / 'out')
 
 
-@pytest.mark.slow  # Two minutes: 58 programs.
+@pytest.mark.slow  # Two minutes: 53 programs.
 def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
     """From the images to the page through the ordinary commands; a second time none of them runs."""
     tiny = dataclasses.replace(
@@ -360,14 +360,14 @@ def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert re.search(r'measured here, one program: \d+ images/s in pretraining', said) and 'in all' in said
     evidence.main(words)
-    assert 'of 58' in capsys.readouterr().out
+    assert 'of 53' in capsys.readouterr().out
     content = json.loads((tmp_path / 'out' / 'results.json').read_text())['cpu']
-    assert len(content['stages']) == 58 and content['stages']['sparse_0']['figures']['epoch'] == 1
+    assert len(content['stages']) == 53 and content['stages']['sparse_0']['figures']['epoch'] == 1
     assert str(tmp_path) not in json.dumps(content)
     text = (tmp_path / 'out' / 'results.md').read_text()
     assert text.count('*State*: complete.') == 2 and '1 of 1 seeds' in text
     evidence.main(words)
-    assert 'of 58' not in capsys.readouterr().out
+    assert 'of 53' not in capsys.readouterr().out
 
 
 def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypatch):
