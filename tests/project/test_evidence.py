@@ -365,7 +365,7 @@ def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
     assert len(content['stages']) == 53 and content['stages']['sparse_0']['figures']['epoch'] == 1
     assert str(tmp_path) not in json.dumps(content)
     text = (tmp_path / 'out' / 'results.md').read_text()
-    assert text.count('*State*: complete.') == 2 and '1 of 1 seeds' in text
+    assert text.count('*State*: complete.') == 2 and '1 of 3 seeds' in text
     evidence.main(words)
     assert 'of 53' not in capsys.readouterr().out
 
