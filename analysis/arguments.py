@@ -1,13 +1,10 @@
 """What both commands have on their command lines."""
 import argparse
 
-import torch
-
 from analysis.images import Settings
 from analysis.networks import asked
 from common.cli import expanded, folder_for, numbers
 from common.config import size
-from common.distributed import Ranks
 from common.networks.users import USERS_NETWORKS, register
 
 NETWORKS = """A NETWORK is MODEL, a network of timm's or your own with random weights; MODEL=timm, with timm's
@@ -60,8 +57,3 @@ def common_parts(args, program):
                         args.batch_size, args.workers, args.seed)
     names = None if args.names is None else [name.strip() for name in args.names.split(',')]
     return asked(args.networks, names), settings, folder_for(args.out or f'output_{program}')
-
-
-def this_process():
-    """The only process of a program, on the GPU where there is one."""
-    return Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))

@@ -10,12 +10,13 @@ from common.start import start_tool
 if __name__ == '__main__':
     start_tool()
 
-from analysis.arguments import common_parts, parsed, parser_of, this_process
+from analysis.arguments import common_parts, parsed, parser_of
 from analysis.fourier_figure import fourier_figure
 from analysis.images import drawn, find_images
 from analysis.kept import write_json
 from analysis.measured import TRIED, Measured
 from common.cli import errors_in_one_sentence, reader_may_leave
+from common.distributed import this_process
 from common.live_line import LiveLine
 from common.reliability.checkpoint import write_atomically
 from common.training.log import duration

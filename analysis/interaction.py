@@ -12,7 +12,7 @@ from common.start import start_tool
 if __name__ == '__main__':
     start_tool()
 
-from analysis.arguments import common_parts, parsed, parser_of, this_process
+from analysis.arguments import common_parts, parsed, parser_of
 from analysis.classified import Classified
 from analysis.game import MOST_CELLS, Game, finest_grid
 from analysis.images import drawn_evenly, find_images
@@ -20,6 +20,7 @@ from analysis.interaction_figure import interaction_figure
 from analysis.kept import write_json
 from analysis.orders import REWARDS
 from common.cli import errors_in_one_sentence, numbers, reader_may_leave
+from common.distributed import this_process
 from common.live_line import LiveLine
 from common.reliability.checkpoint import write_atomically
 from common.training.log import duration

@@ -28,9 +28,9 @@ import time
 from pathlib import Path
 
 from analysis.kept import write_json
-from benchmarks.evidence_records import Records
+from benchmarks.evidence_records import Records, last_epoch
 from benchmarks.evidence_report import answers, write
-from benchmarks.evidence_runs import ROOT, Runner
+from benchmarks.evidence_runs import ROOT, Runner, environment
 from benchmarks.evidence_stages import PERCENTS, QUESTIONS, SCALES, Plan
 from common.reliability.checkpoint import git_commit
 
@@ -135,14 +135,13 @@ def speed(scale, folder, number):
                 'finetune': ('downstream_imagenet.main', *scale.network, *scale.fine_tuning)}
     for kind, words in programs.items():
         name = f'speed_{kind}'
-        environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-        ended = subprocess.run([sys.executable, '-m', *words, f'--name={name}', *trial], cwd=folder, env=environment,
+        ended = subprocess.run([sys.executable, '-m', *words, f'--name={name}', *trial], cwd=folder, env=environment(),
                                capture_output=True, text=True)
         if ended.returncode:
             sys.exit(f'error: the trial of {kind} failed:\n{ended.stderr[-2000:] or ended.stdout[-2000:]}')
-        log = folder / f'output_{name}' / ('pretrain_log.txt' if kind == 'pretrain' else 'finetune_log.txt')
-        found[kind] = json.loads(log.read_text().splitlines()[-1])['images_per_second']
-        shutil.rmtree(log.parent)
+        run_folder = folder / f'output_{name}'
+        found[kind] = last_epoch(run_folder)['images_per_second']
+        shutil.rmtree(run_folder)
     return found
 
 

@@ -11,6 +11,12 @@ from common.reliability.lock import FolderLock
 COSTS = 'seconds', 'cpu_seconds'
 
 
+def last_epoch(run_folder):
+    """What the log of a training says of its last epoch, a dict."""
+    [log] = run_folder.glob('*_log.txt')
+    return json.loads(log.read_text().splitlines()[-1])
+
+
 class Records:
     """The records of stages in a folder, which is locked for one program.
 
@@ -67,8 +73,7 @@ class Records:
     def figures(self, stage):
         """What a stage measured, a dict."""
         if stage.kind in ('pretrain', 'tune', 'finetune'):
-            log = 'pretrain_log.txt' if stage.kind == 'pretrain' else 'finetune_log.txt'
-            last = json.loads((self.folder / f'output_{stage.name}' / log).read_text().splitlines()[-1])
+            last = last_epoch(self.folder / f'output_{stage.name}')
             return {key: last[key] for key in ('epoch', 'step', 'loss', 'top1', 'top5') if key in last}
         if stage.kind == 'norms':
             return json.loads((self.folder / f'{stage.name}.json').read_text())

@@ -215,8 +215,9 @@ def answers(content):
     """The questions with their shortest answers, as a list in Markdown; those of the largest scale that has an answer."""
     lines = []
     unanswered = []
+    scales = of_scales(content)
     for letter, question in QUESTIONS.items():
-        found = [(results.name, answer(results, letter)) for results in of_scales(content)]
+        found = [(results.name, answer(results, letter)) for results in scales]
         found = [(name, text) for name, text in found if text]
         if not found:
             unanswered.append(f'({letter}) {question.text}')

@@ -16,14 +16,19 @@ PATIENCE = 120  # seconds in which programs that are told to stop have to save w
 SAVED = 75  # exit status of a program of ours that a signal stopped (docs/reliability.md)
 
 
+def environment():
+    """The environment of the programs that are started: they find this project, and compute in one thread each."""
+    return {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+
+
 class Runner:
-    """Runs stages, `jobs` at a time, with so many threads each.
+    """Runs stages, `jobs` at a time.
 
     clock: as of `command`. deadline: the time.monotonic() at which all are stopped; None for never.
     stage_seconds: after which a single stage is stopped; None for never.
     """
 
-    def __init__(self, records, jobs, clock, deadline=None, stage_seconds=None, threads=1):
+    def __init__(self, records, jobs, clock, deadline=None, stage_seconds=None):
         self.records = records
         self.jobs = jobs
         self.clock = clock
@@ -31,7 +36,6 @@ class Runner:
         self.stage_seconds = stage_seconds
         self.running = []  # of Running
         self.asked_to_stop = False
-        self.environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(threads)}
 
     def run(self, stages):
         """Run all that are not done. Returns those that were stopped or not begun. Raises SystemExit if one fails."""
@@ -45,7 +49,7 @@ class Runner:
                 while not self.is_over() and len(self.running) < self.jobs and (ready := self.ready(todo)):
                     todo.remove(ready)
                     arguments = command(ready, self.records, self.clock)
-                    self.running.append(Running(ready, arguments, self.records, self.environment))
+                    self.running.append(Running(ready, arguments, self.records))
                 if not self.running:
                     return stopped + todo
                 for running in self.ended():
@@ -86,7 +90,7 @@ class Runner:
 class Running:
     """A stage that runs. It has a session of its own, so that Ctrl-C reaches this program alone, which tells it to stop."""
 
-    def __init__(self, stage, arguments, records, environment):
+    def __init__(self, stage, arguments, records):
         self.stage = stage
         self.arguments = arguments
         self.records = records
@@ -96,7 +100,7 @@ class Running:
         self.began = time.monotonic()
         records.add_piece(stage.name)
         with open(self.log, 'a') as log:
-            self.process = subprocess.Popen([sys.executable, '-m', *arguments], cwd=records.folder, env=environment,
+            self.process = subprocess.Popen([sys.executable, '-m', *arguments], cwd=records.folder, env=environment(),
                                             stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     @property

@@ -43,7 +43,7 @@ from torch.optim.swa_utils import update_bn
 from analysis.kept import write_json
 from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
-from common.distributed import Ranks
+from common.distributed import this_process
 from common.feature_maps import pooled_features
 from common.images.augmented import Augmented
 from common.images.datasets import Share
@@ -245,7 +245,7 @@ def norm_shift(options, say=print):
     if not norms_of(cnn):
         raise ValueError(f'{options.model} has no BatchNorm with running statistics: nothing to measure')
     images = sample(options)
-    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    ranks = this_process()
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last)
     workers = loading_processes(options, ranks)
     line = LiveLine(say)

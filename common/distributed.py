@@ -62,6 +62,11 @@ class Ranks:
             dist.barrier()
 
 
+def this_process():
+    """The only process of a program, on the GPU where there is one."""
+    return Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+
+
 @contextmanager
 def distributed(patience=0, folder='.'):
     """Join the processes that torchrun started, or be alone; yields Ranks. NCCL is used on GPUs, gloo on

@@ -161,10 +161,7 @@ class SegmenterTraining(FineTuning):
             ('BatchNorm', self.batchnorm()),
             ('average', f'EMA of the weights, decay {options.ema:g}' if options.ema else 'none'),
             ('precision', run.precision),
-            *self.compiled.described(),
-            ('kernels', run.launching(self.is_graphed)),
-            ('machine', run.machine),
-            ('folder', f'{run.folder}{run.going_on(self.saved)}'),
+            *self.surroundings(),
             ('', '' if options.freeze else table(self.cnn, self.layer_decay, self.by_stages)),
         ])
 

@@ -6,7 +6,7 @@ import torch
 
 from common.cli import option
 from common.config import ImageOptions, require
-from common.distributed import Ranks
+from common.distributed import this_process
 from common.feature_maps import pooled_features
 from common.images.augmented import Augmented
 from common.images.datasets import not_looked_at
@@ -94,7 +94,7 @@ def compute(options, dataset=None, val_dataset=None, say=print):
     for warning in warn_of(images, options):
         say(f'warning: {warning}')
     cnn = network(options, say)
-    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    ranks = this_process()
     cnn = cnn.to(ranks.device, memory_format=torch.channels_last).eval()
     say(f'{options.model}, {options.source}: features of {len(images):,} training and {len(val):,} '
         f'validation images of {len(classes)} classes')

@@ -25,7 +25,7 @@ import torch
 
 from common.cli import errors_in_one_sentence, expanded, numbers, reader_may_leave
 from common.config import size
-from common.distributed import Ranks
+from common.distributed import this_process
 from common.images.augmented import Augmented
 from common.images.files import ImageFiles, SeveralFiles
 from common.images.finding import image_endings
@@ -179,7 +179,7 @@ def classified(tuned, images, options, top, warn, count=None):
     """Yield (number of an image, its Prediction). warn: function of a text, for an unreadable image. count: a
     Count of the images, if given.
     """
-    ranks = Ranks(0, 1, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    ranks = this_process()
     model = tuned.model.to(ranks.device, memory_format=torch.channels_last)
     prepared = Augmented(images, evaluation_transform(options), options.normalisation, labelled=True,
                          stand_ins=False, timeout=options.read_timeout)

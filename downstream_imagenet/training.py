@@ -141,10 +141,7 @@ class ClassifierTraining(FineTuning):
             ('drop path', drop_path_of(self.network)),
             ('average', self.average_in_words()),
             ('precision', run.precision),
-            *self.compiled.described(),
-            ('kernels', run.launching(self.is_graphed)),
-            ('machine', run.machine),
-            ('folder', f'{run.folder}{run.going_on(self.saved)}'),
+            *self.surroundings(),
             ('', layers),
         ])
 

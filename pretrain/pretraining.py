@@ -311,10 +311,7 @@ class Pretraining(Trainer):
             ('warm-up', warmup),
             ('precision', run.precision),
             *zip(['departures', *[' '] * len(departures)], departures),
-            *self.compiled.described(),
-            ('kernels', run.launching(self.is_graphed)),
-            ('machine', run.machine),
-            ('folder', f'{run.folder}{run.going_on(self.saved)}'),
+            *self.surroundings(),
         ])
 
     def warnings(self):

@@ -162,6 +162,12 @@ class Trainer:
         """What the run will do, for a person."""
         raise NotImplementedError
 
+    def surroundings(self):
+        """What `describe` says last of every run: [(word, text)] on compilation, kernels, machine and folder."""
+        run = self.run
+        return [*self.compiled.described(), ('kernels', run.launching(self.is_graphed)), ('machine', run.machine),
+                ('folder', f'{run.folder}{run.going_on(self.saved)}')]
+
     def image_remarks(self):
         """Sentences on images that are not read, said before anything else."""
         remark = mostly_unread(self.images)
