@@ -2,7 +2,7 @@
 
     make evidence DATA=DIR
     python -m benchmarks.evidence --data_path=DIR [FOLDER] [--plan] [--only=a,b,t] [--percents=10,1,100] [--seeds=3]
-                                  [--device=cuda] [--jobs=2] [--minutes=60] [--stage_minutes=7]
+                                  [--device=cuda] [--jobs=2] [--minutes=60] [--stage_minutes=7] [--known=FILE]
     python -m benchmarks.evidence [FOLDER] --publish
 
 DIR holds train/ and val/ with a folder for each class, or tars of such. The questions, what was expected of each, and the
@@ -12,6 +12,9 @@ done again when it is done.
 FOLDER keeps all runs, a record of each stage, and the results: results.json, and results.md with the tables and a figure.
 --plan says what there is to do, and how long it takes on this machine. --publish puts the results into docs/transfer.json, and
 makes docs/transfer.md of that file.
+
+Without the FOLDER, on the same images, the runs go on from what is published: --known=docs/transfer.json takes the results of
+the stages that it has. Of those, pretrainings run again if the weights that they made are needed.
 
 On a GPU that is lent for minutes, with photographs from benchmarks.evidence_pack:
 
@@ -25,12 +28,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.kept import write_json
-from benchmarks.evidence_records import Records, last_epoch
+from benchmarks.evidence_records import Records, check_records, last_epoch
 from benchmarks.evidence_report import answers, write
-from benchmarks.evidence_runs import ROOT, Runner, environment
+from benchmarks.evidence_runs import ROOT, Runner, environment, to_run
 from benchmarks.evidence_stages import PERCENTS, QUESTIONS, SCALES, Plan
 from common.reliability.checkpoint import git_commit
 
@@ -39,6 +43,8 @@ PUBLISHED = PAGE.with_suffix('.json')
 TRIAL = 600  # images of the runs that measure the speed
 # What a program takes beside its images: loading PyTorch, the network, the lists of files.
 START_SECONDS = 15
+# What results say of their images: the names that find_images has, and those in the file of results.
+IN_RESULTS = {'train': 'images', 'val': 'validation', 'fingerprint': 'fingerprint'}
 EMPTY_PAGE = ''.join(f'<!-- {mark} -->\n' for mark in ('answers', 'end of answers', 'results', 'end'))
 
 
@@ -55,6 +61,8 @@ def arguments(argv=None):
                         'one on a GPU leaves no sense in the question at equal time')
     parser.add_argument('--minutes', type=float, help='stop after so many, and save; the same command goes on')
     parser.add_argument('--stage_minutes', type=float, help='the most minutes at a stretch for one stage')
+    parser.add_argument('--known', metavar='FILE', help='results that are there already, such as docs/transfer.json: their '
+                        'stages are not run, but for weights that others need')
     parser.add_argument('--plan', action='store_true', help='say what there is to do and how long it takes, and stop')
     parser.add_argument('--publish', action='store_true', help='put the results into docs/transfer.md, and stop')
     args = parser.parse_args(argv)
@@ -106,6 +114,34 @@ def check_folder(folder, device, images):
         sys.exit(f'error: {folder} has results for {json.loads(file.read_text())}, not for {about}: give another folder')
 
 
+def fitting(scale):
+    """The scale in a precision that this machine computes fast."""
+    from common.training.run import cpu_is_fast_in
+    if scale.name == 'cuda' or cpu_is_fast_in('bf16'):
+        return scale
+    print('This CPU has no instructions for bf16: everything is trained in fp32.')
+    return replace(scale, network=tuple(word.replace('=bf16', '=fp32') for word in scale.network))
+
+
+def clock_of(scale):
+    """By which seconds equal time is measured: one of evidence_records.COSTS."""
+    return 'seconds' if scale.name == 'cuda' else 'cpu_seconds'
+
+
+def take_known(file, device, images, records):
+    """Keep the records of a file of results. Raises SystemExit if it has none, or of other images."""
+    try:
+        known = json.loads(Path(file).read_text())[device]
+        about = {name: known[key] for name, key in IN_RESULTS.items()}
+        stages = known['stages']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f'error: {file} has no results for --device={device} ({type(error).__name__}: {error}): --known takes a file '
+                 'such as docs/transfer.json')
+    if about != images:
+        sys.exit(f'error: {file} has results for other images: leave --known out, or give the images that it is about')
+    records.take(stages)
+
+
 def find_images(folder):
     """{'train': number of images, 'val': number of images, 'fingerprint': of both}."""
     from downstream_imagenet.class_folders import find_labelled
@@ -147,14 +183,16 @@ def speed(scale, folder, number):
 
 def say_plan(plan, questions, records, images, jobs):
     """Print the stages that are left, by question, and the hours that they take."""
+    check_records(plan.stages(questions), records, clock_of(plan.scale))
     rates = speed(plan.scale, records.folder, images['train'])
     print(f'{images["train"]:,} training and {images["val"]:,} validation images; measured here, one program: '
           f'{rates["pretrain"]:.0f} images/s in pretraining, {rates["finetune"]:.0f} in fine-tuning')
     stages = {stage.name: stage for stage in plan.stages(questions)}
+    all_left = to_run(list(stages.values()), records)
     total = 0
     for letter in dict.fromkeys(stage.question for stage in stages.values()):
         own = [stage for stage in stages.values() if stage.question == letter]
-        left = [stage for stage in own if not records.is_done(stage.name)]
+        left = [stage for stage in all_left if stage.question == letter]
         hours = sum(seconds(stage, stages, rates, images) for stage in left) / 3600 / jobs
         total += hours
         print(f'({letter}) {QUESTIONS[letter].text}\n    expected: {QUESTIONS[letter].hypothesis}\n'
@@ -176,8 +214,8 @@ def seconds(stage, stages, rates, images):
 
 def keep_results(args, records, images):
     """Write what is known: results.json, and results.md made of it."""
-    content = {args.device: {'seeds': args.seeds, 'images': images['train'], 'validation': images['val'],
-                             'stages': records.all()}}
+    about = {key: images[name] for name, key in IN_RESULTS.items()}
+    content = {args.device: {'seeds': args.seeds, **about, 'stages': records.all()}}
     file = records.folder / 'results.json'
     write_json(file, content)
     page = file.with_suffix('.md')
@@ -210,15 +248,16 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f'error: {error}')
     check_folder(args.folder, args.device, images)
-    plan = Plan(SCALES[args.device], args.seeds, images['train'], args.percents)
+    if args.known:
+        take_known(args.known, args.device, images, records)
+    plan = Plan(fitting(SCALES[args.device]), args.seeds, images['train'], args.percents)
     if args.plan:
         say_plan(plan, args.only, records, images, args.jobs)
         return
     stages = plan.stages(args.only)
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     stage_seconds = None if args.stage_minutes is None else 60 * args.stage_minutes
-    clock = 'seconds' if args.device == 'cuda' else 'cpu_seconds'
-    runner = Runner(records, args.jobs, clock, deadline, stage_seconds)
+    runner = Runner(records, args.jobs, clock_of(plan.scale), deadline, stage_seconds)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, runner.ask_to_stop)
     try:

@@ -23,6 +23,9 @@ class Records:
     `records/NAME.json` is written when a stage has ended well. `pieces/NAME.jsonl` has two lines for each time
     that it ran: that it began, and what it cost. about: what each record says besides, a dict.
 
+    A record can be there without the weights that the stage made: records are kept longer, and can be taken from
+    published results (`take`).
+
     Raises ValueError if another program has the folder.
     """
 
@@ -38,6 +41,16 @@ class Records:
 
     def is_done(self, name):
         return self.path(name).exists()
+
+    def take(self, records):
+        """Keep records of another folder, of stages that have none here. records: {name: record}."""
+        for name, record in records.items():
+            if not self.is_done(name):
+                write_json(self.path(name), record)
+
+    def lacks_weights(self, stage):
+        """Whether a stage is done, and the weights that it made are gone."""
+        return self.is_done(stage.name) and bool(stage.weights) and not (self.folder / stage.weights).exists()
 
     def read(self, name):
         """The record of a stage that is done, a dict: 'command', 'figures', COSTS, and what `about` says."""
@@ -65,9 +78,17 @@ class Records:
         return {key: round(sum(piece[key] for piece in ended), 2) for key in COSTS}
 
     def keep(self, stage, arguments):
-        """Write the record of a stage that has ended well."""
-        record = {'command': ['python', '-m', *arguments], **self.about, **self.cost(stage.name),
-                  'figures': self.figures(stage)}
+        """Write the record of a stage that has ended well.
+
+        If it had one, and ran for its weights alone, that record stays as it is, since others may be made by it. The new one
+        is added to it, as one of 'again'.
+        """
+        record = {**self.about, **self.cost(stage.name), 'figures': self.figures(stage)}
+        if self.is_done(stage.name):
+            first = self.read(stage.name)
+            record = {**first, 'again': [*first.get('again', ()), record]}
+        else:
+            record = {'command': ['python', '-m', *arguments], **record}
         write_json(self.path(stage.name), record)
 
     def figures(self, stage):
@@ -85,7 +106,8 @@ class Records:
 def command(stage, records, clock):
     """The arguments of a stage's command, with the learning rate and the epochs that follow from earlier ones.
 
-    clock: one of COSTS, by which equal time is measured. Raises SystemExit if the time of a stage is not known.
+    clock: one of COSTS, by which equal time is measured. Raises SystemExit if the time of a stage is not known, or those
+    of several machines would be compared.
     """
     arguments = list(stage.arguments)
     if stage.rates:
@@ -94,10 +116,20 @@ def command(stage, records, clock):
     if stage.epochs:
         epochs = stage.epochs
         if stage.equal_time:
+            check_machine(stage, records)
             budget, likes = ([time_of(name, records, clock) for name in names] for names in stage.equal_time)
             epochs = round(epochs * sum(budget) / sum(likes))
         arguments.append(f'--epochs={epochs}')
     return arguments
+
+
+def check_machine(stage, records):
+    """Raises SystemExit if the times that a stage is to compare are of several machines."""
+    names = [name for names in stage.equal_time for name in names]
+    machines = {name: records.read(name).get('machine') for name in names}
+    if len(set(machines.values())) > 1:
+        sys.exit(f'error: {stage.name} would compare times of different machines ({machines}): delete in {records.folder} the '
+                 'output folders, records and pieces of those that another machine did, to run them again')
 
 
 def time_of(name, records, clock):

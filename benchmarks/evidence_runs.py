@@ -35,12 +35,14 @@ class Runner:
         self.deadline = deadline
         self.stage_seconds = stage_seconds
         self.running = []  # of Running
+        self.left = set()  # names of stages that have not ended well yet
         self.asked_to_stop = False
 
     def run(self, stages):
         """Run all that are not done. Returns those that were stopped or not begun. Raises SystemExit if one fails."""
         check_records(stages, self.records, self.clock)
-        todo = [stage for stage in stages if not self.records.is_done(stage.name)]
+        todo = to_run(stages, self.records)
+        self.left = {stage.name for stage in todo}
         number = len(todo)
         began = time.monotonic()
         stopped = []
@@ -56,8 +58,8 @@ class Runner:
                     if not running.is_done:
                         stopped.append(running.stage)
                         continue
-                    done = number - len(todo) - len(self.running) - len(stopped)
-                    print(f'{done:3} of {number}  {running.stage.name:40} {running.seconds:7.0f} s, '
+                    self.left.remove(running.stage.name)
+                    print(f'{number - len(self.left):3} of {number}  {running.stage.name:40} {running.seconds:7.0f} s, '
                           f'{(time.monotonic() - began) / 60:.0f} min in all', flush=True)
                 time.sleep(0.2)
         finally:
@@ -72,7 +74,8 @@ class Runner:
 
     def ready(self, todo):
         """The first stage whose needs are done, or None."""
-        return next((stage for stage in todo if all(map(self.records.is_done, stage.after))), None)
+        return next((stage for stage in todo if all(map(self.records.is_done, stage.after))
+                     and self.left.isdisjoint(stage.needs)), None)
 
     def ended(self):
         """Those that have ended since the last call, or whose time is over. Raises SystemExit if one failed."""
@@ -132,6 +135,26 @@ class Running:
         if not self.has_ended():
             self.was_stopped = True
             os.kill(self.process.pid, number)
+
+
+def to_run(stages, records):
+    """The stages that are not done, in order; before each of them those that are done, but lack the weights that it reads.
+
+    stages: each after what it needs.
+    """
+    named = {stage.name: stage for stage in stages}
+    found = {}
+
+    def add(stage):
+        for needed in (named[name] for name in stage.needs if name in named):
+            if records.lacks_weights(needed):
+                add(needed)
+        found[stage.name] = stage
+
+    for stage in stages:
+        if not records.is_done(stage.name):
+            add(stage)
+    return list(found.values())
 
 
 def stop(those_running):

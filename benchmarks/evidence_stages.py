@@ -139,6 +139,7 @@ class Stage:
     kind: 'pretrain', 'tune', 'finetune', 'knn', 'linear' or 'norms'. arguments: of the command, behind `python -m`.
     images: how many images it trains on, counted with repetition; or sees, if it does not train.
     needs: the names of stages whose results it reads. epochs: of a training.
+    weights: the file of weights that it makes for later stages; empty if it makes none.
     rates: {learning rate: name of the stage that tried it}; the best is added to the arguments.
     equal_time: empty, or (names of the stages whose time this one is to take, names of the stages that show how long it takes
     with `epochs` epochs). Both have the stages of all seeds. The epochs are multiplied by the ratio of both sums.
@@ -150,6 +151,7 @@ class Stage:
     images: float
     needs: tuple = ()
     epochs: int = None
+    weights: str = ''
     rates: dict = field(default_factory=dict)
     equal_time: tuple = ()
 
@@ -181,20 +183,28 @@ class Plan:
         return list(found.values())
 
     def of_question(self, question):
-        """The stages of a question and of (a), with which all are compared; first what tells most for its time."""
+        """The stages of a question and of (a), with which all are compared; first what tells most for its time.
+
+        A start is pretrained and fine-tuned before the next one, so that what is stopped early has results.
+        """
         starts = [start for start in STARTS.values() if start.question in ('a', question)]
-        for start in (start for start in starts if start.pretrained):
-            yield from (self.pretraining(start, seed) for seed in self.seeds)
-        for percent in self.percents:
-            fine_tuned = [start for start in starts if percent in start.percents]
-            for start in fine_tuned:
-                yield from self.tuning(start, percent)
+        first, *others = self.percents
+        for start in starts:
+            if start.pretrained:
+                yield from (self.pretraining(start, seed) for seed in self.seeds)
+            yield from self.fine_tunings(start, first)
+        for start in starts:
             for seed in self.seeds:
-                yield from (self.final(start, percent, seed) for start in fine_tuned)
-            if percent == self.percents[0]:
-                for seed in self.seeds:
-                    for start in starts:
-                        yield from self.frozen(start, seed)
+                yield from self.frozen(start, seed)
+        for percent in others:
+            for start in starts:
+                yield from self.fine_tunings(start, percent)
+
+    def fine_tunings(self, start, percent):
+        """The choice of a learning rate and the runs that count, if the start has any with such a share of the labels."""
+        if percent in start.percents:
+            yield from self.tuning(start, percent)
+            yield from (self.final(start, percent, seed) for seed in self.seeds)
 
     def pretraining(self, start, seed):
         scale = self.scale
@@ -206,14 +216,19 @@ class Plan:
         arguments = (*program, f'--name={name}', f'--seed={seed}', '--data_path=photos/train', *scale.network,
                      *scale.pretraining, *decoder, *start.options)
         images = epochs * self.images * (1 - start.held_out)
-        return Stage(name, start.question, 'pretrain', arguments, images, (), epochs, equal_time=equal_time)
+        return Stage(name, start.question, 'pretrain', arguments, images, epochs=epochs, weights=self.weights_file(name),
+                     equal_time=equal_time)
+
+    def weights_file(self, name):
+        """The weights that a pretraining makes."""
+        return f'output_{name}/{self.scale.model}_1kpretrained.pth'
 
     def weights(self, start, seed, option):
         """(option with the weights of a start,), (stage that makes them,)."""
         if not start.pretrained:
             return (), ()
-        pretraining = f'{start.name}_{seed}'
-        return (f'--{option}=output_{pretraining}/{self.scale.model}_1kpretrained.pth',), (pretraining,)
+        name = f'{start.name}_{seed}'
+        return (f'--{option}={self.weights_file(name)}',), (name,)
 
     def tuning(self, start, percent):
         """Fine-tunings with each of the rates, on a part of the training images, measured on the rest of them."""
@@ -267,5 +282,5 @@ class Plan:
         estimated = f'{name}.pth'
         arguments = ('benchmarks.norm_shift', '--data_path=photos', f'--seed={seed}', *self.scale.network,
                      *(weights or ('--random',)), f'--estimated={estimated}', f'--json={name}.json')
-        yield Stage(name, start.question, 'norms', arguments, 1024, needs)
+        yield Stage(name, start.question, 'norms', arguments, 1024, needs, weights=estimated)
         yield from self.probes(start, seed, (f'--weights={estimated}',), (name,), f'_{ESTIMATED}')

@@ -45,6 +45,16 @@ def precision_of(options, ranks):
     return 'bf16' if has_bf16 else 'fp32'
 
 
+def cpu_is_fast_in(precision):
+    """Whether oneDNN, which computes convolutions on a CPU, has kernels of a precision for this processor.
+
+    x86 processors without AVX-512 have none of 'bf16' and 'fp16': PyTorch then computes element by element.
+    True where it is not known, in a PyTorch without oneDNN.
+    """
+    is_supported = getattr(torch.ops.mkldnn, f'_is_mkldnn_{precision}_supported', None)  # There is none for 'fp32'.
+    return is_supported is None or is_supported()
+
+
 def autocast(options, ranks):
     """The context of a forward pass. Weights, optimiser, statistics and the loss stay in fp32."""
     dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': None}[precision_of(options, ranks)]
@@ -389,6 +399,9 @@ class Run:
         options = self.options
         if self.ranks.device.type == 'cuda' and options.precision is None and self.precision == 'fp32':
             yield 'this GPU has no bf16, so that the run trains in fp32: --precision=fp16 is faster'
+        if self.ranks.device.type == 'cpu' and not cpu_is_fast_in(options.precision):
+            yield (f'this CPU has no instructions for {options.precision}, in which convolutions take 10 to 30 times as long '
+                   'here as in fp32: leave --precision out')
         if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
             yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
                    "rates are kept here, and nothing was tried on it")

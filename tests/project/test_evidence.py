@@ -13,7 +13,7 @@ import pytest
 from benchmarks import evidence
 from benchmarks.evidence_records import Records, command
 from benchmarks.evidence_report import Results, filled, mean_and_error, page, verdict
-from benchmarks.evidence_runs import Runner
+from benchmarks.evidence_runs import Runner, to_run
 from benchmarks.evidence_stages import QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan, Stage
 from common.demo_world import write_world
 from tests.common.runs import until
@@ -111,6 +111,17 @@ def test_the_images_of_the_choice_are_none_of_the_validation_images(tmp_path):
     assert trained and chosen_on and not trained & chosen_on
     assert trained | chosen_on == final
     assert not measured_on & (trained | chosen_on)
+
+
+def test_what_reads_weights_needs_the_stage_that_makes_them(plan):
+    stages = plan.stages()
+    makers = {stage.weights: stage.name for stage in stages if stage.weights}
+    readers = 0
+    for stage in stages:
+        for file in re.findall(r'--(?:finetune_from|weights)=(\S+)', ' '.join(stage.arguments)):
+            assert makers[file] in stage.needs
+            readers += 1
+    assert readers > len(makers) > 20
 
 
 def test_each_start_is_measured_by_its_own_weights(plan):
@@ -227,6 +238,64 @@ def test_a_record_of_another_command_is_not_taken(records):
         Runner(records, 1, 'seconds').run([say('one', 'k = 20: top-1 2.0')])
 
 
+def make(name, needs=()):
+    """A stage that makes a file of weights."""
+    code = f"print('k = 20: top-1 1.0'); open('{name}.pth', 'w').close()"
+    return Stage(name, 'a', 'knn', ('timeit', '-n1', '-r1', code), 0, needs, weights=f'{name}.pth')
+
+
+def test_what_is_known_runs_again_only_for_weights_that_are_needed(records, capsys):
+    """And then just before the first that reads them; what was known of it stays."""
+    chain = [make('first'), make('other'), make('second', ('first',)), say('third', 'k = 20: top-1 1.0', needs=('second',))]
+    for stage in chain[:3]:
+        known(records, stage.name, top1=77.0, arguments=stage.arguments)
+    assert to_run(chain[:3], records) == []
+    apart = say('apart', 'k = 20: top-1 1.0')
+    assert [stage.name for stage in to_run([apart, *chain], records)] == ['apart', 'first', 'second', 'third']
+    assert Runner(records, 2, 'seconds').run(chain) == []
+    assert re.findall(r'(\d) of 3  (\w+)', capsys.readouterr().out) == [('1', 'first'), ('2', 'second'), ('3', 'third')]
+    for name in ('first', 'second'):
+        record = records.read(name)
+        assert record['figures'] == {'top1': 77.0} and record['seconds'] == 10.0
+        again, = record['again']
+        assert again['figures'] == {'top1': 1.0} and again['machine'] == 'a machine' and again['seconds'] != 10.0
+    assert 'again' not in records.read('other') and not (records.folder / 'other.pth').exists()
+    records.path('third').unlink()
+    assert [stage.name for stage in to_run(chain, records)] == ['third']
+
+
+def test_times_of_different_machines_are_no_equal_time(records):
+    stage = Stage('x', 'b', 'pretrain', ('program',), 0, epochs=30, equal_time=(['one'], ['other']))
+    for name, machine in (('one', 'a'), ('other', 'b')):
+        records.path(name).write_text(json.dumps({'seconds': 1.0, 'machine': machine}))
+    with pytest.raises(SystemExit, match='error: x would compare times of different machines'):
+        command(stage, records, 'seconds')
+
+
+def test_results_that_are_known_are_taken(records, tmp_path):
+    images = {'train': 10, 'val': 5, 'fingerprint': 'abc'}
+    stages = {name: {'figures': {'top1': 1.0}} for name in ('one', 'two')}
+    file = tmp_path / 'known.json'
+    file.write_text(json.dumps({'cpu': {'images': 10, 'validation': 5, 'fingerprint': 'abc', 'stages': stages}}))
+    known(records, 'two', top1=2.0)
+    evidence.take_known(file, 'cpu', images, records)
+    assert records.read('one') == stages['one'] and records.read('two')['figures']['top1'] == 2.0
+    with pytest.raises(SystemExit, match='has results for other images'):
+        evidence.take_known(file, 'cpu', {**images, 'fingerprint': 'abd'}, records)
+    for name, device in ((file, 'cuda'), (tmp_path / 'none.json', 'cpu')):
+        with pytest.raises(SystemExit, match='has no results for --device'):
+            evidence.take_known(name, device, images, records)
+
+
+@pytest.mark.parametrize('is_fast', [True, False])
+def test_the_precision_is_one_that_the_processor_has(monkeypatch, capsys, is_fast):
+    monkeypatch.setattr('common.training.run.cpu_is_fast_in', lambda precision: is_fast)
+    words = evidence.fitting(SCALES['cpu']).network
+    assert (f'--precision={"bf16" if is_fast else "fp32"}' in words) and len(words) == len(SCALES['cpu'].network)
+    assert ('in fp32' in capsys.readouterr().out) != is_fast
+    assert evidence.fitting(SCALES['cuda']) is SCALES['cuda']
+
+
 def test_a_time_that_is_not_known_is_no_equal_time(records):
     records.add_piece('one')
     records.add_piece('one')
@@ -285,7 +354,7 @@ def results(values, seeds=3):
     """Content of a file of results. values: {(start, measure): accuracies of the seeds}."""
     stages = {f'{measure}_{start}_{seed}': {'figures': {'top1': value}, 'seconds': 10.0, 'cpu_seconds': 10.0, 'machine': 'one'}
               for (start, measure), each in values.items() for seed, value in enumerate(each)}
-    return {'cpu': {'seeds': seeds, 'images': 9469, 'validation': 3925, 'stages': stages}}
+    return {'cpu': {'seeds': seeds, 'images': 9469, 'validation': 3925, 'fingerprint': 'abc', 'stages': stages}}
 
 
 def test_means_errors_and_paired_differences():

@@ -42,6 +42,21 @@ def test_a_gpu_without_bf16_is_told_of(tiny, monkeypatch, precision, has_bf16, i
     assert any('--precision=fp16 is faster' in warning for warning in run.warnings(None, 1)) == is_told
 
 
+@pytest.mark.parametrize(('precision', 'is_supported', 'is_told'), [
+    ('bf16', False, True), ('fp16', False, True), ('bf16', True, False), ('fp32', False, False), (None, False, False)])
+def test_a_cpu_without_instructions_for_a_precision_is_told_of(tiny, monkeypatch, precision, is_supported, is_told):
+    for name in ('bf16', 'fp16'):
+        monkeypatch.setattr(torch.ops.mkldnn, f'_is_mkldnn_{name}_supported', lambda: is_supported)
+    run = Run(tiny(precision=precision), Ranks(0, 1, torch.device('cpu')), 40)
+    assert any('no instructions for' in warning for warning in run.warnings(None, 1)) == is_told
+
+
+def test_a_pytorch_without_onednn_claims_nothing_of_the_cpu(tiny, monkeypatch):
+    monkeypatch.setattr(torch.ops, 'mkldnn', object())
+    run = Run(tiny(precision='bf16'), Ranks(0, 1, torch.device('cpu')), 40)
+    assert not any('no instructions for' in warning for warning in run.warnings(None, 1))
+
+
 # Data that changed
 
 def test_data_that_changed_are_refused_or_allowed(tiny, world, tmp_path, monkeypatch, capsys):
