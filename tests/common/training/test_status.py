@@ -117,6 +117,7 @@ def test_a_run_in_a_terminal_leaves_its_epochs_as_lines(tiny, tmp_path, monkeypa
     """Nothing of the bar is left, on the screen or in the file."""
     terminal = Terminal(150)
     monkeypatch.setattr('sys.stdout', terminal.stream)
+    monkeypatch.setattr('common.start.PATIENCE', 600)  # On a slow machine a line would say that the network is being built.
     folder = pretrain(tiny(val_every=1, run_dir=str(tmp_path / 'run')))
     monkeypatch.undo()
     terminal.end()
