@@ -173,6 +173,14 @@ class RunLog:
                     or entry['step'] == step and not (again and unit in entry)]
             write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
 
+    def first_loss(self):
+        """The mean loss of the first epoch that has one; None without any, or on a rank that keeps no log."""
+        if not self.is_main:
+            return None
+        written = self.path.read_text(encoding='utf-8').splitlines() if self.path.exists() else []
+        losses = (json.loads(line).get('loss') for line in [*written, *self.lines])
+        return next((loss for loss in losses if loss is not None), None)
+
     def scalars(self, values, step):
         """Tell {name: number} to TensorBoard and to the tracker, under the tags of common/training/tags.py."""
         tagged = {tag_of(name): value for name, value in values.items()} if self.is_main else {}

@@ -203,6 +203,15 @@ class Progress:
         self.sums = [0.0, 0.0, 0]
         self.skipped = 0
         self.warn_of_waiting(epoch, share, waited)
+        if epoch == self.run.epochs and loss is not None:
+            self.warn_of_loss(epoch, loss)
+
+    def warn_of_loss(self, epoch, loss):
+        """Warn if the mean loss of the last epoch is larger than that of the first."""
+        first = self.log.first_loss()
+        if first is not None and loss > first:
+            self.log.warn(f'the loss of {self.run.unit.span(epoch)}, the last, is {loss:.4g}, and that of the first was '
+                          f'{first:.4g}: the network did not learn. Start over with a lower rate, --fresh --lr')
 
     def warn_of_waiting(self, epoch, share, waited):
         """Warn once, if an epoch has spent too large a share of its time waiting for images, `waited` seconds

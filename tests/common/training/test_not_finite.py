@@ -14,7 +14,7 @@ from common.training.trainer import NeverFinite, NotFinite
 from pretrain.main import pretrain
 from pretrain.pretraining import Pretraining
 from tests.common.runs import in_step, spoiled
-from tests.conftest import log_of, same, saved
+from tests.conftest import Stop, log_of, same, saved, stop_after
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(tiny, tmp_path, monkeypatch, capsys):
@@ -35,6 +35,30 @@ def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(tiny, tmp_pat
     assert said.count('not finite') == 3 and 'at a learning rate of' in said and '.png' in said
     skipped = [json.loads(line) for line in (folder / 'pretrain_log.txt').read_text().splitlines() if 'skipped": [' in line]
     assert [line['skipped'] for line in skipped] == [[3], [6], [7]] and len(skipped[0]['images']) == 5
+
+
+@pytest.mark.parametrize('growth', [1.0, -1e-3])
+def test_a_loss_that_has_grown_is_warned_of_at_the_end(tiny, monkeypatch, capsys, growth):
+    """By the first epoch of all, of which the log tells: the run was stopped in between."""
+    original, count = trainer.train_step, []
+
+    def train_step(*arguments):
+        count.append(1)
+        result = original(*arguments)
+        result[0] = 5 + growth * len(count)
+        return result
+
+    monkeypatch.setattr(trainer, 'train_step', train_step)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stop):
+            pretrain(tiny())
+    count[:] = [1] * 5  # The first epoch was saved.
+    folder = pretrain(tiny())
+    said = capsys.readouterr().err
+    assert ('warning: the loss of epoch 2, the last, is 13, and that of the first was 8: ' in said) == (growth > 0)
+    assert ('the network did not learn' in said) == (growth > 0)
+    assert [line['loss'] for line in log_of(folder)[0][1:]] == pytest.approx([5 + 3 * growth, 5 + 8 * growth])
 
 
 def test_too_many_in_a_row_stop_the_run_in_its_last_good_state(tiny, undisturbed, tmp_path, monkeypatch):
