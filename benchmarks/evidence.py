@@ -13,8 +13,8 @@ FOLDER keeps all runs, a record of each stage, and the results: results.json, an
 --plan says what there is to do, and how long it takes on this machine. --publish puts the results into docs/transfer.json, and
 makes docs/transfer.md of that file.
 
-Without the FOLDER, on the same images, the runs go on from what is published: --known=docs/transfer.json takes the results of
-the stages that it has. Of those, pretrainings run again if the weights that they made are needed.
+Where the FOLDER is lost, --known=docs/transfer.json goes on from what is published: the stages that it has are not run. Only
+where weights that they made are needed, they are made again.
 
 On a GPU that is lent for minutes, with photographs from benchmarks.evidence_pack:
 

@@ -80,8 +80,8 @@ class Records:
     def keep(self, stage, arguments):
         """Write the record of a stage that has ended well.
 
-        If it had one, and ran for its weights alone, that record stays as it is, since others may be made by it. The new one
-        is added to it, as one of 'again'.
+        If it had one, and ran for its weights alone, that record stays as it is, since commands of later stages may follow
+        from it. The new one is added to it, as one of 'again'.
         """
         record = {**self.about, **self.cost(stage.name), 'figures': self.figures(stage)}
         if self.is_done(stage.name):
