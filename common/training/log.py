@@ -165,12 +165,12 @@ class RunLog:
         """Drop what a run will do again after this step, so that each epoch stands in the log once.
 
         again: it will write the line of the epoch that ends at this very step too. unit: the name of the Unit, by
-        which these lines are told from others.
+        which these lines are told from others. Lines that are about no step stay, such as the time of the first steps.
         """
         if self.is_main and self.path.exists():
             lines = [line for line in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
-            kept = [line for line in lines if 'run' in (entry := json.loads(line)) or entry['step'] < step
-                    or entry['step'] == step and not (again and unit in entry)]
+            kept = [line for line in lines if 'run' in (entry := json.loads(line)) or 'step' not in entry
+                    or entry['step'] < step or entry['step'] == step and not (again and unit in entry)]
             write_atomically(self.path, lambda file: file.write(''.join(kept).encode()))
 
     def first_loss(self):

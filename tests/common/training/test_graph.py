@@ -21,6 +21,7 @@ from common.training.trainer import Trainer, train_step
 from downstream_ade20k.segmenter import Segmenter
 from downstream_imagenet.classifier import Classifier
 from pretrain.main import pretrain
+from pretrain.results.read_log import read_log
 from pretrain.spark import build_spark
 from tests.common.runs import losses_of
 from tests.conftest import Stop, log_of, same, saved, stop_after
@@ -287,6 +288,22 @@ def test_first_steps_that_take_longer_do_not_count_in_the_speed(tiny, monkeypatc
     assert [len(line['first_steps']) for line in lines if 'first_steps' in line] == [7]
     rates = [line['images_per_second'] for line in lines if 'loss' in line]
     assert rates[0] is None and all(rate > 0 for rate in rates[1:])
+
+
+def test_a_run_that_told_of_first_steps_goes_on(tiny, whole, monkeypatch):
+    """It does so on a GPU alone, and each time that it goes on it has first steps again."""
+    monkeypatch.setattr(Trainer, 'first_steps', 2)
+    for steps in (1, 7):  # the first time there is no checkpoint yet
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Stop):
+                pretrain(tiny())
+    folder = pretrain(tiny())
+    assert all(same(saved(folder)[part], saved(whole)[part]) for part in ('model', 'optimizer', 'sums'))
+    lines = [json.loads(line) for line in (folder / 'pretrain_log.txt').read_text().splitlines()]
+    assert [len(line['first_steps']) for line in lines if 'first_steps' in line] == [2, 2]
+    assert [line['epoch'] for line in lines if 'epoch' in line] == [0, 1, 2]
+    assert [line['epoch'] for line in read_log(folder).epochs] == [1, 2]
 
 
 def test_fp16_scales_the_loss_and_goes_on_with_the_scale(tiny, tmp_path, monkeypatch):
