@@ -27,6 +27,7 @@ from common.cli import errors_in_one_sentence
 from common.fabrics import PATTERNS, write_fabrics
 from common.pictures import labelled_rows
 from common.reliability.checkpoint import write_atomically
+from common.reliability.stopping import STOPPED
 from common.seeds import seed_for
 from pretrain.methods import DEFAULT, METHODS, method_of
 from pretrain.results.pictures import hidden_cells, views, write_picture
@@ -109,20 +110,21 @@ def draw(demo):
 
 
 def train(demo):
-    """Pretrain, or go on; exits with the code of a run that was stopped."""
+    """Pretrain, or go on; exits with the code of a run that was stopped, also if Ctrl-C came at its very end."""
     command = ['bash', str(ROOT / 'pretrain' / 'main.sh'), 'fabrics', f'--data_path={demo.world}', *TRAINING,
                f'--method={demo.method}', *OF_METHODS[demo.method],
                f'--epochs={demo.epochs}', f'--warmup_epochs={demo.epochs / 10}', f'--seed={demo.seed}']
     print(' '.join(command), flush=True)
     process = subprocess.Popen(command, cwd=demo.folder, env={**os.environ, 'PYTHON': sys.executable})
     code = None
+    was_interrupted = False
     while code is None:
         try:
             code = process.wait()
         except KeyboardInterrupt:  # The run was interrupted too: it saves what it has, and then ends.
-            continue
-    if code:
-        sys.exit(code)
+            was_interrupted = True
+    if code or was_interrupted:
+        sys.exit(code or STOPPED)
 
 
 def compare(demo):

@@ -81,9 +81,11 @@ def test_a_folder_with_another_demo_is_refused(trained, monkeypatch):
         demo.main([str(trained.folder), *SMALL, '--seed=1'])
 
 
-def test_a_run_that_is_interrupted_is_waited_for(tmp_path, monkeypatch):
+@pytest.mark.parametrize('code', [75, 0])
+def test_a_run_that_is_interrupted_is_waited_for(tmp_path, monkeypatch, code):
+    """A code of 0: the run had just come to its end."""
     class Process:
-        waits = [KeyboardInterrupt, 75]
+        waits = [KeyboardInterrupt, code]
 
         def __init__(self, command, **_):
             assert '--epochs=2' in command and '--warmup_epochs=0.2' in command
