@@ -204,14 +204,14 @@ class Progress:
         self.skipped = 0
         self.warn_of_waiting(epoch, share, waited)
         if epoch == self.run.epochs and loss is not None:
-            self.warn_of_loss(epoch, loss)
+            self.warn_of_loss(loss)
 
-    def warn_of_loss(self, epoch, loss):
-        """Warn if the mean loss of the last epoch is larger than that of the first."""
+    def warn_of_loss(self, loss):
+        """Warn if the mean loss of the last epoch, which is given, is larger than that of the first."""
         first = self.log.first_loss()
         if first is not None and loss > first:
-            self.log.warn(f'the loss of {self.run.unit.span(epoch)}, the last, is {loss:.4g}, and that of the first was '
-                          f'{first:.4g}: the network did not learn. Start over with a lower rate, --fresh --lr')
+            self.log.warn(f'the mean loss grew from {first:.4g} in the first epoch to {loss:.4g} in the last: probably the '
+                          'learning rate is too high. Start over with a lower one: --fresh --lr')
 
     def warn_of_waiting(self, epoch, share, waited):
         """Warn once, if an epoch has spent too large a share of its time waiting for images, `waited` seconds

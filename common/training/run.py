@@ -51,7 +51,9 @@ def cpu_is_fast_in(precision):
     x86 processors without AVX-512 have none of 'bf16' and 'fp16': PyTorch then computes element by element.
     True where it is not known, in a PyTorch without oneDNN.
     """
-    is_supported = getattr(torch.ops.mkldnn, f'_is_mkldnn_{precision}_supported', None)  # There is none for 'fp32'.
+    if precision not in ('bf16', 'fp16'):
+        return True
+    is_supported = getattr(torch.ops.mkldnn, f'_is_mkldnn_{precision}_supported', None)
     return is_supported is None or is_supported()
 
 
@@ -400,8 +402,8 @@ class Run:
         if self.ranks.device.type == 'cuda' and options.precision is None and self.precision == 'fp32':
             yield 'this GPU has no bf16, so that the run trains in fp32: --precision=fp16 is faster'
         if self.ranks.device.type == 'cpu' and not cpu_is_fast_in(options.precision):
-            yield (f'this CPU has no instructions for {options.precision}, in which convolutions take 10 to 30 times as long '
-                   'here as in fp32: leave --precision out')
+            yield (f'this CPU has no instructions for {options.precision}: convolutions take ten times as long as in fp32, or '
+                   'longer. Leave --precision out to train in fp32')
         if self.ranks.device.type == 'cpu' and torch.backends.mps.is_available():
             yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
                    "rates are kept here, and nothing was tried on it")
