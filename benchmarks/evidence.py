@@ -13,8 +13,8 @@ FOLDER keeps all runs, a record of each stage, and the results: results.json, an
 --plan says what there is to do, and how long it takes on this machine. --publish puts the results into docs/transfer.json, and
 makes docs/transfer.md of that file.
 
-Where the FOLDER is lost, --known=docs/transfer.json goes on from what is published: the stages that it has are not run. Only
-where weights that they made are needed, they are made again.
+If FOLDER is lost, --known=docs/transfer.json takes the published results instead of running their stages. Stages whose weights
+are still needed are run again.
 
 On a GPU that is lent for minutes, with photographs from benchmarks.evidence_pack:
 
@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.kept import write_json
-from benchmarks.evidence_records import Records, check_records, last_epoch
+from benchmarks.evidence_records import Records, check_records, common_machine, last_epoch
 from benchmarks.evidence_report import answers, write
 from benchmarks.evidence_runs import ROOT, Runner, environment, to_run
 from benchmarks.evidence_stages import PERCENTS, QUESTIONS, SCALES, Plan
@@ -57,12 +57,12 @@ def arguments(argv=None):
     parser.add_argument('--device', default='cpu', choices=tuple(SCALES),
                         help='the scale: a small network on the CPU, ResNet-50 on a GPU')
     parser.add_argument('--seeds', type=int, default=3, help='a number is quoted from three on')
-    parser.add_argument('--jobs', type=int, help='programs at a time; a core each, or one on a GPU, if not given. More than '
-                        'one on a GPU leaves no sense in the question at equal time')
+    parser.add_argument('--jobs', type=int, help='programs at a time; a core each, or one on a GPU, if not given. With more '
+                        'than one on a GPU, times cannot be compared: what is trained for equal time means nothing then')
     parser.add_argument('--minutes', type=float, help='stop after so many, and save; the same command goes on')
     parser.add_argument('--stage_minutes', type=float, help='the most minutes at a stretch for one stage')
-    parser.add_argument('--known', metavar='FILE', help='results that are there already, such as docs/transfer.json: their '
-                        'stages are not run, but for weights that others need')
+    parser.add_argument('--known', metavar='FILE', help='file of earlier results, such as docs/transfer.json. Their stages are '
+                        'not run, except those whose weights are needed')
     parser.add_argument('--plan', action='store_true', help='say what there is to do and how long it takes, and stop')
     parser.add_argument('--publish', action='store_true', help='put the results into docs/transfer.md, and stop')
     args = parser.parse_args(argv)
@@ -71,13 +71,20 @@ def arguments(argv=None):
         setattr(args, name, given)
         if not set(given) <= set(known):
             parser.error(f'--{name} has some of {",".join(known)}, not {",".join(given)}')
-    if args.seeds < 1:
-        parser.error(f'--seeds must be 1 or more, not {args.seeds}')
+    for name, least in (('seeds', 1), ('jobs', 1), ('minutes', 0), ('stage_minutes', 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f'--{name} must be {least} or more, not {value}')
     if not args.publish and args.data_path is None:
         parser.error('say where the images are: --data_path=DIR, or make evidence DATA=DIR')
     args.folder = Path(args.folder or Path('evidence_output', args.device)).resolve()
-    args.jobs = args.jobs or (1 if args.device == 'cuda' else os.cpu_count() or 1)
+    args.jobs = args.jobs or (1 if args.device == 'cuda' else cores())
     return args
+
+
+def cores():
+    """The cores that this program may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def check_device(name):
@@ -128,18 +135,26 @@ def clock_of(scale):
     return 'seconds' if scale.name == 'cuda' else 'cpu_seconds'
 
 
-def take_known(file, device, images, records):
-    """Keep the records of a file of results. Raises SystemExit if it has none, or of other images."""
+def known_results(file, scale, images):
+    """{name of a stage: record} of a file of results.
+
+    scale: as of `fitting`. Raises SystemExit if the file has no results of this scale, or of other images, or in another
+    precision.
+    """
     try:
-        known = json.loads(Path(file).read_text())[device]
+        known = json.loads(Path(file).read_text())[scale.name]
         about = {name: known[key] for name, key in IN_RESULTS.items()}
         stages = known['stages']
+        words = {word for record in stages.values() for word in record['command'] if word.startswith('--precision=')}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f'error: {file} has no results for --device={device} ({type(error).__name__}: {error}): --known takes a file '
-                 'such as docs/transfer.json')
+        sys.exit(f'error: {file} has no results for --device={scale.name} ({type(error).__name__}: {error}): --known takes a '
+                 'file such as docs/transfer.json')
     if about != images:
         sys.exit(f'error: {file} has results for other images: leave --known out, or give the images that it is about')
-    records.take(stages)
+    if not words <= set(scale.network):
+        sys.exit(f'error: {file} has results of {" ".join(words)}, which this machine does not compute fast: leave --known '
+                 'out, and give a new folder')
+    return stages
 
 
 def find_images(folder):
@@ -224,13 +239,32 @@ def keep_results(args, records, images):
     print(f'{answers(content)}\nThe tables are in {page}.')
 
 
+def say_left(left, number, records):
+    """Print how many stages are left, and why some of them cannot be run."""
+    if left:
+        print(f'{len(left)} of {number} stages are left: the same command goes on')
+    for stage in left:
+        if stage.equal_time and all(map(records.is_done, stage.after)) and common_machine(stage, records) is None:
+            print(f'{stage.name} cannot be run: the times that its length follows from are of different machines. To measure '
+                  'them here, run their stages in a new folder, without --known')
+
+
 def publish(folder):
-    """Put the results of a folder into docs/transfer.json, beside those of another scale, and make the page of that file."""
+    """Put the results of a folder into docs/transfer.json, beside those of another scale, and make the page of that file.
+
+    Raises SystemExit if results that are published would be lost.
+    """
     file = folder / 'results.json'
     if not file.exists():
         sys.exit(f'error: there is no {file}: give the folder of a run of this program')
     content = json.loads(PUBLISHED.read_text()) if PUBLISHED.exists() else {}
-    content |= json.loads(file.read_text())
+    found = json.loads(file.read_text())
+    for name in content.keys() & found.keys():
+        lost = content[name]['stages'].keys() - found[name]['stages'].keys()
+        if lost:
+            sys.exit(f'error: {len(lost)} results of {PUBLISHED.name} are not in {folder}: run with --known={PUBLISHED} '
+                     f'first, or to drop them, take {name!r} out of that file')
+    content |= found
     write_json(PUBLISHED, content)
     write(content, PAGE)
 
@@ -248,9 +282,10 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f'error: {error}')
     check_folder(args.folder, args.device, images)
+    scale = fitting(SCALES[args.device])
     if args.known:
-        take_known(args.known, args.device, images, records)
-    plan = Plan(fitting(SCALES[args.device]), args.seeds, images['train'], args.percents)
+        records.take(known_results(args.known, scale, images))
+    plan = Plan(scale, args.seeds, images['train'], args.percents)
     if args.plan:
         say_plan(plan, args.only, records, images, args.jobs)
         return
@@ -258,14 +293,15 @@ def main(argv=None):
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     stage_seconds = None if args.stage_minutes is None else 60 * args.stage_minutes
     runner = Runner(records, args.jobs, clock_of(plan.scale), deadline, stage_seconds)
+    check_records(stages, records, runner.clock)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, runner.ask_to_stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, runner.ask_to_stop)
     try:
         left = runner.run(stages)
     finally:
         keep_results(args, records, images)
-    if left:
-        print(f'{len(left)} of {len(stages)} stages are left: the same command goes on')
+    say_left(left, len(stages), records)
 
 
 if __name__ == '__main__':

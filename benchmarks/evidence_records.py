@@ -32,6 +32,7 @@ class Records:
     def __init__(self, folder, about=None):
         self.folder = Path(folder)
         self.about = about or {}
+        self.machine = {'machine': self.about['machine']} if 'machine' in self.about else {}
         for name in ('records', 'pieces', 'logs'):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.lock = FolderLock(self.folder)
@@ -63,17 +64,23 @@ class Records:
     def add_piece(self, name, **what):
         """Note that a stage begins, or with seconds and cpu_seconds what it cost until it ended."""
         with open(self.folder / 'pieces' / f'{name}.jsonl', 'a') as file:
-            file.write(json.dumps(what or {'began': time.strftime('%Y-%m-%d %H:%M:%S')}) + '\n')
+            file.write(json.dumps(what or {'began': time.strftime('%Y-%m-%d %H:%M:%S'), **self.machine}) + '\n')
+
+    def forget_pieces(self, name):
+        """Let the cost of a stage begin anew."""
+        (self.folder / 'pieces' / f'{name}.jsonl').unlink(missing_ok=True)
 
     def cost(self, name):
         """{'seconds', 'cpu_seconds'} over all pieces of a stage.
 
-        They are None if a piece has no end, since this program was killed while the stage ran.
+        They are None if a piece has no end, since this program was killed while the stage ran, or if the pieces are of several
+        machines.
         """
         lines = (self.folder / 'pieces' / f'{name}.jsonl').read_text().splitlines()
         pieces = [json.loads(line) for line in lines]
         ended = [piece for piece in pieces if 'seconds' in piece]
-        if len(pieces) - len(ended) > len(ended):
+        began = [piece for piece in pieces if 'began' in piece]
+        if len(began) > len(ended) or len({piece.get('machine') for piece in began}) > 1:
             return dict.fromkeys(COSTS)
         return {key: round(sum(piece[key] for piece in ended), 2) for key in COSTS}
 
@@ -106,8 +113,7 @@ class Records:
 def command(stage, records, clock):
     """The arguments of a stage's command, with the learning rate and the epochs that follow from earlier ones.
 
-    clock: one of COSTS, by which equal time is measured. Raises SystemExit if the time of a stage is not known, or those
-    of several machines would be compared.
+    clock: one of COSTS, by which equal time is measured. Raises SystemExit if the time of a stage is not known.
     """
     arguments = list(stage.arguments)
     if stage.rates:
@@ -116,38 +122,51 @@ def command(stage, records, clock):
     if stage.epochs:
         epochs = stage.epochs
         if stage.equal_time:
-            check_machine(stage, records)
-            budget, likes = ([time_of(name, records, clock) for name in names] for names in stage.equal_time)
+            machine = common_machine(stage, records)
+            budget, likes = ([time_of(name, records, clock, machine) for name in names] for names in stage.equal_time)
             epochs = round(epochs * sum(budget) / sum(likes))
         arguments.append(f'--epochs={epochs}')
     return arguments
 
 
-def check_machine(stage, records):
-    """Raises SystemExit if the times that a stage is to compare are of several machines."""
+def runs_of(record):
+    """What is known of each time that a stage was run to its end; of one that ran again for its weights too."""
+    return [record, *record.get('again', ())]
+
+
+def common_machine(stage, records):
+    """The machine on which all times were measured that a stage of equal time is made of; None if there is no such machine.
+
+    All of these stages must be done.
+    """
     names = [name for names in stage.equal_time for name in names]
-    machines = {name: records.read(name).get('machine') for name in names}
-    if len(set(machines.values())) > 1:
-        sys.exit(f'error: {stage.name} would compare times of different machines ({machines}): delete in {records.folder} the '
-                 'output folders, records and pieces of those that another machine did, to run them again')
+    machines = [[run.get('machine') for run in runs_of(records.read(name))] for name in names]
+    return next((machine for machine in machines[0] if all(machine in each for each in machines)), None)
 
 
-def time_of(name, records, clock):
-    found = records.read(name)[clock]
+def time_of(name, records, clock, machine):
+    """The seconds of a stage on a machine. Raises SystemExit if they are not known."""
+    found = next((run[clock] for run in runs_of(records.read(name)) if run.get('machine') == machine), None)
     if found is None:
-        sys.exit(f'error: how long {name} took is not known, since this program was killed while it ran: delete '
-                 f'output_{name}, records/{name}.json and pieces/{name}.jsonl in {records.folder} to run it again')
+        sys.exit(f'error: how long {name} took is not known: this program was killed while it ran, or it ran on two machines. '
+                 f'To run it again, delete output_{name}, records/{name}.json and pieces/{name}.jsonl in {records.folder}, and '
+                 'leave --known out')
     return found
 
 
 def check_records(stages, records, clock):
     """Raises SystemExit if a stage that is done was done by another command than the one that it has now."""
     for stage in stages:
-        if not records.is_done(stage.name) or not all(map(records.is_done, stage.after)):
+        if not records.is_done(stage.name):
+            continue
+        if not all(map(records.is_done, stage.after)):
+            if stage.equal_time:
+                sys.exit(f'error: the epochs of {stage.name} follow from the times of fewer seeds: give as many --seeds as '
+                         'before, or another folder')
             continue
         was = records.read(stage.name)['command'][2:]
         now = command(stage, records, clock)
         if set(was) != set(now):
             changed = ' '.join(sorted(set(was) ^ set(now)))
-            sys.exit(f'error: {stage.name} was run with other options than it has now ({changed}): give another '
-                     f'folder, or delete output_{stage.name} and records/{stage.name}.json in {records.folder}')
+            sys.exit(f'error: {stage.name} was run with other options than it has now ({changed}): give another folder, '
+                     'without --known')

@@ -6,6 +6,7 @@ import re
 import statistics
 
 from benchmarks.evidence_figure import draw
+from benchmarks.evidence_records import COSTS, runs_of
 from benchmarks.evidence_stages import ESTIMATED, HELD_OUT, QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan
 
 MIN_SEEDS = 3
@@ -170,22 +171,29 @@ def rates(results):
             lines.append(row(f'{start.label}, {percent} % of labels', *cells, 'at the edge' if at_edge else ''))
     if not lines:
         return []
-    return [f'Learning rates of fine-tuning, by one run each (seed {TUNING_SEED}, for pretrained weights those of seed 0), on '
-            f'the {HELD_OUT:.0%} of the training images that this run did not see. The best is taken for all seeds:', '',
+    return [f'Learning rates of fine-tuning, by one run each (seed {TUNING_SEED}, for pretrained weights those of seed 0), '
+            f'on the {100 * HELD_OUT:.0f} % of the training images that this run did not see. The best is taken for all seeds:',
+            '',
             *head('', *results.scale.rates, ''), *lines, '']
 
 
 def cost(results):
     """What the runs cost, and on what."""
-    stages = results.stages.values()
-    hours, cpu_hours = (sum(record[key] or 0 for record in stages) / 3600 for key in ('seconds', 'cpu_seconds'))
-    machines = dict.fromkeys(record['machine'] for record in stages)
-    lines = [f'{len(stages)} stages took {hours:.1f} hours of wall-clock time, summed over programs, and {cpu_hours:.1f} '
+    runs = [run for record in results.stages.values() for run in runs_of(record)]
+    hours, cpu_hours = (sum(run[key] or 0 for run in runs) / 3600 for key in COSTS)
+    machines = dict.fromkeys(run['machine'] for run in runs)
+    lines = [f'{len(runs)} runs took {hours:.1f} hours of wall-clock time, summed over programs, and {cpu_hours:.1f} '
              f'hours of CPU time, on: {"; ".join(machines)}.']
+    again = [name for name, record in results.stages.items() if 'again' in record]
+    if again:
+        lines.append(f'Run again for their weights, which were lost: {", ".join(again)}.')
+    unplanned = sorted(results.stages.keys() - results.planned)
+    if unplanned:
+        lines.append(f'Run, and used for nothing: {", ".join(unplanned)}.')
     for name in ('zeroed_time_0', 'final_10_scratch_long_0', 'final_100_scratch_long_0'):
         if name in results.stages:
-            epochs = results.stages[name]['command'][-1].partition('=')[2]
-            lines.append(f'Equal time came to {epochs} epochs in `{name}`.')
+            epochs, = (word for word in results.stages[name]['command'] if word.startswith('--epochs='))
+            lines.append(f'Equal time came to {epochs.partition("=")[2]} epochs in `{name}`.')
     return [' '.join(lines), '']
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.evidence_records import check_records, command
+from benchmarks.evidence_records import check_records, command, common_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120  # seconds in which programs that are told to stop have to save what they have
@@ -73,9 +73,14 @@ class Runner:
         return self.asked_to_stop or self.deadline is not None and time.monotonic() >= self.deadline
 
     def ready(self, todo):
-        """The first stage whose needs are done, or None."""
-        return next((stage for stage in todo if all(map(self.records.is_done, stage.after))
-                     and self.left.isdisjoint(stage.needs)), None)
+        """The first stage that can begin, or None."""
+        return next((stage for stage in todo if self.can_begin(stage)), None)
+
+    def can_begin(self, stage):
+        """Whether all that a stage follows from is known, the weights that it reads are there, and times are comparable."""
+        if not all(map(self.records.is_done, stage.after)) or not self.left.isdisjoint(stage.needs):
+            return False
+        return not stage.equal_time or common_machine(stage, self.records) is not None
 
     def ended(self):
         """Those that have ended since the last call, or whose time is over. Raises SystemExit if one failed."""
@@ -101,6 +106,8 @@ class Running:
         self.was_stopped = False
         self.code = None  # exit status; -n if signal n ended it
         self.began = time.monotonic()
+        if records.lacks_weights(stage) and not (records.folder / f'output_{stage.name}').exists():
+            records.forget_pieces(stage.name)  # It runs again, from its beginning.
         records.add_piece(stage.name)
         with open(self.log, 'a') as log:
             self.process = subprocess.Popen([sys.executable, '-m', *arguments], cwd=records.folder, env=environment(),
@@ -146,9 +153,9 @@ def to_run(stages, records):
     found = {}
 
     def add(stage):
-        for needed in (named[name] for name in stage.needs if name in named):
-            if records.lacks_weights(needed):
-                add(needed)
+        lacking = [named[name] for name in stage.needs if name in named and records.lacks_weights(named[name])]
+        for needed in lacking:
+            add(needed)
         found[stage.name] = stage
 
     for stage in stages:

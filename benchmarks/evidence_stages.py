@@ -55,7 +55,7 @@ class Start:
     pretrained: whether there is a pretraining. ablation: of benchmarks.ablations, if it has one.
     percents: the shares of the labels, in percent, with which it is fine-tuned.
     options: of the pretraining, beside the scale's. length: its epochs, as a multiple of the scale's.
-    equal_time: (the start whose pretraining takes as long, the start whose epochs take as long), or empty.
+    equal_time: (the start whose pretraining time is matched, the start that shows the time of an epoch), or empty.
     tuned_as: the start whose learning rates it takes; its own if None. has_decoder: whether SparK's decoder is trained.
     """
     name: str
@@ -105,8 +105,8 @@ STARTS = {start.name: start for start in (
     Start('a2mim', 'A2MIM, equal epochs', 'e', options=('--method=a2mim',), has_decoder=False),
     Start('quarter', 'a quarter of the epochs', 'f', length=0.25),
     Start('triple', 'three times the epochs', 'f', length=3),
-    Start('images_11', 'a ninth of the images, equal steps', 'f', options=('--val_fraction=0.8889',), length=9),
-    Start('images_33', 'a third of the images, equal steps', 'f', options=('--val_fraction=0.6667',), length=3))}
+    Start('images_11', 'a ninth of the images, about equal steps', 'f', options=('--val_fraction=0.8889',), length=9),
+    Start('images_33', 'a third of the images, about equal steps', 'f', options=('--val_fraction=0.6667',), length=3))}
 
 QUESTIONS = {
     'a': Question(
@@ -124,7 +124,7 @@ QUESTIONS = {
         (('sparse', 'scratch_long'),)),
     'c': Question('Is a decoder that sees all levels better than one that sees the smallest map only?', 'Yes, as in the paper.',
                   (('sparse', 'single_level'),)),
-    'd': Question('Which mask ratio is best?', '0.6, as in the paper.',
+    'd': Question('Is a mask ratio of 0.6 better than 0.4 and 0.75?', 'Yes, as in the paper.',
                   (('sparse', 'mask_40'), ('sparse', 'mask_75'))),
     'e': Question('Is SparK better than A2MIM, at equal epochs? (ConvMAE takes other networks.)',
                   'Yes, as on the drawn fabrics.', (('sparse', 'a2mim'),)),

@@ -45,7 +45,9 @@ def machine(device):
             name = next((line.split(':')[1].strip() for line in file if line.startswith('model name')), name)
     except OSError:
         pass
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+    vectors = torch.backends.cpu.get_cpu_capability()  # which tells processors apart that share a name, such as 'AVX2'
+    threads = torch.get_num_threads()
+    return f'{name} ({vectors}), {threads} thread{"s" * (threads != 1)}, torch {torch.__version__}'
 
 
 def sizes(parser, models, argv=None, mask_ratio=0.6):

@@ -220,7 +220,7 @@ def test_a_stage_that_takes_too_long_is_stopped_and_its_pieces_are_added(records
     assert Runner(records, 2, 'seconds', deadline=time.monotonic()).run([waiting]) == [waiting]  # It was not begun.
     assert Runner(records, 1, 'seconds').run([say('long', 'k = 20: top-1 3.0')]) == []
     lines = [json.loads(line) for line in (records.folder / 'pieces' / 'long.jsonl').read_text().splitlines()]
-    assert [list(line) for line in lines] == [['began'], ['seconds', 'cpu_seconds']] * 2
+    assert [list(line) for line in lines] == [['began', 'machine'], ['seconds', 'cpu_seconds']] * 2
     assert records.read('long')['seconds'] == pytest.approx(first + lines[3]['seconds'])
 
 
@@ -234,7 +234,7 @@ def test_two_that_end_while_they_are_stopped_are_both_kept(records):
 
 def test_a_record_of_another_command_is_not_taken(records):
     Runner(records, 1, 'seconds').run([say('one', 'k = 20: top-1 1.0')])
-    with pytest.raises(SystemExit, match=r'error: one was run with other options than it has now \(.*delete output_one'):
+    with pytest.raises(SystemExit, match=r'error: one was run with other options than it has now \(.*give another folder'):
         Runner(records, 1, 'seconds').run([say('one', 'k = 20: top-1 2.0')])
 
 
@@ -264,27 +264,55 @@ def test_what_is_known_runs_again_only_for_weights_that_are_needed(records, caps
     assert [stage.name for stage in to_run(chain, records)] == ['third']
 
 
-def test_times_of_different_machines_are_no_equal_time(records):
+def test_times_of_different_machines_are_no_equal_time(records, capsys):
+    """What was run again for its weights on the machine of the others has a time that can be compared."""
     stage = Stage('x', 'b', 'pretrain', ('program',), 0, epochs=30, equal_time=(['one'], ['other']))
     for name, machine in (('one', 'a'), ('other', 'b')):
-        records.path(name).write_text(json.dumps({'seconds': 1.0, 'machine': machine}))
-    with pytest.raises(SystemExit, match='error: x would compare times of different machines'):
-        command(stage, records, 'seconds')
+        records.path(name).write_text(json.dumps({'seconds': 10.0, 'machine': machine}))
+    runner = Runner(records, 1, 'seconds')
+    assert runner.run([stage]) == [stage] and not records.is_done('x')
+    evidence.say_left([stage], 1, records)
+    assert 'x cannot be run: the times that its length follows from are of different machines' in capsys.readouterr().out
+    again = {'seconds': 20.0, 'machine': 'b'}
+    records.path('one').write_text(json.dumps({'seconds': 10.0, 'machine': 'a', 'again': [again]}))
+    assert runner.can_begin(stage) and command(stage, records, 'seconds') == ['program', '--epochs=60']
+
+
+def test_what_ran_on_two_machines_has_no_known_time(records):
+    records.add_piece('one')
+    records.add_piece('one', seconds=4.0, cpu_seconds=4.0)
+    assert records.cost('one')['seconds'] == 4.0
+    records.machine = {'machine': 'another'}
+    records.add_piece('one')
+    records.add_piece('one', seconds=4.0, cpu_seconds=4.0)
+    assert records.cost('one')['seconds'] is None
+
+
+def test_equal_time_is_not_mixed_of_different_numbers_of_seeds(records):
+    known(records, 'x', arguments=('program', '--epochs=30'))
+    known(records, 'one')
+    stage = Stage('x', 'b', 'pretrain', ('program',), 0, epochs=30, equal_time=(['one', 'two'], ['one']))
+    with pytest.raises(SystemExit, match='the epochs of x follow from the times of fewer seeds: give as many --seeds'):
+        Runner(records, 1, 'seconds').run([stage])
 
 
 def test_results_that_are_known_are_taken(records, tmp_path):
     images = {'train': 10, 'val': 5, 'fingerprint': 'abc'}
-    stages = {name: {'figures': {'top1': 1.0}} for name in ('one', 'two')}
+    stages = {name: {'figures': {'top1': 1.0}, 'command': ['python', '--precision=bf16']} for name in ('one', 'two')}
     file = tmp_path / 'known.json'
     file.write_text(json.dumps({'cpu': {'images': 10, 'validation': 5, 'fingerprint': 'abc', 'stages': stages}}))
     known(records, 'two', top1=2.0)
-    evidence.take_known(file, 'cpu', images, records)
+    scale = SCALES['cpu']
+    records.take(evidence.known_results(file, scale, images))
     assert records.read('one') == stages['one'] and records.read('two')['figures']['top1'] == 2.0
     with pytest.raises(SystemExit, match='has results for other images'):
-        evidence.take_known(file, 'cpu', {**images, 'fingerprint': 'abd'}, records)
+        evidence.known_results(file, scale, {**images, 'fingerprint': 'abd'})
+    slow = dataclasses.replace(scale, network=('--precision=fp32',))
+    with pytest.raises(SystemExit, match='has results of --precision=bf16, which this machine does not compute fast'):
+        evidence.known_results(file, slow, images)
     for name, device in ((file, 'cuda'), (tmp_path / 'none.json', 'cpu')):
         with pytest.raises(SystemExit, match='has no results for --device'):
-            evidence.take_known(name, device, images, records)
+            evidence.known_results(name, SCALES[device], images)
 
 
 @pytest.mark.parametrize('is_fast', [True, False])
@@ -403,7 +431,9 @@ def test_the_page_says_what_the_scale_has():
 
 def test_what_a_user_gets_wrong_is_said(tmp_path, capsys, monkeypatch):
     for words, message in (([], r'say where the images are: --data_path=DIR'), (['--data_path=x', '--only=a,z'], 'not a,z'),
-                           (['--data_path=x', '--seeds=0'], '--seeds must be 1 or more')):
+                           (['--data_path=x', '--seeds=0'], '--seeds must be 1 or more'),
+                           (['--data_path=x', '--jobs=-1'], '--jobs must be 1 or more, not -1'),
+                           (['--data_path=x', '--minutes=-2'], '--minutes must be 0 or more')):
         with pytest.raises(SystemExit):
             evidence.arguments(words)
         assert re.search(message, capsys.readouterr().err)
@@ -459,3 +489,8 @@ def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypat
     assert page.with_suffix('.svg').exists() and '](transfer.svg)' in text
     with pytest.raises(SystemExit, match='there is no .*results.json: give the folder of a run'):
         evidence.main([str(tmp_path / 'none'), '--publish'])
+    del found['cpu']['stages']['final_10_scratch_0']
+    (tmp_path / 'cpu' / 'results.json').write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match='error: 1 results of transfer.json are not in .*: run with --known='):
+        evidence.main([str(tmp_path / 'cpu'), '--publish'])
+    assert page.read_text() == text

@@ -176,8 +176,8 @@ def test_the_commands_of_the_scale_for_gpus_run_on_a_pack(drawn, tmp_path):
     pack(drawn, tmp_path / 'photos', '--side=64')
     stages = {stage.name: stage for stage in Plan(SCALES['cuda'], 1, TRAIN).stages(('a', 'b'))}
     for name in ('sparse_0', 'zeroed_0'):
-        said = small([*stages[name].words, '--decoder_width=32'], tmp_path)
+        said = small([*stages[name].arguments, '--decoder_width=32'], tmp_path)
         assert f'Finished. The pretrained resnet50 is in output_{name}/resnet50_1kpretrained.pth' in said
-    said = small([*stages['final_100_sparse_0'].words, '--lr=1e-3'], tmp_path)
+    said = small([*stages['final_100_sparse_0'].arguments, '--lr=1e-3'], tmp_path)
     assert 'output_sparse_0/resnet50_1kpretrained.pth: matched' in said
     assert f'On {VAL} validation images' in said
