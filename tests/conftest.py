@@ -1,6 +1,7 @@
 """What the tests share: a small picture world, options of a run that takes seconds, and randomised networks."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # One thread in a test process and in the processes that it starts: `make test` runs a test process on each of two cores.
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
+
+
+@pytest.fixture(autouse=True)
+def without_nohup():
+    """Signals as in a shell's foreground: nohup ignores SIGHUP, a script's `&` ignores SIGINT, and then runs do too."""
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGHUP, hangup)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.fixture(scope='session')

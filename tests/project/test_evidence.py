@@ -359,23 +359,39 @@ def test_a_folder_is_for_one_program(records, tmp_path):
     assert other.returncode and 'is in use by process' in other.stderr
 
 
+def started(folder, before=''):
+    """A process with two stages that wait, both begun; before: code that runs first."""
+    code = ('import signal; from benchmarks import evidence; from benchmarks.evidence_stages import Plan\n'
+            'from tests.project.test_evidence import wait\n'
+            'Plan.stages = lambda *_: [wait("one"), wait("two")]\n'
+            f'{before}\n'
+            f'evidence.main([{str(folder)!r}, "--data_path={folder}/world", "--jobs=2"])\n')
+    write_world(folder / 'world', 24, 12, 32, 0)
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True, **pipes)
+    until(lambda: len(list((folder / 'logs').glob('*.txt'))) == 2)
+    return process
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_stops_the_programs_that_run(tmp_path, number):
     """They are told to stop once, whatever comes after it, and none is left behind."""
-    code = ('from benchmarks import evidence; from benchmarks.evidence_stages import Plan\n'
-            'from tests.project.test_evidence import wait\n'
-            'Plan.stages = lambda *_: [wait("one"), wait("two")]\n'
-            f'evidence.main([{str(tmp_path)!r}, "--data_path={tmp_path}/world", "--jobs=2"])\n')
-    write_world(tmp_path / 'world', 24, 12, 32, 0)
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True, **pipes)
-    until(lambda: len(list((tmp_path / 'logs').glob('*.txt'))) == 2)
+    process = started(tmp_path)
     process.send_signal(number)
     process.send_signal(number)
     said, errors = process.communicate(timeout=120)
     assert said.endswith('2 of 2 stages are left: the same command goes on\n') and not errors and process.returncode == 0
     for name in ('one', 'two'):
         assert 'seconds' in (tmp_path / 'pieces' / f'{name}.jsonl').read_text().splitlines()[1]
+
+
+def test_under_nohup_the_end_of_a_terminal_stops_nothing(tmp_path):
+    process = started(tmp_path, 'signal.signal(signal.SIGHUP, signal.SIG_IGN)')
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=120)[0].endswith('the same command goes on\n')
 
 
 def results(values, seeds=3):
