@@ -37,6 +37,7 @@ from benchmarks.evidence_report import answers, write
 from benchmarks.evidence_runs import ROOT, Runner, environment, to_run
 from benchmarks.evidence_stages import PERCENTS, QUESTIONS, SCALES, Plan
 from common.reliability.checkpoint import git_commit
+from common.training.run import cpu_is_fast_in, usable_cores
 
 PAGE = ROOT / 'docs' / 'transfer.md'
 PUBLISHED = PAGE.with_suffix('.json')
@@ -78,13 +79,8 @@ def arguments(argv=None):
     if not args.publish and args.data_path is None:
         parser.error('say where the images are: --data_path=DIR, or make evidence DATA=DIR')
     args.folder = Path(args.folder or Path('evidence_output', args.device)).resolve()
-    args.jobs = args.jobs or (1 if args.device == 'cuda' else cores())
+    args.jobs = args.jobs or (1 if args.device == 'cuda' else usable_cores())
     return args
-
-
-def cores():
-    """The cores that this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def check_device(name):
@@ -123,7 +119,6 @@ def check_folder(folder, device, images):
 
 def fitting(scale):
     """The scale in a precision that this machine computes fast."""
-    from common.training.run import cpu_is_fast_in
     if scale.name == 'cuda' or cpu_is_fast_in('bf16'):
         return scale
     print('This CPU has no instructions for bf16: everything is trained in fp32.')

@@ -317,7 +317,7 @@ def test_results_that_are_known_are_taken(records, tmp_path):
 
 @pytest.mark.parametrize('is_fast', [True, False])
 def test_the_precision_is_one_that_the_processor_has(monkeypatch, capsys, is_fast):
-    monkeypatch.setattr('common.training.run.cpu_is_fast_in', lambda precision: is_fast)
+    monkeypatch.setattr(evidence, 'cpu_is_fast_in', lambda precision: is_fast)
     words = evidence.fitting(SCALES['cpu']).network
     assert (f'--precision={"bf16" if is_fast else "fp32"}' in words) and len(words) == len(SCALES['cpu'].network)
     assert ('in fp32' in capsys.readouterr().out) != is_fast
