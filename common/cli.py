@@ -290,8 +290,7 @@ def errors_in_one_sentence(accum=None):
                 f'Cut the batch into more parts with --accum={2 * accum} or --accum=auto, or '
             sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
                      '--input_size')
-        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection '
-                                                                                            'reset by peer')):
+        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection reset by peer')):
             sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it '
                      'says itself, or its machine is gone. The same command goes on from the last '
                      f'checkpoint ({str(error).splitlines()[0]})')

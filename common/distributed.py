@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from common.reliability.rendezvous import may_start_again, store_of_this_start
 from common.reliability.watchdog import Watchdog
 
 
@@ -74,8 +75,7 @@ def distributed(patience=0, folder='.'):
 
     patience: minutes without progress after which a rank is ended, and a message says which one is missing
         (common/reliability/heartbeat.py; or watchdog.py, if no Python code runs any more). Ranks wait for
-        each other a little longer, so that this comes first. 0 means that nothing is ended, and torch's own
-        limit holds.
+        each other a little longer, so that this comes first. 0 means that nothing is ended.
     folder: the run folder.
     """
     rank = int(os.environ.get('RANK', 0))
@@ -96,7 +96,7 @@ def distributed(patience=0, folder='.'):
 def joined(rank, size, patience):
     """The Ranks of this process, which joins a process group if there are other processes.
 
-    Raises ValueError if there are GPUs, but none for this process.
+    Raises ValueError if there are GPUs, but none for this process, and ConnectionError if the others do not come.
     """
     local = int(os.environ.get('LOCAL_RANK', 0))
     cuda = torch.cuda.is_available()
@@ -108,13 +108,25 @@ def joined(rank, size, patience):
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:
-        options = {}
-        if cuda:
-            options['device_id'] = device
-        if patience:
-            options['timeout'] = timedelta(minutes=patience + 5)
-        dist.init_process_group('nccl' if cuda else 'gloo', **options)
+        timeout = time_limit(patience)
+        options = {'device_id': device} if cuda else {}
+        try:
+            if may_start_again():
+                options.update(store=store_of_this_start(rank, size, timeout), rank=rank, world_size=size)
+            dist.init_process_group('nccl' if cuda else 'gloo', timeout=timeout, **options)
+        except (dist.DistStoreError, dist.DistNetworkError) as error:
+            raise ConnectionError(f'rank {rank} of {size} waited for the others in vain: {str(error).splitlines()[0]}'
+                                  ) from error
     return Ranks(rank, size, device)
+
+
+def time_limit(patience):
+    """How long ranks wait for each other, a timedelta: 5 minutes longer than they are watched for.
+
+    patience: in minutes; 0 means for ever. torch has no such value (NCCL ends after 10 minutes where none is
+    given), so it is longer than any run waits, in milliseconds that fit into 32 bits.
+    """
+    return timedelta(minutes=patience + 5) if patience else timedelta(days=20)
 
 
 def data_parallel(module, ranks, same_buffers, in_bf16=False):

@@ -4,10 +4,9 @@ The batch of a step is cut into groups of neighbouring images, in the order that
 several whole groups, or several neighbouring ranks share one. So the groups, and the loss, do not depend on how
 a batch is divided among ranks and parts. Which groups fit is in pretrain/group_sizes.py.
 """
-from datetime import timedelta
-
 import torch.distributed as dist
 
+from common.distributed import time_limit
 from pretrain.group_sizes import reason_against
 
 
@@ -16,8 +15,8 @@ class GroupMeans:
 
     group: images of a group. part: images that each rank takes at a time. Where a group is larger than a part, all
     ranks have to make this at the same moment, since torch then makes a process group of the ranks that share one.
-    patience: minutes for which these wait for each other, and 5 more; 0 for torch's own. Raises ValueError if the
-    groups do not fit.
+    patience: minutes for which these wait for each other, see `time_limit`. Raises ValueError if the groups do not
+    fit.
     """
 
     def __init__(self, group, part, ranks=1, patience=0):
@@ -28,8 +27,7 @@ class GroupMeans:
         self.sharing = group // self.here  # ranks that share a group
         self.process_group = None
         if self.sharing > 1:
-            timeout = timedelta(minutes=patience + 5) if patience else None  # that of the run, see `distributed`
-            self.process_group, _ = dist.new_subgroups(self.sharing, timeout=timeout)
+            self.process_group, _ = dist.new_subgroups(self.sharing, timeout=time_limit(patience))
 
     def close(self):
         """End the process group of the ranks that share a group, if there is one."""
