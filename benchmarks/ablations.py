@@ -56,7 +56,7 @@ def main():
     if len(sys.argv) < 2 or sys.argv[1] not in ABLATIONS:
         sys.exit(f'error: say which idea to take out: {" or ".join(ABLATIONS)}')
     options = parse_options(sys.argv[2:])
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         pretrain(options, method=ABLATIONS[sys.argv[1]])
 
 

@@ -27,7 +27,8 @@ from common.reliability.watchdog import is_stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'your_convnet_still_pretraining.pth'
-VARYING = ('seconds', 'images_per_second', 'data_wait', 'remaining', 'finish')  # of a line in the log: what the clock says
+# Of a line in the log: what a clock or a meter says.
+VARYING = ('seconds', 'images_per_second', 'data_wait', 'remaining', 'finish', 'gpu_kwh')
 PER_EPOCH = 5
 
 

@@ -187,6 +187,8 @@ def speed(scale, folder, number):
             sys.exit(f'error: the trial of {kind} failed:\n{ended.stderr[-2000:] or ended.stdout[-2000:]}')
         run_folder = folder / f'output_{name}'
         found[kind] = last_epoch(run_folder)['images_per_second']
+        if found[kind] is None:  # A GPU's first steps are not timed.
+            sys.exit(f'error: {number:,} training images are too few to measure how long {kind} takes')
         shutil.rmtree(run_folder)
     return found
 

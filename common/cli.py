@@ -16,7 +16,9 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from common.about import About
+from common.memory_errors import OutOfMemory, is_out_of_memory
 from common.reliability.stopping import Ended, leave
+from common.words import first_line
 
 LAUNCHER = ('--ngpu_per_node', '--num_nodes', '--node_rank', '--master_address', '--master_port', '--max_restarts')
 
@@ -263,11 +265,11 @@ def _reader_is_gone():
 
 
 @contextmanager
-def errors_in_one_sentence(accum=None):
+def errors_in_one_sentence(resumes=False):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
 
-    accum: of a training run, which the same command resumes; None for other programs. A run that was stopped
-    has its own codes (common/reliability/stopping.py).
+    resumes: whether it is a training run, which the same command resumes. A run that was stopped has its own codes
+    (common/reliability/stopping.py).
     """
     speaks = int(os.environ.get('LOCAL_RANK', 0)) == 0  # all ranks of a node would say the same
     try:
@@ -280,22 +282,21 @@ def errors_in_one_sentence(accum=None):
         message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
         sys.exit(f'error: {message}' if speaks else 1)
     except OSError as error:
-        if accum is None and isinstance(error, BrokenPipeError) and _reader_is_gone():
+        if not resumes and isinstance(error, BrokenPipeError) and _reader_is_gone():
             raise  # reader_may_leave
-        resumes = '' if accum is None else '. Nothing that was saved is lost; the same command goes on from the last checkpoint'
-        sys.exit(f'error: {error}{resumes}' if speaks else 1)
+        goes_on = '. Nothing that was saved is lost; the same command goes on from the last checkpoint' if resumes else ''
+        sys.exit(f'error: {error}{goes_on}' if speaks else 1)
     except RuntimeError as error:
-        if type(error).__name__ == 'OutOfMemoryError':  # torch's, which is not imported here
-            cut = '' if accum in (None, 'auto') else \
-                f'Cut the batch into more parts with --accum={2 * accum} or --accum=auto, or '
-            sys.exit(f'error: out of GPU memory ({str(error).splitlines()[0]}) {cut}give a smaller --bs or '
-                     '--input_size')
+        if isinstance(error, OutOfMemory):
+            sys.exit(f'error: {error}')
+        if is_out_of_memory(error):
+            sys.exit(f'error: out of GPU memory ({first_line(error)}): give a smaller --bs or --input_size')
         if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection reset by peer')):
             sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it '
                      'says itself, or its machine is gone. The same command goes on from the last '
-                     f'checkpoint ({str(error).splitlines()[0]})')
+                     f'checkpoint ({first_line(error)})')
         raise
     except KeyboardInterrupt:
-        goes_on = '' if accum is None else ': the same command goes on from the last checkpoint'
+        goes_on = ': the same command goes on from the last checkpoint' if resumes else ''
         sys.stderr.write(f'interrupted{goes_on}\n' if speaks else '')
         sys.exit(130)

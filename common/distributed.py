@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.reliability.rendezvous import may_start_again, store_of_this_start
 from common.reliability.watchdog import Watchdog
+from common.words import first_line
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def joined(rank, size, patience):
                 options.update(store=store_of_this_start(rank, size, timeout), rank=rank, world_size=size)
             dist.init_process_group('nccl' if cuda else 'gloo', timeout=timeout, **options)
         except (dist.DistStoreError, dist.DistNetworkError) as error:
-            raise ConnectionError(f'rank {rank} of {size} waited for the others in vain: {str(error).splitlines()[0]}'
+            raise ConnectionError(f'rank {rank} of {size} waited for the others in vain: {first_line(error)}'
                                   ) from error
     return Ranks(rank, size, device)
 
@@ -134,7 +135,7 @@ def data_parallel(module, ranks, same_buffers, in_bf16=False):
     one rank.
 
     same_buffers: whether its buffers are the same on all ranks by themselves, so that they need no broadcast.
-    in_bf16: whether gradients are sent and summed in bfloat16.
+    in_bf16: whether gradients are sent and summed in bfloat16. Raises ValueError if this PyTorch cannot do that.
     """
     if ranks.size == 1:
         return module
@@ -150,5 +151,9 @@ def in_ddp(module, device, same_buffers, in_bf16=False):
     parallel = DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True,
                                        **{broadcast: not same_buffers})
     if in_bf16:
-        parallel.register_comm_hook(None, bf16_compress_hook)
+        try:
+            parallel.register_comm_hook(None, bf16_compress_hook)
+        except TypeError as error:  # a build of torch for CPUs alone, or NCCL before 2.10
+            raise ValueError(f'this PyTorch cannot exchange gradients in bfloat16: leave out --bf16_gradients ({error})'
+                             ) from error
     return parallel

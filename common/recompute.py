@@ -52,7 +52,7 @@ class KeepRandom(RandomMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in function.tags:
+        if is_random(function, args, kwargs or {}):
             self.kept.append(copy_of(out))
         return out
 
@@ -61,7 +61,7 @@ class RepeatRandom(RandomMode):
     """Context in which random operations give what the deque of a KeepRandom holds, in its order."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if torch.Tag.nondeterministic_seeded not in function.tags:
+        if not is_random(function, args, kwargs or {}):
             return function(*args, **(kwargs or {}))
         kept = self.kept.popleft()
         if not function._schema.is_mutable:
@@ -71,9 +71,22 @@ class RepeatRandom(RandomMode):
         return filled.copy_(kept)
 
 
+def is_random(function, args, kwargs):
+    """Whether an operation draws random numbers. Kernels of attention are marked so without dropout as well."""
+    if torch.Tag.nondeterministic_seeded not in function.tags:
+        return False
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.name == 'dropout_p':
+            given = args[place] if place < len(args) else kwargs.get('dropout_p', argument.default_value)
+            return given > 0
+    return True
+
+
 def copy_of(out):
-    """A copy of what an operation returned: one tensor, or a tuple of them."""
-    return out.clone() if isinstance(out, torch.Tensor) else tuple(tensor.clone() for tensor in out)
+    """A copy of what an operation returned: a tensor, or a tuple in which there may be numbers and None as well."""
+    if isinstance(out, torch.Tensor):
+        return out.clone()
+    return tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in out)
 
 
 @contextmanager

@@ -23,6 +23,11 @@ def described(lines):
     return '\n' + ''.join(f'{word:12}{text}\n' if word else text for word, text in lines)
 
 
+def first_line(text):
+    """The first line of a text, such as the message of an exception; '' if there is none."""
+    return next(iter(str(text).splitlines()), '')
+
+
 def printable(text):
     """A text or a path in one line, with escapes for what does not print: a file's name may hold anything."""
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()

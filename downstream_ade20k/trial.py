@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
+from common.memory_errors import is_out_of_memory
 from common.training.accumulation import BACKWARD, ranks_here
 from common.training.memory import free_memory
 from downstream_ade20k.evaluation import whole_view
@@ -66,13 +67,17 @@ def can_measure(network, channels, seen, size, inference, autocast, example_batc
     with evaluating(network):
         try:
             taken = taken_by_training(network, example_batch, autocast, device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return True  # It is not the image that is too large: the first step says what is.
         try:
             with autocast():
                 inference.classes(network, torch.zeros(1, channels, *seen, device=device), size)
             return True
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             taken.clear()

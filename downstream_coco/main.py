@@ -61,7 +61,7 @@ def check(argv=None):
     It does not load torch. common/launch.sh calls it before it starts processes.
     """
     options = parse_options(argv)
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         options.require_paths()
     return options
 
@@ -71,7 +71,7 @@ def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = check(argv)
     say_loading()
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         train_detector(options)
 
 

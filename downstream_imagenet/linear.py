@@ -143,7 +143,7 @@ def probe_by_fine_tuning(argv):
     options = parse(config.Options, 'downstream_imagenet.linear --mae',
                     'Linear probe with the recipe of MAE.', argv,
                     mae_recipe)
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         fine_tune(options)
 
 

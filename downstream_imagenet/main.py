@@ -66,7 +66,7 @@ def check(argv=None):
     It does not load torch. common/launch.sh calls it before it starts processes.
     """
     options = check_options(argv)
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         options.require_paths()
 
 
@@ -76,7 +76,7 @@ def main(argv=None):
     check(argv)
     say_loading()
     options = parse_options(argv)
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         fine_tune(options)
 
 

@@ -72,7 +72,7 @@ def check(argv=None):
     It does not load torch. common/launch.sh calls it before it starts processes.
     """
     options = parse_options(argv, 'pretrain.main')
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         options.require_paths()
     return options
 
@@ -82,7 +82,7 @@ def main(argv=None):
     """The command line: exits with 0, with 1 and one sentence for what does not fit, or with 2 for a wrong flag."""
     options = check(argv)
     say_loading()
-    with errors_in_one_sentence(options.parts):
+    with errors_in_one_sentence(resumes=True):
         pretrain(options)
 
 

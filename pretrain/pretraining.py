@@ -208,7 +208,10 @@ class Pretraining(Trainer):
     def terms_of_all_ranks(self):
         """The method's `term_sums`, added up over all ranks, as a list; None if it has none."""
         sums = self.method.term_sums(self.network)
-        return None if sums is None else self.ranks.all_reduce(sums.sums.clone()).tolist()
+        if sums is None:
+            return None
+        # They are on the CPU until the first step, where NCCL cannot add them up.
+        return self.ranks.all_reduce(sums.sums.to(self.ranks.device, copy=True)).tolist()
 
     @torch.no_grad()
     def held_out_loss(self):

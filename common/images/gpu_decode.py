@@ -26,6 +26,7 @@ from torchvision.transforms import functional as F
 from common.images.augmented import Augmented, Crop, collate
 from common.images.fast_decode import LARGEST
 from common.images.files import ImageFiles
+from common.words import first_line
 
 MOST_PIXELS = 2 ** 24  # of a JPEG that the GPU decodes; its crop takes 12 bytes a pixel there
 AT_ONCE = 2 ** 27  # pixels that are decoded at a time, which take 3 bytes each
@@ -160,7 +161,7 @@ def nvjpeg_on(device):
     try:
         decode([as_bytes(file.getvalue())], ImageReadMode.RGB)
     except (RuntimeError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f'--decode=gpu does not work with this torchvision ({reason}): give --decode=fast in a new run, or '
                          'go on where it works'
                          ) from error
@@ -238,7 +239,7 @@ class DeviceDecoder:
             # It does not say which of them is at fault.
             if len(tried) > 1:
                 return [self.decoded([content], [one])[0] for content, one in zip(contents, encoded)]
-            self.refuse(encoded[tried[0]], str(error).splitlines()[0])
+            self.refuse(encoded[tried[0]], first_line(error))
             return images
         for i, image in zip(tried, found):
             if tuple(image.shape[1:]) == encoded[i].size:

@@ -5,6 +5,7 @@ import torch
 from torch import distributed as dist
 from torch.utils._pytree import tree_leaves
 
+from common.memory_errors import is_out_of_memory
 from common.recompute import frozen_statistics
 from common.training.memory import free_memory, kept_for_backward
 from common.words import counted
@@ -62,7 +63,9 @@ def fits(network, example_batch, images, ranks, autocast, kept=0):
             loss = network(*batch)
         loss.backward()
         failed = 0.0
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         failed = 1.0
     batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
     network.zero_grad(set_to_none=True)

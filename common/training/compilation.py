@@ -18,6 +18,7 @@ import torch._dynamo
 from timm.layers import DropPath
 from torch import nn
 
+from common.memory_errors import is_out_of_memory
 from common.recompute import frozen_statistics
 from common.words import counted
 
@@ -140,9 +141,9 @@ def failures(network, batch, autocast, device):
     """What a step fails for, in words; an empty list if it does not. Raises OutOfMemoryError: no compiler is to blame."""
     try:
         try_step(network, batch, autocast, device)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a compiler can raise
+        if is_out_of_memory(error):
+            raise
         return [reason_of(error)]
     finally:
         network.zero_grad(set_to_none=True)

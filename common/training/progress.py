@@ -92,6 +92,7 @@ class Progress:
         """Note how long one of the first steps took, which take longer than others. They do not count in what
         is said of the speed.
         """
+        self.tell_bad()
         self.first_steps.append(seconds)
         self.steps_since_look = 0
         self.latest = None
@@ -174,7 +175,8 @@ class Progress:
         loss, norm, steps = self.sums
         loss, norm = (loss / steps, norm / steps) if steps else (None, None)
         lr, decay = self.run.schedule(step - 1)
-        left = (self.run.steps - step) * self.step_time
+        steps_left = self.run.steps - step
+        left = steps_left * self.step_time if self.timed_steps or not steps_left else None  # None: nothing is timed yet
         energies, waits = zip(*self.run.ranks.gather([(self.meter.kwh(), self.epoch_waited)]))
         waited = max(waits)  # all ranks wait for the slowest
         share = round(min(waited / self.epoch_seconds, 1), 4) if self.epoch_steps else None
@@ -184,7 +186,8 @@ class Progress:
             unit.name: unit.number(epoch), 'step': step, 'loss': loss, **metrics, 'gradient_norm': norm, 'lr': lr,
             'weight_decay': decay, 'skipped': self.skipped, 'unreadable': unreadable, 'images_per_second': rate,
             'data_wait': share, 'seconds': time.perf_counter() - self.began,
-            'gpu_kwh': None if None in energies else sum(energies), 'remaining': duration(left), 'finish': clock(left)})
+            'gpu_kwh': None if None in energies else sum(energies), 'remaining': None if left is None else duration(left),
+            'finish': None if left is None else clock(left)})
         self.log.scalars({name: value for name, value in metrics.items() if value is not None}, step)
         if metrics_text:
             self.status.measured = metrics_text, epoch
@@ -192,7 +195,8 @@ class Progress:
             f'loss {loss:.4f}', *([metrics_text] if metrics_text else []), f'lr {lr:.2e}', f'gradient norm {norm:.3f}']
         if loss is not None and rate:
             parts.append(f'{rate:.1f} images/s')
-        parts.append(f'{duration(left)} left')
+        if left is not None:
+            parts.append(f'{duration(left)} left')
         if share is not None and share > WAIT_TOLD:
             parts.append(f'waited {100 * share:.0f} % for images')
         if self.skipped:

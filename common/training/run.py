@@ -118,12 +118,11 @@ class Run:
         A run that goes on with another number of ranks may need more parts than it was given.
         """
         parts = self.options.parts
-        same_ranks = saved and saved['ranks'] == self.ranks.size
-        if parts == 'auto':  # What was found out then is kept. A number that was given then is not: it was too few.
-            return saved['accum'] if same_ranks and saved['config'].get('accum') in (None, 'auto') else None
+        if parts == 'auto':
+            return saved['accum'] if self.keeps_parts(saved) else None
         if self.allows(parts):
             return parts
-        if saved and not same_ranks:
+        if saved and saved['ranks'] != self.ranks.size:
             more = next((more for more in range(parts, self.share + 1) if self.allows(more)), None)
             if more:
                 return more
@@ -133,6 +132,12 @@ class Run:
         raise ValueError(f'a batch of {batch} images cannot be divided among '
                          f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
                          f'{nearest_batches(batch, self.ranks.size * parts)}')
+
+    def keeps_parts(self, saved):
+        """Whether --accum=auto means the number of parts that was found out when the run began. A number that was given then
+        is not kept: it was too few.
+        """
+        return bool(saved) and saved['ranks'] == self.ranks.size and saved['config'].get('accum') in (None, 'auto')
 
     def allows(self, parts):
         """Whether a rank can cut its batch into so many parts."""
@@ -246,15 +251,17 @@ class Run:
         """A batch with which few images have ten steps an epoch or more."""
         return self.ranks.size * 2 ** max(int(self.images / self.ranks.size / 10).bit_length() - 1, 0)
 
-    def against_memory(self, saved):
-        """What to give if a step does not fit in memory. A run that goes on keeps its batch and its sizes."""
-        parts = '--accum=auto, which cuts the batch into parts'
+    def against_memory(self, saved, accum):
+        """What to give if a step of `accum` parts does not fit in memory. A run that goes on keeps its batch and its sizes."""
+        finer = next((parts for parts in range(accum + 1, self.share + 1) if self.allows(parts)), None)
+        number = f'{finer} or more' if self.options.parts == 'auto' or self.keeps_parts(saved) else 'auto'
+        parts = f'--accum={number}, which cuts the batch into parts'
         if saved:
-            return f'give {parts}'
+            return f'give {parts}' if finer else 'start more processes, so that each takes fewer images'
         if self.images < self.options.batch_size:
             return (f'there are {counted(self.images, "image")}, fewer than a batch, so leave --bs away, or give '
                     f'--bs={self.advised_batch} or so')
-        return f'give a smaller --bs or --input_size, or {parts}'
+        return 'give a smaller --bs or --input_size' + f', or {parts}' * bool(finer)
 
     @property
     def has_few_images(self):

@@ -20,6 +20,7 @@ from common.distributed import data_parallel
 from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
+from common.memory_errors import OutOfMemory, is_out_of_memory
 from common.networks.load import load_strictly
 from common.reliability.checkpoint import (
     copied,
@@ -51,6 +52,7 @@ from common.training.progress import Progress
 from common.training.recipe import starts_over
 from common.training.scaling import LossScaler
 from common.training.session import Session
+from common.words import first_line
 
 END_PATIENCE = 300.0  # seconds for which the files of a run at its end are tried to be written
 STOP_PATIENCE = 10.0  # and for which those of one that was asked to stop are
@@ -216,8 +218,8 @@ class Trainer:
 
         With the option `rewind` the run goes back to its last checkpoint where several steps in a row were
         not finite, and goes on without them. Raises ValueError, before any work, for what does not fit
-        together; NotFinite; Stopped or Unwritten (common/reliability/stopping.py) if a signal or the disk
-        ends it.
+        together; NotFinite; OutOfMemory; Stopped or Unwritten (common/reliability/stopping.py) if a signal or
+        the disk ends it.
         """
         left_out = []  # (first step, step behind the last) of those that were not finite
         while True:
@@ -230,6 +232,11 @@ class Trainer:
                     raise
                 left_out.append((error.steps.start, error.steps.stop))
                 self.release()
+            except RuntimeError as error:
+                if self.accum is None or not is_out_of_memory(error):
+                    raise
+                raise OutOfMemory(f'out of GPU memory ({first_line(error)}): '
+                                  f'{self.run.against_memory(self.saved, self.accum)}') from error
 
     def release(self):
         """Let go of what an attempt has made: the next one needs the device's memory."""
@@ -246,7 +253,7 @@ class Trainer:
         """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
         options, ranks = self.options, self.ranks
         self.stop_requested = self.save_requested = False
-        self.step = None
+        self.step = self.accum = None
         self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
         torch.manual_seed(seed_for('weights', options.seed))
         with said_if_long(f'Building {options.model}'):
@@ -299,7 +306,7 @@ class Trainer:
         self.accum = self.run.parts(saved)
         if self.accum is not None:
             require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast,
-                           self.run.against_memory(saved))
+                           self.run.against_memory(saved, self.accum))
             self.start_loading()
         self.place_network()
         if self.accum is None:

@@ -1,6 +1,7 @@
 """Whole runs of A2MIM: resuming to the last bit, ranks, parts, static inputs, and what is refused."""
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -9,6 +10,8 @@ import torch
 from pretrain.a2mim import A2MIM, build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
 from pretrain.main import pretrain
+from pretrain.pretraining import Pretraining
+from pretrain.term_sums import TermSums
 from tests.conftest import ROOT, assert_goes_on, assert_same_run, flags, log_of, saved
 
 TINY = {'method': 'a2mim', 'name': 'tiny', 'model': 'your_convnet', 'input_size': 32, 'cell_size': 8, 'batch_size': 8,
@@ -145,3 +148,20 @@ def test_a_run_of_another_loss_is_refused_by_name(options):
     pretrain(options(epochs=1, warmup_epochs=0))
     with pytest.raises(ValueError, match='fourier was focal and is none now'):
         pretrain(options(warmup_epochs=0, fourier='none', fourier_group=None))
+
+
+def test_the_terms_are_added_up_on_the_device_of_the_ranks():
+    """Before the first step they are on the CPU, where NCCL adds nothing up: so it is in a run that goes on at the end of an
+    epoch.
+    """
+    class Device:
+        """Stands in for the ranks of GPUs."""
+        device = torch.device('meta')
+
+        def all_reduce(self, tensor):
+            self.seen = tensor
+            return torch.tensor([4.0, 6.0])
+
+    run = SimpleNamespace(ranks=Device(), network=None, method=SimpleNamespace(term_sums=lambda network: TermSums(['l1'])))
+    assert Pretraining.terms_of_all_ranks(run) == [4.0, 6.0]
+    assert run.ranks.seen.device.type == 'meta'

@@ -6,6 +6,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from common import distributed as distributed_module
@@ -102,3 +103,18 @@ def test_the_error_of_a_rank_that_is_alone_is_a_sentence(agent, monkeypatch):
 def test_without_a_limit_ranks_wait_for_each_other_for_days():
     """NCCL's own limit is ten minutes, which the check of a large data set by one rank may take."""
     assert time_limit(0) > timedelta(days=10) and time_limit(30) == timedelta(minutes=35)
+
+
+def test_gradients_in_bf16_that_torch_does_not_have_are_refused_in_a_sentence(monkeypatch):
+    class Parallel:
+        """Stands in for the DistributedDataParallel of a build for CPUs alone."""
+
+        def __init__(self, module, **options):
+            pass
+
+        def register_comm_hook(self, state, hook):
+            raise TypeError('BF16 all reduce communication hook required CUDA 11+ and NCCL 2.10+')
+
+    monkeypatch.setattr(distributed_module, 'DistributedDataParallel', Parallel)
+    with pytest.raises(ValueError, match='leave out --bf16_gradients'):
+        distributed_module.in_ddp(None, torch.device('cpu'), True, in_bf16=True)

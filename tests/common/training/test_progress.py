@@ -1,0 +1,63 @@
+"""What a run tells of its first steps and of the time to go."""
+from types import SimpleNamespace
+
+import torch
+
+from common.live_line import LiveLine
+from common.training.progress import Progress
+from common.training.unit import Unit
+
+
+class Log:
+    """Notes what is said, warned of and recorded."""
+
+    def __init__(self):
+        self.line = LiveLine(None)
+        self.said, self.warned, self.recorded = [], [], []
+        self.say, self.warn, self.record = self.said.append, self.warned.append, self.recorded.append
+
+    def scalars(self, *given):
+        pass
+
+    def first_loss(self):
+        return None
+
+
+def progress_of(log, saved=None):
+    """The Progress of a run of two epochs with four steps each, on a device whose first steps are told of apart."""
+    ranks = SimpleNamespace(size=1, device=torch.device('cpu'), is_main=True, gather=lambda items: items)
+    run = SimpleNamespace(workers=1, epochs=2, unit=Unit(), ranks=ranks, share=8, per_epoch=4, steps=8, is_scaled=True,
+                          options=SimpleNamespace(batch_size=8, epochs=2, max_skips=10), schedule=lambda step: (0.1, 0.0))
+    progress = Progress(run, log, saved, lambda step: ['a.jpg'], 'more --workers', lambda: 0.01)
+    progress.start_epoch()
+    return progress
+
+
+def test_a_first_step_that_is_not_finite_is_told_of_at_once():
+    """With fp16 the scale of the loss begins high, so that it often is the first one of all."""
+    log = Log()
+    progress = progress_of(log)
+    progress.add(0, float('inf'), float('inf'), False)
+    progress.add_first_step(20.0)
+    assert len(log.warned) == 1 and 'step 0 was not finite' in log.warned[0] and '1 in epoch 1 so far' in log.warned[0]
+    assert log.recorded[0]['skipped'] == [0]
+    progress.add(1, 1.0, 1.0, True)
+    progress.add_first_step(5.0)
+    assert len(log.warned) == 1
+
+
+def test_the_time_to_go_is_not_known_before_a_step_was_timed():
+    log = Log()
+    progress = progress_of(log)
+    for step in range(4):
+        progress.add(step, 1.0, 1.0, True)
+        progress.add_first_step(20.0)
+    progress.end_epoch(1, {}, 0, '')
+    assert log.recorded[-1]['remaining'] is None and log.recorded[-1]['finish'] is None
+    assert log.said[-1].startswith('epoch 1/2: loss 1.0000') and 'left' not in log.said[-1]
+    progress.start_epoch()
+    for step in range(4, 8):
+        progress.add(step, 1.0, 1.0, True)
+    progress.look(4.0)
+    progress.end_epoch(2, {}, 0, '')
+    assert log.recorded[-1]['remaining'] == '0 s' and ', 0 s left' in log.said[-1]
