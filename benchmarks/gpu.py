@@ -4,7 +4,7 @@
 
 Each part runs in a process of its own with a time limit: what fails or hangs costs its own lines. A part
 begins if what it usually takes is left of the total, the important ones first; the table says which were
-skipped. --quick takes three minutes; --total=1100 is enough for all. --parts names some, which run in that
+skipped. --quick takes three minutes; --total=1200 is enough for all. --parts names some, which run in that
 order. --device cpu runs all of it on tiny networks, with longer limits, which shows that the script works, and
 nothing else. The exit code is 1 if a part failed, hung, or found a number that is not as it should be.
 
@@ -14,6 +14,7 @@ The parts (benchmarks/gpu_parts.py):
 * steps: step times and peak memory, bf16, as CUDA graphs and eagerly, beside the network's own supervised step;
 * agreement: losses and weights after 20 steps of a CUDA graph beside eager steps, drop path on, and a resume;
 * real_run: pretrain/main.sh on JPEGs of 500 x 375: when it says what, and the time spent waiting for images;
+* resumed_run: such a run that is stopped in its first steps, and goes on to its end;
 * compilation: what compiling takes with an empty and with a filled cache, and what it gains;
 * one_rank: SyncBatchNorm and DDP with NCCL in a group of one;
 * fallback: a step that cannot be captured goes on eagerly;
@@ -113,10 +114,10 @@ def parts_for(device, is_quick, folder):
                 part(35, 60, 'agreement'), real_run(54, 80, 'pillow'), part(30, 45, 'one_rank', one)]
     on_gpus = [real_run(45, 80, 'gpu')] if device == 'cuda' else []
     return [part(17, 40, 'golden'), part(45, 70, 'steps', one), part(45, 70, 'steps', other),
-            part(35, 60, 'agreement'), real_run(54, 100, 'pillow'), compilation(155, 240, one, 'cold'),
-            part(30, 45, 'one_rank', one), part(26, 50, 'fallback'), part(16, 30, 'fp16'), part(80, 120, 'convmae'),
-            part(45, 80, 'segmentation', small[0]), part(49, 80, 'segmentation', small[1]),
-            part(34, 60, 'optimisers'), *on_gpus,
+            part(35, 60, 'agreement'), real_run(54, 100, 'pillow'), part(80, 150, 'resumed_run', more=(str(folder),)),
+            compilation(155, 240, one, 'cold'), part(30, 45, 'one_rank', one), part(26, 50, 'fallback'),
+            part(16, 30, 'fp16'), part(80, 120, 'convmae'), part(45, 80, 'segmentation', small[0]),
+            part(49, 80, 'segmentation', small[1]), part(34, 60, 'optimisers'), *on_gpus,
             compilation(45, 80, one, 'warm'), part(35, 60, 'recomputed', one), part(35, 60, 'recomputed', other),
             real_run(45, 80, 'fast'), compilation(155, 240, other, 'cold'), compilation(45, 80, other, 'warm'),
             part(30, 60, 'accelerated', one)]

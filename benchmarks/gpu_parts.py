@@ -21,6 +21,7 @@ PARTS = {  # {name: function(report, sizes, device, *arguments)}
     'steps': gpu_steps.steps, 'recomputed': gpu_steps.recomputed, 'accelerated': gpu_steps.accelerated,
     'convmae': gpu_steps.convmae, 'segmentation': gpu_steps.segmentation,
     'compilation': gpu_compilation.compilation, 'real_run': gpu_run.real_run,
+    'resumed_run': gpu_run.resumed_run,
 }
 
 

@@ -1,4 +1,4 @@
-"""The part of `benchmarks.gpu` that starts a run as a user does, and tells when it said what."""
+"""The parts of `benchmarks.gpu` that start a run as a user does, and tell when it said what."""
 import json
 import os
 import signal
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common.demo_objects import CLASSES, draw
+from common.reliability.stopping import STOPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 500, 375  # of the JPEGs, as ImageNet's mean
@@ -25,12 +26,8 @@ def real_run(report, sizes, device, decode, folder):
     """
     write_jpegs(Path(folder, 'jpegs'), sizes)
     report(f'{decode}: the JPEGs', f'drawn after {report.seconds():.1f} s')
-    run = Path(folder, f'run_{decode}')
-    run.mkdir(exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # at the limit of the part: tell what there is
-    process = subprocess.Popen(command_of(sizes, device, decode, folder), cwd=run, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, env={**os.environ, 'PYTHON': sys.executable})
-    output = run / 'output_bench'
+    process, output = started(sizes, device, decode, folder, f'run_{decode}')
     try:
         follow(report, decode, process.stdout)
     except SystemExit:
@@ -39,6 +36,37 @@ def real_run(report, sizes, device, decode, folder):
     if process.wait():
         raise RuntimeError('the run failed')
     report_speed(report, decode, output)
+
+
+def resumed_run(report, sizes, device, folder):
+    """`pretrain/main.sh`, asked to stop by SIGTERM in its first steps, and started again: it has to go on to its end.
+
+    Raises RuntimeError, with the end of what the run said, if it does not.
+    """
+    write_jpegs(Path(folder, 'jpegs'), sizes)
+    process, output = started(sizes, device, 'pillow', folder, 'run_resumed')
+    for line in process.stdout:
+        print(line, end='', flush=True)
+        if line.startswith(('The first', 'The next')):  # Steps are under way, whose speed is told.
+            process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    report('stopped', f'with code {code} after {report.seconds():.1f} s', aim=f'code {STOPPED}', met=code == STOPPED)
+    process, output = started(sizes, device, 'pillow', folder, 'run_resumed')
+    follow(report, 'goes on', process.stdout)
+    if process.wait():
+        raise RuntimeError('the run that goes on failed')
+    lines = [json.loads(line) for line in (output / 'pretrain_log.txt').read_text().splitlines()]
+    epochs = [line['epoch'] for line in lines if line.get('epoch')]
+    report('the log', f'has the epochs {epochs}', aim='[1]', met=epochs == [1])
+
+
+def started(sizes, device, decode, folder, name):
+    """A run in a folder of this name: its process, whose stdout is to be read, and its run folder."""
+    run = Path(folder, name)
+    run.mkdir(exist_ok=True)
+    process = subprocess.Popen(command_of(sizes, device, decode, folder), cwd=run, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, env={**os.environ, 'PYTHON': sys.executable})
+    return process, run / 'output_bench'
 
 
 def command_of(sizes, device, decode, folder):

@@ -285,6 +285,7 @@ def errors_in_one_sentence(resumes=False):
         if not resumes and isinstance(error, BrokenPipeError) and _reader_is_gone():
             raise  # reader_may_leave
         goes_on = '. Nothing that was saved is lost; the same command goes on from the last checkpoint' if resumes else ''
+        speaks = speaks or isinstance(error, ConnectionError)  # the other ranks of the node may not have waited in vain
         sys.exit(f'error: {error}{goes_on}' if speaks else 1)
     except RuntimeError as error:
         if isinstance(error, OutOfMemory):

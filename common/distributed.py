@@ -122,10 +122,11 @@ def joined(rank, size, patience):
 
 
 def time_limit(patience):
-    """How long ranks wait for each other, a timedelta: 5 minutes longer than they are watched for.
+    """How long ranks wait for each other, a timedelta: 5 minutes longer than `patience`, in minutes, so that the watch
+    ends them first and says why.
 
-    patience: in minutes; 0 means for ever. torch has no such value (NCCL ends after 10 minutes where none is
-    given), so it is longer than any run waits, in milliseconds that fit into 32 bits.
+    0 means for ever. torch has no such value, and NCCL ends after 10 minutes where none is given. So it is 20 days,
+    whose milliseconds fit into 32 bits, as some of torch's waiting counts them.
     """
     return timedelta(minutes=patience + 5) if patience else timedelta(days=20)
 

@@ -1,8 +1,9 @@
 """Errors of a GPU whose memory is full. It does not load torch."""
 
 # What torch, cuBLAS and cuDNN say besides an OutOfMemoryError. A convolution for whose workspace there is no room
-# finds "no engine" (https://github.com/pytorch/pytorch/issues/108645).
-FULL = ('out of memory', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDNN_STATUS_ALLOC_FAILED', 'unable to find an engine')
+# finds "no engine" (https://github.com/pytorch/pytorch/issues/108645). That can also mean a cuDNN that does not fit
+# PyTorch, so messages quote the error itself.
+FULL = ('out of memory', 'STATUS_ALLOC_FAILED', 'DEVICE_ALLOCATION_FAILED', 'unable to find an engine')
 
 
 class OutOfMemory(RuntimeError):

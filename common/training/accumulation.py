@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from common.memory_errors import is_out_of_memory
 from common.recompute import frozen_statistics
 from common.training.memory import free_memory, kept_for_backward
-from common.words import counted
+from common.words import counted, first_line
 
 BACKWARD = 1.25  # memory of a step, as a multiple of what its forward pass keeps
 
@@ -37,23 +37,26 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
         raise ValueError(reason_against_parts(1))
     with frozen_statistics(network):
         for accum in allowed:
-            if fits(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0):
+            why_not = reason_against_step(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0)
+            if why_not is None:
                 return accum
     finer = [other for other in possible if other > accum]
-    raise does_not_fit(share, accum, smallest_part, remedy if finer else None)
+    raise does_not_fit(share, accum, smallest_part, why_not, remedy if finer else None)
 
 
-def fits(network, example_batch, images, ranks, autocast, kept=0):
-    """Whether a training step of so many images fits in the memory of every rank.
+def reason_against_step(network, example_batch, images, ranks, autocast, kept=0):
+    """Why a training step of so many images does not fit in the memory of every rank, in words; None if it does.
 
     kept: images whose inputs a CUDA graph keeps. Its memory is its own, so that there must be room besides for
     a forward pass of what is measured between the steps.
     """
+    failed, reason = 0.0, 'says another rank'
     if ranks.device.type == 'cpu':
         needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
         free = free_memory()
-        failed = float(free is not None and needed > free)
-        return not ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item()
+        if free is not None and needed > free:
+            failed, reason = 1.0, f'{needed / 2 ** 30:,.1f} GiB needed, {free / 2 ** 30:,.1f} GiB free'
+        return reason if ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item() else None
     try:
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
         batch = example_batch(images)
@@ -62,16 +65,15 @@ def fits(network, example_batch, images, ranks, autocast, kept=0):
         with autocast():
             loss = network(*batch)
         loss.backward()
-        failed = 0.0
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        failed = 1.0
+        failed, reason = 1.0, first_line(error)
     batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
     network.zero_grad(set_to_none=True)
     if ranks.device.type == 'cuda':
         torch.cuda.empty_cache()
-    return not ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item()
+    return reason if ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item() else None
 
 
 def needed_on_host(network, example_batch, images, autocast):
@@ -134,15 +136,15 @@ def forward_memory(network, batch, autocast, device):
     return torch.empty(taken, dtype=torch.uint8, device=device)
 
 
-def does_not_fit(share, accum, smallest_part, remedy=None):
-    """The ValueError for a batch that cannot be cut further. remedy: what can be given where that is for another reason
-    than its size.
+def does_not_fit(share, accum, smallest_part, why_not, remedy=None):
+    """The ValueError for a batch that cannot be cut further. why_not: why its part does not fit, in words. remedy: what can
+    be given where the batch cannot be cut for another reason than its size.
     """
     images = share // accum
     too_many = counted(images, 'image at a time does', 'images at a time do')
     if remedy:
-        return ValueError(f'{too_many} not fit in memory, and the options do not let the {share} of a rank be cut further: '
-                          f'give {remedy}')
+        return ValueError(f'{too_many} not fit in memory ({why_not}), and the options do not let the {share} of a rank be cut '
+                          f'further: give {remedy}')
     norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
-    return ValueError(f'{too_many} not fit in memory, and the {share} of a rank cannot be halved '
+    return ValueError(f'{too_many} not fit in memory ({why_not}), and the {share} of a rank cannot be halved '
                       f'further{norm}: give a smaller --bs or --input_size')

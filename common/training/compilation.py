@@ -138,7 +138,10 @@ def compiled_at_first_call(parts, dynamic=False):
 
 
 def failures(network, batch, autocast, device):
-    """What a step fails for, in words; an empty list if it does not. Raises OutOfMemoryError: no compiler is to blame."""
+    """What a step fails for, in words; an empty list if it does not.
+
+    Raises what says that memory is full: no compiler is to blame.
+    """
     try:
         try_step(network, batch, autocast, device)
     except Exception as error:  # whatever a compiler can raise

@@ -253,15 +253,17 @@ class Run:
 
     def against_memory(self, saved, accum):
         """What to give if a step of `accum` parts does not fit in memory. A run that goes on keeps its batch and its sizes."""
-        finer = next((parts for parts in range(accum + 1, self.share + 1) if self.allows(parts)), None)
+        most = self.share // self.smallest_part
+        finer = next((parts for parts in range(accum + 1, most + 1) if self.allows(parts)), None)
         number = f'{finer} or more' if self.options.parts == 'auto' or self.keeps_parts(saved) else 'auto'
         parts = f'--accum={number}, which cuts the batch into parts'
         if saved:
-            return f'give {parts}' if finer else 'start more processes, so that each takes fewer images'
+            return f'give {parts}' if finer else ('start more processes (--ngpu_per_node), so that each takes fewer images: '
+                                                  f'their number has to divide {self.options.batch_size}')
         if self.images < self.options.batch_size:
             return (f'there are {counted(self.images, "image")}, fewer than a batch, so leave --bs away, or give '
                     f'--bs={self.advised_batch} or so')
-        return 'give a smaller --bs or --input_size' + f', or {parts}' * bool(finer)
+        return f'give a smaller --bs or --input_size, or {parts}' if finer else f'give {self.options.against_memory(False)}'
 
     @property
     def has_few_images(self):

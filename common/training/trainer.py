@@ -235,8 +235,15 @@ class Trainer:
             except RuntimeError as error:
                 if self.accum is None or not is_out_of_memory(error):
                     raise
-                raise OutOfMemory(f'out of GPU memory ({first_line(error)}): '
-                                  f'{self.run.against_memory(self.saved, self.accum)}') from error
+                remedy = self.run.against_memory(self.saved or self.saved_now, self.accum)
+                raise OutOfMemory(f'out of GPU memory ({first_line(error)}): {remedy}') from error
+
+    @property
+    def saved_now(self):
+        """What the number of parts depends on when this run goes on, if it has saved anything; else None."""
+        if not self.run.checkpoint.exists():
+            return None
+        return {'ranks': self.ranks.size, 'config': {'accum': self.options.accum}}
 
     def release(self):
         """Let go of what an attempt has made: the next one needs the device's memory."""

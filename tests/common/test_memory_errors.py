@@ -1,10 +1,13 @@
 """A GPU whose memory is full is recognised by whatever says so, and the message has the remedy."""
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from common.cli import errors_in_one_sentence
 from common.memory_errors import OutOfMemory, is_out_of_memory
 from common.training import trainer
+from common.training.accumulation import fit_accumulation
 from pretrain.main import pretrain
 from tests.conftest import Stop, stop_after
 
@@ -62,5 +65,37 @@ def test_a_batch_that_cannot_be_cut_further(tiny, monkeypatch):
         stop_after(patch, 3)
         pretrain(tiny(save_every_steps=2))
     fill(monkeypatch, most=0)
-    with pytest.raises(OutOfMemory, match='start more processes, so that each takes fewer images'):
+    with pytest.raises(OutOfMemory, match='start more processes .* their number has to divide 8'):
         pretrain(tiny(accum=8))
+
+
+def test_a_run_that_has_saved_something_is_told_what_lets_it_go_on(tiny, monkeypatch):
+    """Memory may be full late in its first life; the same folder refuses another batch by then."""
+    original, count = trainer.train_step, []
+
+    def train_step(*arguments):
+        count.append(1)
+        if len(count) == 4:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+        return original(*arguments)
+
+    monkeypatch.setattr(trainer, 'train_step', train_step)
+    with pytest.raises(OutOfMemory, match=r'\): give --accum=auto, which cuts the batch into parts$'):
+        pretrain(tiny(save_every_steps=2))
+
+
+def test_a_trial_that_fails_names_the_error():
+    """Another cause than a full memory can look like one."""
+    class Broken(torch.nn.Linear):
+        def forward(self, images):
+            raise RuntimeError('GET was unable to find an engine to execute this computation')
+
+    class Device:
+        """Stands in for the ranks of a GPU."""
+        device = torch.device('meta')
+
+        def all_reduce(self, tensor, op):
+            return torch.tensor(1.0)
+
+    with pytest.raises(ValueError, match=r'1 image at a time does not fit in memory \(GET was unable .*\), and the 2'):
+        fit_accumulation(Broken(2, 2), lambda n: (torch.zeros(n, 2),), 2, Device(), nullcontext)
