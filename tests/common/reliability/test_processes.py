@@ -13,6 +13,7 @@ from common.reliability.stopping import STOPPED, Stopped
 from pretrain.main import pretrain
 from tests.common.runs import begins, begun, in_step, line_of, losses_of, trains, until
 from tests.conftest import ROOT, assert_same_run, flags, log_of, main_sh, saved
+from tests.pretrain.served import free_port
 
 
 @pytest.mark.slow
@@ -76,6 +77,24 @@ def test_a_killed_rank_ends_the_group_and_torchrun_starts_it_again(tiny, tmp_pat
     until(lambda: not any(is_alive(pid) for pid in first))
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
+    assert_same_run(tmp_path / 'output_whole', tmp_path / 'output_cut')
+    assert len(log_of(tmp_path / 'output_cut')[1]) == 2
+
+
+@pytest.mark.slow
+def test_two_nodes_start_again_after_a_rank_of_one_was_killed(tiny, tmp_path):
+    """Both are on this machine. The other node's torchrun knows nothing of it: its rank ends because it lost the killed one."""
+    options = tiny(epochs=20, save_every_steps=1, val_every=20, picture_every=0)
+    whole = main_sh('whole', *line_of(options), '--ngpu_per_node=2', cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    meet = '--num_nodes=2', '--ngpu_per_node=1', '--master_address=127.0.0.1', f'--master_port={free_port()}'
+    nodes = [begun('cut', *line_of(options), *meet, '--max_restarts=2', f'--node_rank={node}', cwd=tmp_path)
+             for node in range(2)]
+    until(lambda: trains(tmp_path / 'output_cut'))
+    killed, = ranks_of(nodes[1].pid)
+    os.kill(killed, signal.SIGKILL)
+    said = [node.communicate(timeout=600)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], '\n'.join(said)
     assert_same_run(tmp_path / 'output_whole', tmp_path / 'output_cut')
     assert len(log_of(tmp_path / 'output_cut')[1]) == 2
 
