@@ -1,5 +1,6 @@
 """The processes of a run, their devices, and the exchange of their gradients."""
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,6 +150,8 @@ def in_ddp(module, device, same_buffers, in_bf16=False):
     if broadcast not in signature(DistributedDataParallel).parameters:
         broadcast = 'broadcast_buffers'  # the argument's name before torch 2.15
     device_ids = [device] if device.type == 'cuda' else None
+    # A 1x1 convolution's gradient can have other strides in dimensions of size 1, in the same memory layout.
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     parallel = DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True,
                                        **{broadcast: not same_buffers})
     if in_bf16:
