@@ -199,7 +199,7 @@ def main(argv=None):
     parser.add_argument('folder', nargs='?', default='demo_output', help='where to write (default: demo_output)')
     parser.add_argument('--train', type=int, default=3000, help='images to pretrain on (default: 3000)')
     parser.add_argument('--val', type=int, default=600, help='held-out images (default: 600)')
-    parser.add_argument('--epochs', type=int, default=10, help='(default: 10)')
+    parser.add_argument('--epochs', type=int, default=6, help='(default: 6)')
     parser.add_argument('--seed', type=int, default=0, help='of the network, the masks and the order (default: 0)')
     parser.add_argument('--method', choices=OF_METHODS, default=DEFAULT, help='of pretraining; the others are for '
                         f'networks with attention, which your_convnet has not (default: {DEFAULT})')
