@@ -38,6 +38,7 @@ from benchmarks.evidence_runs import ROOT, Runner, environment, to_run
 from benchmarks.evidence_stages import PERCENTS, QUESTIONS, SCALES, Plan
 from common.reliability.checkpoint import git_commit
 from common.training.run import cpu_is_fast_in, usable_cores
+from common.words import number_and_first_of
 
 PAGE = ROOT / 'docs' / 'transfer.md'
 PUBLISHED = PAGE.with_suffix('.json')
@@ -259,8 +260,8 @@ def publish(folder):
     for name in content.keys() & found.keys():
         lost = content[name]['stages'].keys() - found[name]['stages'].keys()
         if lost:
-            sys.exit(f'error: {len(lost)} results of {PUBLISHED.name} are not in {folder}: run with --known={PUBLISHED} '
-                     f'first, or to drop them, take {name!r} out of that file')
+            sys.exit(f'error: not in {folder}, but in {PUBLISHED.name}: {number_and_first_of(sorted(lost))}. Run with '
+                     f'--known={PUBLISHED} first, or to drop these results, take {name!r} out of that file')
     content |= found
     write_json(PUBLISHED, content)
     write(content, PAGE)

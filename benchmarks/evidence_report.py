@@ -28,7 +28,7 @@ class Results:
         self.validation = content['validation']
         self.stages = content['stages']
         self.plan = Plan(self.scale, content['seeds'], content['images'])
-        self.planned = {stage.name for stage in self.plan.stages()}
+        self.planned = {stage.name: stage for stage in self.plan.stages()}
 
     def values(self, start, measure):
         """{seed: accuracy in percent} of a start; of the seeds that are there."""
@@ -187,11 +187,11 @@ def cost(results):
     again = [name for name, record in results.stages.items() if 'again' in record]
     if again:
         lines.append(f'Run again for their weights, which were lost: {", ".join(again)}.')
-    unplanned = sorted(results.stages.keys() - results.planned)
+    unplanned = sorted(results.stages.keys() - results.planned.keys())
     if unplanned:
         lines.append(f'Run, and used for nothing: {", ".join(unplanned)}.')
-    for name in ('zeroed_time_0', 'final_10_scratch_long_0', 'final_100_scratch_long_0'):
-        if name in results.stages:
+    for name, stage in results.planned.items():
+        if stage.equal_time and name.endswith('_0') and name in results.stages:  # Other seeds have the same number.
             epochs, = (word for word in results.stages[name]['command'] if word.startswith('--epochs='))
             lines.append(f'Equal time came to {epochs.partition("=")[2]} epochs in `{name}`.')
     return [' '.join(lines), '']

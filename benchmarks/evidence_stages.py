@@ -57,6 +57,7 @@ class Start:
     options: of the pretraining, beside the scale's. length: its epochs, as a multiple of the scale's.
     equal_time: (the start whose pretraining time is matched, the start that shows the time of an epoch), or empty.
     tuned_as: the start whose learning rates it takes; its own if None. has_decoder: whether SparK's decoder is trained.
+    takes_all_time: whether its fine-tuning takes the time of SparK's pretraining and fine-tuning together.
     """
     name: str
     label: str
@@ -69,6 +70,7 @@ class Start:
     tuned_as: str = None
     percents: tuple = PERCENTS[:1]
     has_decoder: bool = True
+    takes_all_time: bool = False
 
     @property
     def held_out(self):
@@ -98,7 +100,8 @@ STARTS = {start.name: start for start in (
     Start('zeroed', 'hidden pixels zeroed, dense network; equal epochs', 'b', ablation='zeroed', percents=PERCENTS),
     Start('zeroed_time', 'hidden pixels zeroed, dense network; equal time', 'b', ablation='zeroed',
           equal_time=('sparse', 'zeroed'), tuned_as='zeroed', percents=PERCENTS),
-    Start('scratch_long', 'random weights, equal time', 't', pretrained=False, tuned_as='scratch', percents=('10', '100')),
+    Start('scratch_long', 'random weights, equal time', 't', pretrained=False, tuned_as='scratch', percents=('10', '100'),
+          takes_all_time=True),
     Start('single_level', 'decoder sees the smallest map only', 'c', ablation='single_level'),
     Start('mask_40', 'mask ratio 0.4', 'd', options=('--mask_ratio=0.4',)),
     Start('mask_75', 'mask ratio 0.75', 'd', options=('--mask_ratio=0.75',)),
@@ -245,9 +248,9 @@ class Plan:
         weights, needs = self.weights(start, seed, 'finetune_from')
         rates = {rate: f'tune_{percent}_{start.rates_of}_{rate}' for rate in self.scale.rates}
         equal_time = ()
-        if start.name == 'scratch_long':
+        if start.takes_all_time:
             budget = [name for each in self.seeds for name in (f'sparse_{each}', f'final_{percent}_sparse_{each}')]
-            equal_time = budget, [f'final_{percent}_scratch_{each}' for each in self.seeds]
+            equal_time = budget, [f'final_{percent}_{start.rates_of}_{each}' for each in self.seeds]
         options = ('--data_path=photos', f'--seed={seed}', *weights)
         return self.fine_tuning(f'final_{percent}_{start.name}_{seed}', start.question, 'finetune', percent, options,
                                 (*needs, *rates.values()), rates=rates, equal_time=equal_time)
@@ -262,7 +265,7 @@ class Plan:
 
     def frozen(self, start, seed):
         """Probes of frozen features; for (a) and (b) also with other statistics of BatchNorm."""
-        if start.name == 'scratch_long':
+        if start.takes_all_time:  # It is fine-tuned for longer than others; before that it is another start.
             return
         yield from self.probes(start, seed, *self.weights(start, seed, 'weights'))
         if start.question in 'ab':

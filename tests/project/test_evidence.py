@@ -507,6 +507,6 @@ def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypat
         evidence.main([str(tmp_path / 'none'), '--publish'])
     del found['cpu']['stages']['final_10_scratch_0']
     (tmp_path / 'cpu' / 'results.json').write_text(json.dumps(found))
-    with pytest.raises(SystemExit, match='error: 1 results of transfer.json are not in .*: run with --known='):
+    with pytest.raises(SystemExit, match=r'error: not in .*, but in transfer.json: 1 \(.*\). Run with --known='):
         evidence.main([str(tmp_path / 'cpu'), '--publish'])
     assert page.read_text() == text
