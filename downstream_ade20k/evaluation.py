@@ -9,7 +9,7 @@ import torch
 from common.images.held_out import warn_of_division
 from common.images.loading import each_once, naming_the_file
 from common.live_line import LiveLine
-from common.training.device import to_device
+from common.training.device import to_device, untimed_kernels
 from common.training.run import autocast, loading_processes
 from common.words import counted
 from downstream_ade20k.checkpoints import read_segmenter, restore
@@ -32,11 +32,12 @@ def confusion(model, segmented, ranks, autocast, inference, workers=0, warn=prin
     mode = model.training
     model.eval()
     pixels = Confusion(len(segmented.images.classes), ranks.device)
-    for image, (target,) in each_once(segmented, 1, workers, ranks, warn, collate_whole, None, go_on, count):
-        truth = to_device(target['mask'], ranks.device)
-        with autocast():
-            found = inference.classes(model, to_device(image, ranks.device), tuple(truth.shape))
-        pixels.add(found, truth)
+    with untimed_kernels():
+        for image, (target,) in each_once(segmented, 1, workers, ranks, warn, collate_whole, None, go_on, count):
+            truth = to_device(target['mask'], ranks.device)
+            with autocast():
+                found = inference.classes(model, to_device(image, ranks.device), tuple(truth.shape))
+            pixels.add(found, truth)
     model.train(mode)
     pixels.reduce(ranks)
     if not pixels.images and not stopped(go_on, ranks):

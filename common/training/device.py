@@ -1,4 +1,6 @@
-"""Tensors on their way to the device and back, without the host waiting for it."""
+"""Tensors on their way to the device and back, without the host waiting for it, and how a GPU chooses its kernels."""
+from contextlib import contextmanager
+
 import torch
 from torchvision.transforms.functional import convert_image_dtype
 
@@ -24,6 +26,20 @@ def to_host(tensor):
     arrived = torch.cuda.Event()
     arrived.record()
     return host, arrived
+
+
+@contextmanager
+def untimed_kernels():
+    """Context in which cuDNN chooses its kernels by rule, for images of many sizes.
+
+    In a run whose batches all have one shape it times all that it has, once. It would do so again for each new size.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class Normalise:

@@ -500,13 +500,13 @@ class Trainer:
             lag = LAG if result.is_cuda and done > first_steps else 0
             while len(waiting) > lag:
                 interrupted |= read_result()
-            if interrupted:  # on all ranks at the same step, for all read the same result
-                break
             now = time.perf_counter()
             if done <= first_steps:
                 self.note_first_step(now - began, is_last=done == first_steps)
                 began = now
-            elif (step + 1) % self.options.log_every == 0 or done == max(first_steps, 0) + 5:
+            if interrupted:  # on all ranks at the same step, for all read the same result
+                break
+            if done > first_steps and ((step + 1) % self.options.log_every == 0 or done == max(first_steps, 0) + 5):
                 self.look(now - began)
                 began = now
         while waiting:

@@ -282,3 +282,17 @@ def test_the_options_say_how_images_are_looked_at():
     options = Options(name='n', input_size=(48, 60), slide=True, slide_stride=20, test_scales=(0.5, 1.75), keep_size=True)
     assert Inference.of(options) == Inference((48, 60), (20, 20), (0.5, 1.75))
     assert whole_images(options, []).view.keep_size
+
+
+def test_kernels_are_not_timed_for_each_size_of_the_images(monkeypatch):
+    """Training has crops of one size, for which they are; whole images have many sizes."""
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
+    seen = []
+
+    class Noting(Seeing):
+        def scores(self, images):
+            seen.append(torch.backends.cudnn.benchmark)
+            return super().scores(images)
+
+    confusion(Noting(), segmented(), ALONE, nullcontext, Inference())
+    assert seen and not any(seen) and torch.backends.cudnn.benchmark

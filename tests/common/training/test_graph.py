@@ -1,7 +1,9 @@
 """The step as one CUDA graph: it waits for nothing, all state stays where it is, and replays are the eager steps."""
 import json
+import os
 import random
 import re
+import signal
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,6 +14,7 @@ from torch import nn
 from common import recompute
 from common.distributed import Ranks
 from common.networks.create import create_cnn
+from common.reliability.stopping import Stopped
 from common.training import graph
 from common.training.finetuning import Average
 from common.training.graph import EAGER_STEPS, BrokenCapture, GraphedStep
@@ -23,7 +26,7 @@ from downstream_imagenet.classifier import Classifier
 from pretrain.main import pretrain
 from pretrain.results.read_log import read_log
 from pretrain.spark import build_spark
-from tests.common.runs import losses_of
+from tests.common.runs import in_step, losses_of
 from tests.conftest import Stop, log_of, same, saved, stop_after
 from tests.emulated_graph import EmulatedRecorder
 from tests.host_reads import NoHostReads
@@ -288,6 +291,16 @@ def test_first_steps_that_take_longer_do_not_count_in_the_speed(tiny, monkeypatc
     assert [len(line['first_steps']) for line in lines if 'first_steps' in line] == [7]
     rates = [line['images_per_second'] for line in lines if 'loss' in line]
     assert rates[0] is None and all(rate > 0 for rate in rates[1:])
+
+
+def test_a_run_that_is_stopped_in_its_first_steps_takes_none_of_them_for_its_speed(tiny, monkeypatch):
+    looks = []
+    monkeypatch.setattr(Trainer, 'first_steps', 7)
+    monkeypatch.setattr(Trainer, 'look', lambda self, seconds: looks.append(seconds))
+    in_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped):
+        pretrain(tiny())
+    assert not looks
 
 
 def test_a_run_that_told_of_first_steps_goes_on(tiny, whole, monkeypatch):
