@@ -116,7 +116,7 @@ def parts_for(device, is_quick, folder):
     return [part(17, 40, 'golden'), part(45, 70, 'steps', one), part(45, 70, 'steps', other),
             part(35, 60, 'agreement'), real_run(54, 100, 'pillow'), part(80, 150, 'resumed_run', more=(str(folder),)),
             compilation(155, 240, one, 'cold'), part(30, 45, 'one_rank', one), part(26, 50, 'fallback'),
-            part(16, 30, 'fp16'), part(80, 120, 'convmae'), part(45, 80, 'segmentation', small[0]),
+            part(16, 30, 'fp16'), part(100, 150, 'convmae'), part(45, 80, 'segmentation', small[0]),
             part(49, 80, 'segmentation', small[1]), part(34, 60, 'optimisers'), *on_gpus,
             compilation(45, 80, one, 'warm'), part(35, 60, 'recomputed', one), part(35, 60, 'recomputed', other),
             real_run(45, 80, 'fast'), compilation(155, 240, other, 'cold'), compilation(45, 80, other, 'warm'),

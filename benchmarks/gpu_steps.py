@@ -51,10 +51,13 @@ def pretrainings(cases, model, sizes, device):
 
 
 def convmae(report, sizes, device):
-    """Step times and peak memory of ConvMAE on strips, and in the original's way (benchmarks/convmae.py)."""
+    """Step times and peak memory of ConvMAE on strips, with --recompute too, and in the original's way
+    (benchmarks/convmae.py).
+    """
     torch.backends.cudnn.benchmark = True
     strips, original = 'strips, graph', "the original's way, graph"
     makers = {strips: partial(convmae_of, sizes, device, is_graphed=True),
+              'strips, graph, all recomputed': partial(convmae_of, sizes, device, recompute='all', is_graphed=True),
               original: partial(convmae_of, sizes, device, is_original=True, is_graphed=True)}
     times = time_in_turns(report, makers, replace(sizes, batch=sizes.convmae_batch), device)
     if len(times) == len(makers):

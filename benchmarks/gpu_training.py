@@ -129,13 +129,13 @@ def pretraining_of(model, sizes, device, accelerated=False, recompute='none', ba
     return Training(spark, batch_of, device, **options)
 
 
-def convmae_of(sizes, device, is_original=False, **options):
+def convmae_of(sizes, device, is_original=False, recompute='none', **options):
     """Training of a ConvMAE around a ConvViT, in the plain form; is_original: in the original's way, over whole images."""
     torch.manual_seed(0)
     widths, depths, heads = sizes.convvit
     convmae = build_convmae(ConvViT(sizes.input_size, widths, depths, heads), sizes.input_size)
     convmae.accelerated = False
-    convmae.placed(device)
+    convmae.placed(device).recompute(recompute)
     images = random_images(sizes.convmae_batch, sizes.input_size, device)
 
     @cache
