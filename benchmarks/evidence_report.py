@@ -96,7 +96,7 @@ def cell(results, start, measure):
     if not results.is_planned(start, measure):
         return ''
     number = len(results.values(start, measure))
-    return f'{number} of {MIN_SEEDS} seeds' if number else 'not run'
+    return f'not finished: {number} of {MIN_SEEDS} seeds' if number else 'not run'
 
 
 def table(results, pairs):
@@ -189,7 +189,7 @@ def cost(results):
         lines.append(f'Run again for their weights, which were lost: {", ".join(again)}.')
     unplanned = sorted(results.stages.keys() - results.planned.keys())
     if unplanned:
-        lines.append(f'Run, and used for nothing: {", ".join(unplanned)}.')
+        lines.append(f'Run too, and not used: {", ".join(unplanned)}.')
     for name, stage in results.planned.items():
         if stage.equal_time and name.endswith('_0') and name in results.stages:  # Other seeds have the same number.
             epochs, = (word for word in results.stages[name]['command'] if word.startswith('--epochs='))
@@ -228,12 +228,12 @@ def answers(content):
         found = [(results.name, answer(results, letter)) for results in scales]
         found = [(name, text) for name, text in found if text]
         if not found:
-            unanswered.append(f'({letter}) {question.text}')
+            unanswered.append(f'  * ({letter}) {question.text}')
             continue
         name, text = found[-1]
         lines.append(f'* ({letter}) {question.text} On a {DEVICES[name]}: **{text}.**')
     if unanswered:
-        lines.append(f'* Not measured with {MIN_SEEDS} seeds yet: {" ".join(unanswered)}')
+        lines += [f'* Not measured with {MIN_SEEDS} seeds yet:', *unanswered]
     return '\n'.join(lines)
 
 

@@ -500,7 +500,7 @@ def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypat
     assert text.startswith('before') and text.endswith('after\n') and 'old' not in text
     assert list(json.loads((tmp_path / 'transfer.json').read_text())) == ['cuda', 'cpu']
     assert '## On a CPU' in text and '## On a GPU' in text and 'Not run.' not in text
-    assert '* (a)' in text and '* Not measured with 3 seeds yet: (b) ' in text
+    assert '* (a)' in text and '* Not measured with 3 seeds yet:\n  * (b) ' in text
     assert 'On a GPU: **SparK minus random weights, 10 % of labels: +1.0 +- 0.6 points: not shown.**' in text
     assert page.with_suffix('.svg').exists() and '](transfer.svg)' in text
     with pytest.raises(SystemExit, match='there is no .*results.json: give the folder of a run'):
