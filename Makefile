@@ -33,7 +33,7 @@ endif
 demo:
 	$(VENV_PYTHON) -m pretrain.demo
 
-# Lint and all tests but the slow ones: about six minutes on two idle cores, up to twelve on busy ones.
+# Lint and all tests but the slow ones: six to twenty minutes on two cores.
 test: lint
 	$(VENV_PYTHON) $(PYTEST) -m "not slow" --durations=10
 
