@@ -32,7 +32,6 @@ class Records:
     def __init__(self, folder, about=None):
         self.folder = Path(folder)
         self.about = about or {}
-        self.machine = {'machine': self.about['machine']} if 'machine' in self.about else {}
         for name in ('records', 'pieces', 'logs'):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.lock = FolderLock(self.folder)
@@ -64,7 +63,8 @@ class Records:
     def add_piece(self, name, **what):
         """Note that a stage begins, or with seconds and cpu_seconds what it cost until it ended."""
         with open(self.folder / 'pieces' / f'{name}.jsonl', 'a') as file:
-            file.write(json.dumps(what or {'began': time.strftime('%Y-%m-%d %H:%M:%S'), **self.machine}) + '\n')
+            began = {'began': time.strftime('%Y-%m-%d %H:%M:%S'), 'machine': self.about.get('machine')}
+            file.write(json.dumps(what or began) + '\n')
 
     def forget_pieces(self, name):
         """Let the cost of a stage begin anew."""

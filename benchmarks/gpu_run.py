@@ -55,8 +55,7 @@ def resumed_run(report, sizes, device, folder):
     follow(report, 'goes on', process.stdout)
     if process.wait():
         raise RuntimeError('the run that goes on failed')
-    lines = [json.loads(line) for line in (output / 'pretrain_log.txt').read_text().splitlines()]
-    epochs = [line['epoch'] for line in lines if line.get('epoch')]
+    epochs = [line['epoch'] for line in logged(output) if line.get('epoch')]
     report('the log', f'has the epochs {epochs}', aim='[1]', met=epochs == [1])
 
 
@@ -99,9 +98,14 @@ def last_sign(output):
     return ' / '.join(signs)[:2 * MESSAGE] or 'it had not opened its folder'
 
 
+def logged(output):
+    """The lines of a run's log, as dicts."""
+    return [json.loads(line) for line in (output / 'pretrain_log.txt').read_text().splitlines()]
+
+
 def report_speed(report, decode, output):
     """Report what a finished run wrote of its speed: behind the first steps, the capture and the first images."""
-    lines = [json.loads(line) for line in (output / 'pretrain_log.txt').read_text().splitlines()]
+    lines = logged(output)
     epoch = next(line for line in lines if 'epoch' in line)
     first = next((line['first_steps'] for line in lines if 'first_steps' in line), [])
     report(f'{decode}: speed', f'{epoch["images_per_second"]:8,.0f} images/s; '

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.words import first_line
 from pretrain.planning.operations import OPERATIONS
 from pretrain.sparse.proof import randomise_scales, switch_off_dropout
 
@@ -167,7 +168,7 @@ def exported(encoder, other, is_same, said=('which gives the same features', 'wh
     try:
         other.load_state_dict(encoder.cnn.state_dict(), strict=True)
     except RuntimeError as failure:
-        return Part(False, asked, str(failure).splitlines()[0])
+        return Part(False, asked, first_line(failure))
     images = inputs(encoder, 2)
     encoder.eval()
     other.eval()

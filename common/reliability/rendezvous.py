@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import torch.distributed as dist
 
-from common.words import number_and_first_of
+from common.words import counted, number_and_first_of
 
 PAUSE = 0.2  # seconds between two looks at the store
 LEADER = 'name_of_this_start'  # the key of the name that rank 0 has given
@@ -85,4 +85,4 @@ def follow(store, rank, timeout):
 
 
 def minutes(timeout):
-    return f'{timeout.total_seconds() / 60:g} minutes'
+    return counted(timeout.total_seconds() / 60, 'minute')

@@ -52,9 +52,8 @@ def reason_against_step(network, example_batch, images, ranks, autocast, kept=0)
     """
     failed, reason = 0.0, 'says another rank'
     if ranks.device.type == 'cpu':
-        needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
-        free = free_memory()
-        if free is not None and needed > free:
+        needed, free = needed_and_free(network, example_batch, images, autocast)
+        if needed > free:
             failed, reason = 1.0, f'{needed / 2 ** 30:,.1f} GiB needed, {free / 2 ** 30:,.1f} GiB free'
         return reason if ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item() else None
     try:
@@ -98,6 +97,16 @@ def needed_on_host(network, example_batch, images, autocast):
     return (BACKWARD * kept + 3 * inputs) * images / few + 6 * weights
 
 
+def needed_and_free(network, example_batch, images, autocast):
+    """Bytes that a step of so many images takes of this computer's memory on all its ranks, and bytes that are free.
+
+    Where nobody says how many are free, it is as many as are needed.
+    """
+    needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
+    free = free_memory()
+    return needed, needed if free is None else free
+
+
 def ranks_here():
     """The ranks on this computer."""
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -113,10 +122,7 @@ def require_memory(network, example_batch, share, accum, ranks, autocast, remedy
     if ranks.device.type != 'cpu' or images <= 2:
         return
     with frozen_statistics(network):
-        needed = needed_on_host(network, example_batch, images, autocast) * ranks_here()
-    free = free_memory()
-    if free is None:
-        free = needed
+        needed, free = needed_and_free(network, example_batch, images, autocast)
     lacking = ranks.all_reduce(torch.tensor(float(needed > free)), dist.ReduceOp.MAX)  # all ranks end, or none
     if lacking:
         raise ValueError(f'a step on {images:,} images at a time would take about {needed / 2 ** 30:,.1f} GiB of '

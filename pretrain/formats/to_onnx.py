@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from common.cli import needs
+from common.words import first_line
 from pretrain.formats import contents, verify
 
 
@@ -45,7 +46,7 @@ def write(saved, stem, suffix, licence):
                           dynamic_shapes={'images': {0: torch.export.Dim('batch')}})
     except Exception as error:  # whatever an exporter can meet in a network
         raise ValueError(f'torch cannot export {saved.model} to ONNX: {type(error).__name__}: '
-                         f'{str(error).strip().splitlines()[0]}') from error
+                         f'{first_line(str(error).strip())}') from error
     if licence is not None:
         note_licence(path, licence)
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 
 import torch
 
+from common.words import first_line
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
 from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.positions import CutPositions
@@ -192,7 +193,7 @@ class Proof:
 
 def in_words(failure):
     """The kind of an exception and the first line of its message."""
-    return f'{type(failure).__name__}: {failure}'.splitlines()[0]
+    return first_line(f'{type(failure).__name__}: {failure}')
 
 
 def rectangle_sizes(h, w):

@@ -26,6 +26,7 @@ from torch import nn
 
 from common.feature_maps import find_taps
 from common.networks.create import create_cnn
+from common.words import first_line
 from pretrain.sparse.coverage_page import page
 from pretrain.sparse.probe import probe, run_densely
 from pretrain.sparse.refused import PLAIN_TRANSFORMER
@@ -65,7 +66,7 @@ def described(name):
         record |= {'parameters': sum(p.numel() for p in network.parameters()), 'side': None}
         measured = on_meta(network, own)
     except Exception as error:  # whatever a network can raise
-        return record | {'kind': Kind.OTHER.value, 'why': str(error).splitlines()[0]}
+        return record | {'kind': Kind.OTHER.value, 'why': first_line(error)}
     kind = Kind.CONVOLUTIONAL
     if family in MLPS or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         kind = Kind.OTHER
@@ -111,7 +112,7 @@ def check_one(check, record, queue):
         if report.ok and record['kind'] == Kind.HYBRID.value:
             refused = refused_at(record['name'], record['usual'])
     except Exception as error:  # a network must not end the others
-        queue.put({'verdict': 'not checked', 'why': f'{type(error).__name__}: {error}'.splitlines()[0]})
+        queue.put({'verdict': 'not checked', 'why': first_line(f'{type(error).__name__}: {error}')})
         return
     failed = [f'{part.asked} {part.found}' for part in report.parts if not part.holds]
     why = refused or '; '.join(map(str, failed or report.notes))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.distributed import Ranks
+from common.live_line import LiveLine
 from common.training import trainer
 from tests.conftest import ROOT, flags
 
@@ -52,6 +53,21 @@ class Taking(list):
     def __getitem__(self, index):
         self.clock[0] += self.seconds
         return super().__getitem__(index)
+
+
+class Log:
+    """Stands in for a RunLog: notes what is said, warned of and recorded."""
+
+    def __init__(self):
+        self.line = LiveLine(None)
+        self.said, self.warned, self.recorded = [], [], []
+        self.say, self.warn, self.record = self.said.append, self.warned.append, self.recorded.append
+
+    def scalars(self, *given):
+        pass
+
+    def first_loss(self):
+        return None
 
 
 def fail_with(error):

@@ -9,6 +9,7 @@ from common.memory_errors import OutOfMemory, is_out_of_memory
 from common.training import trainer
 from common.training.accumulation import fit_accumulation
 from pretrain.main import pretrain
+from tests.common.runs import fail_with, in_step
 from tests.conftest import Stop, stop_after
 
 FULL = [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), RuntimeError('CUDA error: out of memory'),
@@ -71,15 +72,7 @@ def test_a_batch_that_cannot_be_cut_further(tiny, monkeypatch):
 
 def test_a_run_that_has_saved_something_is_told_what_lets_it_go_on(tiny, monkeypatch):
     """Memory may be full late in its first life; the same folder refuses another batch by then."""
-    original, count = trainer.train_step, []
-
-    def train_step(*arguments):
-        count.append(1)
-        if len(count) == 4:
-            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
-        return original(*arguments)
-
-    monkeypatch.setattr(trainer, 'train_step', train_step)
+    in_step(monkeypatch, 3, lambda: fail_with(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')))
     with pytest.raises(OutOfMemory, match=r'\): give --accum=auto, which cuts the batch into parts$'):
         pretrain(tiny(save_every_steps=2))
 

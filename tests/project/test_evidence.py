@@ -282,7 +282,7 @@ def test_what_ran_on_two_machines_has_no_known_time(records):
     records.add_piece('one')
     records.add_piece('one', seconds=4.0, cpu_seconds=4.0)
     assert records.cost('one')['seconds'] == 4.0
-    records.machine = {'machine': 'another'}
+    records.about = {'machine': 'another'}
     records.add_piece('one')
     records.add_piece('one', seconds=4.0, cpu_seconds=4.0)
     assert records.cost('one')['seconds'] is None

@@ -3,24 +3,9 @@ from types import SimpleNamespace
 
 import torch
 
-from common.live_line import LiveLine
 from common.training.progress import Progress
 from common.training.unit import Unit
-
-
-class Log:
-    """Notes what is said, warned of and recorded."""
-
-    def __init__(self):
-        self.line = LiveLine(None)
-        self.said, self.warned, self.recorded = [], [], []
-        self.say, self.warn, self.record = self.said.append, self.warned.append, self.recorded.append
-
-    def scalars(self, *given):
-        pass
-
-    def first_loss(self):
-        return None
+from tests.common.runs import Log
 
 
 def progress_of(log, saved=None):

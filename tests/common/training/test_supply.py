@@ -7,13 +7,12 @@ import torch
 
 from common.images.augmented import ROWS, Augmented, CentreCrop
 from common.images.loading import loader
-from common.live_line import LiveLine
 from common.training.progress import Progress
 from common.training.supply import MEASURED, SETTLED, Supply, rounded
 from common.training.unit import Unit
 from pretrain.main import pretrain
 from tests.common.images.drawn import noise
-from tests.common.runs import Taking
+from tests.common.runs import Log, Taking
 
 CPU = torch.device('cpu')
 
@@ -24,20 +23,6 @@ def a_run(workers=8, ranks=1, share=64, per_epoch=1000):
     return SimpleNamespace(workers=workers, epochs=2, unit=Unit(),
                            ranks=SimpleNamespace(size=ranks, device=CPU, is_main=True), share=share,
                            per_epoch=per_epoch, steps=2 * per_epoch, options=options, schedule=lambda step: (0.1, 0.0))
-
-
-class Log:
-    """Notes what is said and warned of."""
-
-    def __init__(self):
-        self.line = LiveLine(None)
-        self.said, self.warned = [], []
-        self.say, self.warn = self.said.append, self.warned.append
-
-    def scalars(self, *given):
-        pass
-
-    record = scalars
 
 
 def told(run, seconds_an_item, looks):
