@@ -2,7 +2,8 @@
 
     python -m pretrain.plan --model=resnet50 --gpus=8 --memory=80 --tflops=300 [--bs=4096 ... as for pretrain.main]
 
-Memory is counted from the tensors of real training steps of two and three images, on the CPU. Speed comes from the log of a
+Memory is counted from the tensors of training steps of two and three images, on the CPU; what convolutions and matrix products
+give there is zeros of the right shape (pretrain/planning/memory.py), so that it takes seconds. Speed comes from the log of a
 short run on the machine in question (--log), from a few steps here (--measure), is given (--images_per_second), or is
 predicted from the counted operations (--tflops). Each figure says where it comes from; predictions, how far off such ones were.
 """

@@ -1,4 +1,4 @@
-"""What one training step holds and computes, counted from real steps of two and three images on the CPU
+"""What one training step holds and computes, counted from steps of two and three images on the CPU
 (pretrain/plan.py).
 """
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from common.training.optim import (
 )
 from common.training.trainer import train_step
 from pretrain.methods import METHODS
-from pretrain.planning.memory import AsCUDA, Line, Live
+from pretrain.planning.memory import AsCUDA, Line, Live, ShapesOnly
 from pretrain.planning.operations import OPERATIONS
 
 BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
@@ -80,10 +80,18 @@ class Counts:
     norms: tuple
 
     @classmethod
-    def of(cls, options, network):
-        """Of real steps on the CPU. Raises ValueError if the network does something else with another number
+    def of(cls, options, network, shapes_only=True):
+        """Of steps on the CPU. Raises ValueError if the network does something else with another number
         of images.
+
+        shapes_only: leave convolutions and matrix products out, which changes no count: see ShapesOnly.
         """
+        with ShapesOnly() if shapes_only else nullcontext():
+            return cls.counted(options, network)
+
+    @classmethod
+    def counted(cls, options, network):
+        """As `of`, in the contexts that stand already."""
         step = Step(network, options, torch.device('cpu'))
         own = [*network.parameters(), *network.buffers()]
         trained = [p for p in network.parameters() if p.requires_grad]

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+# Operations that ShapesOnly leaves out, beside a convolution's backward pass.
+UNCOMPUTED = {aten.convolution.default, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
 
 class Live(TorchDispatchMode):
@@ -79,3 +84,32 @@ class AsCUDA(TorchFunctionMode):
         if function in (F.layer_norm, F.group_norm):
             args = (args[0].float(), *args[1:])
         return function(*args, **(kwargs or {}))
+
+
+class ShapesOnly(TorchDispatchMode):
+    """Context in which convolutions and matrix products are not computed: they give zeros in the shape of
+    their results.
+
+    All other operations are computed. Only values differ, so that counts are the same, and a step of a
+    large network takes seconds. In bf16 it would take minutes on a CPU without instructions for it. Enter
+    this before the contexts that count, so that they see the operations.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function == aten.convolution_backward.default:
+            grad, x, weight = args[:3]
+            of_x, of_weight, of_bias = args[-1]  # which gradients are needed
+            return (zeros(x.shape, x, weight) if of_x else None, zeros(weight.shape, x, weight) if of_weight else None,
+                    grad.sum([0, *range(2, grad.dim())]) if of_bias else None)
+        if function not in UNCOMPUTED:
+            return function(*args, **kwargs)
+        shapes, named = tree_map_only(torch.Tensor, lambda tensor: tensor.to('meta'), (args, kwargs))
+        return zeros(function(*shapes, **named).shape, *args[:2])
+
+
+def zeros(shape, *given):
+    """A tensor of a shape, in the layout that an operation gives it on these tensors: channels_last if one of them has it."""
+    is_channels_last = len(shape) == 4 and torch.channels_last in map(suggest_memory_format, given)
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=given[0].dtype, memory_format=layout).zero_()

@@ -1,4 +1,5 @@
 """The plan of a run: what a step holds, what it costs on many GPUs, and what the command line says."""
+import dataclasses
 import json
 import re
 from contextlib import nullcontext
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import SIZES, fit
 from common.training.memory import kept_for_backward
 from pretrain.plan import GIB, MEMORY_ERROR, Plan, Speed, build, main, plan, plan_options, speed_of
 from pretrain.planning.counts import Counts, Step
-from pretrain.planning.memory import AsCUDA, Line, Live
+from pretrain.planning.memory import AsCUDA, Line, Live, ShapesOnly
 from pretrain.planning.operations import OPERATIONS
 from pretrain.planning.scaling import BUCKET, all_reduce_seconds, step_seconds
 
@@ -114,6 +116,45 @@ def test_two_batches_tell_of_a_third(model, precision):
             step(images, visible)
     assert np.array_equal(live.bytes, counts.live.at(7))
     assert counts.kept.an_image > 0
+
+
+LAYERS = {'grouped': nn.Conv2d(8, 16, 3, stride=2, groups=8), 'pointwise': nn.Conv2d(8, 4, 1),
+          'one-dimensional': nn.Conv1d(8, 4, 3), 'transposed': nn.ConvTranspose2d(8, 4, 4, stride=2, bias=False),
+          'linear': nn.Linear(8, 4), 'linear without bias': nn.Linear(8, 4, bias=False)}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', LAYERS)
+def test_zeros_have_the_shape_and_the_layout_of_what_is_left_out(name, layout, dtype):
+    layer = LAYERS[name].to(memory_format=layout, dtype=dtype)
+    x = torch.randn({'one-dimensional': (2, 8, 9), 'linear': (2, 8), 'linear without bias': (2, 8)}.get(name, (2, 8, 9, 9)))
+    x = (x.to(memory_format=layout) if x.dim() == 4 else x).to(dtype).requires_grad_()
+    results = []
+    for shapes_only in (False, True):
+        with ShapesOnly() if shapes_only else nullcontext():
+            out = layer(x)
+            gradients = torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])
+        results.append((out, *gradients))
+    for computed, left_out in zip(*results, strict=True):
+        assert (left_out.shape, left_out.stride(), left_out.dtype) == (computed.shape, computed.stride(), computed.dtype)
+        assert computed.any() and not left_out.any()
+
+
+@pytest.mark.parametrize('changes', [
+    {}, {'precision': 'fp32'}, {'model': 'convnext_atto', 'input_size': 64},
+    {'model': 'nfnet_l0', 'input_size': 64, 'precision': 'fp32'},
+    {'method': 'a2mim', 'model': 'resnet18', 'input_size': 64},
+    {'method': 'mae', 'model': 'test_vit', 'input_size': 64, 'decoder_depth': 1, 'decoder_heads': 4}],
+    ids=lambda changes: '-'.join(map(str, changes.values())))
+def test_nothing_is_counted_otherwise_where_values_are_left_out(changes):
+    given = {'model': 'your_convnet', 'input_size': 32, 'batch_size': 64, 'epochs': 2, 'images': 640, **changes}
+    if given.get('method') != 'a2mim':
+        given['decoder_width'] = 32
+    options = plan_options(**given)
+    fast, plain = (tree_leaves(dataclasses.asdict(Counts.of(options, build(options), shapes_only)))
+                   for shapes_only in (True, False))
+    assert [*map(np.array_equal, fast, plain)] == [True] * len(plain)
 
 
 def test_figures_add_up(counts):
