@@ -28,7 +28,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from analysis.kept import write_json
@@ -56,8 +55,8 @@ def arguments(argv=None):
     parser.add_argument('--data_path', help='images: train/ and val/, with a folder for each class, or tars of such')
     parser.add_argument('--only', default=','.join(QUESTIONS), help='letters of questions; all if not given')
     parser.add_argument('--percents', default=','.join(PERCENTS), help='shares of the labels in fine-tuning, in order')
-    parser.add_argument('--device', default='cpu', choices=tuple(SCALES),
-                        help='the scale: a small network on the CPU, ResNet-50 on a GPU')
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'),
+                        help='cpu: a small network; cuda: ResNet-50')
     parser.add_argument('--seeds', type=int, default=3, help='a number is quoted from three on')
     parser.add_argument('--jobs', type=int, help='programs at a time; a core each, or one on a GPU, if not given. With more '
                         'than one on a GPU, times cannot be compared: what is trained for equal time means nothing then')
@@ -108,48 +107,46 @@ def link_images(data_path, folder):
         sys.exit(f'error: {folder} has results for the images {link.resolve()}: give another folder for {source}')
 
 
-def check_folder(folder, device, images):
-    """Raise SystemExit if a folder has results of another scale, or of other images."""
-    about = {'device': device, **images}
+def check_folder(folder, scale, images):
+    """Raise SystemExit if a folder has results of a scale of another name, or of other images."""
+    about = {'scale': scale, **images}
     file = folder / 'about.json'
     if not file.exists():
         write_json(file, about)
-    elif json.loads(file.read_text()) != about:
-        sys.exit(f'error: {folder} has results for {json.loads(file.read_text())}, not for {about}: give another folder')
+        return
+    was = json.loads(file.read_text())
+    was.setdefault('scale', was.pop('device', None))  # as it was called at first
+    if was != about:
+        sys.exit(f'error: {folder} has results for {was}, not for {about}: give another folder')
 
 
-def fitting(scale):
-    """The scale in a precision that this machine computes fast."""
-    if scale.name == 'cuda' or cpu_is_fast_in('bf16'):
-        return scale
-    print('This CPU has no instructions for bf16: everything is trained in fp32.')
-    return replace(scale, network=tuple(word.replace('=bf16', '=fp32') for word in scale.network))
+def scale_for(device):
+    """The scale of a device; of CPUs in a precision that this one computes fast."""
+    if device == 'cuda' or cpu_is_fast_in('bf16'):
+        return SCALES[device]
+    print('This CPU has no instructions for bf16: everything is trained in fp32. Results in bf16 are not mixed with these.')
+    return SCALES['cpu_fp32']
 
 
 def clock_of(scale):
     """By which seconds equal time is measured: one of evidence_records.COSTS."""
-    return 'seconds' if scale.name == 'cuda' else 'cpu_seconds'
+    return 'seconds' if scale.device == 'cuda' else 'cpu_seconds'
 
 
 def known_results(file, scale, images):
     """{name of a stage: record} of a file of results.
 
-    scale: as of `fitting`. Raises SystemExit if the file has no results of this scale, or of other images, or in another
-    precision.
+    Raises SystemExit if the file has no results of this scale, or of other images.
     """
     try:
         known = json.loads(Path(file).read_text())[scale.name]
         about = {name: known[key] for name, key in IN_RESULTS.items()}
         stages = known['stages']
-        words = {word for record in stages.values() for word in record['command'] if word.startswith('--precision=')}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f'error: {file} has no results for --device={scale.name} ({type(error).__name__}: {error}): --known takes a '
-                 'file such as docs/transfer.json')
+        sys.exit(f'error: {file} has no results of runs on a {scale.title} ({type(error).__name__}: {error}): leave --known '
+                 'out, or give a file such as docs/transfer.json that has some')
     if about != images:
         sys.exit(f'error: {file} has results for other images: leave --known out, or give the images that it is about')
-    if not words <= set(scale.network):
-        sys.exit(f'error: {file} has results of {" ".join(words)}, which this machine does not compute fast: leave --known '
-                 'out, and give a new folder')
     return stages
 
 
@@ -225,10 +222,10 @@ def seconds(stage, stages, rates, images):
     return START_SECONDS + (images['train'] + images['val']) / 3 / rates['finetune']  # A forward pass is a third of a step.
 
 
-def keep_results(args, records, images):
+def keep_results(scale, seeds, records, images):
     """Write what is known: results.json, and results.md made of it."""
     about = {key: images[name] for name, key in IN_RESULTS.items()}
-    content = {args.device: {'seeds': args.seeds, **about, 'stages': records.all()}}
+    content = {scale.name: {'seeds': seeds, **about, 'stages': records.all()}}
     file = records.folder / 'results.json'
     write_json(file, content)
     page = file.with_suffix('.md')
@@ -279,8 +276,8 @@ def main(argv=None):
         records = Records(args.folder, about_this(args.device))
     except ValueError as error:
         sys.exit(f'error: {error}')
-    check_folder(args.folder, args.device, images)
-    scale = fitting(SCALES[args.device])
+    scale = scale_for(args.device)
+    check_folder(args.folder, scale.name, images)
     if args.known:
         records.take(known_results(args.known, scale, images))
     plan = Plan(scale, args.seeds, images['train'], args.percents)
@@ -298,7 +295,7 @@ def main(argv=None):
     try:
         left = runner.run(stages)
     finally:
-        keep_results(args, records, images)
+        keep_results(scale, args.seeds, records, images)
     say_left(left, len(stages), records)
 
 

@@ -13,7 +13,6 @@ MIN_SEEDS = 3
 PRIMARY = 'final_10'  # The measure by which a question is answered.
 MEASURES = {'knn': 'k-NN', 'linear': 'linear probe', 'final_1': '1 % of labels', 'final_10': '10 % of labels',
             'final_100': 'all labels'}
-DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 # {number of seeds: standard errors of a mean beyond which it differs from 0 at a level of 5 %} (Student's t, two-sided).
 CRITICAL = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
@@ -22,7 +21,6 @@ class Results:
     """The results of one scale: a dict with 'seeds', 'images', 'validation' and 'stages', {name: record}."""
 
     def __init__(self, name, content):
-        self.name = name
         self.scale = SCALES[name]
         self.seeds = range(content['seeds'])
         self.validation = content['validation']
@@ -200,17 +198,15 @@ def cost(results):
 def page(content):
     """All tables of all scales, as Markdown. content: {name of a scale: results}."""
     lines = []
-    for name in SCALES:
-        lines += [f'## On a {DEVICES[name]}', '']
-        if name not in content:
-            lines += ['Not run.', '']
-            continue
-        results = Results(name, content[name])
-        lines += [f'`{results.scale.model}`. Top-1 accuracy in percent on {results.validation:,} validation images, mean and '
+    for results in of_scales(content):
+        lines += [f'## On a {results.scale.title}', '',
+                  f'`{results.scale.model}`. Top-1 accuracy in percent on {results.validation:,} validation images, mean and '
                   'standard error over the seeds. Differences are taken seed by seed.', '']
         for letter in QUESTIONS:
             lines += section(results, letter)
         lines += ['### Learning rates and cost', '', *rates(results), *cost(results)]
+    missing = [f'on a {scale.title}' for name, scale in SCALES.items() if name not in content]
+    lines += [f'Not run: {"; ".join(missing)}.'] if missing else []
     return '\n'.join(lines).rstrip()
 
 
@@ -220,18 +216,17 @@ def of_scales(content):
 
 
 def answers(content):
-    """The questions with their shortest answers, as a list in Markdown; those of the largest scale that has an answer."""
+    """The questions with their shortest answers, one for each scale that has one, as a list in Markdown."""
     lines = []
     unanswered = []
     scales = of_scales(content)
     for letter, question in QUESTIONS.items():
-        found = [(results.name, answer(results, letter)) for results in scales]
-        found = [(name, text) for name, text in found if text]
-        if not found:
+        found = [(results.scale.title, answer(results, letter)) for results in scales]
+        found = [f'On a {title}: **{text}.**' for title, text in found if text]
+        if found:
+            lines.append(f'* ({letter}) {question.text} {" ".join(found)}')
+        else:
             unanswered.append(f'  * ({letter}) {question.text}')
-            continue
-        name, text = found[-1]
-        lines.append(f'* ({letter}) {question.text} On a {DEVICES[name]}: **{text}.**')
     if unanswered:
         lines += [f'* Not measured with {MIN_SEEDS} seeds yet:', *unanswered]
     return '\n'.join(lines)
@@ -263,7 +258,7 @@ def points(results):
 def write(content, page_file):
     """Put the results into a page that has places for them, and draw its figure beside it."""
     picture = page_file.with_suffix('.svg')
-    panels = {f'{results.scale.model}, on a {DEVICES[results.name]}': points(results) for results in of_scales(content)}
+    panels = {f'{results.scale.model}, on a {results.scale.title}': points(results) for results in of_scales(content)}
     draw({title: shown for title, shown in panels.items() if shown}, MEASURES,
          {start.name: start.label for start in STARTS.values()}, picture)
     page_file.write_text(filled(page_file.read_text(), content, picture.name))

@@ -3,7 +3,7 @@
 A stage is one ordinary command, such as `python -m pretrain.main --name=sparse_0 ...`. It is run in the folder of results,
 where the images are `photos/train` and `photos/val`.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PERCENTS = '10', '1', '100'  # percent of the labels that a fine-tuning has, in the order of the runs
 SHARE = {'1': '0.01', '10': '0.1', '100': '1'}
@@ -14,14 +14,17 @@ ESTIMATED = 'estimated'  # Suffix of measures with BatchNorm statistics that are
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained, and for how long.
+    """What is trained, on what, and for how long.
 
+    title: how a page calls the machine, after "On a". device: 'cpu' or 'cuda'.
     network: options that name the network and the machine, of every command. pretraining, fine_tuning: options beside them.
     decoder: options of SparK's decoder.
     epochs: of pretraining. tuned_epochs: {percent of the labels: epochs of fine-tuning}. rates: peak learning rates of
     fine-tuning that are compared.
     """
     name: str
+    title: str
+    device: str
     model: str
     network: tuple
     pretraining: tuple
@@ -34,17 +37,20 @@ class Scale:
 
 FINE_TUNING = ('--ema=0', '--mixup=0', '--cutmix=0', '--erase=0', '--crop_scale=0.35,1', '--layer_decay=1',
                '--val_every=100000')  # Only the last epoch is evaluated.
-SCALES = {
-    'cpu': Scale(
-        'cpu', 'small_resnet', network=('--model=small_resnet', '--input_size=80', '--precision=bf16', '--workers=0'),
-        pretraining=('--picture_every=0',), decoder=('--decoder_width=96',), fine_tuning=('--batch_size=32', *FINE_TUNING),
-        epochs=40, tuned_epochs={'1': 300, '10': 100, '100': 20}, rates=('1e-3', '3e-3', '1e-2', '3e-2')),
+CPU = Scale(
+    'cpu', 'CPU', 'cpu', 'small_resnet', network=('--model=small_resnet', '--input_size=80', '--precision=bf16', '--workers=0'),
+    pretraining=('--picture_every=0',), decoder=('--decoder_width=96',), fine_tuning=('--batch_size=32', *FINE_TUNING),
+    epochs=40, tuned_epochs={'1': 300, '10': 100, '100': 20}, rates=('1e-3', '3e-3', '1e-2', '3e-2'))
+SCALES = {scale.name: scale for scale in (
+    CPU,
+    # For CPUs that have no instructions for bf16. Its results are not mixed with those in bf16.
+    replace(CPU, name='cpu_fp32', title='CPU, in fp32', network=tuple(word.replace('=bf16', '=fp32') for word in CPU.network)),
     # For a GPU that is lent for minutes: neither compilation, nor checkpoints on the way.
-    'cuda': Scale(
-        'cuda', 'resnet50', network=('--model=resnet50', '--input_size=128', '--precision=bf16', '--workers=6'),
+    Scale(
+        'cuda', 'GPU', 'cuda', 'resnet50', network=('--model=resnet50', '--input_size=128', '--precision=bf16', '--workers=6'),
         pretraining=('--batch_size=256', '--picture_every=0', '--compile=False', '--save_every=100000', '--keep=1'), decoder=(),
         fine_tuning=('--batch_size=64', '--compile=False', '--save_every=100000', '--keep=1', *FINE_TUNING),
-        epochs=80, tuned_epochs={'1': 100, '10': 50, '100': 10}, rates=('1e-3', '3e-3', '1e-2', '3e-2'))}
+        epochs=80, tuned_epochs={'1': 100, '10': 50, '100': 10}, rates=('1e-3', '3e-3', '1e-2', '3e-2')))}
 
 
 @dataclass(frozen=True)

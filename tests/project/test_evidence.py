@@ -20,7 +20,7 @@ from tests.common.runs import until
 from tests.conftest import ROOT
 
 
-@pytest.fixture(params=SCALES)
+@pytest.fixture(params=['cpu', 'cuda'])
 def plan(request):
     return Plan(SCALES[request.param], 3, 9469)
 
@@ -307,21 +307,34 @@ def test_results_that_are_known_are_taken(records, tmp_path):
     assert records.read('one') == stages['one'] and records.read('two')['figures']['top1'] == 2.0
     with pytest.raises(SystemExit, match='has results for other images'):
         evidence.known_results(file, scale, {**images, 'fingerprint': 'abd'})
-    slow = dataclasses.replace(scale, network=('--precision=fp32',))
-    with pytest.raises(SystemExit, match='has results of --precision=bf16, which this machine does not compute fast'):
-        evidence.known_results(file, slow, images)
-    for name, device in ((file, 'cuda'), (tmp_path / 'none.json', 'cpu')):
-        with pytest.raises(SystemExit, match='has no results for --device'):
-            evidence.known_results(name, SCALES[device], images)
+    for name, other in ((file, 'cuda'), (file, 'cpu_fp32'), (tmp_path / 'none.json', 'cpu')):
+        with pytest.raises(SystemExit, match=f'has no results of runs on a {SCALES[other].title} .*leave --known out'):
+            evidence.known_results(name, SCALES[other], images)
 
 
 @pytest.mark.parametrize('is_fast', [True, False])
 def test_the_precision_is_one_that_the_processor_has(monkeypatch, capsys, is_fast):
     monkeypatch.setattr(evidence, 'cpu_is_fast_in', lambda precision: is_fast)
-    words = evidence.fitting(SCALES['cpu']).network
+    words = evidence.scale_for('cpu').network
     assert (f'--precision={"bf16" if is_fast else "fp32"}' in words) and len(words) == len(SCALES['cpu'].network)
     assert ('in fp32' in capsys.readouterr().out) != is_fast
-    assert evidence.fitting(SCALES['cuda']) is SCALES['cuda']
+    assert evidence.scale_for('cuda') is SCALES['cuda']
+
+
+def test_the_scales_of_a_cpu_differ_in_their_precision_alone():
+    fast, slow = (dataclasses.asdict(SCALES[name]) for name in ('cpu', 'cpu_fp32'))
+    assert set(slow.pop('network')) ^ set(fast.pop('network')) == {'--precision=bf16', '--precision=fp32'}
+    assert {name for name in fast if fast[name] != slow[name]} == {'name', 'title'}
+
+
+def test_a_folder_has_results_of_one_scale(tmp_path):
+    images = {'train': 10, 'val': 5, 'fingerprint': 'abc'}
+    for _ in range(2):
+        evidence.check_folder(tmp_path, 'cpu', images)
+    with pytest.raises(SystemExit, match="has results for .*'cpu'.*, not for .*'cpu_fp32'.*: give another folder"):
+        evidence.check_folder(tmp_path, 'cpu_fp32', images)
+    (tmp_path / 'about.json').write_text(json.dumps({'device': 'cpu', **images}))
+    evidence.check_folder(tmp_path, 'cpu', images)
 
 
 def test_a_time_that_is_not_known_is_no_equal_time(records):
@@ -499,7 +512,7 @@ def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypat
     text = page.read_text()
     assert text.startswith('before') and text.endswith('after\n') and 'old' not in text
     assert list(json.loads((tmp_path / 'transfer.json').read_text())) == ['cuda', 'cpu']
-    assert '## On a CPU' in text and '## On a GPU' in text and 'Not run.' not in text
+    assert '## On a CPU\n' in text and '## On a GPU\n' in text and 'Not run: on a CPU, in fp32.' in text
     assert '* (a)' in text and '* Not measured with 3 seeds yet:\n  * (b) ' in text
     assert 'On a GPU: **SparK minus random weights, 10 % of labels: +1.0 +- 0.6 points: not shown.**' in text
     assert page.with_suffix('.svg').exists() and '](transfer.svg)' in text
