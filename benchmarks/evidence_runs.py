@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.evidence_records import check_records, command, common_machine
+from benchmarks.evidence_records import command, common_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120  # seconds in which programs that are told to stop have to save what they have
@@ -43,8 +43,10 @@ class Runner:
         self.asked_to_stop = False
 
     def run(self, stages):
-        """Run all that are not done. Returns those that were stopped or not begun. Raises SystemExit if one fails."""
-        check_records(stages, self.records, self.clock)
+        """Run all that are not done. Returns those that were stopped or not begun. Raises SystemExit if one fails.
+
+        The records of those that are done must be of the same commands (`check_records`).
+        """
         todo = to_run(stages, self.records)
         self.left = {stage.name for stage in todo}
         number = len(todo)

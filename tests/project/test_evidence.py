@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import evidence
-from benchmarks.evidence_records import Records, command
+from benchmarks.evidence_records import Records, check_records, command
 from benchmarks.evidence_report import Results, filled, mean_and_error, page, verdict
 from benchmarks.evidence_runs import Runner, to_run
 from benchmarks.evidence_stages import QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan, Stage
@@ -235,7 +235,7 @@ def test_two_that_end_while_they_are_stopped_are_both_kept(records):
 def test_a_record_of_another_command_is_not_taken(records):
     Runner(records, 1, 'seconds').run([say('one', 'k = 20: top-1 1.0')])
     with pytest.raises(SystemExit, match=r'error: one was run with other options than it has now \(.*give another folder'):
-        Runner(records, 1, 'seconds').run([say('one', 'k = 20: top-1 2.0')])
+        check_records([say('one', 'k = 20: top-1 2.0')], records, 'seconds')
 
 
 def make(name, needs=()):
@@ -293,7 +293,7 @@ def test_equal_time_is_not_mixed_of_different_numbers_of_seeds(records):
     known(records, 'one')
     stage = Stage('x', 'b', 'pretrain', ('program',), 0, epochs=30, equal_time=(['one', 'two'], ['one']))
     with pytest.raises(SystemExit, match='the epochs of x follow from the times of fewer seeds: give as many --seeds'):
-        Runner(records, 1, 'seconds').run([stage])
+        check_records([stage], records, 'seconds')
 
 
 def test_results_that_are_known_are_taken(records, tmp_path):
@@ -482,6 +482,7 @@ def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
         SCALES['cpu'], network=('--model=small_resnet', '--input_size=32', '--workers=0'), decoder=('--decoder_width=16',),
         epochs=1, tuned_epochs={'1': 1, '10': 1, '100': 1}, rates=('1e-2', '3e-2'))
     monkeypatch.setitem(evidence.SCALES, 'cpu', tiny)
+    monkeypatch.setattr(evidence, 'cpu_is_fast_in', lambda precision: True)
     write_world(tmp_path / 'world', 240, 48, 32, 0)
     words = [str(tmp_path / 'out'), f'--data_path={tmp_path}/world', '--only=a,b', '--seeds=1', '--jobs=2']
     evidence.main([*words, '--plan'])
@@ -496,6 +497,9 @@ def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
     assert text.count('*State*: complete.') == 2 and '1 of 3 seeds' in text
     evidence.main(words)
     assert 'of 53' not in capsys.readouterr().out
+    monkeypatch.setitem(evidence.SCALES, 'cpu', dataclasses.replace(tiny, epochs=2))
+    with pytest.raises(SystemExit, match='was run with other options than it has now'):
+        evidence.main(words)
 
 
 def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypatch):
