@@ -160,7 +160,7 @@ class Watched:
         if mixer is None or 'mlp' not in children:
             return
         hooks.enter_context(mixer.register_forward_hook(lambda *_: self.mixed.add(name)))
-        # The MLP's branch begins with its norm, or with the MLP where the norm comes behind it.
+        # The MLP's branch begins with its norm, or with the MLP where the norm comes after it.
         for word in {'norm2', 'mlp'} & children.keys():
             hooks.enter_context(children[word].register_forward_pre_hook(
                 lambda _, inputs: self.between(name, inputs)))

@@ -1,4 +1,4 @@
-"""What is known of the stages of benchmarks.evidence, in files, and what follows from it for those behind them."""
+"""What is known of the stages of benchmarks.evidence, in files, and what follows from it for those after them."""
 import json
 import re
 import sys

@@ -145,7 +145,7 @@ QUESTIONS = {
 class Stage:
     """One command.
 
-    kind: 'pretrain', 'tune', 'finetune', 'knn', 'linear' or 'norms'. arguments: of the command, behind `python -m`.
+    kind: 'pretrain', 'tune', 'finetune', 'knn', 'linear' or 'norms'. arguments: of the command, after `python -m`.
     images: how many images it trains on, counted with repetition; or sees, if it does not train.
     needs: the names of stages whose results it reads. epochs: of a training.
     weights: the file of weights that it makes for later stages; empty if it makes none.

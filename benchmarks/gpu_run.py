@@ -104,7 +104,7 @@ def logged(output):
 
 
 def report_speed(report, decode, output):
-    """Report what a finished run wrote of its speed: behind the first steps, the capture and the first images."""
+    """Report what a finished run wrote of its speed: after the first steps, the capture and the first images."""
     lines = logged(output)
     epoch = next(line for line in lines if 'epoch' in line)
     first = next((line['first_steps'] for line in lines if 'first_steps' in line), [])

@@ -17,7 +17,7 @@ variance V. Deviations are s = sqrt(v + eps) and S = sqrt(V + eps), by which it 
 M and V are taken in two ways:
 
     evaluation   All norms use their running statistics, as for k-NN and a linear probe. Those are the inputs
-                 that a norm has there, so the shift of one norm changes the inputs of those behind it.
+                 that a norm has there, so the shift of one norm changes the inputs of those after it.
     by layer     The norms in front use the statistics of each batch, as in training. So the figures hold the
                  shift of this layer alone.
 

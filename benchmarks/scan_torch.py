@@ -28,7 +28,7 @@ from benchmarks.timing import machine
 
 CHANNELS = (1, 2, 3, 4, 5, 8, 12, 15, 16, 17, 24, 33)
 REPEATS = 10
-SECONDS = 60  # of a case, behind which its process is ended: damaged memory can make it hang
+SECONDS = 60  # of a case, after which its process is ended: damaged memory can make it hang
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 1e-1}  # of the largest value, or of 1
 HEAP_CHECKS = 'libc_malloc_debug.so.0'
 

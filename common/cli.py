@@ -94,7 +94,7 @@ def _as_plain(value, kind):
 
 
 def expanded(argv=None):
-    """The arguments of a command line, the process's if not given, with ~ as the home folder behind a flag's
+    """The arguments of a command line, the process's if not given, with ~ as the home folder after a flag's
     = as well.
     """
     argv = sys.argv[1:] if argv is None else argv

@@ -138,7 +138,7 @@ class ConvViT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x):
-        """(B, C, H, W) -> (B, L, C3), the patches behind the last block, row by row."""
+        """(B, C, H, W) -> (B, L, C3), the patches after the last block, row by row."""
         return self.attend(self.convolve(x)[-1]).flatten(2).transpose(1, 2)
 
     def convolve(self, x):
@@ -168,10 +168,10 @@ class ConvViT(nn.Module):
 
     def forward_intermediates(self, x, indices=None, norm=False, stop_early=False, output_fmt='NCHW',
                               intermediates_only=False):
-        """The maps behind the three stages, as timm's networks give them: (B, C_i, H_i, W_i), large to small.
+        """The maps after the three stages, as timm's networks give them: (B, C_i, H_i, W_i), large to small.
 
         indices: which of them; None for all, a number for the last ones. norm, stop_early: no effect; there is no norm
-        behind a stage, and what no map needs is left out anyway. output_fmt: 'NCHW'. intermediates_only: return the maps
+        after a stage, and what no map needs is left out anyway. output_fmt: 'NCHW'. intermediates_only: return the maps
         alone, not (what forward_features returns, maps).
         """
         if output_fmt != 'NCHW':

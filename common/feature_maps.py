@@ -22,7 +22,7 @@ def feature_maps(cnn, images, taps=None, stop=None):
     Args:
         cnn: the network.
         images: (B, C, H, W).
-        taps: names of submodules whose outputs are the maps. The forward ends behind the last of them.
+        taps: names of submodules whose outputs are the maps. The forward ends after the last of them.
         stop: number of maps after which the forward ends, for networks with `forward_intermediates`; None runs
             them all.
 
@@ -111,8 +111,8 @@ def find_taps(cnn, levels=None):
 def pooled_features(cnn, images):
     """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of the head.
 
-    Of a network that ends in a transformer it is the mean of the patches, without the class token, behind its last
-    norm, which may stand before the mean or, as `fc_norm`, behind it.
+    Of a network that ends in a transformer it is the mean of the patches, without the class token, after its last
+    norm, which may stand before the mean or, as `fc_norm`, after it.
     """
     if hasattr(cnn, 'num_prefix_tokens'):
         tokens = cnn.forward_features(images)

@@ -48,7 +48,7 @@ def chosen(listed, visible):
     """How many of the GPUs in the lines of nvidia-smi a process may use; None if only torch can tell.
 
     visible: CUDA_VISIBLE_DEVICES, or None: indices with commas between them. CUDA ignores the first index of no GPU,
-    and all behind it.
+    and all after it.
     """
     gpus = [line for line in listed if line.startswith('GPU ')]
     if len(gpus) != len([line for line in listed if line.strip()]):  # a GPU in parts (MIG)

@@ -54,7 +54,7 @@ class Count:
 
 
 def composed(share, facts, width, cells):
-    """The facts in one line of at most `width` columns, with a bar behind the first one where there is room.
+    """The facts in one line of at most `width` columns, with a bar after the first one where there is room.
 
     share: that the bar shows, None for no bar. cells: the characters of a full and of an empty cell.
     """

@@ -180,7 +180,7 @@ def shared_gradients(grad, x, weight, mean, invstd):
 def gradients_by_kernels(grad, x, weight, mean, invstd):
     """`shared_gradients` by the kernels of torch's SyncBatchNorm, which are for GPUs alone.
 
-    They take the sums over all ranks of grad and of grad * (x - mean), and the number of positions behind
+    They take the sums over all ranks of grad and of grad * (x - mean), and the number of positions after
     these sums.
     """
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last)

@@ -273,7 +273,7 @@ def parsed(path, line):
     broken = re.search(r'(?:^|[\s,;:])(#\S*)$', name)
     if broken:
         raise ValueError(f'{path}: {line!r} ends with {broken[1]}, which is no colour: these are six of the digits 0 to '
-                         '9 and a to f behind a #')
+                         '9 and a to f after a #')
     if not name or '\t' in name:
         raise ValueError(f'{path}: {line!r} is no class: {EXPECTED}')
     if colour is not None:

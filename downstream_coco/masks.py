@@ -240,7 +240,7 @@ def check_run_lengths(parts, annotations, sizes, faults, extents):
     faults[numbers] = np.where(is_whole, EMPTY, FILL)
     place = np.arange(len(runs)) - np.repeat(first, num_runs)
     ends = np.cumsum(runs)
-    ends -= np.repeat(ends[first] - runs[first], num_runs)  # behind each run, counted in pixels of its image
+    ends -= np.repeat(ends[first] - runs[first], num_runs)  # after each run, counted in pixels of its image
     is_object = np.repeat(is_whole, num_runs) & (place % 2 == 1) & (runs > 0)  # every other run is background
     owners = owners[is_object]
     low, high = rectangles(ends[is_object] - runs[is_object], ends[is_object] - 1, sizes[owners, 0])

@@ -66,7 +66,7 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.model)
         if comm.is_main_process():
             with open(os.path.join(self.cfg.OUTPUT_DIR, LOG), 'a', encoding='utf-8') as file:
-                done = min(self.iter + 1, self.max_iter)  # behind the last step Detectron2 has counted it already
+                done = min(self.iter + 1, self.max_iter)  # after the last step Detectron2 has counted it already
                 file.write(json.dumps({'iter': done, 'of': self.max_iter, **coco_figures(self._last_eval_results)}) + '\n')
         return self._last_eval_results
 

@@ -81,7 +81,7 @@ class Options(EpochOptions):
     warmup_epochs: float = option(None, "epochs of rising learning rate; the paper's, and at most a tenth of "
                                   'all, if not given', 'optimisation', ('wp_ep',), float)
     lr_schedule: str = option('cosine', 'cosine: from 0.005 of the peak, down to final_lr at the last step. mae, as in the '
-                              'program of MAE: from 0, down to final_lr one step behind the last. With layer_decay the end is '
+                              'program of MAE: from 0, down to final_lr one step after the last. With layer_decay the end is '
                               "multiplied by a layer's share, as the rate is", 'optimisation', choices=('cosine', 'mae'))
     final_lr: float = option(None, 'learning rate at the end of the cosine; 0.001 of the peak if not given, 0 with '
                              '--lr_schedule=mae', 'optimisation', parse=float)

@@ -94,7 +94,7 @@ def is_large(size):
 
 
 def without_tag(model):
-    """A timm name without the tag of pretrained weights behind its dot."""
+    """A timm name without the tag of pretrained weights after its dot."""
     return model.split('.')[0]
 
 

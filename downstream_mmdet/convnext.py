@@ -9,7 +9,7 @@ from downstream_mmdet.weights import convnext, load
 
 @MODELS.register_module()
 class TimmConvNeXt(BaseModule):
-    """Images (B, 3, H, W) -> maps of strides 4, 8, 16 and 32, each behind a LayerNorm of its own, as in ConvNeXt's detectors.
+    """Images (B, 3, H, W) -> maps of strides 4, 8, 16 and 32, each after a LayerNorm of its own, as in ConvNeXt's detectors.
 
     arch: timm's name; parameters have timm's names. init_cfg: dict(type='Pretrained', checkpoint=FILE) for weights of any kind
     that downstream_mmdet.weights reads, None for random ones. Raises ValueError if they do not fit.

@@ -187,7 +187,7 @@ class A2MIM(MaskedNetwork):
     def cell_errors(self, images, reconstruction):
         """(B, L): the spatial error of each cell, visible ones too."""
         errors = error((reconstruction.to(images.dtype) - images).abs(), self.spatial_loss)
-        return self.cut(errors).mean(2)
+        return self.patchify(errors).mean(2)
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""
@@ -217,7 +217,7 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
         input_size: pixels, an int or (height, width), a multiple of the cell.
         drop_path: None leaves the network's own default.
         cell_size: side of a cell in pixels, a multiple of the network's total stride; None: the smallest one from 32 on.
-        token_at: the name of the submodule behind which the token is added; None: see pretrain/dense.
+        token_at: the name of the submodule after which the token is added; None: see pretrain/dense.
         token: what becomes of the features of hidden positions: 'gain' (they are multiplied by a learned gain),
             'residual' (they stay) or 'replace' (they are left out).
         sync_bn: share all BatchNorm statistics between the ranks, which have as many images each.

@@ -108,7 +108,7 @@ class A2MIMMethod(MethodBase):
                       f'and {(trained[1] - trained[0]) / 1e6:.1f} M in token and decoder'),
             ('cells', f'{encoder.cell_size} px: {h} x {w} = {network.cells} in an image of '
                       f'{height} x {width}, {network.visible_cells} visible'),
-            ('token', f'{options.token}, behind {encoder.token_at}'),
+            ('token', f'{options.token}, after {encoder.token_at}'),
             ('loss', loss_in_words(options)),
             *(('note', note) for note in encoder.notes),
             ('drop path', drop_path_of(network)),
@@ -148,7 +148,7 @@ class A2MIMMethod(MethodBase):
         return {} if kind is None else {'token': kind}
 
     def settings(self, network, options):
-        return [('target', TARGETS['pixels']), ('token', f'{options.token}, behind {network.encoder.token_at}'),
+        return [('target', TARGETS['pixels']), ('token', f'{options.token}, after {network.encoder.token_at}'),
                 ('hidden pixels', "the image's mean colour" if options.image_fill == 'mean' else 'as they are'),
                 ('loss', loss_in_words(options))]
 
@@ -170,7 +170,7 @@ class A2MIMMethod(MethodBase):
                            title='Loss', of_cells='spatial loss')
 
     def trained_besides(self, network):
-        """Layers behind the pyramid, which the last map, and so the decoder, depends on: a last convolution or norm."""
+        """Layers after the pyramid, which the last map, and so the decoder, depends on: a last convolution or norm."""
         # On a copy, in training mode: in evaluation some networks keep what they computed of their parameters.
         encoder = copy.deepcopy(network.encoder).train()
         names, parameters = zip(*encoder.cnn.named_parameters())
@@ -182,7 +182,7 @@ class A2MIMMethod(MethodBase):
                                if gradient is None and name not in encoder.unused)
         if not behind:
             return []
-        return [f'A2MIM also trained what lies behind the last feature map: {first_of([f"`{name}`" for name in behind], 4)}. '
+        return [f'A2MIM also trained what comes after the last feature map: {first_of([f"`{name}`" for name in behind], 4)}. '
                 'It is part of the network; SparK leaves it as it was.']
 
 

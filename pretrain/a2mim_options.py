@@ -82,7 +82,7 @@ class A2MIMOptions(PretrainingOptions):
                                   'than 100', 'optimisation', ('wp_ep',), float)
     opt: str = option('adamw', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd'))
     beta2: float = option(0.999, 'of the optimiser', 'optimisation', ('ada',))
-    lr_schedule: str = option('cosine', 'behind the warm-up: a cosine that ends at 1e-5, or the peak and a '
+    lr_schedule: str = option('cosine', 'after the warm-up: a cosine that ends at 1e-5, or the peak and a '
                               'tenth of it for the last eighth of the epochs (drop; ViTs if not given)',
                               'optimisation', choices=('cosine', 'drop'))
     token_lr_scale: float = option(0.1, "learning rate of token and gain, as a share of the others'; 1 for "

@@ -108,7 +108,7 @@ def draw_nothing(encoder):
 
 
 def multiply_adds(encoder, cells=None):
-    """Of one image; run on two, since a BatchNorm behind a global pool takes no single one.
+    """Of one image; run on two, since a BatchNorm after a global pool takes no single one.
 
     cells: which are visible, as the encoder takes them; None runs it densely.
     """

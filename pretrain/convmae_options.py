@@ -11,7 +11,7 @@ from pretrain import mae_options
 from pretrain.mae_options import MAEOptions
 
 NAME = 'convmae'  # the value of --method
-TITLE = 'ConvMAE: masked autoencoding of networks that end in attention behind convolutions.'  # for --help
+TITLE = 'ConvMAE: masked autoencoding of networks that end in attention after convolutions.'  # for --help
 
 
 @dataclass(frozen=True)

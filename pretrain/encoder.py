@@ -25,14 +25,19 @@ class SparseEncoder(nn.Module):
     `record` of an earlier encoder of this network, which saves most of the time; one of another network, or
     by other versions of torch or timm, counts as none.
 
-    Facts, measured: `stride` (total), `cell_size`, `grid` (h, w), `reductions` and `channels` of the pyramid
-    from small stride to large, `norm` ('bn' or 'ln', what most norms are), `unused` (names of the parameters
-    that no feature depends on: the classifier and the like), `notes` (what was chosen, or differs),
-    `uncompiled` (whether torch.compile leaves it alone), `has_attention` (whether it has attention, which is then over
-    all visible positions), `orders` (numbers of visible cells of which it is proven that their order changes nothing;
-    None for networks that have nothing of which that must be proven), `record` (all that as plain data, for a
-    checkpoint; None where the network's code lies in no file). Raises ValueError for what cannot run sparsely, naming the
-    remedy.
+    Attributes, which are measured:
+        stride: the total stride. cell_size: the side of a cell in pixels. grid: (h, w), in cells.
+        reductions, channels: of the maps of the pyramid, from small stride to large.
+        norm: what most norms are, 'bn' or 'ln'.
+        unused: names of the parameters that no feature depends on, such as those of the classifier.
+        notes: what was chosen, or differs.
+        uncompiled: whether torch.compile leaves the network alone.
+        has_attention: whether it has attention, which is then over all visible positions.
+        orders: the numbers of visible cells for which it is proven that their order changes nothing; None for networks
+            that need no such proof.
+        record: all this as plain data, for a checkpoint; None if the network's code is in no file.
+
+    Raises ValueError for a network that cannot run sparsely, naming the remedy.
     """
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None, record=None):
@@ -80,7 +85,7 @@ class SparseEncoder(nn.Module):
         return self.pyramid(images, geometry)
 
     def pyramid(self, images, geometry=None, cnn=None):
-        """`forward` without its questions. cnn: another network with the same maps. Densely any size fits."""
+        """`forward` without its checks: without a geometry, images of any size. cnn: another network with the same maps."""
         run = self._pyramid_uncompiled if self.uncompiled else self._pyramid
         return run(self.cnn if cnn is None else cnn, images, geometry)
 

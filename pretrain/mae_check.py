@@ -162,7 +162,7 @@ def hidden_pixels(mae, batch):
     images, visible = inputs(mae.encoder, batch), mae.draw_visible(batch)
     noise = 1e3 * torch.randn_like(images)
     is_visible = masking.is_visible(visible, mae.cells)[..., None]
-    hidden = mae.paste(mae.cut(noise) * ~is_visible)
+    hidden = mae.unpatchify(mae.patchify(noise) * ~is_visible)
     order = torch.randperm(visible.shape[1])
     seen = [(images, visible), (images + hidden, visible), (images + noise, visible), (images, visible[:, order])]
     latent, same, other, shuffled = (from_the_same_state(mae, partial(mae.latent, *each)) for each in seen)

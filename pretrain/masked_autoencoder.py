@@ -102,14 +102,17 @@ class MaskedAutoencoder(SparseNetwork):
         return masking.draw_complementary(batch, self.cells, self.masks_per_image, generator, rows)
 
     def latent(self, images, visible):
-        """images, visible -> what the decoder reads: prefix tokens, then those of the visible cells, (B, . + k, width).
+        """What the decoder reads, (B, num_prefix + k, C): prefix tokens, then those of the visible cells.
 
         `visible` is ascending, see SparseEncoder.forward.
         """
         raise NotImplementedError
 
     def decode(self, latent, visible):
-        """-> (B, L, N): what is predicted of each cell, visible ones too, in the order row, column, channel."""
+        """The prediction of each cell, visible ones too: (B, L, N), its N values in the order row, column, channel.
+
+        latent: (B, num_prefix + k, C), of `latent`. visible: (B, k).
+        """
         tokens = self.decoder_embed(latent)
         prefix, seen = tokens[:, :self.num_prefix], tokens[:, self.num_prefix:]
         index = visible[..., None].expand(-1, -1, seen.shape[2])
@@ -123,7 +126,7 @@ class MaskedAutoencoder(SparseNetwork):
     def as_images(self, prediction):
         """(B, L, N), as `decode` returns it -> (B, C, H, W)."""
         p = self.encoder.cell_size
-        return self.paste(prediction.unflatten(2, (p, p, -1)).permute(0, 1, 4, 2, 3).flatten(2))
+        return self.unpatchify(prediction.unflatten(2, (p, p, -1)).permute(0, 1, 4, 2, 3).flatten(2))
 
     def predict(self, images, visible):
         """What the decoder says of all cells, visible ones too: (B, C, H, W), on the scale of `targets`."""
@@ -167,5 +170,5 @@ def sine_positions(grid, width):
 
 
 def with_prefix(positions, num_prefix):
-    """Positions (1, L, D) behind zeros for prefix tokens, such as the class token: (1, num_prefix + L, D)."""
+    """Positions (1, L, D) after zeros for prefix tokens, such as the class token: (1, num_prefix + L, D)."""
     return torch.cat([positions.new_zeros(1, num_prefix, positions.shape[2]), positions], 1)

@@ -46,13 +46,13 @@ class MaskedNetwork(nn.Module):
         """(B, L, 1) boolean, True where a cell is visible: for what has a row a cell."""
         return masking.is_visible(visible, self.cells)[..., None]
 
-    def cut(self, images):
+    def patchify(self, images):
         """(B, C, H, W) -> (B, L, .): the values of each cell."""
-        return masking.cut(images, self.encoder.cell_size)
+        return masking.patchify(images, self.encoder.cell_size)
 
-    def paste(self, cells):
-        """The inverse of `cut`."""
-        return masking.paste(cells, self.encoder.grid, self.encoder.cell_size)
+    def unpatchify(self, cells):
+        """The inverse of `patchify`."""
+        return masking.unpatchify(cells, self.encoder.grid, self.encoder.cell_size)
 
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted.
@@ -60,20 +60,20 @@ class MaskedNetwork(nn.Module):
         Normalised cells are shown with the true cell's mean and deviation, as in SparK's figures; predicted pixels
         are shown as they are. It runs in the mode that the caller set, as `predict` does.
         """
-        predicted = self.cut(self.predict(images, visible).to(images.dtype))
+        predicted = self.patchify(self.predict(images, visible).to(images.dtype))
         _, mean, deviation = self.targets(images)
-        return self.paste(torch.where(self.is_visible(visible), self.cut(images), predicted * deviation + mean))
+        return self.unpatchify(torch.where(self.is_visible(visible), self.patchify(images), predicted * deviation + mean))
 
     def masked(self, images, visible):
         """(B, C, H, W): what the network sees, as an image; by default 0 where hidden."""
-        return self.paste(self.cut(images) * self.is_visible(visible))
+        return self.unpatchify(self.patchify(images) * self.is_visible(visible))
 
     def targets(self, images):
         """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it.
 
         That is the normalised cell, or the pixels themselves, whose mean is 0 and whose deviation is 1.
         """
-        cells = self.cut(images)
+        cells = self.patchify(images)
         if self.target == 'normalised':
             return masking.normalise(cells)
         zeros = cells.new_zeros(*cells.shape[:2], 1)
@@ -92,7 +92,7 @@ class MaskedNetwork(nn.Module):
         images' precision. Losses and pictures are made of this.
         """
         target, _, _ = self.targets(images)
-        predicted = self.cut(reconstruction.to(images.dtype))
+        predicted = self.patchify(reconstruction.to(images.dtype))
         return (predicted - target).square().mean(dim=2)
 
     def recompute(self, what):

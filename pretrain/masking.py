@@ -5,15 +5,18 @@ cells. `visible` is a LongTensor (B, k): the indices of the cells that the encod
 every image. How many these are follows from a method's mask ratio by a rounding of its own, so methods hand
 in the number.
 """
+import math
+
 import torch
 
 
 def check_num_visible(num_visible, num_cells, mask_ratio):
     """Raise ValueError unless at least one of an image's cells is visible and one is hidden."""
     if not 0 < num_visible < num_cells:
+        scale = 10 ** (len(str(num_cells)) + 1)  # The bounds are rounded inwards, so that both are allowed.
+        smallest = math.ceil(scale / num_cells)
         raise ValueError(f'mask_ratio {mask_ratio} leaves {num_visible} of {num_cells} cells visible; one at '
-                         'least must be visible and one hidden: '
-                         f'give {1 / num_cells:.3f} to {1 - 1 / num_cells:.3f}')
+                         f'least must be visible and one hidden: give {smallest / scale} to {(scale - smallest) / scale}')
 
 
 def draw_visible(batch, num_cells, num_visible, generator=None, rows=slice(None)):
@@ -59,7 +62,7 @@ def check_indices(visible, num_cells, batch):
                          'each once an image')
 
 
-def cut(images, cell_size):
+def patchify(images, cell_size):
     """(B, C, H, W) -> (B, L, C * cell_size * cell_size): the values of each cell."""
     B, C, H, W = images.shape
     h, w = H // cell_size, W // cell_size
@@ -67,8 +70,8 @@ def cut(images, cell_size):
     return cells.flatten(3).flatten(1, 2)
 
 
-def paste(cells, grid, cell_size):
-    """The inverse of `cut`: (B, L, C * cell_size * cell_size) -> (B, C, H, W)."""
+def unpatchify(cells, grid, cell_size):
+    """The inverse of `patchify`: (B, L, C * cell_size * cell_size) -> (B, C, H, W)."""
     h, w = grid
     images = cells.view(len(cells), h, w, -1, cell_size, cell_size).permute(0, 3, 1, 4, 2, 5)
     return images.flatten(4).flatten(2, 3)

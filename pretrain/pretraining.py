@@ -13,10 +13,10 @@ from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encod
 from common.images.loading import loader, tell_failures, without_failures
 from common.pictures import as_image
 from common.reliability.checkpoint import CannotWrite, plain_state, save
-from common.training import run
 from common.training.compilation import uncompiled
 from common.training.device import Normalise, to_device
 from common.training.optim import build_optimizer
+from common.training.run import Run as BaseRun
 from common.training.run import precision_of
 from common.training.schedule import Cosine, CosineToFloor, Drop, weight_decay
 from common.training.trainer import Trainer
@@ -28,7 +28,7 @@ PICTURES = 8  # images of which a reconstruction is shown
 
 
 @dataclass(frozen=True)
-class Run(run.Run):
+class Run(BaseRun):
     """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not
     fit.
     """
@@ -94,9 +94,9 @@ class Pretraining(Trainer):
             except ValueError as error:
                 failure = error
         self.record, failure = ranks.broadcast_object((self.record, failure))
-        if failure:
+        if failure is not None:
             raise failure
-        return network or self.method.build(self.options, self.record)
+        return self.method.build(self.options, self.record) if network is None else network
 
     def forward_one_image(self):
         self.network(torch.zeros(1, self.options.in_chans, *self.options.size))
@@ -218,7 +218,7 @@ class Pretraining(Trainer):
         """The mean loss over the held-out images, each counted once; the same on all ranks. None if there are
         none.
 
-        If the run was asked to stop meanwhile, it means nothing.
+        The value is meaningless if the run was asked to stop meanwhile.
         """
         if self.val_images is None:
             return None

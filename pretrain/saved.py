@@ -123,6 +123,8 @@ class Saved:
                 continue
             num_read += 1
             yield number, name, image
+        if count:
+            count.add(len(images) - count.done)
         if not num_read:
             raise ValueError('none of the images can be read')
 

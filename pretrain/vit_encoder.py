@@ -32,7 +32,7 @@ class ViTEncoder(nn.Module):
         in_chans: channels of the images.
 
     Its tokens are those of the network's `forward_features`. A network that classifies by the mean of its patches has
-    no norm behind its blocks, but one behind the mean (`fc_norm`), which here normalises each token.
+    no norm after its blocks, but one after the mean (`fc_norm`), which here normalises each token.
 
     Facts: `grid` (h, w), `cell_size` and `stride` (side of a patch in pixels), `reductions` and `channels` of the
     pyramid, which is one map, `num_prefix_tokens` (in front of the patches), `unused` (names of the parameters that no
@@ -136,7 +136,7 @@ def check_vit(cnn, input_size, in_chans=3):
     if isinstance(cnn.patch_drop, PatchDropout):
         raise ValueError(f'{name} drops patches by itself: make it with patch_drop_rate=0, since --method=mae hides patches')
     if cnn.pos_drop.p:
-        raise ValueError(f'{name} has dropout behind its positions: make it with pos_drop_rate=0')
+        raise ValueError(f'{name} has dropout after its positions: make it with pos_drop_rate=0')
 
 
 def cuts_patches(patch_embed):

@@ -287,7 +287,7 @@ class Steps(Sampler):
     Hoffer et al.
         2020). An epoch then sees images / repeats of them. The copies stand apart, on other ranks if there
         are some, since mixup takes neighbours. In place of the epoch, items then have the number of the draw.
-    left_out: ((first step, step behind the last), ...), steps that do not come.
+    left_out: ((first step, step after the last), ...), steps that do not come.
     """
 
     def __init__(self, images, batch, epochs, seed, start=0, rank=0, ranks=1, accum=1, repeats=1,

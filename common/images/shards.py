@@ -300,7 +300,7 @@ def members(path, file, length):
         except ValueError as error:
             raise ValueError(f'{path} is damaged (byte {first:,}: {error}): {REMEDY}') from error
     if os.pread(file, 2 ** 20, position).strip(b'\0'):
-        raise ValueError(f'{path} holds something behind its end (byte {position:,}), as tars do that were '
+        raise ValueError(f'{path} holds something after its end (byte {position:,}), as tars do that were '
                          'put together by cat: use tar --concatenate, or leave them apart')
 
 

@@ -3,7 +3,7 @@
 These programs keep everything in one module, without prefixes. So a decoder may stand beside the layers of the
 network, and the classifier of a linear probe is a BatchNorm and a linear layer, 'head.0.' and 'head.1.'. Detectors
 and segmenters built on ConvMAE's network add tables of relative positions to its attention, and a segmenter also
-layer scales and layers behind the last stage.
+layer scales and layers after the last stage.
 
 Functions take the entries of a network in a file, {key: tensor}.
 """
@@ -81,9 +81,9 @@ def without_detector(entries, cnn):
 
 
 def is_norm_over_mean(entries, cnn):
-    """Whether a file has the last norm of a ViT on its tokens, and the network has it behind their mean.
+    """Whether a file has the last norm of a ViT on its tokens, and the network has it after their mean.
 
-    ConvMAE's norm is none of the network: it stands in front of the decoder, behind a sum over all stages.
+    ConvMAE's norm is none of the network: it stands in front of the decoder, after a sum over all stages.
     """
     own = cnn.state_dict()
     return isinstance(cnn, VisionTransformer) and 'fc_norm.weight' in own and 'norm.weight' not in own \

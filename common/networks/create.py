@@ -40,7 +40,7 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
         if drop_path is not None and can_create(name, **arguments):
             raise ValueError(f'{name} has no drop path (stochastic depth): leave drop_path out') from error
         raise
-    except RuntimeError as error:  # timm's error for an unknown tag behind the dot of a name
+    except RuntimeError as error:  # timm's error for an unknown tag after the dot of a name
         raise ValueError(f'timm cannot make {name}: {error}') from error
 
 

@@ -30,7 +30,7 @@ def guess_model(state):
     """Return the name of the plain ResNet, ConvNeXt, ViT of A2MIM or MAE, or ConvViT whose tensors a flat dictionary
     holds.
 
-    None for other networks. The keys may be timm's, OpenMMLab's or the ConvNeXt authors', behind any prefix.
+    None for other networks. The keys may be timm's, OpenMMLab's or the ConvNeXt authors', after any prefix.
     It is a guess by the numbers of blocks and channels, which the strict load that follows confirms or
     refuses.
     """

@@ -2,7 +2,7 @@
 
 In a flat dictionary (`unwrap`) a tensor that the file keeps in a dictionary inside of another one has the key
 'outer/inner'. A prefix is what the file writes in front of the names of a network: '', or a text that ends
-with '.', such as 'module.encoder.', or with '/' behind the name of a dictionary, such as 'state_dict/'.
+with '.', such as 'module.encoder.', or with '/' after the name of a dictionary, such as 'state_dict/'.
 """
 import re
 from collections import Counter

@@ -1,6 +1,6 @@
 """Norms that see a single value of each channel, which has no deviation: they are found beforehand.
 
-A BatchNorm behind a global pool (split attention, some classifiers), or on a last map of 1x1, sees one value
+A BatchNorm after a global pool (split attention, some classifiers), or on a last map of 1x1, sees one value
 of each channel in an image, so that it cannot be trained on one image at a time. torch raises its error in
 the middle of a step, and does not say in which layer. Here the layer is named before the run starts.
 """

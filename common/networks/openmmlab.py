@@ -107,7 +107,7 @@ def renamed_layer(key, names):
 
 
 def final_norms(state, cnn):
-    """Return {OpenMMLab's name: timm's} of the norms behind the last block of a ViT.
+    """Return {OpenMMLab's name: timm's} of the norms after the last block of a ViT.
 
     'ln1' is over the tokens; 'ln2', where a file has it, over their mean, in front of the classifier. A network
     of timm has one of the two, and where it is the one over the mean, that starts as the pretrained norm over

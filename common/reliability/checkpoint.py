@@ -372,7 +372,7 @@ def copied(tree):
 
 
 def git_commit():
-    """The commit of this program's checkout, with '+' behind it if files were changed; None outside of a
+    """The commit of this program's checkout, with '+' after it if files were changed; None outside of a
     checkout.
     """
     def git(*words):

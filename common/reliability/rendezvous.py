@@ -5,7 +5,7 @@ for the addresses of the other ranks under the same keys as before. It may then 
 have ended, with gloo as with NCCL, and the restart fails or hangs
 (https://github.com/pytorch/pytorch/issues/135712). torchrun's own count of restarts cannot tell one start
 from the next, since each node counts for itself. So the ranks agree on a name for each start, and torch's keys
-are put behind it.
+are put after it.
 """
 import json
 import os

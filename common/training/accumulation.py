@@ -115,8 +115,8 @@ def ranks_here():
 def require_memory(network, example_batch, share, accum, ranks, autocast, remedy):
     """Raise a ValueError if a step of the parts that were given will not fit in a computer's memory.
 
-    A GPU says so itself, without harm. share: images of a rank's batch; accum: the parts that it is cut into.
-    remedy: what can be given, as the last words of a sentence.
+    A GPU says so itself, without harm. Parts of one or two images are not checked. share: images of a rank's
+    batch; accum: the parts that it is cut into. remedy: what can be given, as the last words of a sentence.
     """
     images = share // accum
     if ranks.device.type != 'cpu' or images <= 2:

@@ -35,7 +35,7 @@ def extended(run, saved, weights_option):
 
 
 def is_finished(run, saved):
-    """Whether nothing is left to do of what was saved: no step, nor the evaluation behind the last one."""
+    """Whether nothing is left to do of what was saved: no step, nor the evaluation after the last one."""
     return bool(saved) and saved['step'] >= run.steps and not epoch_is_open(saved)
 
 

@@ -98,7 +98,7 @@ class FineTuning(Trainer):
     """
     best_by = None
     best_called = None  # what `best_by` is called in a sentence
-    value_suffix = ''  # behind its value, such as ' %'
+    value_suffix = ''  # after its value, such as ' %'
 
     @property
     def cnn(self):

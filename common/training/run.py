@@ -84,8 +84,11 @@ class Run:
     What is called an epoch here and in the trainer is a round, see common/training/unit.py: the steps between two
     lines of the log. In most programs it is a pass over the images.
 
+    Subclasses define `checkpoint_of(options)` and `checkpoint` (paths), `curve` (the learning rate, see
+    common/training/schedule.py) and `schedule(step)`, which returns its learning rate and weight decay.
+
     images: their number. fingerprint: of common.images.datasets, None if they have none. left_out: ((first
-    step, step behind the last), ...) that are not trained on, since they went wrong. smallest_part: images
+    step, step after the last), ...) that are not trained on, since they went wrong. smallest_part: images
     that a part must have, see `with_norms`. ended_at: the steps, ascending, at which the run was finished
     before it was given more epochs (common/training/extension.py), and first_warmup the steps of rising
     learning rate with which it began, None if it was not. recipe: a sentence on the options that were chosen,
@@ -187,7 +190,7 @@ class Run:
                 found.append('--sync_bn=True')
         if not saved:
             found.append(f'a larger --bs, {2 * ranks * (parts or 1)} or more')
-            found.append('if it does not stand behind a global pool, a larger --input_size')
+            found.append('if it does not stand after a global pool, a larger --input_size')
         return 'give ' + '; or '.join(found or ['another --name, and with it a larger --bs'])
 
     @property
@@ -235,7 +238,7 @@ class Run:
         return self.ended_at[0] if self.ended_at else self.steps
 
     def span(self, step):
-        """(first step, step behind the last) of the run or of that extension of it which a step is in."""
+        """(first step, step after the last) of the run or of that extension of it which a step is in."""
         first = max((end for end in self.ended_at if end <= step), default=0)
         stop = min((end for end in self.ended_at if end > step), default=self.steps)
         return first, stop
@@ -393,7 +396,7 @@ class Run:
         return bool(every) and step % every == 0 and step % self.per_epoch != 0
 
     def stretches(self, epoch, start):
-        """[(first step, step behind the last)]: an epoch (counted from 0) from `start` on, cut where
+        """[(first step, step after the last)]: an epoch (counted from 0) from `start` on, cut where
         checkpoints fall.
 
         Steps that are left out are in none of the parts.

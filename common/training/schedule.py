@@ -78,7 +78,7 @@ class CosineToRate:
     starts at `end` instead, as it does where a finished run goes on.
     steps_per_epoch: if given, the cosine falls between epochs only. As in timm's CosineLRScheduler, epoch e of E,
     counted from 0, then has its value at e / E, so that it falls in the warm-up too, and the last epoch has a little
-    more than `end`. If not given, the cosine begins behind the warm-up, and the last step has `end`.
+    more than `end`. If not given, the cosine begins after the warm-up, and the last step has `end`.
     """
     start: float
     end: float
@@ -104,7 +104,7 @@ class CosineToRate:
 
 @dataclass(frozen=True)
 class HalfCosine:
-    """MAE's curve: linear from 0 to the peak, then half a cosine, which reaches its end one step behind the last.
+    """MAE's curve: linear from 0 to the peak, then half a cosine, which reaches its end one step after the last.
 
     end: a share of the peak. As there is no floor, a group of parameters ends at its own share of that. start: a share
     of the peak too; not 0 where a finished run goes on.
@@ -146,9 +146,9 @@ class Drop:
 class Polynomial:
     """(1 - step / steps) ** power from the peak to a learning rate, as MMSegmentation 0.x has it ("poly").
 
-    The curve begins at the first step of the run, in the warm-up too, and would reach its end one step behind the
+    The curve begins at the first step of the run, in the warm-up too, and would reach its end one step after the
     last. A warm-up multiplies it by a factor that rises linearly from `start` to 1. MMSegmentation 1.x begins the curve
-    behind the warm-up instead. power: 1 for a straight line. end: the learning rate, which does not depend on the peak.
+    after the warm-up instead. power: 1 for a straight line. end: the learning rate, which does not depend on the peak.
     start: share of the curve's own value at the first step, such as 1e-6. rises_from_end: whether the warm-up starts
     at `end` instead, as it does where a finished run goes on.
     """

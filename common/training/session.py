@@ -104,7 +104,7 @@ class Session:
             state = {'version': VERSION, 'step': step, **content()}
             keep_every = self.options.keep_every and self.options.keep_every * self.run.per_epoch
 
-            def write():  # what is on the disk by then, another write may have failed to change
+            def write():  # in the writer's thread. An earlier write may have failed, so `saved_step` is read only then.
                 before = None if self.saved_step == step else self.saved_step
                 save_checkpoint(self.run.checkpoint, state, before, self.options.keep, keep_every)
                 self.saved_step = step

@@ -15,7 +15,7 @@ GROUPS = {
     'images_per_second': 'speed/images_per_second',
     'data_wait': 'speed/data_wait',
 }
-AVERAGE = '_ema'  # behind the name of what was measured of the average of the weights
+AVERAGE = '_ema'  # after the name of what was measured of the average of the weights
 
 
 def tag_of(name):

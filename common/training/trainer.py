@@ -54,15 +54,15 @@ from common.training.scaling import LossScaler
 from common.training.session import Session
 from common.words import first_line
 
-END_PATIENCE = 300.0  # seconds for which the files of a run at its end are tried to be written
-STOP_PATIENCE = 10.0  # and for which those of one that was asked to stop are
+END_PATIENCE = 300.0  # seconds for which a run that ends keeps trying to write its last files
+STOP_PATIENCE = 10.0  # the same, of a run that was asked to stop
 REWINDS = 5  # times that a run goes back by itself
-LAG = 2  # steps by which the host reads results later than a GPU is given them, so that nobody waits
+LAG = 2  # steps by which the host trails the GPU when it reads results, so that neither waits
 
 
 class NotFinite(ValueError):
     """Several steps in a row were NaN or infinite; they changed nothing. steps: a range."""
-    on_all_ranks = True  # so that one of them says it
+    on_all_ranks = True  # Every rank raises it, so one of them reports it.
 
     def __init__(self, message, steps):
         super().__init__(message)
@@ -221,7 +221,7 @@ class Trainer:
         together; NotFinite; OutOfMemory; Stopped or Unwritten (common/reliability/stopping.py) if a signal or
         the disk ends it.
         """
-        left_out = []  # (first step, step behind the last) of those that were not finite
+        left_out = []  # (first step, step after the last) of those that were not finite
         while True:
             fresh = starts_over(self.options) and not left_out
             try:
@@ -240,7 +240,7 @@ class Trainer:
 
     @property
     def saved_now(self):
-        """What the number of parts depends on when this run goes on, if it has saved anything; else None."""
+        """What `Run.keeps_parts` will read of the checkpoint at the next start; None if nothing was saved."""
         if not self.run.checkpoint.exists():
             return None
         return {'ranks': self.ranks.size, 'config': {'accum': self.options.accum}}
@@ -378,7 +378,7 @@ class Trainer:
         return None
 
     def make_parallel(self):
-        """The network with the exchange of gradients between the ranks."""
+        """Set `parallel`: the network, in DDP if there are several ranks."""
         options = self.options
         self.parallel = None  # DDP's buckets are as large as the gradients: not two of them at once
         with self.step.on_stream() if self.is_graphed else nullcontext():
@@ -402,7 +402,10 @@ class Trainer:
         self.announce()
         if self.start == 0 and not self.before_training():
             self.stop(0)
-        for epoch in range(self.start // run.per_epoch - is_pending, run.epochs):
+        first = self.start // run.per_epoch
+        if is_pending:
+            first -= 1
+        for epoch in range(first, run.epochs):
             self.train_epoch(epoch)
             self.end_epoch(epoch + 1)
 
@@ -639,12 +642,12 @@ def train_step(model, batches, accum, optimizer, guard, ranks, autocast, clip_gr
         scaler.unscale([p.grad for p in trained])
     norm = torch.nn.utils.clip_grad_norm_(trained, clip_grad)
     is_bad = (~torch.isfinite(total + norm)).float()
-    verdict = ranks.all_reduce(torch.cat([torch.stack([total, is_bad]), requests()]))
-    off = verdict[1] > 0
-    optimizer.found_inf = off.float()  # torch's protocol by which an optimiser leaves a step out
+    reduced = ranks.all_reduce(torch.cat([torch.stack([total, is_bad]), requests()]))
+    skip = reduced[1] > 0
+    optimizer.found_inf = skip.float()  # torch's protocol by which an optimiser leaves a step out
     optimizer.grad_scale = None
     optimizer.step()
-    guard.restore(before, off)
+    guard.restore(before, skip)
     if scaler:
-        scaler.update(off.float())
-    return torch.cat([torch.stack([verdict[0] / ranks.size, norm.float(), 1 - off.float()]), verdict[2:]])
+        scaler.update(skip.float())
+    return torch.cat([torch.stack([reduced[0] / ranks.size, norm.float(), 1 - skip.float()]), reduced[2:]])

@@ -12,7 +12,7 @@ elsewhere, up to rounding. `convolve` chooses one of three ways by the sizes:
 All of them keep the strip and the weight for the backward pass, and gather again. The gradient of a strip is
 gathered too, never added up by index: so it is the same in every run.
 
-Legend: as in tables.py, and q the side of a cell behind the convolution (q = p / stride), P the side of a
+Legend: as in tables.py, and q the side of a cell after the convolution (q = p / stride), P the side of a
 cell with its surroundings, m positions of a window.
 """
 import torch
@@ -160,7 +160,7 @@ class CellConvolution(torch.autograd.Function):
 
 
 class WindowProduct(torch.autograd.Function):
-    """Windows as rows of a matrix; no groups. windows, uses: see Tables. q: the side of a cell behind it."""
+    """Windows as rows of a matrix; no groups. windows, uses: see Tables. q: the side of a cell after it."""
 
     @staticmethod
     def forward(ctx, strip, weight, bias, windows, uses, q):
@@ -181,7 +181,7 @@ class WindowProduct(torch.autograd.Function):
         grad_table = as_table(grad)
         grad_strip = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            # What each position of each window gets, with a row of zeros behind, and then what each position
+            # What each position of each window gets, with a row of zeros after, and then what each position
             # of the strip gets from the windows in which it stands.
             shares = with_zero_row(grad_table) @ weight.permute(0, 2, 3, 1).flatten(1)
             shares = shares.view(-1, channels).index_select(0, uses.flatten())

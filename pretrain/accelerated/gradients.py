@@ -29,7 +29,7 @@ def as_table(x):
 
 
 def with_zero_row(table):
-    """(n, C) -> (n + 1, C): a row of zeros behind, which stands for what is hidden or beyond the image."""
+    """(n, C) -> (n + 1, C): a row of zeros after, which stands for what is hidden or beyond the image."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 

@@ -5,7 +5,7 @@ all layers of a stage.
 
 Legend: as in pretrain/geometry.py, and n = B*k visible cells in a batch, numbered as they stand in the
 strips. A *position* of a batch of strips is an index into it as a table (n*p*p, C), see `positions` in
-convolutions.py; n*p*p stands for a row of zeros behind it, for what is hidden or beyond the image.
+convolutions.py; n*p*p stands for a row of zeros after it, for what is hidden or beyond the image.
 """
 import torch
 
@@ -34,7 +34,7 @@ class Tables:
     def windows(self, q, kernel, stride, padding):
         """(n*q*q, m): the positions in each window of a convolution, m = kernel[0] * kernel[1].
 
-        q: the side of a cell behind the convolution. kernel, padding: (rows, columns). stride: a number.
+        q: the side of a cell after the convolution. kernel, padding: (rows, columns). stride: a number.
         """
         key = q, kernel, stride, padding
         if key not in self._windows:

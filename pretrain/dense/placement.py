@@ -1,6 +1,6 @@
 """Where the mask token of A2MIM comes in: the submodule whose output gets it.
 
-The paper puts it behind the third of four stages. The rule here finds that place in any network, and proves
+The paper puts it after the third of four stages. The rule here finds that place in any network, and proves
 it.
 """
 import difflib

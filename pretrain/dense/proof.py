@@ -134,7 +134,7 @@ class replaced:
 
 
 def copy_of(output):
-    """A copy of an output, which a layer behind may overwrite."""
+    """A copy of an output, which a later layer may overwrite."""
     return output.clone() if torch.is_tensor(output) else output
 
 

@@ -23,7 +23,7 @@ from pretrain.methods import METHODS
 from pretrain.planning.memory import AsCUDA, Line, Live, ShapesOnly
 from pretrain.planning.operations import OPERATIONS
 
-BATCHES = (2, 3)  # a BatchNorm behind a global pool takes no single image
+BATCHES = (2, 3)  # a BatchNorm after a global pool takes no single image
 
 
 class Step:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.pictures import labelled_columns
 from common.reliability.checkpoint import write_atomically
-from pretrain.masking import cut, is_visible, paste
+from pretrain.masking import is_visible, patchify, unpatchify
 
 CAPTIONS = {  # of the fields of Views
     'image': 'input',
@@ -77,8 +77,8 @@ def views(network, images, visible, normalisation):
     grid = network.encoder.grid
     cell_size = network.encoder.cell_size
     prediction = network.predict(images, visible)
-    predicted = cut(prediction.to(images.dtype), cell_size)
-    cells = cut(images, cell_size)
+    predicted = patchify(prediction.to(images.dtype), cell_size)
+    cells = patchify(images, cell_size)
     _, mean, deviation = network.targets(images)
     seen = is_visible(visible, network.cells)[..., None]
     num_visible = visible.shape[1]
@@ -87,7 +87,7 @@ def views(network, images, visible, normalisation):
 
     def picture(hidden):
         """The visible cells as they are, the others from `hidden`."""
-        return to_rgb(paste(torch.where(seen, cells, hidden), grid, cell_size), normalisation)
+        return to_rgb(unpatchify(torch.where(seen, cells, hidden), grid, cell_size), normalisation)
 
     image = to_rgb(images, normalisation)
     reconstruction = picture(predicted * deviation + mean)

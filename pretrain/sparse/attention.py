@@ -26,9 +26,10 @@ from pretrain.sparse.refused import WITHOUT_ATTENTION, AttentionRefused
 
 TOLERANCE = 1e-8  # relative to the largest value of a map, in float64
 SHARES = 0.25, 0.4  # of the cells that random masks show
-ROUGH = 1e-5  # where BatchNorm, over the values of few cells, magnifies rounding
-MORE_IMAGES = 8  # which settle that
-NOISE, LEAST_NOISE = 0.1, 0.02  # standard deviation of the noise on a weight: a share of that of the weight, at least
+ROUGH = 1e-5  # tolerance in training mode, where BatchNorm over the values of few cells magnifies rounding
+MORE_IMAGES = 8  # of the second try in training mode
+NOISE = 0.1  # standard deviation of the noise on a weight, as a share of that of the weight
+LEAST_NOISE = 0.02  # its smallest standard deviation
 CAUSE = 'its attention is not over all positions, or knows the shape of the map'
 
 

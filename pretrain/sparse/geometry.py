@@ -11,6 +11,14 @@ from pretrain.accelerated.tables import Tables
 from pretrain.canvas import TableToStrip, ToCanvas, ToStrip
 
 
+def cell_sides(cell_size):
+    """The sides that a cell can have on the maps of a network: its side in pixels, halved as long as that is even."""
+    sides = [cell_size]
+    while sides[-1] % 2 == 0:
+        sides.append(sides[-1] // 2)
+    return sides
+
+
 class Geometry:
     """Where the visible cells of one batch lie.
 
@@ -18,7 +26,7 @@ class Geometry:
     grid: (h, w).
 
     accelerated: whether layers may take the forms of pretrain/accelerated, which compute the same numbers up
-    to rounding in fewer operations, but in many small ones. They are built for CPUs. None: see
+    to rounding with less arithmetic, but in more and smaller kernels. They are built for CPUs. None: see
     `is_accelerated`.
 
     cell_size: if it is given, `cell_rows` for all sides that a cell can have are computed at once, unless
@@ -31,10 +39,9 @@ class Geometry:
         self.accelerated = is_accelerated(accelerated, visible.device)
         self.tables = Tables(visible, grid) if self.accelerated else None
         self._cell_rows = {}
-        p = 0 if self.accelerated or cell_size is None else cell_size
-        while p:
-            self.cell_rows(p)
-            p = p // 2 if p % 2 == 0 else 0
+        if cell_size is not None and not self.accelerated:
+            for p in cell_sides(cell_size):
+                self.cell_rows(p)
 
     def cell_rows(self, p):
         """(B*k*p,): where the rows of the visible cells stand on a canvas cut into rows of p positions.

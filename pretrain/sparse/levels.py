@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.refused import Refused
 
-LARGEST_STRIDE = 32  # levels behind it are left out where the image is no multiple of their stride
+LARGEST_STRIDE = 32  # levels after it are left out where the image is no multiple of their stride
 LEVELS = 4  # of the pyramid, at most
 
 
@@ -40,7 +40,7 @@ def choose_levels(name, image, maps, cell_size=None):
         stop = next(i for i, size in enumerate(maps) if total_stride(name, image, size) > LARGEST_STRIDE)
         notes.append(Note(NoteKind.LEVEL_LEFT_OUT,
                           f'the level of stride {stride} is left out, since {image[0]}x{image[1]} is no '
-                          f'multiple of {stride}: the layers behind stride {LARGEST_STRIDE} are not '
+                          f'multiple of {stride}: the layers after stride {LARGEST_STRIDE} are not '
                           'pretrained'))
         stride = LARGEST_STRIDE
     check_sizes(name, image, stride, cell_size or stride)

@@ -26,9 +26,15 @@ class CutPositions(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.interpolate:
             return self.interpolate(**dict(zip(INTERPOLATE, args)), **kwargs)
-        if any(function is one for one in SUMS) and all(torch.is_tensor(one) for one in args):
-            return function(*self.cut_beside(*args), **kwargs)
+        if any(function is one for one in SUMS):
+            return self.add(function, *args, **kwargs)
         return function(*args, **kwargs)
+
+    def add(self, function, input, other, **kwargs):
+        """A sum, whose terms may be numbers too."""
+        if torch.is_tensor(input) and torch.is_tensor(other):
+            input, other = self.cut_beside(input, other)
+        return function(input, other, **kwargs)
 
     def interpolate(self, input, size=None, **how):
         """torch.nn.functional.interpolate."""

@@ -113,7 +113,7 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
     if measured.is_plain_transformer:
         raise AttentionRefused(f'{name} {PLAIN_TRANSFORMER}')
     chosen = choose_levels(name, input_size, measured.sizes, cell_size)
-    notes = [ALIGNED] * measured.aligned + [*chosen.notes]
+    notes = [ALIGNED, *chosen.notes] if measured.aligned else [*chosen.notes]
     cells = (chosen.stride, 2 * chosen.stride, 4 * chosen.stride) if cell_size is None else (cell_size,)
     for cell in cells:
         check_sizes(name, input_size, chosen.stride, cell, notes)

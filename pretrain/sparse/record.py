@@ -108,7 +108,7 @@ def attributes_of(module, sources):
 
 
 def is_plain(value):
-    """Whether json can write a value, and would write another one in another way."""
+    """Whether a value is plain data that json writes faithfully. Tuples become lists."""
     if isinstance(value, (tuple, list)):
         return all(is_plain(one) for one in value)
     if isinstance(value, dict):

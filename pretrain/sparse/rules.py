@@ -88,8 +88,9 @@ def pad(plane, function, input, pad, mode='constant', value=None):
     """torch.nn.functional.pad. A strip has no border: its padding waits for the window that follows
     (`Plane.run`).
 
-    Hidden positions then hold what the padding holds. A reflection, which a hidden neighbour cannot give,
-    counts as 0 there. Raises ValueError for padding beyond the image plane, and of what was padded before.
+    Hidden positions then hold what the padding holds. Other modes, such as a reflection, cannot be imitated at
+    hidden neighbours: these hold what the window itself pads with (0, or the lowest number for max_pool). Raises
+    ValueError for padding beyond the image plane, and of what was padded before.
     """
     if not plane.is_strip(input) or not any(pad[:4]):
         return function(input, pad, mode, value)

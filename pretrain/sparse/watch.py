@@ -230,7 +230,7 @@ class _WatchedPlane(Plane):
 
 
 def some_visible(images, grid):
-    """The first k cells of each image, LongTensor (images, k), k the largest prime below their number.
+    """The first k cells of each image, LongTensor (images, k), k the largest prime below their number (1 of 2 cells).
 
     With a prime, hardly any other axis of a tensor happens to be k times the next.
     """

@@ -52,7 +52,7 @@ def test_a_transformer_gives_its_tokens_behind_both_branches():
 
 
 def test_a_block_whose_norm_comes_behind_its_branch():
-    """Swin v2: the residual sum behind the attention is what the MLP gets."""
+    """Swin v2: the residual sum after the attention is what the MLP gets."""
     cnn = timm.create_model('swinv2_tiny_window8_256', img_size=64, window_size=2, depths=(1, 1, 1, 1), embed_dim=24).eval()
     sums = []
     cnn.layers[0].blocks[0].mlp.register_forward_pre_hook(lambda _, inputs: sums.append(inputs[0]))

@@ -334,7 +334,7 @@ def test_no_module_that_a_file_names_is_imported(run, tmp_path, monkeypatch):
 
 
 def test_what_of_the_images_is_not_looked_at_is_said(run, labelled, tmp_path, capsys):
-    """Pages behind the first, and files that are no images; by the evaluation too."""
+    """Pages after the first, and files that are no images; by the evaluation too."""
     for split in ('train', 'val'):
         for name in content(run)['classes']:
             folder = tmp_path / split / name

@@ -43,7 +43,7 @@ def test_a_run_tells_its_terms_and_leaves_a_network_of_timm(options):
     assert epochs[2]['token_gain'] != epochs[1]['token_gain'] != 0
     assert runs[0]['config']['fourier_group'] == 4 and runs[0]['config']['method'] == 'a2mim'
     shown = (folder / 'stdout_backup.txt').read_text()
-    for text in ('16 in an image of 32 x 32, 6 visible', 'behind stages.1', 'averaged over 4 images'):
+    for text in ('16 in an image of 32 x 32, 6 visible', 'after stages.1', 'averaged over 4 images'):
         assert text in shown, text
     assert [path.name for path in (folder / 'reconstructions').iterdir()] == ['epoch_0002.png']
     state = torch.load(folder / 'your_convnet_1kpretrained.pth', weights_only=True)

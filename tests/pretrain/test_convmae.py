@@ -59,10 +59,10 @@ def test_losses_of_known_predictions(convmae):
     def in_the_order_of_the_file(cells):
         return cells.unflatten(2, (3, 16, 16)).permute(0, 1, 3, 4, 2).flatten(2)
 
-    target, _, _ = normalise(convmae.cut(images))
+    target, _, _ = normalise(convmae.patchify(images))
     perfect = in_the_order_of_the_file(target)
     assert convmae.loss(images, convmae.as_images(perfect), visible).item() == 0
-    torch.testing.assert_close(convmae.as_images(perfect), convmae.paste(target), rtol=0, atol=0)
+    torch.testing.assert_close(convmae.as_images(perfect), convmae.unpatchify(target), rtol=0, atol=0)
     wrong_where_visible = torch.where(convmae.is_visible(visible), perfect + 5, perfect)
     assert convmae.loss(images, convmae.as_images(wrong_where_visible), visible).item() == 0
     wrong_where_hidden = torch.where(convmae.is_visible(visible), perfect, perfect + 5)
@@ -73,9 +73,9 @@ def test_contrast_and_brightness_of_cells_are_no_part_of_the_target(convmae):
     images = batch()
     visible = convmae.draw_visible(3, torch.Generator().manual_seed(2))
     prediction = torch.randn(3, convmae.cells, 768, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    cells = convmae.cut(images)
+    cells = convmae.patchify(images)
     contrast = 1 + torch.rand(*cells.shape[:2], 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    other = convmae.paste(cells * contrast + contrast)
+    other = convmae.unpatchify(cells * contrast + contrast)
     losses = [convmae.loss(each, convmae.as_images(prediction), visible).item() for each in (images, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # up to the eps
 

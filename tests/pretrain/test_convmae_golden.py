@@ -138,7 +138,7 @@ def test_training_steps():
 def test_hidden_pixels_change_the_latent_by_exactly_nothing():
     want, convmae, images = loaded('convmae_small_224')
     visible = torch.tensor(want['visible'])
-    hidden = convmae.paste(convmae.cut(torch.ones_like(images)) * ~convmae.is_visible(visible))
+    hidden = convmae.unpatchify(convmae.patchify(torch.ones_like(images)) * ~convmae.is_visible(visible))
     noise = 100 * torch.randn(images.shape, dtype=images.dtype, generator=torch.Generator().manual_seed(0))
     other = torch.where(hidden > 0, noise, images)
     with torch.no_grad():

@@ -112,4 +112,4 @@ def test_a_run_of_another_method_is_refused_by_name(options):
 def test_the_learning_rate_begins_and_ends_at_nothing(options):
     folder = pretrain(options(log_every=1, warmup_epochs=1))
     rates = [entry['lr'] for entry in log_of(folder)[0] if 'lr' in entry]
-    assert rates and rates[-1] < 1e-4  # of the last step: half a cosine is 0 one step behind it
+    assert rates and rates[-1] < 1e-4  # of the last step: half a cosine is 0 one step after it

@@ -38,7 +38,7 @@ def with_swapped_positions(convmae):
 
 
 def with_channels_first(convmae):
-    convmae.as_images = convmae.paste
+    convmae.as_images = convmae.unpatchify
 
 
 def without_linear(convmae):
@@ -51,7 +51,7 @@ def without_decoder_positions(convmae):
 
 def with_biased_variance(convmae):
     def targets(images):
-        cells = convmae.cut(images)
+        cells = convmae.patchify(images)
         deviation = (cells.var(2, keepdim=True, correction=0) + 1e-6).sqrt()
         return (cells - cells.mean(2, keepdim=True)) / deviation, None, None
     convmae.targets = targets
@@ -69,7 +69,7 @@ READINGS = {
     'eps of convolutions': with_eps(('patch_embed', 'blocks1', 'blocks2'), 1e-6),
     'eps of the last norm': with_eps('norm', 1e-5), 'eps of the transformer': with_eps('blocks3', 1e-5),
     'eps of the decoder': with_eps('decoder', 1e-5), 'GELU by tanh': with_tanh,
-    'sum behind the norm': with_sum_behind_the_norm, 'rows and columns': with_swapped_positions,
+    'sum after the norm': with_sum_behind_the_norm, 'rows and columns': with_swapped_positions,
     'biased variance': with_biased_variance, 'channels first': with_channels_first, 'no patch_embed4': without_linear,
     'no decoder positions': without_decoder_positions,
 }

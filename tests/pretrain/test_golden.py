@@ -8,7 +8,7 @@ import torch
 
 from common.training.optim import build_optimizer, parameter_groups, set_schedule
 from common.training.schedule import learning_rate, weight_decay
-from pretrain.masking import cut, paste
+from pretrain.masking import patchify, unpatchify
 from pretrain.spark import build_spark
 from pretrain.spark_method import SparKMethod
 from tests.pretrain.official import GOLDEN, fill, official_name, official_value
@@ -74,7 +74,7 @@ def test_evaluation_and_reconstruction(golden, accelerated):
     assert picture.square().sum().item() == pytest.approx(want['vis']['rec_or_inp_sq_sum'], rel=1e-9)
     seen = spark.is_visible(visible)[..., 0]
     cell_size = spark.encoder.cell_size
-    masked = paste(cut(images, cell_size) * seen[..., None], spark.encoder.grid, cell_size)
+    masked = unpatchify(patchify(images, cell_size) * seen[..., None], spark.encoder.grid, cell_size)
     assert masked.sum().item() == pytest.approx(want['vis']['masked_sum'], rel=1e-9)
 
 

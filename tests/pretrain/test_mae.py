@@ -31,7 +31,7 @@ def batch(mae, images=3, seed=1):
 
 def with_cells(mae, images, cells, where):
     """The images, with other values (B, L, VALUES), or a number, in the cells where (B, L, 1) is True."""
-    return mae.paste(torch.where(where, torch.as_tensor(cells, dtype=images.dtype), mae.cut(images)))
+    return mae.unpatchify(torch.where(where, torch.as_tensor(cells, dtype=images.dtype), mae.patchify(images)))
 
 
 def in_order_of_file(cells):
@@ -97,7 +97,7 @@ def test_a_prediction_of_zeros_scores_the_share_of_the_unbiased_variance():
 def test_a_prediction_of_the_target_scores_zero_and_visible_cells_do_not_count():
     mae = small()
     images, visible = batch(mae)
-    target = in_order_of_file(normalise(mae.cut(images))[0])
+    target = in_order_of_file(normalise(mae.patchify(images))[0])
     assert mae.loss(images, mae.as_images(target), visible).item() < 1e-20
     seen = mae.is_visible(visible)
     wrong_where_visible = target.where(~seen, torch.tensor(100.0).double())
@@ -111,7 +111,7 @@ def test_brightness_and_contrast_of_a_cell_change_nothing_up_to_the_eps():
     images, visible = batch(mae)
     prediction = torch.randn(3, 24, VALUES, dtype=images.dtype)
     factors, shifts = (0.5 + torch.rand(2, 3, 24, 1, dtype=images.dtype))
-    other = with_cells(mae, images, factors * mae.cut(images) + shifts, ~mae.is_visible(visible))
+    other = with_cells(mae, images, factors * mae.patchify(images) + shifts, ~mae.is_visible(visible))
     losses = [mae.loss(x, mae.as_images(prediction), visible).item() for x in (images, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != losses[1]
 

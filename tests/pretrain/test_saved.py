@@ -14,7 +14,7 @@ from common.images.files import SeveralFiles
 from common.networks.guess import guess_model
 from common.reliability.checkpoint import plain_state
 from pretrain import features, reconstruct
-from pretrain.masking import cut, paste
+from pretrain.masking import patchify, unpatchify
 from pretrain.results import pictures
 from pretrain.results.typed_masks import on_other_grid, read_mask, to_visible
 from pretrain.saved import read_saved
@@ -203,7 +203,7 @@ def seen(finished):
 
 def test_what_is_visible_stays_and_what_is_hidden_is_predicted(seen):
     saved, images, visible, view = seen
-    cells = partial(cut, cell_size=saved.network.encoder.cell_size)
+    cells = partial(patchify, cell_size=saved.network.encoder.cell_size)
     is_visible = saved.network.is_visible(visible)[..., 0]
     for picture in (view.masked, view.reconstruction, view.own):
         same = (cells(picture) == cells(view.image)).all(2)
@@ -218,9 +218,9 @@ def test_the_paper_s_picture_borrows_statistics_and_the_other_does_not(seen):
     spark, changed = saved.network, images.clone()
     hidden = next(cell for cell in range(spark.cells) if cell not in visible[0].tolist())
     grid, cell_size = spark.encoder.grid, spark.encoder.cell_size
-    cells = cut(changed, cell_size)
+    cells = patchify(changed, cell_size)
     cells[0, hidden] = cells[0, hidden] * 0.5 + 0.7  # another mean and deviation where nothing is seen
-    other = pictures.views(spark, paste(cells, grid, cell_size), visible, saved.options.normalisation)
+    other = pictures.views(spark, unpatchify(cells, grid, cell_size), visible, saved.options.normalisation)
     assert torch.equal(other.own, view.own)
     assert not torch.equal(other.reconstruction, view.reconstruction)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from pretrain.masking import cut, draw_visible, normalise, paste
+from pretrain.masking import draw_visible, normalise, patchify, unpatchify
 from pretrain.spark import build_spark
 from tests.conftest import randomise
 
@@ -47,10 +47,10 @@ def test_loss_is_the_squared_error_of_normalised_hidden_cells():
 
 def test_cut_and_paste_are_inverse():
     images = torch.randn(3, 2, 32, 48)
-    cells = cut(images, 8)
+    cells = patchify(images, 8)
     assert cells.shape == (3, 24, 128)
     assert torch.equal(cells[1, 7].view(2, 8, 8), images[1, :, 8:16, 8:16])
-    assert torch.equal(paste(cells, (4, 6), 8), images)
+    assert torch.equal(unpatchify(cells, (4, 6), 8), images)
 
 
 def test_normalised_cells_have_no_mean_and_their_own_deviation_is_taken_out():
@@ -92,7 +92,7 @@ def test_hidden_pixels_reach_the_loss_through_the_target_only():
     spark = randomise(small()).eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     seen = spark.is_visible(visible)
-    other = paste(torch.where(seen, cut(images, 8), 1e3 * torch.randn(2, 24, 192)), (4, 6), 8)
+    other = unpatchify(torch.where(seen, patchify(images, 8), 1e3 * torch.randn(2, 24, 192)), (4, 6), 8)
     for a, b in zip(spark.encode(images, visible), spark.encode(other, visible)):
         assert torch.equal(a, b)
     geometry = spark.geometry(images, visible)
@@ -105,7 +105,7 @@ def test_reconstruction_keeps_the_visible_and_has_the_scale_of_the_input():
     images, visible = 5 + 3 * torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     picture = spark.reconstruct(images, visible)
     seen = spark.is_visible(visible)
-    assert torch.equal(cut(picture, 8) * seen, cut(images, 8) * seen)
+    assert torch.equal(patchify(picture, 8) * seen, patchify(images, 8) * seen)
     output = spark.predict(images, visible)
     normalised = (picture.unfold(2, 8, 8).unfold(3, 8, 8) - images.unfold(2, 8, 8).unfold(3, 8, 8).mean((1, 4, 5), True)) \
         / (images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).var(3)

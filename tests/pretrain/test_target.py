@@ -12,7 +12,7 @@ from common.reliability.checkpoint import plain_state, save
 from pretrain import reconstruct, report
 from pretrain.export import export
 from pretrain.main import pretrain
-from pretrain.masking import cut, paste
+from pretrain.masking import patchify, unpatchify
 from pretrain.playground import Playground
 from pretrain.results import pictures
 from pretrain.results.card import recipe
@@ -67,7 +67,7 @@ def test_forward_is_the_loss_of_what_is_predicted():
     spark = small(target='pixels').eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     hidden = ~spark.is_visible(visible)[..., 0]
-    error = cut(spark.predict(images, visible) - images, 8).square().mean(2)
+    error = patchify(spark.predict(images, visible) - images, 8).square().mean(2)
     torch.testing.assert_close(spark(images, visible), error[hidden].mean())
 
 
@@ -75,10 +75,10 @@ def test_nothing_of_a_hidden_cell_is_in_the_reconstruction():
     spark = small(target='pixels').eval()
     images, visible = torch.randn(2, 3, 32, 48), spark.draw_visible(2)
     seen = spark.is_visible(visible)
-    other = paste(torch.where(seen, cut(images, 8), 5 + 7 * torch.randn(2, 24, 192)), (4, 6), 8)
+    other = unpatchify(torch.where(seen, patchify(images, 8), 5 + 7 * torch.randn(2, 24, 192)), (4, 6), 8)
     one, two = (spark.reconstruct(x, visible) for x in (images, other))
     assert torch.equal(one, two)
-    assert torch.equal(cut(one, 8), torch.where(seen, cut(images, 8), cut(spark.predict(images, visible), 8)))
+    assert torch.equal(patchify(one, 8), torch.where(seen, patchify(images, 8), patchify(spark.predict(images, visible), 8)))
 
 
 def test_noise_in_a_black_border_counts_little():

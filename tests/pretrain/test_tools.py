@@ -13,7 +13,7 @@ from pretrain import demo, export, features, plan, reconstruct, report
 from pretrain.a2mim import A2MIM, build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
 from pretrain.main import pretrain
-from pretrain.masking import cut, is_visible
+from pretrain.masking import is_visible, patchify
 from pretrain.methods import METHODS, recommended
 from pretrain.playground import Playground
 from pretrain.results import pictures
@@ -138,8 +138,8 @@ def test_hidden_cells_have_the_mean_colour_and_predicted_pixels(saved):
         torch.testing.assert_close(view.loss.mean(), network.terms(images, visible)['spatial'])
         assert torch.equal(view.reconstruction, pictures.to_rgb(network.reconstruct(images, visible), normalisation))
     for picture, hidden in ((view.masked, colour), (view.reconstruction, predicted), (view.own, predicted)):
-        assert torch.equal(cut(picture, 32)[seen], cut(view.image, 32)[seen])
-        torch.testing.assert_close(cut(picture, 32)[~seen], cut(hidden, 32)[~seen])
+        assert torch.equal(patchify(picture, 32)[seen], patchify(view.image, 32)[seen])
+        torch.testing.assert_close(patchify(picture, 32)[~seen], patchify(hidden, 32)[~seen])
     assert list(pictures.captions(network)) == ['image', 'masked', 'reconstruction', 'error']
     levels = pictures.level_pictures(network, images, visible)
     assert list(levels) == list(network.encoder.reductions) and levels[32].shape == (2, 3, 2, 2)
@@ -203,7 +203,7 @@ def test_the_card_is_of_the_method(run, saved, tmp_path):
     assert 'pretrained with A2MIM' in text and 'arxiv.org/abs/2205.13943' in text and 'ICML 2023' in text
     assert 'From ViT back to CNN' in text and 'tags: [timm, a2mim,' in text and 'SparK' not in text
     rows = dict(recipe(saved, None))
-    assert rows['token'] == 'gain, behind layer3' and rows['hidden pixels'] == "the image's mean colour"
+    assert rows['token'] == 'gain, after layer3' and rows['hidden pixels'] == "the image's mean colour"
     assert 'focal' in rows['loss'] and 'decoder' not in rows and rows['target'].startswith('pixels')
 
 
@@ -213,7 +213,7 @@ def test_the_card_says_what_was_trained_behind_the_last_map(tmp_path, model, siz
     dense = saved_as_of(tmp_path, A2MIMOptions(name='r', model=model, input_size=size))
     write_card(dense, tmp_path)
     text = ' '.join((tmp_path / 'README.md').read_text().split())
-    assert f'also trained what lies behind the last feature map: {trained}. It is part' in text
+    assert f'also trained what comes after the last feature map: {trained}. It is part' in text
     said = ' '.join(export.export(dense, 'timm', tmp_path / 'export'))
     assert 'strictly; the same features' in said and trained.strip('`').split('`')[0] not in said
 

@@ -46,7 +46,7 @@ KINDS = {
     'positions of patches alone': {'no_embed_class': True, 'reg_tokens': 1},
     'norm in front': {'pre_norm': True},
     'mean': {'class_token': False, 'global_pool': 'avg'},
-    'mean with one norm behind the blocks': {'global_pool': 'avg', 'fc_norm': False},
+    'mean with one norm after the blocks': {'global_pool': 'avg', 'fc_norm': False},
     'pooled by attention': {'class_token': False, 'global_pool': 'map'},
     'any size': {'dynamic_img_size': True},
     'no last norm': {'final_norm': False},
@@ -90,7 +90,7 @@ def test_hidden_patches_change_nothing_and_visible_ones_do():
     encoder = exact(vit(reg_tokens=1))
     images, visible = images_for(encoder), masking.draw_visible(2, 24, 6)
     shown = masking.is_visible(visible, 24)[..., None]
-    other = masking.paste(masking.cut(images, 16).where(shown, torch.tensor(float('nan')).double()), encoder.grid, 16)
+    other = masking.unpatchify(masking.patchify(images, 16).where(shown, torch.tensor(float('nan')).double()), encoder.grid, 16)
     tokens = encoder(images, masked(encoder, visible))
     assert tokens.shape == (2, 2 + 6, 32)
     assert torch.equal(encoder(other, masked(encoder, visible)), tokens)

@@ -76,7 +76,7 @@ def tiff(*pages, order='<', photometric=None, bits=None, **tags):
             content += struct.pack(f'{order}HHI', tag, code, number) + inside
         at = len(content)
         content += bytes(4)
-        tags = {'t254': 1}  # the pages behind the first are smaller copies of it
+        tags = {'t254': 1}  # the pages after the first are smaller copies of it
     return bytes(content)
 
 

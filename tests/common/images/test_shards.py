@@ -152,7 +152,7 @@ def extended(path, content):
 
 
 def ends_at(path):
-    """The byte behind the last member."""
+    """The byte after the last member."""
     with tarfile.open(path) as tar:
         return tar.getmembers()[-1].offset_data + -(-tar.getmembers()[-1].size // 512) * 512
 
@@ -166,7 +166,7 @@ HOSTILE = {
     'cut in a header': (lambda path: os.truncate(path, 300), 'is cut off'),
     'cut in an image': (lambda path: os.truncate(path, 700), 'cut off or damaged: a.png'),
     'cut between images': (lambda path: os.truncate(path, ends_at(path)), 'does not end as a tar does'),
-    'two in one': (lambda path: path.write_bytes(path.read_bytes() * 2), 'behind its end'),
+    'two in one': (lambda path: path.write_bytes(path.read_bytes() * 2), 'after its end'),
     'symbolic link': (lambda path: linked(path, tarfile.SYMTYPE), 'holds link.png as a link'),
     'hard link': (lambda path: linked(path, tarfile.LNKTYPE), 'holds link.png as a link'),
     'device': (lambda path: linked(path, tarfile.CHRTYPE), 'no regular file'),

@@ -29,7 +29,7 @@ from tests.downstream_imagenet.conftest import small as small_tuning  # noqa: F4
 
 
 class Gated(nn.Module):
-    """A convolution whose channels are weighted by a norm behind a global pool, as in split attention."""
+    """A convolution whose channels are weighted by a norm after a global pool, as in split attention."""
 
     def __init__(self, cin, cout, norm):
         super().__init__()
@@ -47,7 +47,7 @@ def gated(norm=None, **changes):
 
 
 def bare(norm):
-    """Levels of stride 2 and 4: the norm stands behind the last of them."""
+    """Levels of stride 2 and 4: the norm stands after the last of them."""
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3, 2, 1), norm)
 
 

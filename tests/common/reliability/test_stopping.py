@@ -43,7 +43,7 @@ def test_a_signal_stops_the_run_after_the_step_and_it_goes_on_to_the_same_end(ti
 
 @pytest.mark.parametrize('when', [0, 1])
 def test_a_signal_during_an_evaluation_is_heard_and_the_evaluation_done_again(tiny, undisturbed, tmp_path, monkeypatch, when):
-    """Before the first step, and behind the last one: the log of the run that goes on has every line once."""
+    """Before the first step, and after the last one: the log of the run that goes on has every line once."""
     original, calls = Pretraining.held_out_loss, []
 
     def held_out_loss(self):

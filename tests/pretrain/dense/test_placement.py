@@ -235,7 +235,7 @@ def test_the_norm_in_front_of_the_classifier():
     encoder, images = DenseEncoder(convnext, (64, 64)), torch.randn(1, 3, 64, 64)
     assert torch.equal(encoder(images), convnext.head.norm(convnext.forward_features(images)))
     assert torch.equal(encoder.pyramid(images)[-1], convnext.forward_features(images))
-    mlp = timm.create_model('inception_next_atto').eval()  # its classifier has a norm behind a linear layer
+    mlp = timm.create_model('inception_next_atto').eval()  # its classifier has a norm after a linear layer
     assert torch.equal(DenseEncoder(mlp, (64, 64))(images), mlp.forward_features(images))
     mamba = timm.create_model('test_mambaout').eval()  # channels last
     expected = mamba.head.norm(mamba.forward_features(images)).permute(0, 3, 1, 2)

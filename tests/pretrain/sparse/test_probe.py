@@ -20,7 +20,7 @@ KNOWN = set(timm.list_models())  # the lowest version lacks some
 
 
 class Small(ResNet):
-    """Stride 32, with a module of choice behind the third level."""
+    """Stride 32, with a module of choice after the third level."""
 
     def __init__(self, odd=None):
         super().__init__(BasicBlock, (1, 1, 1, 1), channels=(8, 8, 8, 16), num_classes=0)
