@@ -137,7 +137,7 @@ def open_classifier(one, settings):
         number = settings.outputs_of(cnn)
         return Opened(cnn.eval(), None, number, (f'{one.legend}: {loaded}',), digest_of(cnn))
     content, path, which = read_weights(one.weights)
-    config, classes = told_by(content)
+    config, classes = options_in_weights(content)
     is_run = config and isinstance(content.get('model'), dict)
     state = unwrap(content['model'] if is_run and which is None else content, path)
     refuse_pretrained(state, config, path)
@@ -150,7 +150,7 @@ def open_classifier(one, settings):
     return Opened(module, classes, number, notes, digest_of(module))
 
 
-def told_by(content):
+def options_in_weights(content):
     """Return (options, names of the classes or None) that a file of ours tells; ({}, None) for weights
     alone.
     """

@@ -94,8 +94,8 @@ class SegmenterTraining(FineTuning):
         options, ranks, run = self.options, self.ranks, self.run
         steps = Passes(len(self.images), options.batch_size, run.steps, options.seed, self.start, ranks.rank, ranks.size,
                        self.accum, run.left_out)
-        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device, collate))
-        batches = without_failures(loaded, self.augmented, self.unreadable, self.log)
+        loaded = iter(loader(self.train_dataset, steps, run.workers, ranks.device, collate))
+        batches = without_failures(loaded, self.train_dataset, self.unreadable, self.log)
         return ((to_device(images, ranks.device), to_device(masks, ranks.device)) for images, masks in batches), steps
 
     def is_measured_after(self, epoch):
@@ -103,7 +103,7 @@ class SegmenterTraining(FineTuning):
 
     def measure(self, average):
         with self.counting(average) as count:
-            pixels = confusion(average or self.network, self.watched, self.ranks, self.run.autocast,
+            pixels = confusion(average or self.network, self.val_dataset, self.ranks, self.run.autocast,
                                Inference.of(self.options), self.run.workers, self.log.warn_once, self.session.go_on, count)
         self.of_classes['model' if average is None else 'ema'] = pixels.of_classes()
         return pixels.metrics()

@@ -105,13 +105,13 @@ class DetectorTraining(FineTuning):
         options, ranks, run = self.options, self.ranks, self.run
         steps = SimilarShapes(self.images.upright, options.batch_size, options.epochs, options.seed, self.start, ranks.rank,
                               ranks.size, self.accum, left_out=run.left_out)
-        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device, Collate(self.network.stride)))
-        return moved(without_failures(loaded, self.augmented, self.unreadable, self.log), ranks.device), steps
+        loaded = iter(loader(self.train_dataset, steps, run.workers, ranks.device, Collate(self.network.stride)))
+        return moved(without_failures(loaded, self.train_dataset, self.unreadable, self.log), ranks.device), steps
 
     def measure(self, average):
         batch = max(self.run.share // self.accum, 1)
         with self.counting(average) as count:
-            return evaluate(average or self.network, self.watched, batch, self.ranks, self.run.autocast,
+            return evaluate(average or self.network, self.val_dataset, batch, self.ranks, self.run.autocast,
                             self.run.workers, self.log.warn_once, self.session.go_on, count)
 
     # -- what is said ----------------------------------------------------------------------------------------

@@ -94,8 +94,8 @@ class ClassifierTraining(FineTuning):
         options, ranks, run = self.options, self.ranks, self.run
         steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, max(options.repeats, 1), run.left_out)
-        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device))
-        read = without_failures(loaded, self.augmented, self.unreadable, self.log)
+        loaded = iter(loader(self.train_dataset, steps, run.workers, ranks.device))
+        read = without_failures(loaded, self.train_dataset, self.unreadable, self.log)
         return mixed(read, self.mixing, options.seed, run.remaining_steps(self.start), self.accum, ranks), steps
 
     def measure(self, average):
@@ -104,7 +104,7 @@ class ClassifierTraining(FineTuning):
             model = average if self.options.freeze else Classifier(average, self.options.loss_name)
         batch = min(self.run.share // self.accum, AT_A_TIME)
         with self.counting(average) as count:
-            found = evaluate(model, self.watched, len(self.classes), batch, self.ranks, self.run.autocast,
+            found = evaluate(model, self.val_dataset, len(self.classes), batch, self.ranks, self.run.autocast,
                              self.run.workers, self.log.warn_once, self.session.go_on, count)
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 

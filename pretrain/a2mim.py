@@ -112,7 +112,7 @@ class A2MIM(MaskedNetwork):
         features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputes)
         terms = self.losses(images, self.decode(features), hidden)
         if self.training:
-            self.term_sums.count(terms)
+            self.term_sums.add(terms)
         return terms
 
     def hidden(self, images, visible):

@@ -14,8 +14,8 @@ from pretrain.a2mim import A2MIM
 from pretrain.check_report import (
     Part,
     Report,
+    check_no_random_numbers,
     count,
-    draw_nothing,
     exported,
     from_the_same_state,
     gradients_of,
@@ -53,7 +53,7 @@ def check_a2mim(network, input_size=None, cell_size=None, in_chans=3, token_at=N
         cnn = prepared(fresh())
         keys = list(cnn.state_dict())
         encoder = build(cnn, size, cell_size, in_chans, token_at)
-        draw_nothing(encoder)
+        check_no_random_numbers(encoder)
         a2mim = A2MIM(encoder).double().train()
     except ValueError as error:
         return Report(name, refused=str(error), praise='fits')

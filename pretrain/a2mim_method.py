@@ -138,10 +138,10 @@ class A2MIMMethod(MethodBase):
     def is_whole(self, state):
         return a2mim_weights.is_whole(state)
 
-    def is_in_whole(self, found):
-        return a2mim_weights.is_in_whole(found)
+    def is_part_of_whole(self, found):
+        return a2mim_weights.is_part_of_whole(found)
 
-    def told_by(self, state):
+    def options_in_weights(self, state):
         kind = a2mim_weights.kind_of_token(state)
         if kind == SIMMIMS['token']:  # an official file of SimMIM; ours do not tell this kind
             return dict(SIMMIMS)

@@ -49,7 +49,7 @@ def find_init(a2mim, state, path='the given object', which=None, adapt=False):
     encoder = a2mim.encoder
     network = find_cnn(encoder.cnn, state, encoder.unused, path=path, which=which, channels=encoder.in_chans,
                        adapt=adapt)
-    if is_in_whole(network) and not network.adapted and not (which is not None and names_encoder(which)):
+    if is_part_of_whole(network) and not network.adapted and not (which is not None and names_encoder(which)):
         return a2mim, find_whole(a2mim, state, path=path, which=which), whole_may_miss(a2mim)
     return encoder.cnn, network, encoder.unused
 
@@ -137,7 +137,7 @@ def kind_of_token(state):
     return 'residual' if a2mims else 'replace' if simmims else None
 
 
-def is_in_whole(network):
+def is_part_of_whole(network):
     """Whether a Network of a CNN was found inside of a whole A2MIM, ours or official."""
     return network.is_beside(ENCODER, {'encoder.mask_token', 'decoder'}) \
         or network.is_beside(OFFICIAL_ENCODER, {f'{OFFICIAL_ENCODER}{TOKENS[0]}', 'neck'})

@@ -34,7 +34,7 @@ from pretrain.a2mim_check import check_a2mim
 from pretrain.check_report import (
     Part,
     Report,
-    draw_nothing,
+    check_no_random_numbers,
     exported,
     gradients_of,
     inputs,
@@ -75,7 +75,7 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
         cnn = prepared(fresh())
         keys = list(cnn.state_dict())
         encoder = build(cnn, input_size, cell_size, in_chans, levels)
-        draw_nothing(encoder)
+        check_no_random_numbers(encoder)
         report = Report(name, facts=describe(encoder), notes=encoder.notes)
     except ValueError as error:
         other = ''

@@ -84,7 +84,7 @@ def prepared(cnn, seed=0):
     return cnn.double().train()
 
 
-def draw_nothing(encoder):
+def check_no_random_numbers(encoder):
     """Raise a ValueError that names the module if the network draws random numbers in training."""
     drawn = []
     images = inputs(encoder, 2)

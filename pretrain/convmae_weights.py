@@ -85,7 +85,7 @@ def find_init(network, state, path='the given object', which=None, adapt=False):
     found = find_cnn(encoder.cnn, state, encoder.unused, path=path, which=of_network, channels=encoder.in_chans,
                      adapt=adapt)
     is_asked = which is None or not names_encoder(which)
-    if is_asked and is_in_whole(found) and method_of(state) == own_method(network) and not found.adapted:
+    if is_asked and is_part_of_whole(found) and method_of(state) == own_method(network) and not found.adapted:
         return network, find_whole(network, state, path=path, which=which), whole_may_miss(network)
     return encoder.cnn, found, encoder.unused
 
@@ -167,7 +167,7 @@ def has_end(keys, name):
     return any(key == name or key.endswith(f'.{name}') for key in keys)
 
 
-def told_by(state):
+def options_in_weights(state):
     """Return {name of an option: value} of the options of the decoder that a flat dictionary tells.
 
     Heads cannot be seen. The values are None where there is no decoder.
@@ -179,7 +179,7 @@ def told_by(state):
     return {'decoder_width': width, 'decoder_depth': len(numbers)}
 
 
-def is_in_whole(found):
+def is_part_of_whole(found):
     """Whether a Network of a CNN was found inside of a whole ConvMAE or MAE, ours or the authors'."""
     return method_around(found) is not None
 

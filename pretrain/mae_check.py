@@ -16,7 +16,7 @@ from pretrain import masking
 from pretrain.check_report import (
     Part,
     Report,
-    draw_nothing,
+    check_no_random_numbers,
     exported,
     from_the_same_state,
     gradients_of,
@@ -60,7 +60,7 @@ def check_mae(network, method='mae', input_size=None, in_chans=3):
         cnn = prepared(fresh(size))
         keys = list(cnn.state_dict())
         mae = build(cnn, method, size, in_chans)
-        draw_nothing(mae.encoder)
+        check_no_random_numbers(mae.encoder)
     except ValueError as error:
         return Report(name, refused=str(error), praise='fits')
     report = Report(name, facts=describe(mae), notes=mae.notes, praise='fits')

@@ -99,11 +99,11 @@ class MAEMethod(MethodBase):
     def is_whole(self, state):
         return convmae_weights.method_of(state) == self.name
 
-    def is_in_whole(self, found):
+    def is_part_of_whole(self, found):
         return convmae_weights.method_around(found) == self.name
 
-    def told_by(self, state):
-        return convmae_weights.told_by(state)
+    def options_in_weights(self, state):
+        return convmae_weights.options_in_weights(state)
 
     def settings(self, network, options):
         return [('target', TARGETS[options.target]),

@@ -129,11 +129,11 @@ class Method(Protocol):
     def is_whole(self, state):
         """Whether a flat dictionary of tensors holds a whole network of this method."""
 
-    def is_in_whole(self, found):
+    def is_part_of_whole(self, found):
         """Whether a Network of a CNN was found inside of a whole network of this method."""
 
-    def told_by(self, state):
-        """{name of an option: value} that a flat dictionary of tensors tells; None where it lacks what would tell."""
+    def options_in_weights(self, state):
+        """{name of an option: value, or None} as far as a flat dictionary of tensors says which values its run had."""
 
     def settings(self, network, options):
         """[(word, text)]: the method's rows in the recipe of a model card."""

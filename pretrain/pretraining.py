@@ -154,12 +154,12 @@ class Pretraining(Trainer):
         options, ranks, run = self.options, self.ranks, self.run
         steps = Steps(len(self.images), options.batch_size, options.epochs, options.seed, self.start, ranks.rank, ranks.size,
                       self.accum, left_out=run.left_out)
-        loaded = iter(loader(self.augmented, steps, run.workers, ranks.device,
+        loaded = iter(loader(self.train_dataset, steps, run.workers, ranks.device,
                              collate_encoded if self.nvjpeg else collate))
-        read = without_failures(loaded, self.augmented, self.unreadable, self.log)
+        read = without_failures(loaded, self.train_dataset, self.unreadable, self.log)
         if self.nvjpeg:
-            tell = partial(tell_failures, augmented=self.augmented, named=self.unreadable, log=self.log)
-            decoder = DeviceDecoder(self.augmented, ranks.device, self.nvjpeg, self.log.warn, tell)
+            tell = partial(tell_failures, augmented=self.train_dataset, named=self.unreadable, log=self.log)
+            decoder = DeviceDecoder(self.train_dataset, ranks.device, self.nvjpeg, self.log.warn, tell)
             read = ((decoder(encoded), None) for encoded, _ in read)
         return self.masked_batches(read, run.remaining_steps(self.start)), steps
 
@@ -211,7 +211,7 @@ class Pretraining(Trainer):
         if sums is None:
             return None
         # They are on the CPU until the first step, where NCCL cannot add them up.
-        return self.ranks.all_reduce(sums.sums.to(self.ranks.device, copy=True)).tolist()
+        return self.ranks.all_reduce(sums.totals.to(self.ranks.device, copy=True)).tolist()
 
     @torch.no_grad()
     def held_out_loss(self):
@@ -226,12 +226,12 @@ class Pretraining(Trainer):
         mine = range(ranks.rank, len(self.val_images), ranks.size)
         places = [list(mine[i:i + part]) for i in range(0, len(mine), part)]
         visible = network.draw_visible(len(self.val_images), self.run.generator('held-out'))
-        loaded = loader(self.watched, [[(0, place) for place in each] for each in places], self.run.workers, ranks.device)
+        loaded = loader(self.val_dataset, [[(0, place) for place in each] for each in places], self.run.workers, ranks.device)
         # without sync_bn the running statistics of the ranks differ: rank 0's are saved
         ranks.broadcast(network.buffers())
         network.eval()
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        read = without_failures(loaded, self.watched, self.unreadable, self.log)
+        read = without_failures(loaded, self.val_dataset, self.unreadable, self.log)
         with self.log.line.counting('held-out images', len(self.val_images)) as count:
             for (images, _), each in zip(read, places):
                 with self.run.autocast(), uncompiled():
@@ -257,8 +257,8 @@ class Pretraining(Trainer):
         """Write what the network makes of a few images, the same with the same masks every time, as PNG and
         to TensorBoard.
         """
-        places = torch.linspace(0, len(self.watched) - 1, min(PICTURES, len(self.watched))).long().tolist()
-        images = self.normalise(collate([self.watched[(0, place)] for place in places])[0])
+        places = torch.linspace(0, len(self.val_dataset) - 1, min(PICTURES, len(self.val_dataset))).long().tolist()
+        images = self.normalise(collate([self.val_dataset[(0, place)] for place in places])[0])
         visible = self.network.draw_visible(len(images), self.run.generator('picture')).to(images.device)
         self.network.eval()
         with self.run.autocast(), uncompiled():

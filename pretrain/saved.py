@@ -176,7 +176,7 @@ def read_run(content, path, which, given):
     """Read the checkpoint of a pretraining run. Raises ValueError."""
     method, options = options_of_run(content, path, given)
     state = unwrap(content['model'], path)
-    for name, value in method.told_by(state).items():  # before a network of any size is built
+    for name, value in method.options_in_weights(state).items():  # before a network of any size is built
         if value != getattr(options, name):
             raise ValueError(f'{path} is damaged: it says {name}={getattr(options, name)}, and its weights have '
                              f'{"none" if value is None else value}')
@@ -296,7 +296,7 @@ def options_of_weights(method, state, path, tuned, log, given):
         known = {name: log.config[name] for name in (*OF_NETWORK, *method.encoder_options) if name in log.config}
     if 'in_chans' in given and given['in_chans'] != known.get('in_chans'):
         known = {name: value for name, value in known.items() if name not in ('mean', 'std')}
-    told = {name: value for name, value in method.told_by(state).items() if value is not None}
+    told = {name: value for name, value in method.options_in_weights(state).items() if value is not None}
     values = {'name': path.stem, **told, **known, **given, 'method': method.name}
     values['model'] = values.get('model') or guess(path, state)
     options_class = options_of(method.name).options
@@ -317,10 +317,10 @@ def encoder_entries(found, loaded):
 
 def uses_features(found):
     """Whether a CNN was part of a whole masked network, a detector or a probe: its classifier was not trained."""
-    is_in_whole = any(method.is_in_whole(found) for method in METHODS.values())
+    is_part_of_whole = any(method.is_part_of_whole(found) for method in METHODS.values())
     is_in_detector = found.is_beside('backbone.cnn.', {'backbone.fpn'})
     is_in_probe = found.is_beside('cnn.', {'norm', 'fc'})
-    return is_in_whole or is_in_detector or is_in_probe
+    return is_part_of_whole or is_in_detector or is_in_probe
 
 
 def check_size(path, options, given):

@@ -101,10 +101,10 @@ class SparKMethod(MethodBase):
     def is_whole(self, state):
         return spark_weights.is_whole(state)
 
-    def is_in_whole(self, found):
-        return spark_weights.is_in_whole(found)
+    def is_part_of_whole(self, found):
+        return spark_weights.is_part_of_whole(found)
 
-    def told_by(self, state):
+    def options_in_weights(self, state):
         return {'decoder_width': spark_weights.decoder_width(state)}
 
     def settings(self, network, options):

@@ -97,7 +97,7 @@ def is_whole(state):
     return any(f'{DECODER}.' in key for key in state)
 
 
-def is_in_whole(network):
+def is_part_of_whole(network):
     """Whether a Network of a CNN was found inside of a whole SparK."""
     return any(network.is_beside(encoder, {DECODER}) for encoder in (ENCODER, OFFICIAL_ENCODER))
 

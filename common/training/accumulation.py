@@ -60,7 +60,7 @@ def reason_against_step(network, example_batch, images, ranks, autocast, kept=0)
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
         batch = example_batch(images)
         if kept:
-            reserve += [*example_batch(kept), forward_memory(network, batch, autocast, ranks.device)]
+            reserve += [*example_batch(kept), reserve_forward_memory(network, batch, autocast, ranks.device)]
         with autocast():
             loss = network(*batch)
         loss.backward()
@@ -130,7 +130,7 @@ def require_memory(network, example_batch, share, accum, ranks, autocast, remedy
 
 
 @torch.no_grad()
-def forward_memory(network, batch, autocast, device):
+def reserve_forward_memory(network, batch, autocast, device):
     """A tensor as large as what a forward pass without gradients takes of a GPU's memory; empty elsewhere."""
     if device.type != 'cuda':
         return torch.empty(0)

@@ -153,10 +153,10 @@ class GraphedStep:
         """
         failure, is_broken = None, False
         self.optimizer.zero_grad(set_to_none=True)
-        before = host_generators(self.ranks.device)
+        before = host_rng_states(self.ranks.device)
         try:
             self.result = self.recorder.capture(self.run_on_inputs)
-            if before != host_generators(self.ranks.device):
+            if before != host_rng_states(self.ranks.device):
                 raise CannotCapture('it draws random numbers on the host, which a graph would repeat')
         except Exception as error:  # of whatever kind: the other ranks wait to hear of it
             failure = first_cause(error)
@@ -192,7 +192,7 @@ def torch_version():
     return int(major), int(minor)
 
 
-def host_generators(device):
+def host_rng_states(device):
     """The states of all generators of random numbers on the host that are not the device's own."""
     name, keys, *rest = np.random.get_state()
     torchs = torch.get_rng_state().tolist() if device.type != 'cpu' else None

@@ -395,7 +395,7 @@ class Run:
         every = self.options.save_every_steps
         return bool(every) and step % every == 0 and step % self.per_epoch != 0
 
-    def stretches(self, epoch, start):
+    def segments(self, epoch, start):
         """[(first step, step after the last)]: an epoch (counted from 0) from `start` on, cut where
         checkpoints fall.
 

@@ -84,8 +84,8 @@ class Trainer:
     else is different.
 
     `attempt` sets these attributes, in this order: `saved` (the checkpoint that the run goes on from, or
-    None), `network` (forward(*batch) returns the loss), `log`, `session`, `augmented` and `watched` (the
-    images to train on and to measure on); then `prepare` sets `accum` (the parts into which a rank cuts its
+    None), `network` (forward(*batch) returns the loss), `log`, `session`, `train_dataset` and `val_dataset`
+    (the images to train on, and those to measure on); then `prepare` sets `accum` (the parts into which a rank cuts its
     batch), `batches` and `sampler` (the Steps that order them), `compiled` (what became of --compile),
     `optimizer`, `step` (called with batches and requests, as `eager_step`), `parallel` (the network with the
     exchange of gradients) and `progress`.
@@ -284,9 +284,9 @@ class Trainer:
                              '--fresh starts it over.')
             else:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
-                    self.augmented, self.watched = self.make_datasets()
+                    self.train_dataset, self.val_dataset = self.make_datasets()
                     try:
-                        with naming_the_file(self.augmented, self.watched):
+                        with naming_the_file(self.train_dataset, self.val_dataset):
                             with self.log.line.counting('preparing the first step'):
                                 self.prepare()
                             self.train()
@@ -344,7 +344,7 @@ class Trainer:
         self.connect_ranks()
         self.make_parallel()
         self.progress = Progress(self.run, self.log, saved, self.names_of_batch, self.against_waiting,
-                                 self.augmented.seconds_an_item)
+                                 self.train_dataset.seconds_an_item)
 
     def start_loading(self):
         """Have the loading processes start on the first batches.
@@ -361,7 +361,7 @@ class Trainer:
 
     def names_of_batch(self, step):
         """The names of the images of a step, on all ranks together."""
-        return [self.augmented.name(index) for _, index in self.sampler.batch_of(step)]
+        return [self.train_dataset.name(index) for _, index in self.sampler.batch_of(step)]
 
     @property
     def is_graphed(self):
@@ -444,7 +444,7 @@ class Trainer:
     def train_epoch(self, epoch):
         """Take the steps that are left of an epoch (counted from 0), and save at those that ask for it."""
         self.progress.start_epoch()
-        for step, stop in self.run.stretches(epoch, self.start):
+        for step, stop in self.run.segments(epoch, self.start):
             while step < stop:
                 with self.log.line.showing(self.progress.status):
                     step = self.train_steps(range(step, stop))

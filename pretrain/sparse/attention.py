@@ -33,7 +33,7 @@ LEAST_NOISE = 0.02  # its smallest standard deviation
 CAUSE = 'its attention is not over all positions, or knows the shape of the map'
 
 
-class Different(Exception):
+class StripMismatch(Exception):
     """Strips give something else than the dense network; the message follows the name of the network."""
 
 
@@ -46,7 +46,7 @@ def prove_attention(twin, pyramid, images, grid):
         images: two of the real size, (2, C, H, W).
         grid: (h, w) cells of the images.
     """
-    ask(twin, pyramid, images, grid, Proof.run)
+    run_proof(twin, pyramid, images, grid, Proof.run)
 
 
 def prove_order(twin, pyramid, images, grid, visible):
@@ -54,7 +54,7 @@ def prove_order(twin, pyramid, images, grid, visible):
 
     The arguments are those of `prove_attention`.
     """
-    ask(twin, pyramid, images, grid, lambda proof: proof.run_orders(visible))
+    run_proof(twin, pyramid, images, grid, lambda proof: proof.run_orders(visible))
 
 
 def proven_orders(grid):
@@ -63,15 +63,15 @@ def proven_orders(grid):
 
 
 @torch.no_grad()
-def ask(twin, pyramid, images, grid, question):
-    """Ask a question of the Proof of a network: question(proof). Raises AttentionRefused."""
+def run_proof(twin, pyramid, images, grid, check):
+    """Call check(proof) with the Proof of a network. Raises AttentionRefused where that raises StripMismatch."""
     prepare(twin)
     disturb(twin)
     try:
         with torch.random.fork_rng(devices=[]), InDouble():
             torch.manual_seed(0)
-            question(Proof(twin.double(), pyramid, images.double(), grid))
-    except Different as difference:
+            check(Proof(twin.double(), pyramid, images.double(), grid))
+    except StripMismatch as difference:
         raise AttentionRefused(
             f'{type(twin).__name__} cannot be pretrained sparsely as it is: {difference}. {WITHOUT_ATTENTION}'
         ) from difference.__cause__
@@ -104,7 +104,7 @@ class Proof:
         self.grid = grid
 
     def run(self):
-        """Raise Different unless all holds."""
+        """Raise StripMismatch unless all holds."""
         self.evaluate()
         sizes = rectangle_sizes(*self.grid)
         for size in (*sizes, self.grid):
@@ -113,12 +113,12 @@ class Proof:
         self.compare_orders(fewer)
         self.compare_orders(more)
         switch_off_dropout(self.twin.train())
-        self.draw_nothing(sizes[0])
+        self.check_no_random_numbers(sizes[0])
         self.compare(sizes[0])
         self.compare_orders(fewer)
 
     def run_orders(self, visible):
-        """Raise Different unless the order of so many visible cells changes nothing."""
+        """Raise StripMismatch unless the order of so many visible cells changes nothing."""
         self.evaluate()
         self.compare_orders(visible)
 
@@ -128,30 +128,30 @@ class Proof:
             self.densely(self.images, self.twin.train())
         self.twin.eval()
 
-    def draw_nothing(self, size):
-        """Raise Different if the network draws random numbers on rectangles of a size."""
+    def check_no_random_numbers(self, size):
+        """Raise StripMismatch if the network draws random numbers on rectangles of a size."""
         state = torch.get_rng_state()
         self.on_strips(self.images, self.rectangles(self.images, size).geometry)
         if not torch.equal(torch.get_rng_state(), state):
-            raise Different('it draws random numbers in training besides those of dropout, so that nothing can be compared '
+            raise StripMismatch('it draws random numbers in training besides those of dropout, so that nothing can be compared '
                             '(set its rate to 0)')
 
     def densely(self, images, cnn, context=None):
-        """The pyramid of the dense network. Raises Different."""
+        """The pyramid of the dense network. Raises StripMismatch."""
         try:
             with context or nullcontext():
                 return self.pyramid(cnn, images, None)
         except Exception as failure:  # whatever a network can raise
-            raise Different(f'it cannot run in float64 on a part of its images, of {images.shape[2]}x{images.shape[3]} '
+            raise StripMismatch(f'it cannot run in float64 on a part of its images, of {images.shape[2]}x{images.shape[3]} '
                             f'({in_words(failure)}), so that nothing can be compared') from failure
 
     def on_strips(self, images, geometry):
-        """The pyramid on strips. Raises Different."""
+        """The pyramid on strips. Raises StripMismatch."""
         try:
             return self.pyramid(self.twin, images, geometry)
         except Exception as failure:
             cells = geometry.visible.shape[1]
-            raise Different(f'it cannot run on strips of {cells} visible cells ({in_words(failure)})') from failure
+            raise StripMismatch(f'it cannot run on strips of {cells} visible cells ({in_words(failure)})') from failure
 
     def rectangles(self, images, size):
         """VisibleRectangles of a size, in two corners by turns."""
@@ -159,7 +159,7 @@ class Proof:
         return VisibleRectangles(self.grid, corners * (len(images) // 2), size, images.device)
 
     def compare(self, size):
-        """Raise Different unless strips of rectangles of a size give what the dense network gives."""
+        """Raise StripMismatch unless strips of rectangles of a size give what the dense network gives."""
         error, rectangles = self.error(self.images, size)
         if error > TOLERANCE and self.twin.training:
             error, _ = self.error(self.images.new_empty(MORE_IMAGES, *self.images.shape[1:]).normal_(), size)
@@ -168,7 +168,7 @@ class Proof:
         fault = first_wrong_module(self.twin, lambda x, geometry: self.pyramid(self.twin, x, geometry), self.images,
                                    rectangles, TOLERANCE, CutPositions(rectangles))
         what = 'with all cells visible' if size == self.grid else f'on {size[0]} x {size[1]} visible cells'
-        raise Different(f'{what} it does not give what it gives on an image of these, by {error:.0e} of the largest '
+        raise StripMismatch(f'{what} it does not give what it gives on an image of these, by {error:.0e} of the largest '
                         f'value ({fault}), so that {CAUSE}')
 
     def error(self, images, size):
@@ -179,7 +179,7 @@ class Proof:
         return relative_error(strips, dense), rectangles
 
     def compare_orders(self, visible):
-        """Raise Different unless strips of a random mask, of so many visible cells, give the same in another order."""
+        """Raise StripMismatch unless strips of a random mask, of so many visible cells, give the same in another order."""
         cells = self.grid[0] * self.grid[1]
         mask = torch.rand(len(self.images), cells).argsort(1)[:, :visible].to(self.images.device)
         maps = []
@@ -188,7 +188,7 @@ class Proof:
             maps.append([geometry.to_canvas(strip) for strip in self.on_strips(self.images, geometry)])
         error = relative_error(*maps)
         if error > (ROUGH if self.twin.training else TOLERANCE):
-            raise Different(f'{visible} visible cells give something else in another order, by {error:.0e} of the largest '
+            raise StripMismatch(f'{visible} visible cells give something else in another order, by {error:.0e} of the largest '
                             f'value, so that {CAUSE}')
 
 

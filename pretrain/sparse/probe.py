@@ -79,12 +79,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """What running a network on strips shows, as in Found. is_hidden, has_tokens: see OperatorWatch."""
+    """What running a network on strips shows, as in Found. breaks_compile, has_tokens: see OperatorWatch."""
     channels: tuple
     unused: tuple
     norm: str
     notes: tuple
-    is_hidden: bool
+    breaks_compile: bool
     has_attention: bool
     has_tokens: bool
 
@@ -130,7 +130,7 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
         stride=chosen.stride, cell_size=cell, grid=(input_size[0] // cell, input_size[1] // cell),
         levels=chosen.indices, reductions=chosen.reductions, channels=trial.channels, norm=trial.norm,
         unused=trial.unused, taps=taps, aligned=measured.aligned, stop=chosen.stop,
-        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.is_hidden,
+        notes=(*notes, *trial.notes), uncompiled=taps is not None or trial.breaks_compile,
         has_attention=trial.has_attention,
         orders=proven_orders((input_size[0] // cell, input_size[1] // cell)) if trial.runs_over_tokens else None)
 
@@ -200,7 +200,7 @@ def try_on_strips(twin, images, cell, measured, chosen):
         prove(twin, run_pyramid, images, grid)
     return Trial(channels=tuple(strip.shape[1] for strip in strips), unused=unused,
                  norm=most_frequent_norm(watch.called), notes=tuple(notes),
-                 is_hidden=watch.is_hidden or trained.is_hidden, has_attention=watch.attention is not None,
+                 breaks_compile=watch.breaks_compile or trained.breaks_compile, has_attention=watch.attention is not None,
                  has_tokens=watch.has_tokens or trained.has_tokens)
 
 

@@ -30,7 +30,7 @@ class OperatorWatch(TorchDispatchMode):
     After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the
     name of the module that called it; `attention` which module is the first to run attention, None if there is
     none; `has_tokens` whether something runs over tokens of one channel, which may be a weighted mean over all
-    positions, or over some; `needs_full_proof`; `notes` a set of Note; `is_hidden` whether the network calls what
+    positions, or over some; `needs_full_proof`; `notes` a set of Note; `breaks_compile` whether the network calls what
     torch.compile hides from a Plane: F.pad, or what has a rule of its own (`on_plane`).
     """
 
@@ -122,7 +122,7 @@ class OperatorWatch(TorchDispatchMode):
         return has_positions or self.has_tokens or self.attention is not None
 
     @property
-    def is_hidden(self):
+    def breaks_compile(self):
         return self.plane is not None and (self.plane.has_own_rule or bool(self.plane.paddings))
 
     def explained(self, error, shape):

@@ -112,14 +112,14 @@ def test_a_step_that_is_not_finite_is_not_counted():
     one, two, nan = torch.tensor(1.0), torch.tensor(2.0), torch.tensor(float('nan'))
     sums = network.term_sums
     for spatial, frequency in ((one, two), (one, None)):  # two parts of a step
-        sums.count({'spatial': spatial, 'frequency': frequency})
+        sums.add({'spatial': spatial, 'frequency': frequency})
     sums.end_step(torch.tensor(1.0))
     for spatial in (one, nan):
-        sums.count({'spatial': spatial, 'frequency': one})
+        sums.add({'spatial': spatial, 'frequency': one})
     sums.end_step(torch.tensor(0.0))
-    assert sums.sums.tolist() == [2, 2, 2]
+    assert sums.totals.tolist() == [2, 2, 2]
     sums.reset([1.0, 2.0, 3.0])
-    assert sums.sums.tolist() == [1, 2, 3]
+    assert sums.totals.tolist() == [1, 2, 3]
 
 
 def test_terms_agree_with_the_loss_where_steps_are_called_off(options, monkeypatch):

@@ -12,7 +12,7 @@ from common.networks.openmmlab import to_openmmlab
 from downstream_imagenet.tuned import read_tuned
 from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_options import A2MIMOptions
-from pretrain.a2mim_weights import ALONE, find_init, is_in_whole, kind_of_token, load_init, load_official
+from pretrain.a2mim_weights import ALONE, find_init, is_part_of_whole, kind_of_token, load_init, load_official
 from pretrain.main import pretrain
 from pretrain.saved import encoder_entries, read_saved
 from pretrain.spark import build_spark
@@ -159,9 +159,9 @@ def test_what_is_found_in_a_whole_file():
         assert entries.keys() >= own.keys() - set(a2mim.encoder.unused)
         assert all(torch.equal(value, own[key]) for key, value in entries.items())
         module, found, _ = find_init(a2mim, unwrap(content), which='backbone' if 'state_dict' in content else 'cnn')
-        assert module is a2mim.encoder.cnn and is_in_whole(found)
+        assert module is a2mim.encoder.cnn and is_part_of_whole(found)
     _, found, _ = find_init(a2mim, under('encoder.cnn.', a2mim.encoder.cnn.state_dict()))
-    assert not is_in_whole(found)
+    assert not is_part_of_whole(found)
 
 
 @pytest.mark.parametrize('decoder, token', [('neck.decoder_pred.0.', 'gain'), ('neck.decoder_pred.0.', 'residual'),

@@ -13,7 +13,7 @@ from pretrain import export
 from pretrain.a2mim import build_a2mim
 from pretrain.convmae import build_convmae
 from pretrain.convmae_options import ConvMAEOptions
-from pretrain.convmae_weights import find_init, is_in_whole, load_init, load_official, method_of, told_by
+from pretrain.convmae_weights import find_init, is_part_of_whole, load_init, load_official, method_of, options_in_weights
 from pretrain.mae import build_mae
 from pretrain.mae_options import MAEOptions
 from pretrain.main import pretrain
@@ -191,7 +191,7 @@ def test_what_a_file_is_of():
         network = small(method)
         for content in ({'model': network.state_dict()}, as_checkpoint(official(network)), under('module.', official(network))):
             state = unwrap(content)
-            assert method_of(state) == method and told_by(state) == {'decoder_width': 24, 'decoder_depth': 2}
+            assert method_of(state) == method and options_in_weights(state) == {'decoder_width': 24, 'decoder_depth': 2}
             assert [other for other in METHODS if METHODS[other].is_whole(state)] == [method]
             module, found, may_miss = find_init(network, state)
             assert module is network
@@ -200,11 +200,11 @@ def test_what_a_file_is_of():
             assert entries.keys() >= own.keys() - set(network.encoder.unused)
             assert all(torch.equal(value, own[key]) for key, value in entries.items())
             module, found, _ = find_init(network, state, which='encoder')
-            assert module is network.encoder.cnn and is_in_whole(found)
-            assert [other for other in METHODS if METHODS[other].is_in_whole(found)] == [method]
+            assert module is network.encoder.cnn and is_part_of_whole(found)
+            assert [other for other in METHODS if METHODS[other].is_part_of_whole(found)] == [method]
         _, found, _ = find_init(network, network.encoder.cnn.state_dict())
-        assert not is_in_whole(found) and method_of(network.encoder.cnn.state_dict()) is None
-    assert told_by(spark_of('test_resnet').state_dict()) == {'decoder_width': None, 'decoder_depth': None}
+        assert not is_part_of_whole(found) and method_of(network.encoder.cnn.state_dict()) is None
+    assert options_in_weights(spark_of('test_resnet').state_dict()) == {'decoder_width': None, 'decoder_depth': None}
 
 
 # -- files that are read back -----------------------------------------------------------------------------------------

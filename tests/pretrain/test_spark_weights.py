@@ -11,7 +11,7 @@ from pretrain.spark import build_spark
 from pretrain.spark_weights import (
     decoder_width,
     find_init,
-    is_in_whole,
+    is_part_of_whole,
     is_whole,
     official_encoder,
     official_whole,
@@ -63,6 +63,6 @@ def test_what_is_found_in_a_whole_file(spark, is_official):
 def test_the_encoder_in_a_whole_file_by_its_name(spark):
     state = unwrap(whole(spark, is_official=False))
     module, network, _ = find_init(spark, state, which='encoder.cnn')
-    assert module is spark.encoder.cnn and is_in_whole(network)
+    assert module is spark.encoder.cnn and is_part_of_whole(network)
     _, network, _ = find_init(spark, {f'encoder.cnn.{key}': value for key, value in module.state_dict().items()})
-    assert not is_in_whole(network)  # there is no decoder beside it
+    assert not is_part_of_whole(network)  # there is no decoder beside it

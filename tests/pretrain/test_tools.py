@@ -332,4 +332,4 @@ def test_what_a_method_finds_fills_what_it_built(method, tmp_path):
     assert module is network and not load_found(module, found, may_miss).missing
     module, found, may_miss = METHODS[method].find_init(network, state, which='encoder.cnn')
     assert module is network.encoder.cnn
-    assert [name for name, other in METHODS.items() if other.is_in_whole(found)] == [method]
+    assert [name for name, other in METHODS.items() if other.is_part_of_whole(found)] == [method]

@@ -23,7 +23,7 @@ def until(condition):
 
 def loaded(run):
     """How many images the loading processes of a run have made."""
-    return run.augmented.time_spent[:, 1].sum().item()
+    return run.train_dataset.time_spent[:, 1].sum().item()
 
 
 def before(monkeypatch, method, do):
@@ -93,6 +93,6 @@ def test_images_to_measure_on_are_watched_too(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(trainer, 'naming_the_file', lambda *augmented: seen.append(augmented) or naming_the_file(*augmented))
     runs = []
-    before(monkeypatch, 'place_network', lambda run: runs.append((run.augmented, run.watched)))
+    before(monkeypatch, 'place_network', lambda run: runs.append((run.train_dataset, run.val_dataset)))
     pretrain(tiny())
     assert seen == runs
