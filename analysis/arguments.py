@@ -36,6 +36,9 @@ def parser_of(program, about, images):
     add('--in_chans', type=int, default=3, help='channels of an image (default: 3)')
     add('--mean', type=numbers, help="of each channel, for normalisation; ImageNet's if not given")
     add('--std', type=numbers, help="of each channel, for normalisation; ImageNet's if not given")
+    add('--pixel_range', type=numbers, metavar='FROM,TO', help='the values that become 0 and 1 in files of more than 8 bits, '
+        'as the network was trained')
+    add('--max_pixels', type=int, help="pixels of the largest image that is read; Pillow's limit if not given")
     add('--batch_size', '--bs', type=int, default=32,
         help='images that a network sees at a time (default: 32)')
     add('--workers', type=int, help='processes that load images; by the number of cores if not given')
@@ -54,6 +57,6 @@ def common_parts(args, program):
     register(args.register)
     sides = (args.input_size,) * 2 if isinstance(args.input_size, int) else args.input_size
     settings = Settings(args.data_path, args.images, sides, args.crop, args.in_chans, args.mean, args.std,
-                        args.batch_size, args.workers, args.seed)
+                        args.batch_size, args.workers, args.seed, args.pixel_range, args.max_pixels)
     names = None if args.names is None else [name.strip() for name in args.names.split(',')]
     return asked(args.networks, names), settings, folder_for(args.out or f'output_{program}')

@@ -9,6 +9,7 @@ import torch
 from common.config import normalisation_of
 from common.images.augmented import Augmented, CentreCrop
 from common.images.files import ImageFiles
+from common.images.reading import Reading
 from common.images.splits import validation_folder
 from common.seeds import seed_for
 
@@ -19,7 +20,7 @@ class Settings:
 
     images: how many. size: (height, width) in pixels. crop: share of an image that the centre crop shows.
     mean, std: of each channel, ImageNet's if None. batch_size: images that the network sees at a time.
-    workers: loading processes. seed: of what is drawn.
+    workers: loading processes. seed: of what is drawn. pixel_range, max_pixels: as of Reading.
     """
     data_path: str
     images: int
@@ -31,6 +32,8 @@ class Settings:
     batch_size: int = 32
     workers: int | None = None
     seed: int = 0
+    pixel_range: tuple | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self):
         for name in ('images', 'in_chans', 'batch_size'):
@@ -45,6 +48,8 @@ class Settings:
             raise ValueError(f'--seed is 0 or more, not {self.seed}')
         if self.workers is not None and self.workers < 0:
             raise ValueError(f'--workers is 0 or more, not {self.workers}')
+        if self.pixel_range is not None and (len(self.pixel_range) != 2 or not self.pixel_range[0] < self.pixel_range[1]):
+            raise ValueError(f'--pixel_range is from,to with from < to, not {",".join(map(str, self.pixel_range))}')
         for name in ('mean', 'std'):
             value = getattr(self, name)
             if value is not None and len(value) != self.in_chans:
@@ -61,8 +66,11 @@ class Settings:
     @property
     def preparation(self):
         """What a result depends on, besides the network and the images, as plain values."""
-        return {'size': list(self.size), 'crop': self.crop, 'in_chans': self.in_chans,
+        kept = {'size': list(self.size), 'crop': self.crop, 'in_chans': self.in_chans,
                 'normalisation': [list(values) for values in self.normalisation]}
+        if self.pixel_range is not None:  # Results without one stay valid.
+            kept['pixel_range'] = list(self.pixel_range)
+        return kept
 
     def augmented(self, images, timeout=120.0):
         """Images as the network takes them: resized, cut and normalised, each by itself."""
@@ -81,7 +89,7 @@ def find_images(settings):
     """
     path = Path(settings.data_path)
     folder = validation_folder(path) if path.is_dir() else None
-    return ImageFiles(folder or path, settings.in_chans)
+    return ImageFiles(folder or path, settings.in_chans, reading=Reading(settings.pixel_range, settings.max_pixels))
 
 
 def drawn(images, number, seed):

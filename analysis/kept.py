@@ -29,7 +29,7 @@ def read_kept(path, empty):
     except (OSError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}): remove it, and what it held is computed '
                          'again') from error
-    if not isinstance(content, dict) or content.keys() < empty.keys():
+    if not isinstance(content, dict) or not content.keys() >= empty.keys():
         raise ValueError(f'{path} is not what an analysis writes: remove it, and what it held is computed '
                          'again')
     return content

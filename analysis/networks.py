@@ -112,7 +112,8 @@ def open_network(one, settings):
     notes = ()
     if one.weights is not None:
         loaded = load_classifier(cnn, one.weights, one.model, settings.size, settings.in_chans)
-        notes = (f'{one.legend}: {loaded}',)
+        config = {} if one.weights == 'timm' else options_in_weights(read_weights(one.weights)[0])[0]
+        notes = (f'{one.legend}: {loaded}', *differences(one, settings, config))
     return Opened(cnn.eval(), None, None, notes, digest_of(cnn))
 
 
@@ -206,7 +207,8 @@ def require_whole(one, loaded):
 def differences(one, settings, config):
     """Return sentences on how the images differ from those that a file's network was trained on."""
     then = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-    now = {'input_size': settings.size, 'mean': settings.normalisation[0], 'std': settings.normalisation[1]}
+    now = {'input_size': settings.size, 'mean': settings.normalisation[0], 'std': settings.normalisation[1],
+           'pixel_range': settings.pixel_range}
     sides = then.get('input_size')
     then['input_size'] = (sides, sides) if isinstance(sides, int) else sides
     return tuple(f'note: {name} of {one.legend} was {then[name]} in training, and is {value} here'

@@ -277,7 +277,8 @@ def errors_in_one_sentence(resumes=False):
     except Ended as error:
         leave(error.code)
     except ValueError as error:
-        lines = str(error).strip().splitlines()
+        speaks = speaks or getattr(error, 'is_of_this_rank', False)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         # A loading process hands its error on as a traceback in the message.
         message = lines[-1].removeprefix('ValueError: ') if lines[0].startswith('Caught ') else '\n'.join(lines)
         sys.exit(f'error: {message}' if speaks else 1)

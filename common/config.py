@@ -207,7 +207,7 @@ class RunOptions(ImageOptions):
             require(value is None or 0 < value < float('inf'), f'{field} must be more than 0, not {value}')
         for field in ('save_every_minutes', 'stall_minutes'):
             require(getattr(self, field) >= 0, f'{field} must be 0 or more, not {getattr(self, field)}')
-        require(self.read_timeout > 0, f'read_timeout must be more than 0, not {self.read_timeout}')
+        require(0 < self.read_timeout < float('inf'), f'read_timeout must be more than 0, and finite, not {self.read_timeout}')
         require(self.keep_every is None or self.keep_every >= 1, 'keep_every must be 1 or more, not '
                                                                  f'{self.keep_every}')
         require(self.save_every_steps is None or self.save_every_steps > 0, 'save_every_steps must be 1 or '

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.cli import errors_in_one_sentence
 from common.demo_coco import write_coco
 from common.demo_masks import MASK_CLASSES, write_masks
 from common.demo_objects import CLASSES, draw
@@ -57,7 +58,8 @@ def main():
     size = size if args.size is None else args.size
     if train < 0 or val < 0 or size < 8:
         parser.error('--train and --val must be 0 or more, --size 8 or more')
-    write(args.folder, train, val, size, args.seed)
+    with errors_in_one_sentence():
+        write(args.folder, train, val, size, args.seed)
     classes = f'{len(MASK_CLASSES)} classes and a background' if args.masks else f'{len(CLASSES)} classes'
     print(f'{train} training and {val} held-out images of {classes} in {args.folder}')
 

@@ -95,15 +95,20 @@ def distributed(patience=0, folder='.'):
             dist.destroy_process_group()
 
 
+class NoGPU(ValueError):
+    """There are GPUs, but none for this process."""
+    is_of_this_rank = True  # The others are well, so it says so itself.
+
+
 def joined(rank, size, patience):
     """The Ranks of this process, which joins a process group if there are other processes.
 
-    Raises ValueError if there are GPUs, but none for this process, and ConnectionError if the others do not come.
+    Raises NoGPU if there are GPUs, but none for this process, and ConnectionError if the others do not come.
     """
     local = int(os.environ.get('LOCAL_RANK', 0))
     cuda = torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():
-        raise ValueError(f'process {local} of this node has no GPU of its own: there are '
+        raise NoGPU(f'process {local} of this node has no GPU of its own: there are '
                          f'{torch.cuda.device_count()}. Start as many processes as there are GPUs '
                          '(--ngpu_per_node)')
     device = torch.device('cuda', local) if cuda else torch.device('cpu')
@@ -127,9 +132,12 @@ def time_limit(patience):
     ends them first and says why.
 
     0 means for ever. torch has no such value, and NCCL ends after 10 minutes where none is given. So it is 20 days,
-    whose milliseconds fit into 32 bits, as some of torch's waiting counts them.
+    whose milliseconds fit into 32 bits, as some of torch's waiting counts them. It is never more.
     """
-    return timedelta(minutes=patience + 5) if patience else timedelta(days=20)
+    longest = timedelta(days=20)
+    if not patience or patience + 5 > longest.total_seconds() / 60:
+        return longest
+    return timedelta(minutes=patience + 5)
 
 
 def data_parallel(module, ranks, same_buffers, in_bf16=False):

@@ -135,16 +135,20 @@ class LiveLine:
 
     def text(self):
         """What is shown in full, without a bar."""
-        _, facts = self.shown[-1].status(self.now())
+        shown = self.shown[-1:]  # Another thread may take the last one away.
+        if not shown:
+            return ''
+        _, facts = shown[0].status(self.now())
         return ', '.join(forms[0] for forms in facts)
 
     def draw(self):
         """Draw the line anew, in the width that the terminal has by now."""
-        if self.terminal is None or not self.shown:
+        shown = self.shown[-1:]  # Another thread may take the last one away.
+        if self.terminal is None or not shown:
             return
         with self.locked():
             width = self.width()
-            text = composed(*self.shown[-1].status(self.now()), width, self.cells())
+            text = composed(*shown[0].status(self.now()), width, self.cells())
             self.put('\r' + text.ljust(min(self.columns, width)))
             self.columns = len(text)
 

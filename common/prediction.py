@@ -10,7 +10,7 @@ from common.cli import folder_for
 from common.images.survey import warn_of
 from common.networks.users import USERS_NETWORKS
 from common.reliability.checkpoint import write_atomically
-from common.words import counted
+from common.words import counted, file_stem, printable
 
 
 def prediction_parser(program, description, weights):
@@ -68,13 +68,13 @@ class PredictionTable:
 
     def path(self, number):
         """The path of an image's pictures, without an ending."""
-        return self.out / f'{number:04}_{Path(self.images.name(number)).stem}'
+        return self.out / f'{number:04}_{file_stem(self.images.name(number))}'
 
     def add(self, number, rows, text):
         """Add what was found in an image: rows, which get its name, and a text for the user."""
         name = self.images.name(number)
         self.rows += [{'file_name': name, **row} for row in rows]
-        self.line.say(f'{name}: {text}')
+        self.line.say(f'{printable(name)}: {text}')
 
     def write(self, what):
         """Write predictions.json, and return its rows. what: a row stands for one, such as 'object'."""
@@ -99,6 +99,6 @@ def readable(images, options, line, count):
             image = images[number]
             image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
         except Exception as error:  # A damaged file can make a reader raise anything.
-            line.say(f'warning: {images.name(number)} cannot be read ({error}): it is left out')
+            line.say(f'warning: {printable(images.name(number))} cannot be read ({error}): it is left out')
             continue
         yield number, image

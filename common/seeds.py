@@ -8,6 +8,6 @@ def seed_for(purpose, *numbers):
     A resumed run, or one with another number of loading processes or ranks, therefore draws the same random
     numbers.
     """
-    words = [*purpose.encode(), *numbers]
+    words = [*purpose.encode('utf-8', 'surrogateescape'), *numbers]  # a file's name may hold anything
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))

@@ -1,5 +1,7 @@
 """Words that messages share."""
+import os
 from numbers import Integral, Real
+from pathlib import Path
 
 
 def counted(number, noun, plural=None):
@@ -32,6 +34,11 @@ def printable(text):
     """A text or a path in one line, with escapes for what does not print: a file's name may hold anything."""
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()
                    for letter in str(text))
+
+
+def file_stem(path, most=150):
+    """The name of a file without its ending, as a part of other files' names: cut to `most` bytes, since names have 255."""
+    return os.fsdecode(os.fsencode(Path(path).stem)[:most])
 
 
 def first_of(names, most=5):

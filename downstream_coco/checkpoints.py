@@ -41,8 +41,11 @@ def restore(content, options):
     ValueError.
 
     The network's options are those of the file; so are those of its images unless others than the defaults
-    were given.
+    were given. Raises ValueError for another network than the file's; the default of --model counts as not given.
     """
+    then = content['config'].get('model')
+    if options.model not in (then, type(options).model):
+        raise ValueError(f'--model={options.model}: the network of {options.eval} is {then}. Leave --model out')
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
     default = {field.name: field.default for field in dataclasses.fields(options)}

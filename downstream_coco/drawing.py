@@ -1,5 +1,6 @@
 """Pictures of what a detector found: boxes, masks, and labels that stand in the picture and can be read."""
 import colorsys
+import hashlib
 
 import numpy as np
 import torch
@@ -67,6 +68,8 @@ def colour_of(number):
 
     The hues of successive ids are a golden section of the circle apart, which keeps any few of them apart.
     """
+    if not isinstance(number, int):  # ids may be texts or other numbers
+        number = int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:4], 'big')
     hue = number * 0.618034 % 1
     lightness = (0.45, 0.6, 0.35)[number % 3]
     return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.85))

@@ -102,9 +102,12 @@ def average_precision(annotations, results, looked, masks, dry=False):
         # itself.
         found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
                  for one in results if one['category_id'] is not None]
-        if dry and there:
+        found_none = not found
+        if there and (dry or found_none):  # pycocotools takes no empty results
             found = [{key: there[0][key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 1.0}]
-        stats = compared({**content, 'annotations': there}, found, looked, kind) if found else [0.0] * len(NAMES)
+        stats = compared({**content, 'annotations': there}, found, looked, kind) if found else [-1.0] * len(NAMES)
+        if found_none:
+            stats = [min(value, 0.0) for value in stats]
         metrics |= {f'{name}_{one}': None if value < 0 else 100 * float(value) for one, value in zip(NAMES, stats)}
     return metrics
 

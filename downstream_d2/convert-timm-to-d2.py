@@ -90,6 +90,8 @@ def depth_of(state):
     if strange or missing:
         raise ValueError('these weights are of a variant of ResNet that Detectron2 does not know: '
                          + (f'{strange[0]} is too much' if strange else f'{missing[0]} is missing'))
+    if state['conv1.weight'].shape != (64, 3, 7, 7):
+        raise ValueError('these weights are not for images of three channels, the ones that Detectron2 reads')
     if state['layer1.0.conv2.weight'].shape != (64, 64, 3, 3):
         raise ValueError('these weights are of a wide or grouped ResNet, which Detectron2 needs other settings for')
     return depth
@@ -118,8 +120,8 @@ def d2_key(key):
 
 def convert(state):
     """{Detectron2's key: array} of the tensors of a ResNet but for its classifier."""
-    return {d2_key(key): (value.float() if value.is_floating_point() else value).numpy() for key, value in state.items()
-            if not key.startswith('fc.')}
+    return {d2_key(key): (value.float() if value.is_floating_point() else value).detach().numpy()
+            for key, value in state.items() if not key.startswith('fc.')}
 
 
 def main(argv=None):

@@ -29,7 +29,8 @@ def parameter_groups(model, lr, decay, weight_decay, norm_weight_decay=0.0):
     norm_weight_decay: of the parameters of norms, SOLVER.WEIGHT_DECAY_NORM. Raises ValueError for other networks.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    last = last_layer([name for name, _ in named])
+    # All names, so that frozen layers count; with a decay of 1 any network will do.
+    last = 0 if decay == 1 else last_layer([name for name, _ in model.named_parameters()])
     of_norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     groups = {}
     for name, parameter in named:

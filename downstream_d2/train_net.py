@@ -107,7 +107,10 @@ def configuration(args):
 
 
 def main(args):
-    cfg = configuration(args)
+    try:
+        cfg = configuration(args)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
     if args.eval_only:
         model = Trainer.build_model(cfg)
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

@@ -211,7 +211,7 @@ def recipe(given):
             options.pop('test_size', None)  # Validation images are as large as training images then.
     else:
         name, options = recipe_of(model, given.get('input_size', 224))
-    if name in MAES and is_large(given.get('test_size', given.get('input_size', 224))):
+    if name in MAES and is_large(given.get('test_size') or given.get('input_size') or 224):
         options = {**options, 'crop': None}  # All of an image is resized then, as in the authors' evaluation.
     return {name: value for name, value in options.items() if name not in CHOSEN}
 

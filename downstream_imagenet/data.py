@@ -47,6 +47,8 @@ def class_names(images, num_classes=None):
             raise ValueError(f'the images have {len(names)} classes, more than --num_classes={num_classes}')
         known = list(names or ())
         names = [*known, *range(len(known), num_classes)]
+    if not names:
+        raise ValueError('the data set has no classes: its `classes` are empty')
     if len(names) < 2:
         place = getattr(images, 'place_of_classes', None)
         where = f'. Of {images.root} classes are the folders {place}' if place else ''
@@ -55,10 +57,17 @@ def class_names(images, num_classes=None):
 
 
 def labels_of(images):
-    """The class of each image if a data set lists them, as torchvision's and timm's folders do; else None."""
+    """The class of each image if a data set lists them, as torchvision's and timm's folders do; else None.
+
+    Raises ValueError for classes that are no numbers, such as one-hot ones.
+    """
     for name in ('labels', 'targets'):
         if getattr(images, name, None) is not None:
-            return [int(label) for label in getattr(images, name)]
+            try:
+                return [int(label) for label in getattr(images, name)]
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f'the `{name}` of the data set are not numbers 0, 1, 2, ..., one for each image '
+                                 f'({error})') from error
     samples = getattr(getattr(images, 'reader', None), 'samples', None)
     return [int(label) for _, label in samples] if isinstance(samples, list) else None
 
@@ -71,12 +80,20 @@ def check_classes(labels, number):
                          'number them so, or give --num_classes')
 
 
-def check_labelled(images, options, number, timeout=120.0):
+def check_same_classes(val, classes):
+    """Raises ValueError if the validation images are a data set that names other classes than the training images do."""
+    named = getattr(val, 'classes', None)
+    if named is not None and [str(name) for name in named] != list(classes[:len(named)]):
+        raise ValueError(f'the validation images have other classes ({", ".join(map(str, named[:3]))}, ...) than the training '
+                         f'images ({", ".join(classes[:3])}, ...), so that their numbers mean other classes')
+
+
+def check_labelled(images, options, number, timeout=120.0, augmented=True):
     """Raises ValueError for a data set whose first item is not (image, class), or cannot be augmented as the
     options say.
 
-    number: of classes. timeout: seconds for the first item; one that cannot be read in that time is not
-    looked at.
+    number: of classes. augmented: whether it is to be augmented. timeout: seconds for the first item; one that
+    cannot be read in that time is not looked at.
     """
     check_dataset(images, options.in_chans, timeout)
     check_classes(labels_of(images) or [], number)
@@ -94,17 +111,29 @@ def check_labelled(images, options, number, timeout=120.0):
     if not is_whole:
         raise ValueError(f'the data set yields the class {item[1]}: it must be a number, 0, 1, 2, ...')
     check_classes([int(item[1])], number)
-    if torch.is_tensor(item[0]) and options.augmentation != 'none':
+    if augmented and torch.is_tensor(item[0]) and options.augmentation != 'none':
         raise ValueError(NO_TENSORS)
 
 
 def all_labels(images):
-    """The class of each image; the images are read where the data set does not list their classes."""
+    """The class of each image; the images are read where the data set does not list their classes.
+
+    Raises ValueError for an image that has to be read and cannot.
+    """
     labels = labels_of(images)
     if labels:
         return labels
     with said_if_long(f'Reading {len(images):,} images for their classes, which the data set does not list'):
-        return [int(images[index][1]) for index in range(len(images))]
+        return [class_of(images, index) for index in range(len(images))]
+
+
+def class_of(images, index):
+    """The class of an image, which is read. Raises ValueError if it cannot be read."""
+    try:
+        return int(images[index][1])
+    except Exception as error:  # whatever a data set raises
+        raise ValueError(f'item {index} of the data set cannot be read ({type(error).__name__}: {error}), so that its class '
+                         'is not known: remove it, or let the data set list its classes as `targets`') from error
 
 
 def share_of(images, fraction, seed):

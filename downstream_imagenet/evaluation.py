@@ -18,7 +18,7 @@ from common.training.run import autocast, loading_processes
 from common.words import counted
 from downstream_imagenet.class_folders import find_labelled
 from downstream_imagenet.classifier import build_classifier, load_trained
-from downstream_imagenet.data import check_labelled, class_names, evaluation_transform, labelled_once
+from downstream_imagenet.data import check_labelled, check_same_classes, class_names, evaluation_transform, labelled_once
 from downstream_imagenet.labelled import measured_folder, with_part
 
 AT_A_TIME = 256  # images of an evaluation on a rank, at most
@@ -91,6 +91,8 @@ def images_to_measure(options, classes, val_dataset=None):
     options. Raises ValueError for images of other classes.
     """
     if val_dataset is not None:
+        if classes:
+            check_same_classes(val_dataset, classes)
         return val_dataset, classes or class_names(val_dataset, options.num_classes)
     if classes and options.dataset is None:
         if not (options.val_path or options.data_path):
@@ -116,7 +118,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     then, classes = options_and_classes(content, options.eval)
     options = as_in_training(options, then)
     val, classes = images_to_measure(options, classes, val_dataset)
-    check_labelled(val, options, len(classes))
+    check_labelled(val, options, len(classes), augmented=False)
     if ranks.is_main and notes_of(val):
         print(f'not looked at  {notes_of(val)}')
     for warning in warn_of(val, options) if ranks.is_main else ():

@@ -9,7 +9,7 @@ from common.images.held_out import with_held_out
 from common.images.splits import is_tar
 from common.start import said_if_long
 from downstream_imagenet.class_folders import find_labelled, labelled_files
-from downstream_imagenet.data import all_labels, check_labelled, class_names, share_of
+from downstream_imagenet.data import all_labels, check_labelled, check_same_classes, class_names, share_of
 from downstream_imagenet.layout import training_source, validation_source
 
 
@@ -30,7 +30,8 @@ def labelled_images(options, dataset=None, val_dataset=None):
     classes = class_names(images, options.num_classes)
     check_labelled(images, options, len(classes))
     images, val = with_part(images, val, options)
-    check_labelled(val, options, len(classes))
+    check_same_classes(val, classes)
+    check_labelled(val, options, len(classes), augmented=False)
     return share_of(images, options.label_fraction, options.seed), val, classes
 
 
@@ -59,6 +60,9 @@ def held_out_of_run(options, folder):
     if options.val_fraction is None:
         raise ValueError('this network was not trained with --val_fraction, so that no images were held out by it: leave '
                          '--held_out away, and name the images')
+    if options.dataset is not None:
+        raise ValueError(f'this network was trained with --dataset={options.dataset}, and --held_out is for images in folders '
+                         'and tars: leave it out, and name the images')
     if folder is None or not Path(folder).is_dir() and not is_tar(folder):
         raise ValueError(f'--held_out is for the folder that the run was trained on, its --data_path, and {folder} is none')
     images = labelled_files(training_source(folder, None, True), options.in_chans, reading=options.reading)

@@ -116,7 +116,9 @@ def linear_probe(options, dataset=None, val_dataset=None, say=print):
         weight, bias = fit(train, y, number, PENALTIES[:chosen + 1], count)[-1]
     top1, top5 = accuracy(val @ weight.T + bias, features.val_y)
     how = 'not chosen: a class has a single image'
-    if divisions:
+    if len(divisions) == 1:
+        how = f'chosen on {len(divisions[0][1]):,} of the training images, which were held out for that'
+    elif divisions:
         how = f'chosen by {len(divisions)}-fold cross-validation on the training images'
     say(f'linear probe: top-1 {top1:.2f} %, top-5 {top5:.2f} % (penalty {PENALTIES[chosen]:.1g}, {how})')
     return top1, top5
@@ -136,8 +138,10 @@ def main(argv=None):
 
 def probe_by_fine_tuning(argv):
     """The linear probe of --mae, given the other words of the command line."""
-    sources = {word.split('=')[0] for word in argv} & {'--weights', '--finetune_from', '--random', '--timm'}
-    if len(sources) != 1:
+    given = {word.split('=')[0] for word in argv}
+    sources = given & {'--weights', '--finetune_from', '--random', '--timm'}
+    needs_none = given & {'--help', '-h', '--eval', '--resume', '--resume_from'}
+    if len(sources) != 1 and not needs_none:
         sys.exit('error: say which weights: one of --weights=FILE, --random and --timm')
     argv = ['--weights=timm' if word == '--timm' else word for word in argv if word != '--random']
     options = parse(config.Options, 'downstream_imagenet.linear --mae',

@@ -44,6 +44,8 @@ def fine_tune(options, dataset=None, val_dataset=None):
             return evaluate_file(options, ranks, val_dataset)
         images, val, classes = labelled_images(options, dataset, val_dataset)
         if options.resume and not is_own_run(options.resume):
+            if options.finetune_from not in (None, options.resume):
+                raise ValueError(f'--resume={options.resume} holds weights, and --finetune_from others: give one of them')
             options = dataclasses.replace(options, resume=None, finetune_from=options.resume)
         if options.fresh and options.resume:
             raise ValueError('--fresh starts over and --resume goes on: give one of them')

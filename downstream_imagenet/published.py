@@ -90,7 +90,7 @@ def papers_recipe(model, input_size=224):
 
 def is_large(size):
     """Whether images of a size, a side in pixels or (height, width), count as large in all recipes."""
-    return (min(size) if isinstance(size, tuple) else size) >= LARGE
+    return (min(size) if isinstance(size, (tuple, list)) else size) >= LARGE
 
 
 def without_tag(model):

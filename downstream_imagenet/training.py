@@ -42,6 +42,7 @@ class ClassifierTraining(FineTuning):
     def __init__(self, run, images, val_images, classes):
         super().__init__(run, images, val_images)
         self.classes = classes
+        self.num_measured = None  # images of the last evaluation; unreadable ones are left out of it
         self.mixing = Mixing(run.options, len(classes))
 
     def build_network(self):
@@ -106,6 +107,7 @@ class ClassifierTraining(FineTuning):
         with self.counting(average) as count:
             found = evaluate(model, self.val_dataset, len(self.classes), batch, self.ranks, self.run.autocast,
                              self.run.workers, self.log.warn_once, self.session.go_on, count)
+        self.num_measured = found['images']
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
     # -- what is said ----------------------------------------------------------------------------------------
@@ -205,7 +207,8 @@ class ClassifierTraining(FineTuning):
             yield from unfit(self.options, self.run.images, self.ranks)
 
     def headline(self):
-        return f'Finished. On {len(self.val_images):,} validation images:'
+        number = self.num_measured or len(self.val_images)  # a finished run that is started again measures nothing
+        return f'Finished. On {number:,} validation images:'
 
     def result(self, suffix):
         top1, top5 = self.last[f'top1{suffix}'], self.last[f'top5{suffix}']

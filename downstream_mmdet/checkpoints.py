@@ -22,5 +22,7 @@ def trust(work_dir, everything=False):
         try:
             return torch.load(path, map_location=map_location, weights_only=not own)
         except pickle.UnpicklingError as error:
-            raise ValueError(f'{filename} is refused: it lies outside of {work_dir} and holds Python objects, which could run '
-                             'code when loaded. If you made it, give --trust') from error
+            if own:
+                raise ValueError(f'{filename} is damaged ({error})') from error
+            raise ValueError(f'{filename} is refused: it lies outside of {work_dir}, and is damaged or holds Python objects, '
+                             'which could run code when loaded. If you made it, give --trust') from error

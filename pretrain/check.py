@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.cli import reader_may_leave
+from common.cli import errors_in_one_sentence, reader_may_leave
 from common.config import size
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
@@ -319,15 +319,16 @@ def main(arguments=None):
         parser.error('--levels and --all are of --method=spark')
     if args.method in ('convmae', 'mae') and args.cell_size is not None:
         parser.error(f'--cell_size is of the other methods: a cell of --method={args.method} is one token')
-    if args.all:
-        cover(check, args.jobs)
-        return
-    if args.method == 'a2mim':
-        report = check_a2mim(args.model, args.input_size, args.cell_size, args.in_chans, args.token_at)
-    elif args.method in ('convmae', 'mae'):
-        report = check_mae(args.model, args.method, args.input_size, args.in_chans)
-    else:
-        report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
+    with errors_in_one_sentence():
+        if args.all:
+            cover(check, args.jobs)
+            return
+        if args.method == 'a2mim':
+            report = check_a2mim(args.model, args.input_size, args.cell_size, args.in_chans, args.token_at)
+        elif args.method in ('convmae', 'mae'):
+            report = check_mae(args.model, args.method, args.input_size, args.in_chans)
+        else:
+            report = check(args.model, args.input_size, args.cell_size, args.in_chans, args.levels)
     print(report)
     sys.exit(not report.ok)
 

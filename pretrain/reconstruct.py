@@ -17,7 +17,7 @@ import torch
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.live_line import LiveLine
 from common.pictures import as_image, labelled_columns
-from common.words import printable
+from common.words import file_stem, printable
 from pretrain.arguments import add_network, network_of
 from pretrain.results.pictures import captions, explanation, views, with_grid, write_picture
 from pretrain.results.typed_masks import read_mask
@@ -60,14 +60,15 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
             if grid:
                 cell = network.encoder.cell_size
                 pictures = {field: with_grid(picture, cell) for field, picture in pictures.items()}
-            stem = f'{index:04}_{Path(name).stem}'
+            stem = f'{index:04}_{file_stem(name)}'
             for field in ('masked', 'reconstruction', 'error'):
                 write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
             if len(rows) < MAX_ON_SHEET:
                 rows.append(list(pictures.values()))
                 texts.append(f'{printable(stem)}, {loss_name} {loss:.3f}')
             losses.append((name, loss))
-            line.say(f'{name}: {loss_name} {loss:.3f} on {network.cells - visible.shape[1]} hidden cells of {network.cells}')
+            line.say(f'{printable(name)}: {loss_name} {loss:.3f} on {network.cells - visible.shape[1]} hidden cells of '
+                     f'{network.cells}')
     sheet = out / 'contact_sheet.png'
     about = explanation(network, saved.method.masked_images(saved.options))
     write_picture(sheet, labelled_columns(rows, list(shown.values()), texts, about))

@@ -25,6 +25,7 @@ from common.networks.guess import guess_model
 from common.networks.keys import unwrap
 from common.networks.load import Loaded, load_found, read_weights
 from common.reliability.checkpoint import is_run
+from common.words import printable
 from pretrain.config import PretrainingOptions
 from pretrain.masked_network import ENCODER, MaskedNetwork
 from pretrain.methods import DEFAULT, METHODS, Method, method_of, options_of
@@ -119,7 +120,7 @@ class Saved:
             try:
                 image = self.prepare(images[number])
             except Exception as error:  # whatever a damaged file makes its reader raise
-                say(f'unreadable image {name} ({type(error).__name__}: {error}): it is left out')
+                say(f'unreadable image {printable(name)} ({type(error).__name__}: {error}): it is left out')
                 continue
             num_read += 1
             yield number, name, image

@@ -26,6 +26,7 @@ from torchvision.transforms import functional as F
 from common.images.augmented import Augmented, Crop, collate
 from common.images.fast_decode import LARGEST
 from common.images.files import ImageFiles
+from common.memory_errors import is_out_of_memory
 from common.words import first_line
 
 MOST_PIXELS = 2 ** 24  # of a JPEG that the GPU decodes; its crop takes 12 bytes a pixel there
@@ -236,6 +237,8 @@ class DeviceDecoder:
         try:
             found = self.decode([contents[i] for i in tried], self.mode) if tried else []
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             # It does not say which of them is at fault.
             if len(tried) > 1:
                 return [self.decoded([content], [one])[0] for content, one in zip(contents, encoded)]

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.images.augmented import collate
+from common.words import printable
 
 NAMED = 3  # images that cannot be read of which is said why
 
@@ -164,7 +165,7 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
     batches = [[(0, index) for index in own[start:start + batch]] for start in range(0, len(own), batch)]
     for images, labels, failures in loader(augmented, batches, workers, ranks.device, collate):
         for index, error in failures:
-            warn(f'unreadable image {augmented.name(index)} ({error}): it is left out')
+            warn(f'unreadable image {printable(augmented.name(index))} ({error}): it is left out')
         if len(images):
             yield images, labels
         if count:

@@ -47,14 +47,17 @@ def num_classes_in(state, cnn, classifier, which=None):
 
 
 def head_parameters(cnn, size, in_chans=3):
-    """Return the names of the parameters that `forward_features` does not use.
+    """Return the names of the parameters of modules that `forward_features` does not call.
 
-    They are the classifier's, and those of layers right before it. Of a network without `forward_features`
-    they are those of its last linear layer. size: (height, width) of images that the network takes.
+    They are the classifier's, and those of layers right before it. A module that is not called counts as used if
+    the module that it is a part of is called: attention may take the weights of its layers itself, as in BEiT.
+    Of a network without `forward_features` they are those of its last linear layer. size: (height, width) of
+    images that the network takes.
     """
     if hasattr(cnn, 'forward_features'):
         used = modules_of_features(cnn, torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device))
-        head = [module for module in cnn.modules() if module not in used and module is not cnn]
+        uncalled = {name: module for name, module in cnn.named_modules() if name and module not in used}
+        head = [module for name, module in uncalled.items() if '.' not in name or name.rpartition('.')[0] in uncalled]
     else:
         head = [module for module in cnn.modules() if isinstance(module, nn.Linear)][-1:]
     ids = {id(parameter) for module in head for parameter in module.parameters(recurse=False)}

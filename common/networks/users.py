@@ -11,5 +11,6 @@ def register(module=USERS_NETWORKS):
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if module != USERS_NETWORKS:
+        # The error can also be of a package that the module imports.
+        if module != USERS_NETWORKS or error.name not in (USERS_NETWORKS, USERS_NETWORKS.partition('.')[0]):
             raise ValueError(f'--register={module}: {error}') from error

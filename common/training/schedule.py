@@ -1,7 +1,7 @@
 """Learning rate and weight decay as functions of the step: the curves that all programs share.
 
-Which of them a run takes is in `Run.schedule` of pretrain/pretraining.py, of downstream_imagenet/run.py, and
-of `FineTuningRun` in common/training/finetuning.py.
+Which of them a run takes is in the `curve` of its Run: in pretrain/pretraining.py, common/training/finetuning.py,
+downstream_imagenet/run.py and downstream_ade20k/run.py.
 
 A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate`, a `HalfCosine`, a `Drop` or a
 `Polynomial`. Its method

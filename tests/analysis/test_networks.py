@@ -1,10 +1,14 @@
 """The networks of a command line: which weights they get, and what is refused."""
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from analysis.images import Settings, find_images
 from analysis.networks import Asked, Opened, asked, class_numbers, open_classifier, open_network
 from downstream_imagenet.classifier import LinearProbe
+from tests.analysis.conftest import write_tuned
 from tests.conftest import randomise
 
 
@@ -76,6 +80,25 @@ def test_the_average_of_the_weights_is_taken_where_it_is_named(settings, tuned, 
 def test_a_difference_from_training_is_said(settings, tuned):
     notes = open_classifier(Asked('x', 'your_convnet', str(tuned)), settings(size=(48, 64))).notes
     assert 'note: input_size of x was (32, 32) in training, and is (48, 64) here' in notes
+
+
+@pytest.mark.parametrize('opened', [open_classifier, open_network])
+def test_values_of_pixels_are_read_as_in_training_or_the_difference_is_said(opened, settings, tmp_path):
+    file = write_tuned(tmp_path / 'your_convnet_1kfinetuned_best.pth', seed=1, pixel_range=[0.0, 4095.0])
+    asked = Asked('x', 'your_convnet', str(file))
+    told = 'note: pixel_range of x was (0.0, 4095.0) in training, and is None here'
+    assert told in opened(asked, settings()).notes
+    assert not any('pixel_range' in note for note in opened(asked, settings(pixel_range=(0.0, 4095.0))).notes)
+
+
+def test_images_of_more_than_8_bits_are_read_in_the_range_that_is_given(tmp_path):
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / '1.png')
+    options = {'data_path': str(tmp_path), 'images': 1, 'size': (8, 8), 'in_chans': 1}
+    whole, part = (find_images(Settings(**options, pixel_range=given))[0] for given in (None, (0, 4095)))
+    assert whole.max() < 0.07 and part.min() == 1
+    assert Settings(**options).preparation != Settings(**options, pixel_range=(0, 4095)).preparation
+    with pytest.raises(ValueError, match='--pixel_range is from,to with from < to, not 5,1'):
+        Settings(**options, pixel_range=(5, 1))
 
 
 @pytest.mark.parametrize('has_norm', [True, False])

@@ -3,7 +3,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from common.cli import boolean, changes, option, parse, plain_fields, renewed
+from common.cli import boolean, changes, errors_in_one_sentence, option, parse, plain_fields, renewed
+
+
+@pytest.mark.parametrize(('error', 'sentence'), [
+    (ValueError('it does not fit'), 'error: it does not fit'), (ValueError(), 'error: ValueError'),
+    (ValueError('Caught ValueError in a process\n  trace\nValueError: a file'), 'error: a file')])
+def test_what_does_not_fit_is_one_sentence(error, sentence):
+    with pytest.raises(SystemExit) as end, errors_in_one_sentence():
+        raise error
+    assert end.value.code == sentence
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def test_of_boxes_that_overlap_the_most_certain_one_is_drawn_whatever_its_class(
 
 def test_the_colour_of_a_category_is_that_of_its_id():
     assert len({colour_of(number) for number in range(91)}) == 91
+    assert len({colour_of(name) for name in ('cat', 'dog', 1.5, 'a' * 200)}) == 4  # ids may be texts or other numbers
+    assert colour_of('cat') == colour_of('cat') and all(0 <= part <= 255 for part in colour_of('cat'))
     first = drawn(torch.zeros(3, 800, 800), found([9, 99, 500, 500]), CATEGORIES)
     second = drawn(torch.zeros(3, 800, 800), found([9, 99, 500, 500], labels=[2]), CATEGORIES[::-1])
     assert first.tobytes() == second.tobytes() and has_colour(first, 3).any()

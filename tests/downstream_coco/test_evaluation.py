@@ -21,6 +21,7 @@ def test_the_truth_has_an_average_precision_of_one_hundred(scenes):
     assert 0 < half['box_AP'] < 90
     nothing = average_precision(annotations, [], looked, True)
     assert nothing['box_AP'] == nothing['mask_AP'] == 0 and nothing['objects_found'] == 0
+    assert nothing['box_AP_large'] is None  # There is none to find, whatever is found.
     only = [one['image_id'] for one in results][:1]
     assert average_precision(annotations, [one for one in results if one['image_id'] in only], only, True)['box_AP'] == \
         pytest.approx(100)  # images that could not be read do not count

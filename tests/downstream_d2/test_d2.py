@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -144,6 +145,17 @@ def test_other_networks_are_refused(name, words, tmp_path):
     with pytest.raises(SystemExit) as stop:
         convert(timm.create_model(name).state_dict(), tmp_path)
     assert words in stop.value.code and stop.value.code.startswith('error: ') and not (tmp_path / 'd2.pkl').exists()
+
+
+def test_networks_for_other_images_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match='not for images of three channels'):
+        convert(timm.create_model('resnet50', in_chans=1).state_dict(), tmp_path)
+
+
+def test_parameters_are_converted_as_tensors_are(tmp_path):
+    state = timm.create_model('resnet50').state_dict(keep_vars=True)
+    module = program('convert-timm-to-d2.py')
+    assert all(isinstance(value, np.ndarray) for value in module.convert(state).values())
 
 
 def test_other_files_are_refused(tmp_path):

@@ -11,9 +11,12 @@ from downstream_imagenet.class_folders import LabelledFolder, find_labelled
 from downstream_imagenet.classifier import Classifier
 from downstream_imagenet.data import (
     Mixing,
+    all_labels,
     check_labelled,
+    check_same_classes,
     class_names,
     evaluation_transform,
+    labels_of,
     share_of,
     training_transform,
 )
@@ -125,6 +128,57 @@ def test_labels_that_are_none(small, label, word):
     images = [(torch.zeros(3, 20, 20), label)] * 6
     with pytest.raises(ValueError, match=word):
         fine_tune(small(num_classes=2, data_path=None, augment='none'), images, images)
+
+
+class Listed(list):
+    """A data set of (image, class) that names its classes."""
+    classes = ['cat', 'dog']
+
+
+def test_classes_of_validation_images_have_the_same_numbers(small):
+    """Else a folder that lacks a class would shift the numbers of all later ones, and the accuracy would be wrong."""
+    images, val = Listed([(torch.zeros(3, 20, 20), 0)] * 12), Listed([(torch.zeros(3, 20, 20), 0)] * 6)
+    val.classes = ['dog']
+    with pytest.raises(ValueError, match=r'other classes \(dog, ...\) than the training images \(cat, dog'):
+        fine_tune(small(data_path=None, augment='none'), images, val)
+    check_same_classes([], ['cat', 'dog'])
+    val.classes = ['cat']  # The first ones have the same numbers.
+    check_same_classes(val, ['cat', 'dog'])
+
+
+def test_a_data_set_without_classes_is_refused():
+    images = Listed()
+    images.classes = []
+    with pytest.raises(ValueError, match='the data set has no classes'):
+        class_names(images)
+
+
+@pytest.mark.parametrize('labels', [torch.eye(3), np.eye(3), [[0, 1], [1, 0]], ['cat', 'dog']],
+                         ids=['torch', 'numpy', 'lists', 'texts'])
+def test_listed_classes_are_numbers(labels):
+    images = Listed()
+    images.targets = labels
+    with pytest.raises(ValueError, match='the `targets` of the data set are not numbers'):
+        labels_of(images)
+
+
+def test_an_image_that_has_to_be_read_for_its_class_and_cannot_is_named():
+    class Broken(Listed):
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError('truncated')
+            return torch.zeros(3, 20, 20), 0
+
+    with pytest.raises(ValueError, match=r'item 2 of the data set cannot be read \(OSError: truncated\)'):
+        all_labels(Broken([0] * 4))
+
+
+def test_an_evaluation_augments_nothing(small):
+    """So tensors, such as 16-bit images, can be measured without --augment=none."""
+    images = [(torch.zeros(3, 20, 20), 0)] * 4
+    check_labelled(images, small(), 2, augmented=False)
+    with pytest.raises(ValueError, match='--augment=none'):
+        check_labelled(images, small(), 2)
 
 
 def test_later_labels_are_checked_too(small):

@@ -1,5 +1,6 @@
 """Classifying images with a fine-tuned run: equal to its evaluation; tables, pictures, refusals."""
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from common.demo_world import write_world
 from common.networks.create import create_cnn
 from common.reliability.checkpoint import save
-from common.words import printable
+from common.words import file_stem, printable
 from downstream_imagenet import predict as module
 from downstream_imagenet.config import Options
 from downstream_imagenet.main import fine_tune
@@ -317,6 +318,7 @@ def test_texts_fit_and_print():
     sheet = sheet_of([(None, 'a long name of a picture ' * 50 + 'end.png', 'x' * 9000)])
     assert SIDE <= sheet.width < SIDE + 30
     assert printable('a\nb\udcff ü') == 'a\\nb\\udcff ü'
+    assert file_stem('a/b\udcff.tar.gz') == 'b\udcff.tar' and len(os.fsencode(file_stem('語' * 80 + '.png'))) == 150
 
 
 def test_no_module_that_a_file_names_is_imported(run, tmp_path, monkeypatch):

@@ -106,3 +106,9 @@ def test_mae_asks_for_one_kind_of_weights():
     for flags in ([], ['--random', '--weights=f']):
         with pytest.raises(SystemExit, match='one of --weights=FILE, --random and --timm'):
             linear.main(['--mae', '--data_path=D', *flags])
+
+
+def test_mae_explains_its_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        linear.main(['--mae', '--help'])
+    assert end.value.code in (0, None) and '--data_path' in capsys.readouterr().out

@@ -5,6 +5,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.beit import Beit
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 
 from common.networks.classifier import head_parameters
 from common.networks.create import create_cnn
@@ -22,6 +24,14 @@ from tests.conftest import randomise
 ])
 def test_the_head_is_what_the_features_do_not_need(name, expected):
     assert head_parameters(timm.create_model(name), (64, 64)) == expected
+
+
+def test_layers_whose_weights_attention_takes_itself_are_no_head():
+    """BEiT's attention and Swin v2's do not call their layer `qkv`. A file without its weights must not count as whole."""
+    beit = Beit(img_size=32, patch_size=16, embed_dim=32, depth=1, num_heads=2, num_classes=5)
+    assert head_parameters(beit, (32, 32)) == ['fc_norm.weight', 'fc_norm.bias', 'head.weight', 'head.bias']
+    swin = SwinTransformerV2(img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4, num_classes=5)
+    assert head_parameters(swin, (64, 64)) == ['head.fc.weight', 'head.fc.bias']
 
 
 @pytest.mark.parametrize('name', ['convnext_tiny', 'resnet18', 'densenet121'])

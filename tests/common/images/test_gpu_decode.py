@@ -183,6 +183,18 @@ def test_a_jpeg_that_the_device_does_not_decode_is_read_by_pillow_and_named_once
     assert decode.calls == [4, 1, 1, 1, 1, 3, 3]  # known by then, it does not cost the others their batch
 
 
+def test_a_full_memory_is_no_fault_of_an_image(photos):
+    def full(contents, mode):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    encoded = EncodedImages(ImageFiles(photos), CROP, None, seed=5)
+    told = Told()
+    decoder = DeviceDecoder(encoded, CPU, full, told.warn, told.failures)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder(collate_encoded([encoded[0, index] for index in range(4)])[0])
+    assert not told and not decoder.refused
+
+
 def test_what_neither_decodes_is_replaced_and_told(photos):
     """The file was whole when its header was read, and is damaged when Pillow comes to it."""
     images, told = ImageFiles(photos), Told()

@@ -153,3 +153,4 @@ def test_the_error_of_a_rank_that_is_alone_is_a_sentence(agent, monkeypatch):
 def test_without_a_limit_ranks_wait_for_each_other_for_days():
     """NCCL's own limit is ten minutes, which the check of a large data set by one rank may take."""
     assert time_limit(0) > timedelta(days=10) and time_limit(30) == timedelta(minutes=35)
+    assert time_limit(float('inf')) == time_limit(1e6) == time_limit(0)
