@@ -9,7 +9,7 @@ import torch
 from common.config import normalisation_of
 from common.images.augmented import Augmented, CentreCrop
 from common.images.files import ImageFiles
-from common.images.reading import Reading
+from common.images.reading import Reading, is_range
 from common.images.splits import validation_folder
 from common.seeds import seed_for
 
@@ -48,7 +48,7 @@ class Settings:
             raise ValueError(f'--seed is 0 or more, not {self.seed}')
         if self.workers is not None and self.workers < 0:
             raise ValueError(f'--workers is 0 or more, not {self.workers}')
-        if self.pixel_range is not None and (len(self.pixel_range) != 2 or not self.pixel_range[0] < self.pixel_range[1]):
+        if self.pixel_range is not None and not is_range(self.pixel_range):
             raise ValueError(f'--pixel_range is from,to with from < to, not {",".join(map(str, self.pixel_range))}')
         for name in ('mean', 'std'):
             value = getattr(self, name)

@@ -112,7 +112,7 @@ def open_network(one, settings):
     notes = ()
     if one.weights is not None:
         loaded = load_classifier(cnn, one.weights, one.model, settings.size, settings.in_chans)
-        config = {} if one.weights == 'timm' else options_in_weights(read_weights(one.weights)[0])[0]
+        config = {} if one.weights == 'timm' else options_and_classes(read_weights(one.weights)[0])[0]
         notes = (f'{one.legend}: {loaded}', *differences(one, settings, config))
     return Opened(cnn.eval(), None, None, notes, digest_of(cnn))
 
@@ -138,7 +138,7 @@ def open_classifier(one, settings):
         number = settings.outputs_of(cnn)
         return Opened(cnn.eval(), None, number, (f'{one.legend}: {loaded}',), digest_of(cnn))
     content, path, which = read_weights(one.weights)
-    config, classes = options_in_weights(content)
+    config, classes = options_and_classes(content)
     is_run = config and isinstance(content.get('model'), dict)
     state = unwrap(content['model'] if is_run and which is None else content, path)
     refuse_pretrained(state, config, path)
@@ -151,7 +151,7 @@ def open_classifier(one, settings):
     return Opened(module, classes, number, notes, digest_of(module))
 
 
-def options_in_weights(content):
+def options_and_classes(content):
     """Return (options, names of the classes or None) that a file of ours tells; ({}, None) for weights
     alone.
     """

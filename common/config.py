@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from common.cli import boolean, numbers, option, plain_fields
-from common.images.reading import Reading
+from common.images.reading import Reading, is_range
 from common.paths import require_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,8 +97,7 @@ class ImageOptions:
         require(sides is None or len(sides) == 2 and min(sides) > 0 and all(isinstance(side, int) for side in sides),
                 f'input_size is a side or height,width, not {self.input_size}')
         require(self.std is None or min(self.std, default=0) > 0, f'std must be more than 0, not {self.std}')
-        require(self.pixel_range is None or len(self.pixel_range) == 2 and
-                -float('inf') < self.pixel_range[0] < self.pixel_range[1] < float('inf'),
+        require(self.pixel_range is None or is_range(self.pixel_range),
                 f'pixel_range is from,to with from < to, not {self.pixel_range}')
         require(self.max_pixels is None or self.max_pixels >= 1,
                 f'max_pixels must be 1 or more, not {self.max_pixels}')

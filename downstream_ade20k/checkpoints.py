@@ -8,8 +8,9 @@ from common.networks.load import load_classifier, load_strictly
 from common.pyramid import levels_of
 from common.reliability.checkpoint import read_plain
 from common.seeds import seed_for
+from common.training.same_run import refuse_other_model
 from downstream_ade20k.classes import Classes
-from downstream_ade20k.config import NOT_GIVEN, Options
+from downstream_ade20k.config import NOT_GIVEN
 from downstream_ade20k.segmenter import Segmenter
 
 OF_THE_NETWORK = ('model', 'in_chans', 'head', 'head_channels', 'map_norm', 'head_dropout', 'aux_weight', 'drop_path',
@@ -60,11 +61,9 @@ def restore(content, options):
 def restored_options(config, options):
     """The options with the network of a file, and with its images where they do not say otherwise.
 
-    config: the options in the file, as a dictionary. Raises ValueError for another network than the file's; the default
-    of --model counts as not given.
+    config: the options in the file, as a dictionary. Raises ValueError for another network, see `refuse_other_model`.
     """
-    if options.model not in (config['model'], Options.model):
-        raise ValueError(f'--model={options.model}: the network of {options.eval} is {config["model"]}. Leave --model out')
+    refuse_other_model(options, config['model'])
     found = {name: config[name] for name in OF_THE_NETWORK if name in config}
     for name, others in OF_THE_IMAGES.items():
         value = getattr(options, name)

@@ -8,6 +8,7 @@ from common.networks.load import load_classifier, load_strictly
 from common.pyramid import SIDE, levels_of
 from common.reliability.checkpoint import read_plain
 from common.seeds import seed_for
+from common.training.same_run import refuse_other_model
 from downstream_coco.detector import Detector
 
 
@@ -37,15 +38,12 @@ def read_detector(path):
 
 
 def restore(content, options):
-    """(options, a Detector for each of the file's weights, its categories, whether it finds masks). Raises
-    ValueError.
+    """(options, a Detector for each of the file's weights, its categories, whether it finds masks).
 
     The network's options are those of the file; so are those of its images unless others than the defaults
-    were given. Raises ValueError for another network than the file's; the default of --model counts as not given.
+    were given. Raises ValueError for another network, see `refuse_other_model`, and for weights that do not fit.
     """
-    then = content['config'].get('model')
-    if options.model not in (then, type(options).model):
-        raise ValueError(f'--model={options.model}: the network of {options.eval} is {then}. Leave --model out')
+    refuse_other_model(options, content['config'].get('model'))
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
     default = {field.name: field.default for field in dataclasses.fields(options)}

@@ -16,4 +16,9 @@ class Reading:
     max_pixels: int | None = None
 
 
+def is_range(pixel_range):
+    """Whether (from, to) are two finite numbers, the second one larger."""
+    return len(pixel_range) == 2 and -float('inf') < pixel_range[0] < pixel_range[1] < float('inf')
+
+
 AS_IT_IS = Reading()

@@ -21,6 +21,15 @@ def refuse_options(options, saved, length, chosen=(), facts=()):
                          'another name, or --fresh to start over')
 
 
+def refuse_other_model(options, then):
+    """Raise a ValueError if --model is another network than that of the file which --eval names.
+
+    then: the network of the file. The default of --model counts as not given.
+    """
+    if options.model not in (then, type(options).model):
+        raise ValueError(f'--model={options.model}: the network of {options.eval} is {then}. Leave --model out')
+
+
 def is_other_data(saved, images, fingerprint):
     """Whether the training images are not those of the run that was saved, as far as both know their fingerprint.
 
