@@ -230,6 +230,6 @@ def parse_options(argv=None):
 def check_options(argv=None):
     """Exit as `parse_options` does if the options of a command line are wrong, without loading torch.
 
-    Returns Options without the recipe of the model.
+    Returns Options without the recipe of the model, but for the size of its crops, which other sizes must fit.
     """
-    return parse(Options, 'downstream_ade20k.main', ABOUT, argv)
+    return parse(Options, 'downstream_ade20k.main', ABOUT, argv, published.size_of_crops)

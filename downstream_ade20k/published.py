@@ -61,6 +61,17 @@ def recipe(given):
     return {name: value for name, value in options.items() if name not in CHOSEN}
 
 
+def size_of_crops(given):
+    """{'input_size': pixels}, where the recipe for a model by its own name sets it; else {}. Nothing is made to see it.
+
+    given: as of `recipe`.
+    """
+    if given.get('eval') is not None:
+        return {}
+    own = RECIPES.get(given.get('model', 'resnet50').split('.')[0], {})
+    return {name: own[name] for name in ('input_size',) if name in own}
+
+
 def recipe_of(model, opt=None):
     """All options of the recipe for a model, by its own name or by its kind. Raises ValueError for a model that timm
     does not know.

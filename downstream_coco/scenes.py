@@ -15,6 +15,8 @@ from common.images.augmented import Augmented, Steps, as_input
 from common.seeds import seed_for
 from common.training.device import to_device
 
+ASPECTS = 3 / 4, 4 / 3  # of a random crop, width by height: the least and the most
+
 
 @dataclass(frozen=True)
 class View:
@@ -88,7 +90,7 @@ class TrainingView:
     def __call__(self, height, width):
         box = (0, 0, height, width)
         if self.crop_scale != (1.0, 1.0):
-            box = RandomResizedCrop.get_params(torch.empty(1, height, width), self.crop_scale, (3 / 4, 4 / 3))
+            box = RandomResizedCrop.get_params(torch.empty(1, height, width), self.crop_scale, ASPECTS)
         least, most = self.short
         sides = range(most, least - 1, -32 if most - least >= 32 else -1)
         short = sides[int(torch.randint(len(sides), ()))]
@@ -115,6 +117,22 @@ def resized(height, width, short, long):
     """
     scale = min(short / min(height, width), long / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def largest_size(shapes, view, images):
+    """(height, width) in pixels of the largest batch that a TrainingView gives, before it is padded to a stride.
+
+    A batch of several images may hold upright and wide ones. It is then as high as the one and as wide as the
+    other.
+
+    shapes: height and width of the data set's images, (N, 2). images: of the batch.
+    """
+    if view.crop_scale != (1.0, 1.0):
+        shapes = [(1 / aspect, 1) for aspect in ASPECTS]
+    sizes = [resized(*shape, view.short[1], view.long) for shape in np.unique(shapes, axis=0).tolist()]
+    if images == 1:
+        return max(sizes, key=math.prod)
+    return tuple(max(sides) for sides in zip(*sizes))
 
 
 class Scenes(Augmented):

@@ -13,7 +13,7 @@ from common.words import counted, described
 from downstream_coco.checkpoints import build_detector
 from downstream_coco.config import Options
 from downstream_coco.evaluation import evaluate, figures, whole_scenes
-from downstream_coco.scenes import Collate, Scenes, SimilarShapes, TrainingView, moved
+from downstream_coco.scenes import Collate, Scenes, SimilarShapes, TrainingView, largest_size, moved
 
 WARMUP = 500  # steps
 
@@ -69,12 +69,11 @@ class DetectorTraining(FineTuning):
         return [*self.images.remarks, *self.val_images.remarks]
 
     def example_batch(self, images):
-        """Images of the largest size, with as many objects as the image that has most."""
+        """The largest batch of so many images, each with as many objects as the image that has most."""
         options, stride = self.options, self.network.stride
-        side = max(options.short_sides)
-        long_side = min(options.long_side, round(side * options.long_side / options.input_size))
-        height, width = (-(-one // stride) * stride for one in (side, long_side))
-        boxes = torch.tensor([[0.0, 0.0, side / 2, side / 2]]).expand(self.images.most, 4)
+        size = largest_size(self.images.shapes, self.training_view(), images)
+        height, width = (-(-side // stride) * stride for side in size)
+        boxes = torch.tensor([[0.0, 0.0, width / 2, height / 2]]).expand(self.images.most, 4)
         target = {'boxes': boxes, 'labels': torch.ones(len(boxes), dtype=torch.int64), 'size': (height, width)}
         if self.images.has_masks:
             target['masks'] = torch.ones(len(boxes), height, width, dtype=torch.uint8)
@@ -95,10 +94,13 @@ class DetectorTraining(FineTuning):
         rest = nn.ModuleList([network.backbone.fpn, network.rpn, network.roi_heads])
         return build_optimizer(options.opt, groups + parameter_groups(rest, options.weight_decay))
 
+    def training_view(self):
+        options = self.options
+        return TrainingView(options.short_sides, options.long_side, options.crop_scale, options.flip)
+
     def make_datasets(self):
         options = self.options
-        view = TrainingView(options.short_sides, options.long_side, options.crop_scale, options.flip)
-        return (Scenes(self.images, view, options.normalisation, options.seed, timeout=options.read_timeout),
+        return (Scenes(self.images, self.training_view(), options.normalisation, options.seed, timeout=options.read_timeout),
                 whole_scenes(options, self.val_images))
 
     def make_batches(self):

@@ -18,6 +18,7 @@ from common.training.run import autocast, loading_processes
 from common.words import counted
 from downstream_imagenet.class_folders import find_labelled
 from downstream_imagenet.classifier import build_classifier, load_trained
+from downstream_imagenet.config import recipe
 from downstream_imagenet.data import check_labelled, check_same_classes, class_names, evaluation_transform, labelled_once
 from downstream_imagenet.labelled import measured_folder, with_part
 
@@ -70,13 +71,17 @@ def options_and_classes(content, path):
 
 
 def as_in_training(options, then):
-    """The options with the network and the images of a run, where others than the defaults were not given.
+    """The options with the network and the images of a run. Those stay that are neither the defaults nor what the
+    model's recipe sets: a user gave them.
 
     then: the options of the run, as a dictionary.
     """
     default = {field.name: field.default for field in dataclasses.fields(options)}
+    of_recipe = recipe({name: getattr(options, name) for name in ('model', 'recipe', 'input_size', 'test_size', 'register',
+                                                                  'freeze')})
     names = ('model', 'input_size', 'test_size', 'in_chans', 'crop', 'mean', 'std', 'pixel_range')
-    taken = {name: then[name] for name in names if name in then and getattr(options, name) == default[name]}
+    taken = {name: then[name] for name in names
+             if name in then and getattr(options, name) in (default[name], of_recipe.get(name, default[name]))}
     if 'model' in taken:
         taken['drop_path'] = then.get('drop_path')  # The recipe of the default network has one.
     if 'input_size' not in taken:

@@ -16,7 +16,7 @@ import torch
 
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.live_line import LiveLine
-from common.pictures import as_image, labelled_columns
+from common.pictures import SIDE, as_image, labelled_columns, scaled
 from common.words import file_stem, printable
 from pretrain.arguments import add_network, network_of
 from pretrain.results.pictures import captions, explanation, views, with_grid, write_picture
@@ -64,7 +64,7 @@ def reconstruct(saved, sources, out, seed=0, mask=None, grid=False, say=print):
             for field in ('masked', 'reconstruction', 'error'):
                 write_picture(out / f'{stem}_{field}.png', as_image(pictures[field]))
             if len(rows) < MAX_ON_SHEET:
-                rows.append(list(pictures.values()))
+                rows.append([scaled(picture, SIDE) for picture in pictures.values()])
                 texts.append(f'{printable(stem)}, {loss_name} {loss:.3f}')
             losses.append((name, loss))
             line.say(f'{printable(name)}: {loss_name} {loss:.3f} on {network.cells - visible.shape[1]} hidden cells of '

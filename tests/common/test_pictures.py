@@ -22,7 +22,9 @@ def area(sheet, colour):
 @pytest.mark.parametrize(('side', 'shown'), [(1, 224), (32, 224), (64, 256), (100, 200), (150, 150), (224, 224), (336, 336),
                                              (500, 224), (4000, 224)])
 def test_small_pictures_are_enlarged_and_large_ones_made_small(side, shown):
-    assert scaled(Image.new('RGB', (side, side)), 224).size == (shown, shown)
+    picture = scaled(Image.new('RGB', (side, side)), 224)
+    assert picture.size == (shown, shown)
+    assert scaled(picture, 224).size == (shown, shown)  # It stays as it is when a sheet is made of it.
 
 
 def test_the_proportions_stay_and_pixels_become_squares():

@@ -9,8 +9,8 @@ import torch
 import tests.small_convvit  # noqa: F401  (tiny_convvit)
 from common.distributed import Ranks
 from common.training.schedule import Polynomial
-from downstream_ade20k.config import Options
-from downstream_ade20k.published import CHOSEN, RECIPES, WARMUP_START, nearest_divisor, recipe, recipe_of
+from downstream_ade20k.config import Options, check_options
+from downstream_ade20k.published import CHOSEN, RECIPES, WARMUP_START, nearest_divisor, recipe, recipe_of, size_of_crops
 from downstream_ade20k.recipe import Recipe
 from downstream_ade20k.run import Run
 from tests.conftest import ROOT
@@ -112,6 +112,21 @@ def test_the_learning_rate_of_a_recipe_at_some_iterations():
         for step, rate in rates.items():
             share, floor = curve.parts(step, options.iterations, options.warmup_iterations)
             assert floor + share * options.peak_lr == pytest.approx(rate, rel=1e-5), (model, step)
+
+
+@pytest.mark.parametrize(('given', 'expected'), [
+    ({'model': 'convnext_large'}, {'input_size': 640}), ({'model': 'convnext_tiny.fb_in1k'}, {'input_size': 512}),
+    ({}, {'input_size': 512}), ({'model': 'efficientnet_b0'}, {}), ({'model': 'convnext_large', 'eval': 'FILE'}, {})])
+def test_the_size_of_crops_is_known_before_the_network_is_made(given, expected):
+    assert size_of_crops(given) == expected
+
+
+def test_sizes_are_checked_against_the_crops_of_the_recipe(capsys):
+    line = ['--name=n', '--data_path=DIR', '--model=convnext_large']
+    assert check_options([*line, '--slide_stride=600']).slide_stride == 600
+    with pytest.raises(SystemExit):
+        check_options([*line, '--slide_stride=650'])
+    assert 'the smaller side of input_size, 640' in capsys.readouterr().err
 
 
 def test_published_recipes_are_read_without_torch():

@@ -11,7 +11,7 @@ from common.images.datasets import fingerprint
 from downstream_coco.annotations import read_annotations
 from downstream_coco.data import CocoImages
 from downstream_coco.evaluation import average_precision
-from downstream_coco.scenes import Collate, Scenes, SimilarShapes, View, WholeView, resized
+from downstream_coco.scenes import Collate, Scenes, SimilarShapes, TrainingView, View, WholeView, largest_size, resized
 from tests.downstream_coco.files import files, written
 
 # -- the drawn data set -----------------------------------------------------------------------------------------------
@@ -223,3 +223,26 @@ def test_images_are_padded_to_a_stride():
     assert images.shape == (2, 3, 64, 64) and failures == [(3, 'bad')]
     assert [one['size'] for one in targets] == [(30, 50), (40, 33)]
     assert images[0].sum() == 3 * 30 * 50 and images[1, :, :40, :33].sum() == 3 * 40 * 33
+
+
+@pytest.mark.parametrize(('crop_scale', 'images', 'expected'), [
+    ((1.0, 1.0), 1, (96, 80)),  # the upright image alone, which has most pixels
+    ((1.0, 1.0), 2, (96, 120)),  # as high as the upright one, as wide as the wide one
+    ((0.1, 1.0), 1, (80, 107)),
+    ((0.1, 1.0), 4, (107, 107))])  # crops of any image may be upright or wide
+def test_the_largest_batch_holds_upright_and_wide_images(crop_scale, images, expected):
+    view = TrainingView((40, 80), 120, crop_scale)
+    shapes = np.array([(60, 120), (120, 100), (60, 60)])
+    assert largest_size(shapes, view, images) == expected
+
+
+def test_no_drawn_batch_is_larger_than_the_largest():
+    shapes = [(60, 120), (120, 100), (60, 60), (300, 30)]
+    torch.manual_seed(0)
+    for crop_scale in ((1.0, 1.0), (0.2, 1.0)):
+        view = TrainingView((40, 80), 120, crop_scale)
+        drawn = [view(*shape).size for shape in shapes for _ in range(100)]
+        largest = np.array(largest_size(np.array(shapes), view, 2))
+        assert (np.max(drawn, 0) <= largest + 2).all()  # whole pixels of a small crop may exceed its aspect
+        assert (np.max(drawn, 0) > 0.9 * largest).all()
+

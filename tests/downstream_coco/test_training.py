@@ -132,6 +132,8 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path):
         predict_main([f'--weights={path}', str(tmp_path / 'grey.png')])
     assert json.loads((folder / 'predictions/predictions.json').read_text()) == []
     assert f'0 objects in all, in {folder}/predictions/predictions.json' in ''.join(terminal.lines)  # a long line is broken
+    with pytest.raises(ValueError, match='--model=resnet18: the network of .* is your_convnet. Leave --model out'):
+        train_detector(Options(eval=path, model='resnet18', data_path=small().data_path, workers=0))
     with pytest.raises(ValueError, match='no average'):
         predict(str(folder / 'your_convnet_coco_best.pth'), val, tmp_path / 'out', which='ema')
     with pytest.raises(ValueError, match='no image or folder'):

@@ -12,7 +12,7 @@ from downstream_imagenet.class_folders import LabelledFolder
 from downstream_imagenet.classifier import build_classifier as build
 from downstream_imagenet.config import recommended
 from downstream_imagenet.data import evaluation_transform
-from downstream_imagenet.evaluation import counts, evaluate
+from downstream_imagenet.evaluation import as_in_training, counts, evaluate
 from downstream_imagenet.main import fine_tune
 from downstream_imagenet.main import main as finetune_main
 from tests.conftest import ROOT
@@ -92,3 +92,10 @@ def test_eval_minds_the_classes_and_asks_for_no_more_than_it_needs(small, labell
     (tmp_path / 'test/bar_stripes').rename(tmp_path / 'test/bars')
     with pytest.raises(SystemExit, match='classes that the training images do not have: bars'):
         finetune_main([f'--eval={file}', f'--val_path={tmp_path}/test', '--model=your_convnet', '--img_size=32', '--workers=0'])
+
+
+@pytest.mark.parametrize(('given', 'crop'), [({}, 0.9), ({'crop': 0.8}, 0.8), ({'model': 'convvit_base'}, 0.9),
+                                             ({'model': 'convvit_base', 'crop': 0.8}, 0.8)])
+def test_eval_takes_the_crop_of_the_run_over_that_of_the_recipe(given, crop):
+    options = recommended(name='e', eval='FILE', **given)
+    assert as_in_training(options, {'model': 'convvit_base', 'crop': 0.9}).crop == crop
