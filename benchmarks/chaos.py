@@ -104,7 +104,7 @@ def kill(pids, number=signal.SIGKILL):
 
 def ranks_of(launcher):
     """The processes that train, of all that the launcher started: those that torchrun started."""
-    return [pid for pid in descendants(launcher) if 'torch.distributed.run' in words_of(parent_of(pid))]
+    return [pid for pid in descendants(launcher) if 'common.torchrun' in words_of(parent_of(pid))]
 
 
 def words_of(pid):

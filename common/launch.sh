@@ -105,7 +105,7 @@ trap hand_on TERM INT HUP USR1
 set -m
 (
   trap '' USR1  # some clusters signal every process of a job; those that train take this one all the same
-  RUN_EXIT_CODE_FILE=$told exec "$python" -m torch.distributed.run "${meet[@]}" --nproc_per_node="$processes" \
+  RUN_EXIT_CODE_FILE=$told exec "$python" -m common.torchrun "${meet[@]}" --nproc_per_node="$processes" \
     --max_restarts="$restarts" -m "$module" --name="$name" ${options[@]+"${options[@]}"}
 ) &
 torchrun=$!
