@@ -118,16 +118,16 @@ def section(results, letter):
              f'*State*: {state}.', '']
     if state == 'not run':
         return lines
-    lines += table(results, question.pairs)
-    found = answer(results, letter)
+    lines += table(results, question.beside + question.pairs)
+    found = answer(results, question.pairs + question.beside)
     lines += [f'{found}.', ''] if found else []
     return lines + (norms(results) if letter == 'b' else [])
 
 
-def answer(results, letter):
-    """What the pairs of a question show by the primary measure, in words; empty if nothing may be quoted yet."""
+def answer(results, pairs):
+    """What some pairs show by the primary measure, in words; empty if nothing may be quoted yet."""
     found = []
-    for better, worse in QUESTIONS[letter].pairs:
+    for better, worse in pairs:
         difference = results.difference(better, worse, PRIMARY)
         if difference:
             found.append(f'{STARTS[better].label} minus {STARTS[worse].label}, {MEASURES[PRIMARY]}: '
@@ -221,7 +221,7 @@ def answers(content):
     unanswered = []
     scales = of_scales(content)
     for letter, question in QUESTIONS.items():
-        found = [(results.scale.title, answer(results, letter)) for results in scales]
+        found = [(results.scale.title, answer(results, question.pairs)) for results in scales]
         found = [f'On a {title}: **{text}.**' for title, text in found if text]
         if found:
             lines.append(f'* ({letter}) {question.text} {" ".join(found)}')

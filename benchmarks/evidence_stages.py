@@ -94,10 +94,12 @@ class Question:
     """What is asked, what was expected before the runs, and which pairs of starts answer it.
 
     pairs: (start that is expected to be better, the other).
+    beside: pairs that are shown in the section of the question, and do not answer it.
     """
     text: str
     hypothesis: str
     pairs: tuple
+    beside: tuple = ()
 
 
 STARTS = {start.name: start for start in (
@@ -125,8 +127,8 @@ QUESTIONS = {
     'b': Question(
         'Is the sparse encoder better than the dense network on zeroed pixels?',
         'Yes after fine-tuning, as in the paper (section 4.4). The norms of the network on zeroed pixels fit whole images '
-        'less well.',
-        (('sparse', 'zeroed'), ('sparse', 'zeroed_time'))),
+        'less well. Zeroed pixels are better than random weights.',
+        (('sparse', 'zeroed'), ('sparse', 'zeroed_time')), (('zeroed', 'scratch'),)),
     't': Question(
         'Does pretraining still help if training from random weights gets the time of pretraining and fine-tuning together?',
         'Yes with 10 % of the labels, no with all of them.',

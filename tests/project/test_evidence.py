@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.evidence_records import Records, check_records, command
-from benchmarks.evidence_report import Results, filled, mean_and_error, page, verdict
+from benchmarks.evidence_report import Results, answers, filled, mean_and_error, page, verdict
 from benchmarks.evidence_runs import Runner, to_run
 from benchmarks.evidence_stages import QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan, Stage
 from common.demo_world import write_world
@@ -434,6 +434,14 @@ def test_a_number_of_fewer_than_three_seeds_is_not_quoted():
     assert '66.5' not in text and '65.0' not in text and '2 of 3 seeds' in text
     text = page(results({('sparse', 'final_10'): (61.0, 72.0, 86.0), ('scratch', 'final_10'): (60.0, 70.0, 83.0)}, seeds=4))
     assert '| *SparK minus random weights* |  |  |  | +2.0 +- 0.6 |  |' in text
+
+
+def test_a_comparison_beside_a_question_does_not_answer_it():
+    content = results({('zeroed', 'final_10'): (61.0, 72.0, 86.0), ('scratch', 'final_10'): (60.0, 70.0, 83.0)})
+    text = page(content)
+    assert '| *hidden pixels zeroed, dense network; equal epochs minus random weights* |  |  |  | +2.0 +- 0.6 |  |' in text
+    said = answers(content)
+    assert 'zeroed pixels' in said.split('Not measured')[1] and '+2.0' not in said
 
 
 def test_the_page_is_what_its_results_make():
