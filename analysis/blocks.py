@@ -10,8 +10,7 @@ The blocks of a network are, in falling order (`block_names`):
 
 What is looked at (`each_map`): what the first block gets (the stem's output, or the embedded patches), and
 the output of every block. In a block with an attention (or another mixer of tokens) and an MLP, what stands
-between the two residual branches is looked at too. Class tokens are dropped, and tokens are laid out on their
-grid.
+between the two residual branches is looked at too. Class tokens are dropped, and tokens are laid out on their grid.
 """
 import fnmatch
 import math
@@ -45,8 +44,7 @@ class Place:
 def block_names(cnn, pattern=None):
     """Return the names of the blocks of a network; empty if it has none.
 
-    pattern: of names, with * for any part, such as 'layer*.*'. Raises ValueError if no submodule is called
-    so.
+    pattern: of names, with * for any part, such as 'layer*.*'. Raises ValueError if no submodule is called so.
     """
     if pattern is not None:
         names = [name for name, _ in cnn.named_modules() if name and fnmatch.fnmatchcase(name, pattern)]
@@ -110,8 +108,7 @@ def repeated(cnn):
 
 @torch.no_grad()
 def each_map(cnn, images, names, take):
-    """Run a network on images (B, C, H, W), and hand its maps over, one after the other, so that none is
-    kept.
+    """Run a network on images (B, C, H, W), and hand its maps over, one after the other, so that none is kept.
 
     names: of its blocks; if empty, the levels of its pyramid are taken. take: called with (Place, map (B, C,
     h, w)) in the order in which they are computed.
@@ -136,9 +133,7 @@ def each_map(cnn, images, names, take):
 
 
 class Watched:
-    """One forward of a network whose blocks hand over what they compute. The arguments are those of
-    `each_map`.
-    """
+    """One forward of a network whose blocks hand over what they compute. The arguments are those of `each_map`."""
 
     def __init__(self, cnn, images, take):
         self.cnn = cnn
@@ -187,9 +182,7 @@ class Watched:
 
 
 def first_tensor(value):
-    """A tensor, or the first one of a tuple or a list, as of blocks with a size beside their tokens; else
-    None.
-    """
+    """A tensor, or the first one of a tuple or a list, as of blocks with a size beside their tokens; else None."""
     while isinstance(value, (tuple, list)) and value:
         value = value[0]
     return value if torch.is_tensor(value) else None
@@ -199,8 +192,7 @@ def as_maps(tensor, size, prefix=0):
     """Return the output of a block as (B, C, h, w); None if it is no map with more than one position.
 
     It may be (B, C, h, w), (B, h, w, C), or tokens (B, n, C). size: (height, width) of the images, whose
-    ratio tells which sides are the grid's. prefix: how many tokens the network has that are no patches; they
-    come first.
+    ratio tells which sides are the grid's. prefix: how many tokens the network has that are no patches; they come first.
     """
     if tensor is None or tensor.ndim not in (3, 4):
         return None
@@ -223,9 +215,7 @@ def unlikeness(grid, size):
 
 
 def grid_of(number, size):
-    """The (h, w) of so many positions that is most like an image of a size; None if there is none like it, or
-    for one.
-    """
+    """The (h, w) of so many positions that is most like an image of a size; None if there is none like it, or for one."""
     grids = [(h, number // h) for h in range(1, number + 1) if number % h == 0] if number > 1 else []
     best = min(grids, key=lambda grid: unlikeness(grid, size), default=None)
     return best if best is not None and unlikeness(best, size) <= ALIKE else None

@@ -22,9 +22,7 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#8c6d00', '#56b4e9', '#4
 
 @dataclass(frozen=True)
 class Curve:
-    """points: [(x, y)]. name: in the legend; None for no entry. errors: of each y, drawn as a bar; None for
-    none.
-    """
+    """points: [(x, y)]. name: in the legend; None for no entry. errors: of each y, drawn as a bar; None for none."""
     points: list
     colour: str
     name: str | None = None
@@ -97,9 +95,7 @@ class Pen:
         self.draw.rectangle([left * SCALE, top * SCALE, right * SCALE, bottom * SCALE], fill=colour)
 
     def text(self, x, y, text, anchor='la', letters=LETTERS, room=None):
-        """Write a text at a place. anchor: Pillow's. room: pixels; of a longer text the middle is left
-        out.
-        """
+        """Write a text at a place. anchor: Pillow's. room: pixels; of a longer text the middle is left out."""
         font = font_of(letters * SCALE)
         text = text if room is None else shortened(text, room * SCALE, font)
         self.draw.text((x * SCALE, y * SCALE), text, fill=INK, font=font, anchor=anchor)

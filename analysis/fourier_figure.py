@@ -1,6 +1,4 @@
-"""The figure of `python -m analysis.fourier`: curves of each network's blocks, and two measures against
-depth.
-"""
+"""The figure of `python -m analysis.fourier`: curves of each network's blocks, and two measures against depth."""
 from analysis.chart import COLOURS, Curve, Panel, between, figure
 
 FIRST, LAST = '#fcd34d', '#4c1d95'  # colours of the first and of the last block

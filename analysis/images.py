@@ -84,9 +84,7 @@ class Settings:
 
 
 def find_images(settings):
-    """Return the images of the folder; of its val/ (valid/, validation/) where it has one. Raises
-    ValueError.
-    """
+    """Return the images of the folder; of its val/ (valid/, validation/) where it has one. Raises ValueError."""
     path = Path(settings.data_path)
     folder = validation_folder(path) if path.is_dir() else None
     return ImageFiles(folder or path, settings.in_chans, reading=Reading(settings.pixel_range, settings.max_pixels))
@@ -99,9 +97,7 @@ def drawn(images, number, seed):
 
 
 def class_folder(images, place):
-    """Return the first folder in the path of an image, below the folder of all, its class. Raises
-    ValueError.
-    """
+    """Return the first folder in the path of an image, below the folder of all, its class. Raises ValueError."""
     path = Path(images.name(place)).relative_to(images.root)
     if len(path.parts) < 2:
         raise ValueError(f'{images.name(place)} is in no folder of a class: this analysis needs images with '

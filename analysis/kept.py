@@ -1,6 +1,4 @@
-"""Results that are kept in files while an analysis runs, so that the same command goes on where it
-stopped.
-"""
+"""Results that are kept in files while an analysis runs, so that the same command goes on where it stopped."""
 import copy
 import hashlib
 import json
@@ -19,9 +17,7 @@ def kept_file(out, about):
 
 
 def read_kept(path, empty):
-    """Return the content of a file of results, or a copy of `empty` if there is none. Raises ValueError if it
-    is damaged.
-    """
+    """Return the content of a file of results, or a copy of `empty` if there is none. Raises ValueError if it is damaged."""
     if not path.exists():
         return copy.deepcopy(empty)
     try:

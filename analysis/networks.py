@@ -48,8 +48,7 @@ class Opened:
 
 
 class Probe(nn.Module):
-    """A network and the linear classifier on its frozen features, as `downstream_imagenet.linear --mae` writes
-    them.
+    """A network and the linear classifier on its frozen features, as `downstream_imagenet.linear --mae` writes them.
 
     has_norm: whether there is a BatchNorm in front of the classifier.
     """
@@ -89,9 +88,7 @@ def asked(words, names=None):
 
 
 def refuse_path(word, model, weights):
-    """Raise a ValueError for a file without the name of its network, and for a folder, with the words that
-    would work.
-    """
+    """Raise a ValueError for a file without the name of its network, and for a folder, with the words that would work."""
     if not model or '=' not in word and Path(word).exists():
         path = Path(word.lstrip('='))
         guessed = guess_model(unwrap(read_plain(path), path)) if path.is_file() else None
@@ -103,8 +100,7 @@ def refuse_path(word, model, weights):
 
 
 def open_network(one, settings):
-    """Make the network that is asked for, with its weights, whatever its classifier. Returns Opened. Raises
-    ValueError.
+    """Make the network that is asked for, with its weights, whatever its classifier. Returns Opened. Raises ValueError.
 
     settings: Settings (analysis/images.py).
     """
@@ -125,9 +121,7 @@ def create(one, settings, num_classes=None):
 
 
 def open_classifier(one, settings):
-    """Make the network that is asked for, with a trained classifier. Returns Opened. Raises ValueError if it
-    has none.
-    """
+    """Make the network that is asked for, with a trained classifier. Returns Opened. Raises ValueError if it has none."""
     if one.weights is None:
         raise ValueError(f'{one.model} without weights has no trained classifier: give {one.model}=timm for '
                          f'those of timm, or {one.model}=FILE')
@@ -152,9 +146,7 @@ def open_classifier(one, settings):
 
 
 def options_and_classes(content):
-    """Return (options, names of the classes or None) that a file of ours tells; ({}, None) for weights
-    alone.
-    """
+    """Return (options, names of the classes or None) that a file of ours tells; ({}, None) for weights alone."""
     if not isinstance(content, dict):
         return {}, None
     config, classes = content.get('config'), content.get('classes')
@@ -163,9 +155,7 @@ def options_and_classes(content):
 
 
 def refuse_pretrained(state, config, path):
-    """Raise a ValueError for what masked pretraining wrote: such a network may have a classifier, but an
-    untrained one.
-    """
+    """Raise a ValueError for what masked pretraining wrote: such a network may have a classifier, but an untrained one."""
     has_mask_token = any('mask_token' in key for key in state)
     if has_mask_token or 'mask_ratio' in config or '_1kpretrained' in Path(path).name:
         raise ValueError(f'{path} is a pretrained network, without a trained classifier, which this analysis '
@@ -184,9 +174,7 @@ def probe_of(one, settings, state, path):
 
 
 def classifier_of(one, settings, state, path, which):
-    """Return (network, what was loaded) of a file with a trained classifier. Raises ValueError if it has
-    none.
-    """
+    """Return (network, what was loaded) of a file with a trained classifier. Raises ValueError if it has none."""
     entries = classifier_entries(one.model, settings.in_chans)
     num_classes = num_classes_in(state, create_cnn(one.model, settings.in_chans), entries, which)
     if num_classes is None:
@@ -216,8 +204,7 @@ def differences(one, settings, config):
 
 
 def class_numbers(opened, one, folders):
-    """Return {name of a folder: number of the class in a network's outputs}. Raises ValueError if that is not
-    known.
+    """Return {name of a folder: number of the class in a network's outputs}. Raises ValueError if that is not known.
 
     By name where the file names the classes, or where all folders are named as ImageNet's 1000 classes
     (n01440764); by their order where there are as many folders as classes.

@@ -7,8 +7,7 @@ are left. For two cells i, j and a context S of m others
     J(m) = mean over images and pairs of |I_ij(m)|, divided by the mean of J over all orders m.
 
 Deng et al., Discovering and Explaining the Representation Bottleneck of DNNs, ICLR 2022; the figure of A2MIM
-(Li et al., ICML 2023). Low orders are of cells with little around them, high orders of cells in almost the
-whole image.
+(Li et al., ICML 2023). Low orders are of cells with little around them, high orders of cells in almost the whole image.
 """
 import math
 
@@ -63,8 +62,7 @@ def draw_pairs(grid, number, seed, image):
 def draw_contexts(players, pairs, order, number, seed, image):
     """Draw `number` contexts of `order` other cells for each pair: an array (P, number, order) of cells.
 
-    They are a function of (seed, image, order) alone. With no cell, or with all of them, there is one
-    context.
+    They are a function of (seed, image, order) alone. With no cell, or with all of them, there is one context.
     """
     rng = np.random.default_rng(seed_for(f'contexts of {image}', seed, order))
     number = 1 if order in (0, players - 2) else number
@@ -96,8 +94,7 @@ def visible_cells(players, pairs, contexts):
 def pair_interactions(value, players, pairs, contexts):
     """Return I_ij of each pair, (P,) float64.
 
-    value: v, a function of bool (N, players), the cells that are left, that returns (N,). contexts: (P,
-    number, order).
+    value: v, a function of bool (N, players), the cells that are left, that returns (N,). contexts: (P, number, order).
     """
     visible = visible_cells(players, pairs, contexts)
     both, one, other, none = value(visible.flatten(0, 2)).double().view(visible.shape[:3]).unbind(2)
@@ -142,8 +139,7 @@ REWARDS = {'log_odds': log_odds, 'log_p': log_probability, 'logit': logit}
 def masked(image, visible, grid):
     """Return an image (C, H, W) as often as cells are given, 0 in the cells that are not left: (N, C, H, W).
 
-    visible: bool (N, rows * columns). The sides of the image are multiples of the rows and columns of the
-    grid.
+    visible: bool (N, rows * columns). The sides of the image are multiples of the rows and columns of the grid.
     """
     rows, columns = grid
     height, width = image.shape[1] // rows, image.shape[2] // columns

@@ -71,9 +71,7 @@ def environment():
 
 
 def build_seconds(code, name, size):
-    """{kind: (seconds, seconds of the processor)} of making a network and a SparK around it, in a new
-    process.
-    """
+    """{kind: (seconds, seconds of the processor)} of making a network and a SparK around it, in a new process."""
     done = subprocess.run([sys.executable, '-c', DRIVER, name, str(size)], cwd=code, env=environment(),
                           text=True, stdout=subprocess.PIPE)
     if done.returncode:
@@ -150,9 +148,7 @@ def tree(name, folder):
 
 
 def medians(rounds, kinds):
-    """'kind seconds (seconds of the processor)' of each kind that was measured, the medians over the
-    rounds.
-    """
+    """'kind seconds (seconds of the processor)' of each kind that was measured, the medians over the rounds."""
     for kind in KINDS:
         if kind in rounds[0] and kind in kinds:
             wall, processor = (median(found[kind][i] for found in rounds) for i in (0, 1))

@@ -1,5 +1,4 @@
-"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases
-beside it.
+"""Command lines from frozen dataclasses: each field is an option, with its help text, group and aliases beside it.
 
 A wrong option is answered at once, so neither torch nor NumPy is imported here.
 """
@@ -74,9 +73,7 @@ def plain_fields(options):
 
 
 def _as_plain(value, kind):
-    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises
-    TypeError.
-    """
+    """The value as a plain one of the kind (a type, or a union of them: the first that fits). Raises TypeError."""
     if hasattr(value, 'tolist'):  # a number or an array of NumPy, or a tensor
         value = value.tolist()
     for one in getattr(kind, '__args__', (kind,)):

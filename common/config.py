@@ -1,6 +1,4 @@
-"""Options that several programs have: images and a network; and for training, the run, optimisation, machine,
-log.
-"""
+"""Options that several programs have: images and a network; and for training, the run, optimisation, machine, log."""
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -48,9 +46,7 @@ def recipe_option(**named):
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Images and a network for them. None means not given: what then holds is said in the help. Raises
-    ValueError.
-    """
+    """Images and a network for them. None means not given: what then holds is said in the help. Raises ValueError."""
 
     dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data',
                           parse=str, harmless=True)
@@ -58,9 +54,9 @@ class ImageOptions:
     adapt_input_conv: bool = option(False, 'take weights that are for images of other channels too: the '
                                     'convolutions over the image are summed or repeated, as timm does',
                                     'data', harmless=True)
-    mean: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data',
+    mean: tuple = option(None, 'of each channel, for normalisation, of values from 0 to 1; ImageNet if not given', 'data',
                          parse=numbers)
-    std: tuple = option(None, 'of each channel, for normalisation; ImageNet if not given', 'data',
+    std: tuple = option(None, 'of each channel, for normalisation, of values from 0 to 1; ImageNet if not given', 'data',
                         parse=numbers)
     pixel_range: tuple = option(None, 'from,to: the values that become 0 and 1 in image files of more than 8 '
                                 'bits (16-bit, signed, float); others are clipped. If not given: all that '

@@ -15,9 +15,7 @@ def run_lengths(mask):
 
 
 def annotations_of(scene):
-    """The objects of a Scene in COCO's format, without ids. Those in full view have polygons, the others run
-    lengths.
-    """
+    """The objects of a Scene in COCO's format, without ids. Those in full view have polygons, the others run lengths."""
     found = []
     for name, visible, corners, is_crowd in scene.objects:
         mask = visible.reshape(scene.side, SCALE, scene.side, SCALE).mean((1, 3)) > 0.5
@@ -40,9 +38,7 @@ def annotations_of(scene):
 
 
 def draw_scene(rng, side, objects, crowd):
-    """(PIL image, annotations without ids) of a Scene. objects: how many. crowd: whether there is a crowd
-    besides.
-    """
+    """(PIL image, annotations without ids) of a Scene. objects: how many. crowd: whether there is a crowd besides."""
     scene = Scene(rng, side)
     if crowd:
         scene.add_crowd()

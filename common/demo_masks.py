@@ -49,8 +49,7 @@ def write_masks(folder, train, val, side, seed):
     train, val: how many images; every twelfth one has no object. side: in pixels.
 
     A mask is a PNG file with a palette. Its values are 0 for the background, 1, 2, ... for MASK_CLASSES, and
-    IGNORED where an outline passes. classes.txt has a line for each class: value, name, and colour as
-    #rrggbb.
+    IGNORED where an outline passes. classes.txt has a line for each class: value, name, and colour as #rrggbb.
     """
     folder = Path(folder)
     for split, name in enumerate(('train', 'val')):

@@ -28,8 +28,7 @@ def box(points):
     return np.array(points, float)
 
 
-# A texture is a function of (u, v), -1 to 1 in the object's own frame, that tells which of its two colours is
-# there.
+# A texture is a function of (u, v), -1 to 1 in the object's own frame, that tells which of its two colours is there.
 def stripes(n):
     return lambda u, v: np.sin(n * np.pi * u) > 0
 
@@ -96,8 +95,7 @@ def paint(name, rng, side, radius, centre):
 
     name: of the class. side: of the canvas. radius, centre: of the object; all in pixels.
 
-    Returns where it is, (side, side) bool; its colours, (side, side, 3); and its corners, (n, 2), x y in
-    pixels.
+    Returns where it is, (side, side) bool; its colours, (side, side, 3); and its corners, (n, 2), x y in pixels.
     """
     outline, texture = CLASSES[name]
     angle = rng.uniform(0, 2 * np.pi)
@@ -128,8 +126,7 @@ def draw(name, rng, side):
 
 
 class Scene:
-    """A picture of several objects, some of them behind others, drawn SCALE times larger than its side in
-    pixels.
+    """A picture of several objects, some of them behind others, drawn SCALE times larger than its side in pixels.
 
     rng: a generator of NumPy. side: of the image. names: of the classes that its objects are drawn of.
 
@@ -146,11 +143,9 @@ class Scene:
         self.objects = []
 
     def place(self, name, low, high, near=None):
-        """Draw an object of a class where it hides at most half of every other. Returns where it is, and its
-        corners.
+        """Draw an object of a class where it hides at most half of every other. Returns where it is, and its corners.
 
-        low, high: bounds of its radius, as shares of the side. near: a point that it is drawn near to, in
-        pixels.
+        low, high: bounds of its radius, as shares of the side. near: a point that it is drawn near to, in pixels.
 
         Returns (None, None) if no such place was found in 20 tries.
         """

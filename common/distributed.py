@@ -40,9 +40,7 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def gather(self, items):
-        """The lists `items` of all ranks, one after the other, as one list. The items must be plain
-        objects.
-        """
+        """The lists `items` of all ranks, one after the other, as one list. The items must be plain objects."""
         everyone = [items]
         if self.size > 1:
             everyone = [None] * self.size
@@ -72,8 +70,7 @@ def this_process():
 
 @contextmanager
 def distributed(patience=0, folder='.'):
-    """Join the processes that torchrun started, or be alone; yields Ranks. NCCL is used on GPUs, gloo on
-    CPUs.
+    """Join the processes that torchrun started, or be alone; yields Ranks. NCCL is used on GPUs, gloo on CPUs.
 
     patience: minutes without progress after which a rank is ended, and a message says which one is missing
         (common/reliability/heartbeat.py; or watchdog.py, if no Python code runs any more). Ranks wait for
@@ -141,8 +138,7 @@ def time_limit(patience):
 
 
 def data_parallel(module, ranks, same_buffers, in_bf16=False):
-    """The module in DistributedDataParallel, which averages gradients over the ranks; the module itself for
-    one rank.
+    """The module in DistributedDataParallel, which averages gradients over the ranks; the module itself for one rank.
 
     same_buffers: whether its buffers are the same on all ranks by themselves, so that they need no broadcast.
     in_bf16: whether gradients are sent and summed in bfloat16. Raises ValueError if this PyTorch cannot do that.

@@ -23,8 +23,7 @@ def feature_maps(cnn, images, taps=None, stop=None):
         cnn: the network.
         images: (B, C, H, W).
         taps: names of submodules whose outputs are the maps. The forward ends after the last of them.
-        stop: number of maps after which the forward ends, for networks with `forward_intermediates`; None runs
-            them all.
+        stop: number of maps after which the forward ends, for networks with `forward_intermediates`; None runs them all.
 
     Returns:
         A list of tensors (B, C_i, H_i, W_i).

@@ -1,5 +1,4 @@
-"""One line that says what goes on: redrawn each second at the bottom of a terminal, written every 30 s
-elsewhere.
+"""One line that says what goes on: redrawn each second at the bottom of a terminal, written every 30 s elsewhere.
 
     line = LiveLine(print)
     with line.counting('features', len(images)) as count:
@@ -34,8 +33,7 @@ class LiveLine:
     is stdout where `say` is `print`: a caller that hands in another function gets all texts through it. now:
     the clock, in seconds.
 
-    What is shown comes from the `status(now)` of an object: (share done, or None; facts as of
-    common/live_facts.py).
+    What is shown comes from the `status(now)` of an object: (share done, or None; facts as of common/live_facts.py).
     """
 
     def __init__(self, say, note=None, terminal=None, now=time.monotonic):

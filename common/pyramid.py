@@ -51,9 +51,7 @@ def levels_of(cnn, in_chans=3):
 
 @torch.no_grad()
 def measure(cnn, in_chans=3):
-    """{stride: (index, channels)} of the last map of each stride of a network, from large to small. Raises
-    ValueError.
-    """
+    """{stride: (index, channels)} of the last map of each stride of a network, from large to small. Raises ValueError."""
     if not hasattr(cnn, 'forward_intermediates'):
         raise ValueError(f'{type(cnn).__name__} has no forward_intermediates, by which feature maps are had: '
                          'see pretrain/models/custom.py for a network of your own, or update timm')

@@ -128,8 +128,7 @@ def normalise(x, weight, bias, mean, invstd):
 
 @torch.no_grad()
 def shared_statistics(x, norm):
-    """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running
-    statistics.
+    """BatchNorm's mean and 1 / deviation over all ranks, (C,) each, in fp32 at least. Updates its running statistics.
 
     x (B, C, H, W) is the norm's input on this rank; all ranks have equally many positions.
     """
@@ -180,8 +179,7 @@ def shared_gradients(grad, x, weight, mean, invstd):
 def gradients_by_kernels(grad, x, weight, mean, invstd):
     """`shared_gradients` by the kernels of torch's SyncBatchNorm, which are for GPUs alone.
 
-    They take the sums over all ranks of grad and of grad * (x - mean), and the number of positions after
-    these sums.
+    They take the sums over all ranks of grad and of grad * (x - mean), and the number of positions after these sums.
     """
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_channels_last else torch.contiguous_format
@@ -211,8 +209,7 @@ def is_synchronised(layer):
 def synchronise_batchnorm(module, equal_counts=False):
     """Replace every BatchNorm by one that shares its statistics between the ranks. Returns the module.
 
-    equal_counts: whether all ranks have equally many positions (B x H x W) in each of them. GPUs then wait for
-    nothing.
+    equal_counts: whether all ranks have equally many positions (B x H x W) in each of them. GPUs then wait for nothing.
 
     The keys of its state_dict stay the same.
     """

@@ -21,8 +21,7 @@ def check_masks(train, val, classes, ignored, is_divided, line):
 
     train, val: SegmentationImages. line: a LiveLine.
     classes: the Classes. If None, each value that the training masks hold is a class, except those `ignored`.
-    is_divided: whether the validation images were held out of the training images. Then the values of both
-    are classes.
+    is_divided: whether the validation images were held out of the training images. Then the values of both are classes.
 
     Returned are the Classes; height and width of the masks, ((N, 2) of train, (M, 2) of val); and sentences
     on what is odd.

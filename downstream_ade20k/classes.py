@@ -102,8 +102,7 @@ class Classes:
     def numbers(self, values):
         """The class numbers of the values of a mask, (h, w) int16, with IGNORE for those that are ignored.
 
-        values: (h, w), whole numbers from 0 to VALUES - 1. Raises ValueError for one that is neither a class
-        nor ignored.
+        values: (h, w), whole numbers from 0 to VALUES - 1. Raises ValueError for one that is neither a class nor ignored.
         """
         numbers = self.table[values]
         is_unknown = numbers == UNKNOWN

@@ -1,5 +1,4 @@
-"""The figures of semantic segmentation. All come from one table: how many pixels of each class were taken for
-which.
+"""The figures of semantic segmentation. All come from one table: how many pixels of each class were taken for which.
 
 They are MMSegmentation's (mIoU, mAcc, aAcc), over the pixels of all images together.
 """

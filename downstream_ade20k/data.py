@@ -30,8 +30,7 @@ class SegmentationImages(ImageFiles):
     folder: of the images, flat or nested. masks: the folder of PNGs with the same names.
     in_chans: 1 or 3. reading: a Reading.
 
-    classes: the Classes, and shapes: (N, 2), height and width of each mask. Both are None until
-    `with_classes`.
+    classes: the Classes, and shapes: (N, 2), height and width of each mask. Both are None until `with_classes`.
     remarks: sentences on what is odd in the masks.
 
     Raises ValueError for images without a mask, and for images of which two have the same mask.
@@ -162,8 +161,7 @@ def validation_images(options, classes, ranks, line=None):
 
 
 def listed(options):
-    """(training images, validation images) that the options name, as SegmentationImages whose masks were not
-    read.
+    """(training images, validation images) that the options name, as SegmentationImages whose masks were not read.
 
     Raises ValueError.
     """

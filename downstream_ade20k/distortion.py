@@ -49,8 +49,7 @@ class Distortion:
 
 
 def with_colours(image, saturation, hue):
-    """An image (3, h, w), float32 in [0, 1], with its saturation times a factor, at most 1, and degrees added to its
-    hue.
+    """An image (3, h, w), float32 in [0, 1], with its saturation times a factor, at most 1, and degrees added to its hue.
 
     The value, which is the largest of red, green and blue, stays. This is the conversion to HSV and back:
     https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative

@@ -90,8 +90,7 @@ class Inference:
 def largest(options):
     """The scale at which images are read: the largest of `test_scales`, or 1 if they keep their file's size.
 
-    Smaller scales are made of these pixels. So a large scale shows what the file holds, and is no enlarged
-    small one.
+    Smaller scales are made of these pixels. So a large scale shows what the file holds, and is no enlarged small one.
     """
     return 1.0 if options.keep_size else max(options.test_scales)
 

@@ -85,9 +85,7 @@ class Legend:
         return side_by_side([*images, self.column(columns[-1], left_out)], gap=self.gap)
 
     def column(self, entries, left_out=0):
-        """Return a PIL image of entries below each other. left_out: how many the last line counts; 0 for no such
-        line.
-        """
+        """Return a PIL image of entries below each other. left_out: how many the last line counts; 0 for no such line."""
         first = bool(self.heads)  # line of the first entry
         image = Image.new('RGB', (self.width, (first + len(entries) + bool(left_out)) * self.step), PAPER)
         draw = ImageDraw.Draw(image)

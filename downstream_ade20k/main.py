@@ -5,8 +5,7 @@
     python -m downstream_ade20k.main --name=my_run ...                                             # one process
 
 The same command again goes on where the run stopped. From Python:
-`train_segmenter(recommended(...))`, which takes what is not given from the recipe of the model, as the command line
-does.
+`train_segmenter(recommended(...))`, which takes what is not given from the recipe of the model, as the command line does.
 """
 import sys
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Batch, iterations and learning rate of a segmentation run where they are not given: --recipe=paper or auto.
 
 `paper` is the published recipe for the network, or for its kind (published.py): batches of 16, 160,000 iterations,
-measured ten times. It is the default on GPUs for 4,000 images or more; ADE20K has 20,210. `auto` is a rule for the
-rest:
+measured ten times. It is the default on GPUs for 4,000 images or more; ADE20K has 20,210. `auto` is a rule for the rest:
 
 * batch: the largest power of two, from 4 to 16, with which a pass over the images has 16 iterations or more; on a CPU
   4. Pooled to 1 x 1, UperNet's features have one value of each channel an image, and BatchNorm needs a few of them.

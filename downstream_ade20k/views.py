@@ -34,8 +34,7 @@ class View:
     def image(self, image):
         """The view of a PIL image or a tensor (C, h, w), as a tensor (C, height, width), uint8 or float32.
 
-        Only the pixels of the box are computed. They are those of the whole image, resized with Pillow's bilinear
-        filter.
+        Only the pixels of the box are computed. They are those of the whole image, resized with Pillow's bilinear filter.
         """
         if isinstance(image, Image.Image):
             seen = F.pil_to_tensor(self.box_of(image))
@@ -164,9 +163,7 @@ def share_of_one(mask):
 
 
 def padded(image, mask, size):
-    """An image (C, h, w) and its mask (h, w), padded at the right and the bottom with 0 and IGNORE to (height,
-    width).
-    """
+    """An image (C, h, w) and its mask (h, w), padded at the right and the bottom with 0 and IGNORE to (height, width)."""
     border = (0, size[1] - image.shape[2], 0, size[0] - image.shape[1])
     return pad(image, border), pad(mask, border, value=IGNORE)
 

@@ -25,9 +25,8 @@ def read_annotations(path, line=None):
 
     In each annotation, iscrowd (0), area (of the box) and id are filled in where they are missing. A
     segmentation that is no mask of its image becomes None. A bbox that reaches beyond its image by more than
-    ROUNDING is cut at the border. Two
-    entries are added: 'box', x1 y1 x2 y2 in the image, None without area there; and 'contradicts', True where
-    the mask does not fill its box. content['checks'] is a Checks.
+    ROUNDING is cut at the border. Two entries are added: 'box', x1 y1 x2 y2 in the image, None without area
+    there; and 'contradicts', True where the mask does not fill its box. content['checks'] is a Checks.
 
     line: a LiveLine (common/live_line.py) that shows how far this has come, if given.
 
@@ -85,9 +84,7 @@ def complete(annotation, images, categories, remarks):
 
 
 def load(path, line=None):
-    """The content of an annotation file, whose lists are there, with entries that have the FIELDS. Raises
-    ValueError.
-    """
+    """The content of an annotation file, whose lists are there, with entries that have the FIELDS. Raises ValueError."""
     with open_annotations(path) as file:
         text = file.read()
     try:
@@ -147,8 +144,7 @@ def plain_id(value):
 
 
 def unknown_id(what, annotation, key, known_ids):
-    """The message about an annotation whose id of an image or a category, annotation[key], is not among the
-    known ones.
+    """The message about an annotation whose id of an image or a category, annotation[key], is not among the known ones.
 
     what: names the annotation.
     """
@@ -164,9 +160,7 @@ def unknown_id(what, annotation, key, known_ids):
 
 
 def inside_image(box, image):
-    """x1 y1 x2 y2 of the part of a box x, y, width, height that lies in its image; None without area
-    there.
-    """
+    """x1 y1 x2 y2 of the part of a box x, y, width, height that lies in its image; None without area there."""
     x, y, width, height = box
     x1, y1 = max(x, 0), max(y, 0)
     x2, y2 = min(x + width, image['width']), min(y + height, image['height'])

@@ -47,8 +47,7 @@ def lie_inside(boxes, sizes):
 
 
 def other_form(boxes, least, fits):
-    """The form, as text, in which boxes (N, 4) are probably given if it is not x, y, width, height; None if
-    unknown.
+    """The form, as text, in which boxes (N, 4) are probably given if it is not x, y, width, height; None if unknown.
 
     fits: called with boxes (N, 4), converted from a form; returns which of them are right, (N,) bool.
     least: the share of them that must be right.
@@ -67,8 +66,7 @@ class Checks:
 
     boxes: (N, 4), x, y, width, height as in the file; NaN where a value is enormous or NaN.
     sizes: (N, 2), height and width of the images.
-    faults: (N,), places in MASK_FAULTS, or ABSENT. extents: (N, 4), x1 y1 x2 y2 of the masks, NaN without
-    one.
+    faults: (N,), places in MASK_FAULTS, or ABSENT. extents: (N, 4), x1 y1 x2 y2 of the masks, NaN without one.
     has_area: (N,) bool, whether the box has area in its image.
     remarks: a Remarks, of what is used although COCO's format has it otherwise.
     """
@@ -105,8 +103,7 @@ class Checks:
         return self.has_area & (reach > margin).any(1)
 
     def judge(self, masks):
-        """Sentences on what is wrong with some annotations, or is used although COCO's format has it
-        otherwise.
+        """Sentences on what is wrong with some annotations, or is used although COCO's format has it otherwise.
 
         masks: whether masks are used; None if that is not decided.
 

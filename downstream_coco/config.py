@@ -123,9 +123,7 @@ class Options(EpochOptions):
             require_weights(self.finetune_from)
 
     def files(self, split):
-        """(folder of images, annotation file) of 'train' or 'val'. Raises ValueError if they are not
-        given.
-        """
+        """(folder of images, annotation file) of 'train' or 'val'. Raises ValueError if they are not given."""
         images = getattr(self, f'{split}_images')
         annotations = getattr(self, f'{split}_annotations')
         if self.data_path is not None:

@@ -1,6 +1,4 @@
-"""The images and objects of an annotation file in COCO's format: which of them are used, and what is left out
-and why.
-"""
+"""The images and objects of an annotation file in COCO's format: which of them are used, and what is left out and why."""
 import hashlib
 import json
 import os
@@ -83,8 +81,7 @@ class CocoImages(ImageFiles):
         self.ends = np.cumsum([0, *map(len, texts)])
 
     def set_categories(self, listed, categories):
-        """Set categories, own_categories, and label, {id of a category in the file: its label}. Raises
-        ValueError.
+        """Set categories, own_categories, and label, {id of a category in the file: its label}. Raises ValueError.
 
         listed: the categories of the file. categories: those of the training images, or None.
         """
@@ -110,11 +107,9 @@ class CocoImages(ImageFiles):
                 f'{category["id"]!r} there']
 
     def find(self, images):
-        """{image id: the path of its file below the folder, None if there is no such file}. Raises
-        ValueError.
+        """{image id: the path of its file below the folder, None if there is no such file}. Raises ValueError.
 
-        Backslashes, as Windows has them between folders, are taken as slashes where no file has the name as
-        it is.
+        Backslashes, as Windows has them between folders, are taken as slashes where no file has the name as it is.
         """
         found = {}
         as_written = {image['id']: image['file_name'] for image in images}
@@ -143,9 +138,7 @@ class CocoImages(ImageFiles):
                 f'example {images[0]["file_name"]}: give the folder that belongs to that file{advice}')
 
     def sort_out(self, annotations, images):
-        """{image id: its objects} of the annotations that can be trained on; the others are counted in
-        left_out.
-        """
+        """{image id: its objects} of the annotations that can be trained on; the others are counted in left_out."""
         found = {key: {'boxes': [], 'labels': [], 'segmentations': [] if self.has_masks else None}
                  for key in images}
         for annotation in annotations:

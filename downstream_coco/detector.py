@@ -21,8 +21,7 @@ from common.pyramid import leave_untrained, levels_of
 
 
 class Pyramid(nn.Module):
-    """A CNN and a feature pyramid on its maps: (B, C, H, W) -> {level: (B, channels, H / stride, W /
-    stride)}.
+    """A CNN and a feature pyramid on its maps: (B, C, H, W) -> {level: (B, channels, H / stride, W / stride)}.
 
     The last map of each stride from 4 on, 2 where there is no other. If the last one has stride 16, as with networks
     that end in a transformer, the largest values of each 2x2 of it are a map of stride 32. The feature pyramid has one
@@ -54,9 +53,7 @@ class Pyramid(nn.Module):
 
 
 def roi_align(strides, size):
-    """torchvision's, told the strides of its maps: it would guess them from its first batch, wrongly for
-    small images.
-    """
+    """torchvision's, told the strides of its maps: it would guess them from its first batch, wrongly for small images."""
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], size, 2)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
@@ -83,13 +80,11 @@ class FullMaskPredictor(MaskRCNNPredictor):
 
 
 class Detector(nn.Module):
-    """forward(images (B, C, H, W), targets) -> loss, a 0-dim tensor; detect(images, sizes, originals) ->
-    objects.
+    """forward(images (B, C, H, W), targets) -> loss, a 0-dim tensor; detect(images, sizes, originals) -> objects.
 
     cnn: a timm network with its weights. classes: their number, without the background. masks: Mask R-CNN,
     else Faster R-CNN.
-    rois: proposals of an image that the heads are trained on; detections: objects that are found in one, at
-    most.
+    rois: proposals of an image that the heads are trained on; detections: objects that are found in one, at most.
     frozen: the CNN is not trained, and stays in evaluation mode; frozen_bn: its BatchNorms alone. Anchors are
     8 strides wide.
     """
@@ -129,20 +124,16 @@ class Detector(nn.Module):
         return sum(self.losses(images, targets).values())
 
     def losses(self, images, targets):
-        """{name: 0-dim tensor}: objectness and boxes of the proposals, classes and boxes (and masks) of the
-        objects.
-        """
+        """{name: 0-dim tensor}: objectness and boxes of the proposals, classes and boxes (and masks) of the objects."""
         sizes, features = [one['size'] for one in targets], self.backbone(images)
         proposals, first = self.rpn(ImageList(images, sizes), features, targets)
         _, second = self.roi_heads(features, proposals, sizes, targets)
         return {**first, **second}
 
     def detect(self, images, sizes, originals):
-        """[{'boxes' (N, 4) in the originals' pixels, 'labels' (N,), 'scores' (N,), 'masks' (N, 1, 28, 28) in
-        the boxes}].
+        """[{'boxes' (N, 4) in the originals' pixels, 'labels' (N,), 'scores' (N,), 'masks' (N, 1, 28, 28) in the boxes}].
 
-        sizes, originals: (height, width) of each image without its padding, and as it was before it was
-        resized.
+        sizes, originals: (height, width) of each image without its padding, and as it was before it was resized.
         """
         features = self.backbone(images)
         proposals, _ = self.rpn(ImageList(images, sizes), features)

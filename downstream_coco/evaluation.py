@@ -1,5 +1,4 @@
-"""How a detector is measured: COCO's average precision, each image looked at once, on any number of
-processes.
+"""How a detector is measured: COCO's average precision, each image looked at once, on any number of processes.
 
 --eval measures a file.
 """
@@ -54,8 +53,7 @@ def as_results(found, image_id, categories, height, width):
 
 @torch.no_grad()
 def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on=None, count=None):
-    """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all
-    ranks.
+    """{'box_AP', 'box_AP50', ..., 'mask_AP', ... in percent, 'images', 'objects_found'}; the same on all ranks.
 
     scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told.
     batch: images at a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next
@@ -86,20 +84,17 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
 
 
 def average_precision(annotations, results, looked, masks, dry=False):
-    """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing
-    to find.
+    """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing to find.
 
     Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match
     them. Results have the ids of the annotation file; those of a category that it lacks, None, count as found
-    and are not compared. dry: go through the truth even if there are no results, to see whether pycocotools
-    takes it.
+    and are not compared. dry: go through the truth even if there are no results, to see whether pycocotools takes it.
     """
     metrics, content = {'images': len(looked), 'objects_found': len(results)}, read_annotations(annotations)
     for kind, name in (('bbox', 'box'), *((('segm', 'mask'),) if masks else ())):
         there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])
                  and not (masks and one.get('contradicts'))]
-        # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO
-        # itself.
+        # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO itself.
         found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
                  for one in results if one['category_id'] is not None]
         found_none = not found
@@ -115,8 +110,7 @@ def average_precision(annotations, results, looked, masks, dry=False):
 def compared(content, results, looked, kind):
     """pycocotools' twelve figures, -1 where there is nothing to find.
 
-    It sorts ids, and takes no annotation with the id 0, so all of them are numbered anew, in the order that
-    they have.
+    It sorts ids, and takes no annotation with the id 0, so all of them are numbered anew, in the order that they have.
     """
     image, category = ({key: number for number, key in enumerate(sorted(
         (one['id'] for one in content[name]), key=lambda key: (isinstance(key, str), key)), 1)}

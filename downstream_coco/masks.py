@@ -1,9 +1,7 @@
-"""Checks of the masks in annotation files: polygons and run lengths, with NumPy, thousands of annotations at
-a time.
+"""Checks of the masks in annotation files: polygons and run lengths, with NumPy, thousands of annotations at a time.
 
 pycocotools' C code does not check masks. Run lengths that do not fill their image leave memory unwritten, or
-are compared without end, and polygons with enormous coordinates ask for gigabytes. So every mask is checked
-here first.
+are compared without end, and polygons with enormous coordinates ask for gigabytes. So every mask is checked here first.
 """
 import math
 from itertools import chain
@@ -14,15 +12,12 @@ import numpy as np
 from common.live_line import LiveLine
 
 CHUNK = 2000  # annotations that are checked at a time
-# The largest side and number of pixels of an image. A run of fewer pixels takes at most six characters of
-# COCO's code.
+# The largest side and number of pixels of an image. A run of fewer pixels takes at most six characters of COCO's code.
 SIDE, PIXELS = 2 ** 20, 2 ** 29
-# The longest outline of an object, in circumferences of its image. Drawing it takes memory in proportion to
-# its length.
+# The longest outline of an object, in circumferences of its image. Drawing it takes memory in proportion to its length.
 LONGEST = 100
 
-# What is wrong with a segmentation, as it reads after a number. check_masks returns places in this list, or
-# ABSENT.
+# What is wrong with a segmentation, as it reads after a number. check_masks returns places in this list, or ABSENT.
 ABSENT, GOOD = -1, 0
 MASK_FAULTS = (
     'good',
@@ -52,8 +47,7 @@ def check_masks(annotations, sizes, remarks, line=None):
     remarks: a Remarks, for masks that are used but are not as COCO's format has them.
     line: a LiveLine that shows how far this has come, if given.
 
-    Returns faults and extents. faults: (N,) int8, places in MASK_FAULTS, or ABSENT where no segmentation is
-    given.
+    Returns faults and extents. faults: (N,) int8, places in MASK_FAULTS, or ABSENT where no segmentation is given.
     extents: (N, 4), x1 y1 x2 y2 of the masks in pixels, NaN without one.
     """
     faults = np.full(len(annotations), ABSENT, np.int8)
@@ -87,13 +81,10 @@ def check_chunk(annotations, sizes, remarks):
 
 
 def sorted_by_kind(annotations, faults):
-    """The segmentations of some annotations as polygons and run lengths; writes the faults of those that are
-    neither.
+    """The segmentations of some annotations as polygons and run lengths; writes the faults of those that are neither.
 
-    Returns [(number of the annotation, polygon)], [(number of the annotation, run lengths)], and {number of
-    the
-    annotation: FLAT or PAIRS} of those that give one polygon in another form. The latter are brought into
-    COCO's form.
+    Returns [(number of the annotation, polygon)], [(number of the annotation, run lengths)], and {number of the
+    annotation: FLAT or PAIRS} of those that give one polygon in another form. The latter are brought into COCO's form.
     """
     polygons = []
     run_lengths = []
@@ -123,9 +114,7 @@ def is_list_of_points(given):
 
 
 def polygon_fault(polygon):
-    """What is wrong with the values of one polygon, GOOD if nothing is. They are not compared with the
-    image.
-    """
+    """What is wrong with the values of one polygon, GOOD if nothing is. They are not compared with the image."""
     if not isinstance(polygon, list):
         return OTHER if isinstance(polygon, dict) else VALUES
     if any(isinstance(value, (list, dict)) for value in polygon):
@@ -140,11 +129,9 @@ def polygon_fault(polygon):
 
 
 def check_polygons(parts, annotations, sizes, faults, extents, remarks):
-    """Write what is found of polygons into faults and extents. An object keeps those of its polygons that are
-    good.
+    """Write what is found of polygons into faults and extents. An object keeps those of its polygons that are good.
 
-    parts: [(number of the annotation, polygon)]. The other arguments are those of check_masks and what it
-    returns.
+    parts: [(number of the annotation, polygon)]. The other arguments are those of check_masks and what it returns.
     """
     owners = np.array([number for number, _ in parts])  # (polygons,)
     found, points, counts = points_of([polygon for _, polygon in parts])
@@ -193,8 +180,7 @@ def points_of(polygons):
 
 
 def measured(points, counts):
-    """Lowest and highest x and y of polygons, (polygons, 2) each, and the lengths of their outlines,
-    (polygons,).
+    """Lowest and highest x and y of polygons, (polygons, 2) each, and the lengths of their outlines, (polygons,).
 
     points: (points, 2), those of one polygon after those of the other. counts: (polygons,), how many each
     has. The length of a line is the larger of its extents in x and y.
@@ -283,8 +269,7 @@ def all_runs(parts, annotations, sizes, faults):
 
 
 def rectangles(first, last, height):
-    """x1 y1 and x2 y2, (runs, 2) each, of the smallest rectangles around runs of pixels, which go down column
-    by column.
+    """x1 y1 and x2 y2, (runs, 2) each, of the smallest rectangles around runs of pixels, which go down column by column.
 
     first, last: (runs,), the first and the last pixel of each run. height: (runs,), that of its image.
     """

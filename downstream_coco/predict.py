@@ -70,9 +70,7 @@ def predict(weights, sources, out, score=0.5, which='model', say=print, module=U
 
 
 def detected(model, image, options, ranks, score):
-    """The objects in an image (C, h, w) with at least this score, as Detector.detect gives them, on the
-    CPU.
-    """
+    """The objects in an image (C, h, w) with at least this score, as Detector.detect gives them, on the CPU."""
     size = tuple(image.shape[1:])
     view = WholeView(options.input_size, options.long_side)(*size)
     tensor = F.normalize(F.convert_image_dtype(view.image(image), torch.float32), *options.normalisation)

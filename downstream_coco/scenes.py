@@ -56,8 +56,7 @@ class View:
     def mask(self, segmentation):
         """One object's mask in the view, (h, w) uint8.
 
-        segmentation: as in COCO's format. Polygons are drawn at the view's size; run lengths are decoded and
-        resized.
+        segmentation: as in COCO's format. Polygons are drawn at the view's size; run lengths are decoded and resized.
         """
         height, width = self.size
         if isinstance(segmentation, dict):
@@ -74,8 +73,7 @@ class View:
 
 @dataclass(frozen=True)
 class TrainingView:
-    """Draws a View for training: the whole image or a random crop, its short side of random length, perhaps
-    mirrored.
+    """Draws a View for training: the whole image or a random crop, its short side of random length, perhaps mirrored.
 
     short: (least, most) pixels of the short side, in steps of 32 where that leaves a choice.
     long: the most pixels of the long side.
@@ -101,9 +99,7 @@ class TrainingView:
 
 @dataclass(frozen=True)
 class WholeView:
-    """The View of the whole image with a short side of `short` pixels, or less so that the long side has at
-    most `long`.
-    """
+    """The View of the whole image with a short side of `short` pixels, or less so that the long side has at most `long`."""
     short: int
     long: int
 
@@ -112,9 +108,7 @@ class WholeView:
 
 
 def resized(height, width, short, long):
-    """(height, width) of an image whose short side is resized to `short`, or its long side to `long` if that
-    is less.
-    """
+    """(height, width) of an image whose short side is resized to `short`, or its long side to `long` if that is less."""
     scale = min(short / min(height, width), long / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -122,8 +116,7 @@ def resized(height, width, short, long):
 def largest_size(shapes, view, images):
     """(height, width) in pixels of the largest batch that a TrainingView gives, before it is padded to a stride.
 
-    A batch of several images may hold upright and wide ones. It is then as high as the one and as wide as the
-    other.
+    A batch of several images may hold upright and wide ones. It is then as high as the one and as wide as the other.
 
     shapes: height and width of the data set's images, (N, 2). images: of the batch.
     """
@@ -136,8 +129,7 @@ def largest_size(shapes, view, images):
 
 
 class Scenes(Augmented):
-    """Images with objects as a detector takes them: (C, h, w) float32, normalised, and a dict of their
-    targets.
+    """Images with objects as a detector takes them: (C, h, w) float32, normalised, and a dict of their targets.
 
     The targets are boxes (N, 4), labels (N,), masks (N, h, w) if the objects have some, size (h, w) of the
     image here, and number, the index of the image in its data set. Objects whose centre is outside of the

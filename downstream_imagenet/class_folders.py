@@ -42,8 +42,7 @@ class InClassFolders:
     def set_classes(self, folders, classes=None):
         """Find the classes in the paths, and leave out up to LOOSE images that are in no folder.
 
-        folders: the names of the folders that there are, a set. classes: as of LabelledFolder. Raises
-        ValueError.
+        folders: the names of the folders that there are, a set. classes: as of LabelledFolder. Raises ValueError.
         """
         self.leave_loose_ones(folders)
         names = [first_part(path) for path in self.paths]
@@ -156,8 +155,7 @@ def labelled_files(source, in_chans=3, classes=None, reading=AS_IT_IS):
 def find_labelled(data_path, val_path=None, dataset=None, in_chans=3, reading=AS_IT_IS, divided=False):
     """The data sets of training and of validation images, whose items are (image, class). Raises ValueError.
 
-    data_path: a folder in ImageNet's layout. val_path: the folder or the tar of the validation images, if it
-    is another.
+    data_path: a folder in ImageNet's layout. val_path: the folder or the tar of the validation images, if it is another.
     dataset: timm's name of a data set, which is read instead, with data_path as its root.
     divided: whether the training images will be divided into both. The validation images are None then.
     """

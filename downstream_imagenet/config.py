@@ -217,9 +217,7 @@ def recipe(given):
 
 
 def recommended(**given):
-    """The Options that the command line would make of the given ones: all others are those of the model's
-    recipe.
-    """
+    """The Options that the command line would make of the given ones: all others are those of the model's recipe."""
     return Options(**{**recipe(given), **given})
 
 

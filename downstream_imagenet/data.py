@@ -29,8 +29,7 @@ def class_to_index(images):
 
 
 def class_names(images, num_classes=None):
-    """The names of the classes of a data set, in the order of their numbers; the numbers as text where it has
-    no names.
+    """The names of the classes of a data set, in the order of their numbers; the numbers as text where it has no names.
 
     num_classes: how many there are, if the user says so. Raises ValueError if that is less than the data set
     has, if the classes cannot be counted, or if there is only one.
@@ -89,8 +88,7 @@ def check_same_classes(val, classes):
 
 
 def check_labelled(images, options, number, timeout=120.0, augmented=True):
-    """Raises ValueError for a data set whose first item is not (image, class), or cannot be augmented as the
-    options say.
+    """Raises ValueError for a data set whose first item is not (image, class), or cannot be augmented as the options say.
 
     number: of classes. augmented: whether it is to be augmented. timeout: seconds for the first item; one that
     cannot be read in that time is not looked at.
@@ -137,8 +135,7 @@ def class_of(images, index):
 
 
 def share_of(images, fraction, seed):
-    """A data set with the same share of the images of each class, but at least one of each, drawn from the
-    seed.
+    """A data set with the same share of the images of each class, but at least one of each, drawn from the seed.
 
     fraction: the share; for 1 the data set itself is returned.
     """
@@ -168,9 +165,7 @@ def labelled_once(images, number, batch, workers, ranks, warn, go_on=None, count
 
 
 def training_transform(options):
-    """The transform of a training image (paper, appendix): RandomResizedCrop, flip, and automatic
-    augmentation.
-    """
+    """The transform of a training image (paper, appendix): RandomResizedCrop, flip, and automatic augmentation."""
     steps = [RandomCrop(options.size, options.crop_scale, options.flip, retries=options.crop_retries)]
     if options.augmentation != 'none':
         steps.append(Automatic(options))
@@ -204,8 +199,7 @@ class Automatic:
 
 
 def bits_to_keep(timms, level, hparams):
-    """timm's number of bits that Posterize keeps at a level, but one at least, since Pillow refuses to keep
-    none.
+    """timm's number of bits that Posterize keeps at a level, but one at least, since Pillow refuses to keep none.
 
     timms: timm's function of the same level and hparams, which returns a tuple of one number.
     """
@@ -213,9 +207,7 @@ def bits_to_keep(timms, level, hparams):
 
 
 def evaluation_transform(options):
-    """The transform of a validation image: a centre crop of 0.95 of it; from 384 px on all of it, resized to
-    the square.
-    """
+    """The transform of a validation image: a centre crop of 0.95 of it; from 384 px on all of it, resized to the square."""
     size = options.evaluated_size
     if options.crop is None and is_large(size):
         return Resize(size, BICUBIC, antialias=True)
@@ -254,8 +246,7 @@ class Mixing:
 
 
 def mixed(batches, mixing, seed, steps, accum, ranks):
-    """Yield (images, targets) on the device, as Classifier(...) takes them, `accum` times for each of the
-    steps.
+    """Yield (images, targets) on the device, as Classifier(...) takes them, `accum` times for each of the steps.
 
     batches: an iterator of (images, classes). mixing: a Mixing, seeded by the run's seed, the step's part,
     and the rank.

@@ -1,6 +1,4 @@
-"""How a classifier is measured: its accuracy, with each image counted once; and --eval, which measures a
-file.
-"""
+"""How a classifier is measured: its accuracy, with each image counted once; and --eval, which measures a file."""
 import dataclasses
 import sys
 
@@ -113,8 +111,7 @@ def images_to_measure(options, classes, val_dataset=None):
 
 
 def evaluate_file(options, ranks, val_dataset=None):
-    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its
-    classes.
+    """--eval: the accuracies of a run's file, of its best weights, or of any weights of this network with its classes.
 
     The classes are those that the file names, else those of the training images.
     """

@@ -69,8 +69,7 @@ class Options(ImageOptions):
 
 @dataclass(frozen=True)
 class Features:
-    """The features x (N, C) float32 and classes y (N,) of the training and the validation images, on the
-    device.
+    """The features x (N, C) float32 and classes y (N,) of the training and the validation images, on the device.
 
     classes: the names of the classes.
     """
@@ -84,10 +83,8 @@ class Features:
 def compute(options, dataset=None, val_dataset=None, say=print):
     """The Features of all images, each centre-cropped once, by the network in evaluation mode.
 
-    dataset, val_dataset: data sets of (image, class), for training and validation; those of the options if
-    not given.
-    say: called with texts for the user. Raises ValueError for images, weights and options that cannot be
-    used.
+    dataset, val_dataset: data sets of (image, class), for training and validation; those of the options if not given.
+    say: called with texts for the user. Raises ValueError for images, weights and options that cannot be used.
     """
     register(options.register)
     images, val, classes = labelled_images(options, dataset, val_dataset)

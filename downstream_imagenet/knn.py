@@ -23,8 +23,7 @@ TEMPERATURE = 0.07
 
 
 def votes(features, number, chunk=2 ** 26, count=None):
-    """The scores of the validation images, {k: (N, number)}, for each k of NEIGHBOURS that there are images
-    for.
+    """The scores of the validation images, {k: (N, number)}, for each k of NEIGHBOURS that there are images for.
 
     features: a Features. number: of classes. chunk: the most similarities that are held in memory. count: a
     Count of the validation images, if given.
@@ -46,9 +45,7 @@ def votes(features, number, chunk=2 ** 26, count=None):
 
 
 def knn(options, dataset=None, val_dataset=None, say=print):
-    """{k: (top-1, top-5)} of the validation images, in percent. The arguments and ValueErrors are those of
-    compute().
-    """
+    """{k: (top-1, top-5)} of the validation images, in percent. The arguments and ValueErrors are those of compute()."""
     features = compute(options, dataset, val_dataset, say)
     with LiveLine(say).counting('nearest neighbours', len(features.val_x)) as count:
         scores_of_k = votes(features, len(features.classes), count=count)

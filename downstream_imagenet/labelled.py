@@ -1,6 +1,4 @@
-"""The images with classes that the options of a program name, or that are given in code: to train on, and to
-measure on.
-"""
+"""The images with classes that the options of a program name, or that are given in code: to train on, and to measure on."""
 from pathlib import Path
 
 import numpy as np

@@ -64,9 +64,7 @@ def fit(x, y, number, penalties, count=None):
 
 
 def standardised(x, *others):
-    """Tensors (N, C) normalised by the mean and the standard deviation of the first: BatchNorm without
-    parameters.
-    """
+    """Tensors (N, C) normalised by the mean and the standard deviation of the first: BatchNorm without parameters."""
     mean = x.mean(0)
     std = x.std(0, correction=0) + 1e-6
     return [(tensor - mean) / std for tensor in (x, *others)]
@@ -94,9 +92,7 @@ def folds(y, seed):
 
 
 def linear_probe(options, dataset=None, val_dataset=None, say=print):
-    """(top-1, top-5) of the validation images, in percent. The arguments and ValueErrors are those of
-    compute().
-    """
+    """(top-1, top-5) of the validation images, in percent. The arguments and ValueErrors are those of compute()."""
     features = compute(options, dataset, val_dataset, say)
     x = features.x.double() if len(features.x) <= MANY else features.x
     y = features.y

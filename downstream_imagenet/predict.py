@@ -113,8 +113,7 @@ def predict(tuned, sources, top=5, out=None, sheet=None, batch_size=64, workers=
             say=print):
     """Classify images.
 
-    Probabilities are the softmax of the network's outputs. An image that cannot be read is named, counted and
-    left out.
+    Probabilities are the softmax of the network's outputs. An image that cannot be read is named, counted and left out.
 
     Args:
         tuned: the network, of `read_tuned`.

@@ -135,13 +135,10 @@ def recipe_of(model, input_size=224):
 
 
 def network_to_look_at(model):
-    """(a network by its timm name, whether it has drop path). Raises ValueError for a name that timm does not
-    know.
-    """
+    """(a network by its timm name, whether it has drop path). Raises ValueError for a name that timm does not know."""
     from common.networks.create import create_cnn
     try:
-        # The network is made on the CPU, since some versions of timm cannot make every network on the meta
-        # device.
+        # The network is made on the CPU, since some versions of timm cannot make every network on the meta device.
         return create_cnn(model, drop_path=0.1), True
     except ValueError:
         return create_cnn(model), False

@@ -1,6 +1,4 @@
-"""A fine-tuning run on images with labels: what `FineTuning` (common/training/finetuning.py) leaves to its
-subclasses.
-"""
+"""A fine-tuning run on images with labels: what `FineTuning` (common/training/finetuning.py) leaves to its subclasses."""
 import torch
 
 from common.images.augmented import Augmented, Steps

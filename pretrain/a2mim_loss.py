@@ -58,8 +58,7 @@ def focal_frequency_loss(y, x, mean=mean_over_batch):
 
     A frequency weighs by the logarithm of its own amplitude, as a share of the largest of all channels; no
     gradient goes through the weight. Residuals of different images cancel in the mean: random ones leave an n-th
-    of the loss in a group of n. So the size of a group is a hyper-parameter. In the original it is the batch of a
-    GPU.
+    of the loss in a group of n. So the size of a group is a hyper-parameter. In the original it is the batch of a GPU.
 
     mean: function of the residuals (B, C, H, W) that returns the means of the groups (groups, C, H, W). The loss
     is the mean over groups.

@@ -1,5 +1,4 @@
-"""The options of a pretraining run with A2MIM, and the recipes of its authors by model. Nothing here needs
-torch.
+"""The options of a pretraining run with A2MIM, and the recipes of its authors by model. Nothing here needs torch.
 
 The defaults are the recipe of ResNet-50. `recipe` has what other networks get, and the recipe of SimMIM.
 Numbers of images and epochs, and the learning rate, are in pretrain/a2mim_recipe.py.
@@ -23,8 +22,7 @@ CONVNEXT = {'fourier': 'none'}
 VIT = {'token': 'residual', 'spatial_loss': 'l1', 'fourier_weight': 0.1, 'fourier_visible': 0.0,
        'crop_scale': (0.67, 1.0), 'clip_grad': 5.0, 'token_lr_scale': 1.0, 'lr_schedule': 'drop'}
 DEIT = {**VIT, 'lr_schedule': 'cosine'}
-# SimMIM as A2MIM's authors ran it, for comparison: nothing but hidden pixels, by L1, and a token at the first
-# layers.
+# SimMIM as A2MIM's authors ran it, for comparison: nothing but hidden pixels, by L1, and a token at the first layers.
 SIMMIMS = {'token': 'replace', 'image_fill': 'none', 'spatial_loss': 'l1', 'fourier': 'none'}
 SIMMIMS_TOKEN_AT = {'resnet': 'maxpool', 'convnext': 'stem', 'vit': 'patch_embed', 'deit': 'patch_embed',
                     'swin': 'patch_embed'}
@@ -34,8 +32,7 @@ SIMMIMS_TOKEN_AT = {'resnet': 'maxpool', 'convnext': 'stem', 'vit': 'patch_embed
 class A2MIMOptions(PretrainingOptions):
     """What a user decides of a pretraining run with A2MIM. Raises ValueError.
 
-    Defaults are those of ResNet-50, also for networks that are not the authors'; help texts say what others
-    get.
+    Defaults are those of ResNet-50, also for networks that are not the authors'; help texts say what others get.
     """
 
     crop_scale: tuple = option((0.8, 1.0), 'area of the random crop, from,to; 0.67,1 for ViTs if not given',

@@ -30,8 +30,7 @@ VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
 DEIT = {**VIT, 'base_lr': 1e-4}
 # The published runs of these had 128 images on a GPU.
 LARGE = ('_base', '_large', '_huge', '_giant', '_gigantic')
-# Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the
-# optimiser.
+# Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the optimiser.
 COMPARED = ('mask_ratio', 'crop_scale', 'interpolation', 'drop_path', 'token', 'image_fill', 'spatial_loss',
             'fourier', 'fourier_weight', 'fourier_visible', 'fourier_fill', 'opt', 'beta2', 'lr_schedule',
             'token_lr_scale', 'weight_decay', 'last_weight_decay', 'clip_grad', 'token_at', 'cell_size', 'input_size',
@@ -87,8 +86,7 @@ def papers_precision(model):
 
 
 def departures(options, precision):
-    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the
-    paper's: texts.
+    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the paper's: texts.
 
     options: settled. precision: 'bf16', 'fp16' or 'fp32'.
     """

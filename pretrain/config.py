@@ -9,9 +9,7 @@ from common.paths import require_images, require_weights
 
 @dataclass(frozen=True)
 class PretrainingOptions(EpochOptions):
-    """What a user decides of a pretraining run, whatever the method. A method adds its own. Raises
-    ValueError.
-    """
+    """What a user decides of a pretraining run, whatever the method. A method adds its own. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_still_pretraining.pth; the one in the run folder if '
                          'not given', 'run', ('resume_from',), str, harmless=True)

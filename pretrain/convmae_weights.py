@@ -32,8 +32,7 @@ def load_init(network, source, model=None, adapt=False):
     """Start a ConvMAE or MAE from weights.
 
     A whole one of the same method, ours or the authors', fills everything; any other file fills the encoder's
-    network. So does a whole one for images of other channels where they are adapted, since its decoder has other
-    outputs.
+    network. So does a whole one for images of other channels where they are adapted, since its decoder has other outputs.
 
     Args:
         network: a ConvMAE or MAE.

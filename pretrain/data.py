@@ -9,9 +9,7 @@ from common.images.splits import training_split, validation_among, validation_sp
 
 
 def find_images(data_path=None, dataset=None, in_chans=3, list_root=None, reading=AS_IT_IS):
-    """The training images of --data_path and --dataset; list_root: where the paths of a list start. Raises
-    ValueError.
-    """
+    """The training images of --data_path and --dataset; list_root: where the paths of a list start. Raises ValueError."""
     if dataset is not None:
         return timm_dataset(dataset, data_path, 'train', in_chans)
     if data_path is None:

@@ -31,8 +31,7 @@ class LightDecoder(nn.Module):
     stride: the encoder's total stride, a power of two. width: channels of the smallest map. out_chans: of the
     image. finest: the stride at which the blocks end, a power of two; above 1, each position becomes as many
     pixels each way. `strides` and `widths` (channels) are those of the maps in front of each block and, last,
-    of the projection. Raises ValueError if the width cannot be halved that often, or there is nothing to
-    double.
+    of the projection. Raises ValueError if the width cannot be halved that often, or there is nothing to double.
     """
 
     def __init__(self, stride, width=768, out_chans=3, finest=1):

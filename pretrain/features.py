@@ -28,8 +28,7 @@ def features(saved, sources, out, maps=True, say=print):
 
     pooled.npz holds names (N,) and pooled (N, C) float32, the mean over positions of the last map. With maps,
     NUMBER_NAME.npz of each image holds its pooled (C,) and stride_S (C_S, H/S, W/S) for each level of the
-    pyramid. Images are resized and cut to the network's size, and the network sees all of them, without a
-    mask.
+    pyramid. Images are resized and cut to the network's size, and the network sees all of them, without a mask.
 
     Args:
         saved: the network, of `read_saved`.

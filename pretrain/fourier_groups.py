@@ -15,8 +15,7 @@ class GroupMeans:
 
     group: images of a group. part: images that each rank takes at a time. Where a group is larger than a part, all
     ranks have to make this at the same moment, since torch then makes a process group of the ranks that share one.
-    patience: minutes for which these wait for each other, see `time_limit`. Raises ValueError if the groups do not
-    fit.
+    patience: minutes for which these wait for each other, see `time_limit`. Raises ValueError if the groups do not fit.
     """
 
     def __init__(self, group, part, ranks=1, patience=0):

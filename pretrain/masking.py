@@ -20,8 +20,7 @@ def check_num_visible(num_visible, num_cells, mask_ratio):
 
 
 def draw_visible(batch, num_cells, num_visible, generator=None, rows=slice(None)):
-    """Visible cells drawn uniformly at random, as many in every image: LongTensor (batch, num_visible) on the
-    CPU.
+    """Visible cells drawn uniformly at random, as many in every image: LongTensor (batch, num_visible) on the CPU.
 
     rows: the images of the batch that are returned. What an image gets does not depend on which others are.
     """

@@ -61,9 +61,7 @@ class Method(Protocol):
         """Plain data on what took time to find out about the network, for `build`; None if there is nothing."""
 
     def load_init(self, network, options):
-        """Start from the weights of --init, of a file in any known format. Returns a sentence. Raises
-        ValueError.
-        """
+        """Start from the weights of --init, of a file in any known format. Returns a sentence. Raises ValueError."""
 
     def parameter_groups(self, network, options):
         """The groups of parameters for the optimiser, as `parameter_groups` (common/training/optim.py) makes them."""
@@ -113,9 +111,7 @@ class Method(Protocol):
         """Sentences on what is allowed and seldom works well."""
 
     def picture(self, network, images, visible, normalisation):
-        """A labelled sheet of what the network makes of some images, as one picture (3, H, W) in [0, 1]; its
-        caption.
-        """
+        """A labelled sheet of what the network makes of some images, as one picture (3, H, W) in [0, 1]; its caption."""
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 

@@ -57,8 +57,7 @@ def recommended(**given):
 
 
 def parse_options(argv=None, program='pretraining'):
-    """The options of a command line, of the method that it names. Exits with code 2 and one sentence if they
-    are wrong.
+    """The options of a command line, of the method that it names. Exits with code 2 and one sentence if they are wrong.
 
     program: what the command is called in its help.
     """

@@ -28,6 +28,7 @@ from common.config import require
 from common.distributed import Ranks
 from common.training.log import duration
 from common.training.recipe import IMAGENET
+from common.training.run import precision_of
 from common.words import counted
 from pretrain.data import find_images
 from pretrain.methods import DEFAULT, METHODS, method_of, options_of
@@ -70,7 +71,8 @@ class MachineOptions:
     log: str = option(None, 'pretrain_log.txt of a short run on such GPUs, for its speed', 'plan', parse=str)
     measure: bool = option(False, 'time a few training steps on this machine, for its speed', 'plan')
     tflops: float = option(None, 'peak of one GPU in the precision of the run, to predict the speed from', 'plan', parse=float)
-    utilisation: float = option(0.2, 'share of that peak that a step reaches; an assumption that no GPU has confirmed', 'plan')
+    utilisation: float = option(0.2, 'share of that peak that a step reaches; an assumption: 0.12 to 0.21 on an H200 '
+                                '(docs/scale.md)', 'plan')
     bandwidth: float = option(None, "GB/s of an all-reduce between all GPUs, nccl-tests' busbw; without it none is counted",
                               'plan', parse=float)
     latency: float = option(5.0, 'microseconds of one of the 2 log2(GPUs) rounds of a collective; an assumption', 'plan')
@@ -127,11 +129,13 @@ def speed_of(options, counts, network):
         return logged(options)
     if options.measure:
         accelerate(network, None)  # as a run on this machine has it
-        return measured(Step(network, options, torch.device('cuda' if torch.cuda.is_available() else 'cpu')))
+        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        options = dataclasses.replace(options, precision=precision_of(options, Ranks(0, 1, device)))
+        return measured(Step(network, options, device))
     if options.tflops:
         seconds = counts.operations / (options.tflops * 1e12 * options.utilisation)
         return Speed(Line(0, seconds), f'predicted: {options.utilisation:.0%} of {options.tflops:g} TFLOPS, a share that is '
-                     'assumed: no GPU has confirmed it')
+                     'assumed')
     return None
 
 
@@ -166,9 +170,10 @@ def measured(step, rounds=5):
             times[batch].append(time.perf_counter() - began) if i else None
     cuda, threads = step.device.type == 'cuda', torch.get_num_threads()
     name = torch.cuda.get_device_name(step.device) if cuda else f'{threads} thread{"s" * (threads > 1)} of a CPU'
+    error = 'with eager steps: the CUDA graph of a run is faster, docs/speed.md says by how much' if cuda else \
+        f'off by {STEP_ERROR:.0%} at most where that was checked'
     return Speed(Line.through(batches, [median(times[batch]) for batch in batches]),
-                 f'predicted from {batches[0]} and {batches[1]} images, measured on {name}; off by {STEP_ERROR:.0%} at most '
-                 'where that was checked (CPU)')
+                 f'predicted from {batches[0]} and {batches[1]} images, measured on {name}; {error}')
 
 
 @dataclass(frozen=True)

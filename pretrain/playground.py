@@ -4,8 +4,7 @@
 
 Drop an image, hide cells by a click, and see what is reconstructed, beside the original and what the network
 saw of it. A mask belongs to the cells of one network: of the first, or of the one whose picture was clicked.
-The others see those of their own cells of which half or more is visible. The page itself is in
-playground_page.py.
+The others see those of their own cells of which half or more is visible. The page itself is in playground_page.py.
 
 Needs gradio (pretrain/requirements.txt). Nothing is sent anywhere: the page is served to this machine only,
 unless --host says otherwise.
@@ -120,9 +119,7 @@ class Playground:
         return Mask(0, is_visible.tolist())
 
     def all_but_one(self, is_visible):
-        """Return a Mask of the first network whose cells are all visible, or all hidden, but for the middle
-        one.
-        """
+        """Return a Mask of the first network whose cells are all visible, or all hidden, but for the middle one."""
         h, w = self.encoder(0).grid
         cells = [is_visible] * (h * w)
         cells[h // 2 * w + w // 2] = not is_visible
@@ -187,8 +184,7 @@ def confine(folder):
     """Let gradio serve the files of one folder, which no other program has, and ask the network for nothing.
 
     By itself it serves whatever lies in /tmp/gradio, where every gradio program of this machine puts what was
-    uploaded to it, and .gradio/cached_examples in the working directory. To be called before gradio is
-    imported.
+    uploaded to it, and .gradio/cached_examples in the working directory. To be called before gradio is imported.
     """
     os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_EXAMPLES_CACHE=str(Path(folder, 'examples')),
                       GRADIO_ALLOWED_PATHS='')

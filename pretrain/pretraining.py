@@ -29,9 +29,7 @@ PICTURES = 8  # images of which a reconstruction is shown
 
 @dataclass(frozen=True)
 class Run(BaseRun):
-    """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not
-    fit.
-    """
+    """Options, ranks and number of images, and what follows from them. Raises ValueError if they do not fit."""
     options: PretrainingOptions
     curve: Cosine | CosineToFloor | Drop | None = None  # of the learning rate; only a run that trains needs it
 
@@ -215,8 +213,7 @@ class Pretraining(Trainer):
 
     @torch.no_grad()
     def held_out_loss(self):
-        """The mean loss over the held-out images, each counted once; the same on all ranks. None if there are
-        none.
+        """The mean loss over the held-out images, each counted once; the same on all ranks. None if there are none.
 
         The value is meaningless if the run was asked to stop meanwhile.
         """

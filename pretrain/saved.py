@@ -195,8 +195,7 @@ def read_run(content, path, which, given):
 def options_of_run(content, path, given):
     """Return the method and the options of a checkpoint.
 
-    Raises ValueError if the file is damaged, or if an option that is given, except MAY_DIFFER, is not the
-    run's.
+    Raises ValueError if the file is damaged, or if an option that is given, except MAY_DIFFER, is not the run's.
     """
     config = content['config']
     if not isinstance(config, dict) or not config.keys() >= {'model', 'mask_ratio'}:

@@ -6,8 +6,7 @@
     spark.encoder.cnn.state_dict()   # the pretrained network, with timm's keys
 
 Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, p the side
-of a cell at a stage. `visible` is a LongTensor (B, k): row-major indices of the cells that the encoder sees,
-ascending.
+of a cell at a stage. `visible` is a LongTensor (B, k): row-major indices of the cells that the encoder sees, ascending.
 """
 import torch
 from timm.layers import LayerNorm2d
@@ -107,8 +106,7 @@ class SparK(SparseNetwork):
         """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).
 
         Visible features are normalised, hidden positions get the mask token, and a convolution brings both to
-        the width of the decoder: (B, widths[i], h*p, w*p). In the accelerated form the smallest map is a
-        FilledMap.
+        the width of the decoder: (B, widths[i], h*p, w*p). In the accelerated form the smallest map is a FilledMap.
         """
         levels = {}
         for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):

@@ -89,8 +89,7 @@ class CentreCrop:
     """Cuts (height, width) out of the middle of an image.
 
     Before that the image is resized so that (height, width) is at most the share `crop` of each of its sides.
-    If it would become more than 16 times as long as the result, only its middle is resized. interpolation: as of
-    Crop.
+    If it would become more than 16 times as long as the result, only its middle is resized. interpolation: as of Crop.
     """
     size: tuple
     crop: float = 1.0
@@ -116,21 +115,18 @@ class Augmented(Dataset):
     Its indices are (epoch, index), and seed the random numbers of the transform. Its items are (image, class
     or None, failures), where failures is [(index, what is wrong)] of images that cannot be read.
 
-    images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start
-    with one; of
-        (image, class) if labelled.
+    images: a map-style data set of PIL images or tensors (C, h, w), uint8 or float, or of tuples that start with
+        one; of (image, class) if labelled.
     transform: takes an image, returns one of the network's size, and may draw random numbers.
     normalisation: (mean, std). If it is None, images are uint8, or float32 in [0, 1], and
         common.training.device.Normalise does the rest: 8-bit images are a quarter of the bytes on their way
         from a loading process to the device.
     erase: called with the normalised tensor, if given; returns it, changed.
     stand_ins: whether the next image that can be read stands in for one that cannot. If not, the item of the
-    latter
-        has None for its image.
+        latter has None for its image.
     timeout: seconds after which an image counts as one that cannot be read (see at_most); None for no limit.
 
-    Raises ValueError if an image can be read but not transformed, or if PATIENCE images in a row cannot be
-    read.
+    Raises ValueError if an image can be read but not transformed, or if PATIENCE images in a row cannot be read.
     """
 
     def __init__(self, images, transform, normalisation, seed=0, labelled=False, erase=None, stand_ins=True,
@@ -176,9 +172,7 @@ class Augmented(Dataset):
                          f'on; the last said "{failures[-1][1]}"')
 
     def read_within_limit(self, index):
-        """(image, item) of what read() returns, within the time limit. Raises whatever a file makes a reader
-        raise.
-        """
+        """(image, item) of what read() returns, within the time limit. Raises whatever a file makes a reader raise."""
         with at_most(self.timeout):
             item = self.read(index)
             image = item[0] if isinstance(item, (tuple, list)) else item
@@ -238,24 +232,18 @@ class Augmented(Dataset):
 
 
 def as_tensor(image):
-    """A PIL image or a tensor (C, H, W), uint8 or float, as a tensor (C, H, W), uint8 if it is 8-bit, else
-    float32.
-    """
+    """A PIL image or a tensor (C, H, W), uint8 or float, as a tensor (C, H, W), uint8 if it is 8-bit, else float32."""
     image = image if torch.is_tensor(image) else F.pil_to_tensor(image)
     return image if image.dtype == torch.uint8 else F.convert_image_dtype(image, torch.float32)
 
 
 def as_input(image, normalisation):
-    """A PIL image or a tensor (C, H, W), uint8 or float, as (C, H, W) float32, normalised with (mean,
-    std).
-    """
+    """A PIL image or a tensor (C, H, W), uint8 or float, as (C, H, W) float32, normalised with (mean, std)."""
     return F.normalize(F.convert_image_dtype(as_tensor(image), torch.float32), *normalisation)
 
 
 class seeded:
-    """Within it, the random numbers of Python, NumPy and torch (on the CPU) come from a seed. Afterwards they
-    go on.
-    """
+    """Within it, the random numbers of Python, NumPy and torch (on the CPU) come from a seed. Afterwards they go on."""
 
     def __init__(self, seed):
         self.seed = seed
@@ -279,13 +267,11 @@ class Steps(Sampler):
 
     An epoch has ceil(images / batch) steps, and its last batch is filled up from the beginning of the order.
 
-    images: how many there are. batch: images in a step, on all ranks together. epochs: how many. seed: of the
-    order.
+    images: how many there are. batch: images in a step, on all ranks together. epochs: how many. seed: of the order.
     rank, ranks: the number of this rank, and how many there are.
     accum: the parts of a step, whose gradients are added up.
     repeats: how often an image comes in a batch, each time augmented in another way (repeated augmentation,
-    Hoffer et al.
-        2020). An epoch then sees images / repeats of them. The copies stand apart, on other ranks if there
+        Hoffer et al. 2020). An epoch then sees images / repeats of them. The copies stand apart, on other ranks if there
         are some, since mixup takes neighbours. In place of the epoch, items then have the number of the draw.
     left_out: ((first step, step after the last), ...), steps that do not come.
     """
@@ -316,8 +302,7 @@ class Steps(Sampler):
     def batch_of(self, step, order=None, places=None):
         """The (epoch, index) pairs of a step.
 
-        order: that of its epoch; drawn if not given. places: which places of the batch; all of them if not
-        given.
+        order: that of its epoch; drawn if not given. places: which places of the batch; all of them if not given.
         """
         epoch = step // self.steps_per_epoch
         num_different = -(-self.batch // self.repeats)

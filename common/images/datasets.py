@@ -47,9 +47,7 @@ def is_image(image, in_chans):
 
 
 def timm_dataset(name, root, split, in_chans=3):
-    """A map-style data set by timm's name, such as hfds/user/name. Raises ValueError if timm cannot make
-    it.
-    """
+    """A map-style data set by timm's name, such as hfds/user/name. Raises ValueError if timm cannot make it."""
     mode = {1: 'L', 3: 'RGB'}.get(in_chans)
     options = {'input_img_mode': mode} if mode else {}
     try:

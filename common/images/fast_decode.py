@@ -19,9 +19,7 @@ LARGEST = 2 ** 26  # bytes; larger files are not read as a whole
 
 
 class FastDecode(Augmented):
-    """An Augmented of ImageFiles with a RandomCrop: the same crops of the same images. Only JPEGs are read
-    differently.
-    """
+    """An Augmented of ImageFiles with a RandomCrop: the same crops of the same images. Only JPEGs are read differently."""
 
     def __init__(self, images, crop, *arguments, **options):
         super().__init__(images, crop, *arguments, **options)
@@ -48,9 +46,7 @@ class FastDecode(Augmented):
 
 
 def reduction(crop):
-    """The factor, 1, 2, 4 or 8, by which an image may be reduced so that the Crop is still no smaller than
-    its result.
-    """
+    """The factor, 1, 2, 4 or 8, by which an image may be reduced so that the Crop is still no smaller than its result."""
     fits = min(side // wanted for side, wanted in zip(crop.box[2:], crop.size))
     return next((factor for factor in (8, 4, 2) if factor <= fits), 1)
 
@@ -66,9 +62,7 @@ def reduced(crop, factor):
 
 
 def decoded(image, factor):
-    """A JPEG that Pillow has opened, as (C, h / factor, w / factor) uint8. Raises whatever a file makes
-    Pillow raise.
-    """
+    """A JPEG that Pillow has opened, as (C, h / factor, w / factor) uint8. Raises whatever a file makes Pillow raise."""
     if factor == 1 and image.fp.seek(0, 2) <= LARGEST:
         image.fp.seek(0)
         content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
@@ -84,9 +78,7 @@ def decoded(image, factor):
 
 
 def cut(image, crop):
-    """The Crop of an image (C, h, w) uint8, as (C, H, W) uint8. It differs from Pillow's by one level here
-    and there.
-    """
+    """The Crop of an image (C, h, w) uint8, as (C, H, W) uint8. It differs from Pillow's by one level here and there."""
     top, left, height, width = crop.box
     part = image[None, :, top:top + height, left:left + width]
     resized = interpolate(part, crop.size, mode=crop.interpolation, antialias=True)[0]

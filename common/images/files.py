@@ -1,6 +1,4 @@
-"""Images in files, as data sets: of a folder, of a list of paths, or of files and folders that are named one
-by one.
-"""
+"""Images in files, as data sets: of a folder, of a list of paths, or of files and folders that are named one by one."""
 import copy
 import hashlib
 import os
@@ -34,19 +32,16 @@ SIZES = 1000  # the most files whose sizes are part of a fingerprint
 
 
 class ImageFiles(Dataset):
-    """The images of a folder (flat or nested) or of a text file with one path a line, in all formats but
-    NOT_READ.
+    """The images of a folder (flat or nested) or of a text file with one path a line, in all formats but NOT_READ.
 
     Items are PIL images as they are stored (EXIF's orientation is ignored), or float tensors (C, h, w) in [0,
     1] for files of more than 8 bits.
 
     source: the folder or the text file. in_chans: 1 or 3.
-    root: the folder in which the paths of a list lie; the list's own if not given. For a folder it is the
-    folder itself.
+    root: the folder in which the paths of a list lie; the list's own if not given. For a folder it is the folder itself.
     reading: how pixels are read, a Reading.
 
-    left_out: a Counter {what is not looked at, in words: how many}. unread: how many of these files may hold
-    images.
+    left_out: a Counter {what is not looked at, in words: how many}. unread: how many of these files may hold images.
 
     rows: the names of the attributes with an entry for each image, for `subset`; a subclass that has more of them
     says so.
@@ -168,16 +163,14 @@ class SeveralFiles(ImageFiles):
 def open_image(file, max_pixels=None):
     """The context of an opened image: a PIL image, or a Tiff if only tifffile reads it.
 
-    file: the path of a regular file, whatever its name ends with, or a file in memory; not of the formats
-    NOT_READ.
+    file: the path of a regular file, whatever its name ends with, or a file in memory; not of the formats NOT_READ.
     max_pixels: the pixels of the largest image that is read; Pillow's limit if None.
 
     Raises UnidentifiedImageError for what Pillow does not read, OSError for what is no regular file, and
     whatever a damaged file makes Pillow raise.
 
     Warnings are ignored inside. They do not name the file, and many hold numbers and so would come for each
-    image. Images are read up to Pillow's limit for bombs, which is twice the number of pixels above which it
-    warns.
+    image. Images are read up to Pillow's limit for bombs, which is twice the number of pixels above which it warns.
     """
     # To open a FIFO waits for a writer, and to read a device may never end.
     if isinstance(file, (str, os.PathLike)) and not stat.S_ISREG(os.stat(file).st_mode):
@@ -198,9 +191,7 @@ def open_image(file, max_pixels=None):
 
 
 def identified(file):
-    """The PIL image of a file, not loaded yet. Raises UnidentifiedImageError, with the remedy where there is
-    one.
-    """
+    """The PIL image of a file, not loaded yet. Raises UnidentifiedImageError, with the remedy where there is one."""
     try:
         return Image.open(file, formats=[name for name in Image.ID if name not in NOT_READ])
     except UnidentifiedImageError as error:

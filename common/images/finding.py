@@ -1,6 +1,4 @@
-"""Finding the image files below a folder, and counting by kind what is left out, so that users can be
-told.
-"""
+"""Finding the image files below a folder, and counting by kind what is left out, so that users can be told."""
 import os
 from collections import Counter
 from contextlib import suppress
@@ -50,9 +48,7 @@ SYSTEM_FOLDERS = frozenset({
 
 @cache
 def register_plug_ins():
-    """Let Pillow read HEIC and JPEG XL in this process, if pillow-heif and pillow-jxl-plugin are
-    installed.
-    """
+    """Let Pillow read HEIC and JPEG XL in this process, if pillow-heif and pillow-jxl-plugin are installed."""
     with suppress(ImportError):
         import pillow_heif
         pillow_heif.register_heif_opener()
@@ -67,9 +63,7 @@ def image_endings():
 
 
 def ending_of(name):
-    """The ending of a file's name in lower case, such as '.png' or '.nii.gz'; '' if it has none, or a number
-    for one.
-    """
+    """The ending of a file's name in lower case, such as '.png' or '.nii.gz'; '' if it has none, or a number for one."""
     at = name.rfind('.')
     ending = name[at:].lower() if at > 0 else ''
     if ending in PACKED_ENDINGS:
@@ -79,9 +73,7 @@ def ending_of(name):
 
 
 def remedy(file):
-    """What a user can do about a file that is not read, by the ending of its name; None if that is not
-    known.
-    """
+    """What a user can do about a file that is not read, by the ending of its name; None if that is not known."""
     if not isinstance(file, (str, os.PathLike)):
         return None
     ending = ending_of(os.path.basename(file))
@@ -96,8 +88,7 @@ class LeftOut:
 
     files: {ending: [their number, the first of them by its name]}. system: the SYSTEM_FOLDERS that were met.
     unreadable: {folder: why it cannot be read}. dead_links: links with the names of images that lead nowhere.
-    missing: of a list of paths, (number of missing files, of how many that were looked for, the first of
-    them).
+    missing: of a list of paths, (number of missing files, of how many that were looked for, the first of them).
     """
 
     def __init__(self):
@@ -206,9 +197,7 @@ def find_files(folder, endings, left_out=None, dead_links=False):
 
 
 def ending_test(endings):
-    """A function that tells whether a file's name ends with one of these endings, in time that does not grow
-    with them.
-    """
+    """A function that tells whether a file's name ends with one of these endings, in time that does not grow with them."""
     short = {ending for ending in endings if ending.rfind('.') == 0}
     longer = tuple(set(endings) - short)  # such as .tar.gz
 
@@ -219,9 +208,7 @@ def ending_test(endings):
 
 
 def is_wanted(entry, prefix, has_ending, left_out, dead_links):
-    """Whether find_files yields an entry of os.scandir that is no folder; if not, it is counted unless it is
-    hidden.
-    """
+    """Whether find_files yields an entry of os.scandir that is no folder; if not, it is counted unless it is hidden."""
     name = entry.name
     if name[0] == '.':
         return False

@@ -227,9 +227,7 @@ class DeviceDecoder:
                 for image, one in zip(images, encoded)]
 
     def decoded(self, contents, encoded):
-        """The whole images of some JPEGs on the device, each (C, h, w) uint8, or None where it cannot be
-        decoded.
-        """
+        """The whole images of some JPEGs on the device, each (C, h, w) uint8, or None where it cannot be decoded."""
         tried = [i for i, one in enumerate(encoded) if one.name not in self.refused]
         images = [None] * len(encoded)
         if self.stream is not None:
@@ -280,9 +278,7 @@ def groups_of(encoded):
 
 
 def resized_crop(image, crop):
-    """The Crop of an image (C, h, w) uint8, as (C, H, W) float32 in 0 ... 255, but for what bicubic filters
-    overshoot.
-    """
+    """The Crop of an image (C, h, w) uint8, as (C, H, W) float32 in 0 ... 255, but for what bicubic filters overshoot."""
     top, left, height, width = crop.box
     part = image[None, :, top:top + height, left:left + width].float()
     resized = interpolate(part, crop.size, mode=crop.interpolation, antialias=True)[0]

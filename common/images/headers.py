@@ -7,8 +7,7 @@ BC6H = 6  # the compression of DDS textures whose values are half floats
 
 
 def bits_of(image):
-    """The bits of a value in an opened file, where its format may have more than the 8 that Pillow gives;
-    else 8.
+    """The bits of a value in an opened file, where its format may have more than the 8 that Pillow gives; else 8.
 
     image: a PIL image, or a Tiff.
     """

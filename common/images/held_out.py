@@ -78,9 +78,7 @@ def keys_of(images, seed):
 
 
 def names_of(images):
-    """The name of each image in bytes: its path below the data set's folder, else what `name` says, else its
-    number.
-    """
+    """The name of each image in bytes: its path below the data set's folder, else what `name` says, else its number."""
     if isinstance(images, ImageFiles):
         some = (images.paths[first:first + AT_A_TIME].tolist() for first in range(0, len(images), AT_A_TIME))
         return (path.replace(os.fsencode(os.sep), b'/') for path in chain.from_iterable(some))

@@ -7,8 +7,7 @@ from PIL import Image
 
 @contextmanager
 def pixel_limit(number):
-    """Within it, an image of more than `number` pixels is an error. If the number is None, Pillow's limit
-    stays.
+    """Within it, an image of more than `number` pixels is an error. If the number is None, Pillow's limit stays.
 
     Pillow warns above MAX_IMAGE_PIXELS, a setting of the whole process, and refuses above twice that many.
     The error, DecompressionBombError, is raised again with the option that admits the image.

@@ -17,26 +17,22 @@ NAMED = 3  # images that cannot be read of which is said why
 def loader(augmented, batches, workers, device, collate=collate):
     """A DataLoader of batches of images, made ahead of time in loading processes.
 
-    augmented: an Augmented. batches: yields the indices of each batch, in order. workers: the number of
-    processes.
+    augmented: an Augmented. batches: yields the indices of each batch, in order. workers: the number of processes.
     device: that the batches will be moved to.
 
     The processes start at the first iter() of it. Use it inside naming_the_file(augmented), so that errors of
     these processes say which file was at fault.
     """
-    # No signal interrupts a read from a file system that hangs. So a batch may take 30 times what one image
-    # may.
+    # No signal interrupts a read from a file system that hangs. So a batch may take 30 times what one image may.
     timeout = 0 if not workers or augmented.timeout is None else 30 * augmented.timeout
-    # The loader draws a seed when it starts, in the middle of a step's random numbers, so it has its own
-    # generator.
+    # The loader draws a seed when it starts, in the middle of a step's random numbers, so it has its own generator.
     return DataLoader(augmented, batch_sampler=batches, num_workers=workers, collate_fn=collate,
                       generator=torch.Generator(), pin_memory=device.type == 'cuda', timeout=timeout,
                       worker_init_fn=outlive_stops)
 
 
 def outlive_stops(worker):
-    """Let a loading process ignore the signals that ask its whole group to stop: the training process ends it
-    later.
+    """Let a loading process ignore the signals that ask its whole group to stop: the training process ends it later.
 
     worker: its number, which is not used.
     """
@@ -45,8 +41,7 @@ def outlive_stops(worker):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     # SIGTERM is ignored only once. The loader ends a stuck process by SIGTERM, and so does multiprocessing at
-    # exit, which waits until the process is gone. This replaces a handler in C that torch has set just
-    # before.
+    # exit, which waits until the process is gone. This replaces a handler in C that torch has set just before.
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
@@ -81,9 +76,7 @@ def naming_the_file(*augmented):
 
 
 def death_message(how, files):
-    """What to say of a loading process that died. how: in words. files: the names of those that it was
-    reading.
-    """
+    """What to say of a loading process that died. how: in words. files: the names of those that it was reading."""
     if files:
         what = (f'while it read {", ".join(files)}. If that repeats with this file, the file is at fault: '
                 'remove it; with others, memory')
@@ -126,9 +119,7 @@ def death(error, augmented):
 
 
 def wait_for_death(augmented):
-    """The ids of loading processes that are gone although they were at an image, [] if there are none after 5
-    s.
-    """
+    """The ids of loading processes that are gone although they were at an image, [] if there are none after 5 s."""
     for _ in range(50):
         time.sleep(0.1)
         living = {child.pid for child in multiprocessing.active_children()}
@@ -154,8 +145,7 @@ def each_once(augmented, batch, workers, ranks, warn, collate=collate, key=None,
     """Yield (images, labels) of this rank's share of a data set, with each image once.
 
     augmented: an Augmented without stand-ins. Images that cannot be read are left out, and warned of.
-    batch: images in a batch. workers: the number of loading processes. warn: called with the text of a
-    warning.
+    batch: images in a batch. workers: the number of loading processes. warn: called with the text of a warning.
     collate: as of loader(). key: called with an index; the indices are sorted by it, and are in order if it
     is not given.
     go_on: called after each batch, if given; returns whether to go on with the next one.
@@ -187,8 +177,7 @@ def without_failures(batches, augmented, named, log):
 def tell_failures(failures, augmented, named, log):
     """Warn once of each image that could not be read; after the first NAMED of them in fewer words.
 
-    failures: [(index, what is wrong)]. named: the set of the names of such images, which is added to. log: a
-    RunLog.
+    failures: [(index, what is wrong)]. named: the set of the names of such images, which is added to. log: a RunLog.
     """
     for index, error in failures:
         name = augmented.name(index)

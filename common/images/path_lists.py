@@ -14,8 +14,7 @@ def read_list(source, root, left_out=None):
 
     source: path of the file, in UTF-8, or in UTF-16 with a byte order mark. Backslashes are taken as slashes,
     unless a file has the name as it is written.
-    left_out: a LeftOut. It counts the files of formats that are not read, and how many of TRIED others are
-    missing.
+    left_out: a LeftOut. It counts the files of formats that are not read, and how many of TRIED others are missing.
 
     Raises ValueError for a file that is no such list, and for paths that do not lie below the root.
     """
@@ -109,9 +108,7 @@ def look_for(source, root, paths, left_out):
 
 
 def path_in(line, root):
-    """The path of a file in a line that holds more, such as a label or quotes; None if there is no such
-    file.
-    """
+    """The path of a file in a line that holds more, such as a label or quotes; None if there is no such file."""
     for separator in (',', ';', '\t', ' ', '|'):
         before, _, after = line.partition(separator)
         before_last, _, _ = line.rpartition(separator)
@@ -123,8 +120,7 @@ def path_in(line, root):
 
 
 def inside(paths, root):
-    """Each path, relative to the folder `root` or absolute, as a path below it; None for each that leads out
-    of it.
+    """Each path, relative to the folder `root` or absolute, as a path below it; None for each that leads out of it.
 
     Only the text is judged, with '..' resolved: a link below the folder may lead anywhere.
     """

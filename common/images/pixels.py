@@ -1,5 +1,4 @@
-"""From the pixels of an image file to channels: 8 bits as Pillow reads them, more than 8 bits as floats in
-[0, 1].
+"""From the pixels of an image file to channels: 8 bits as Pillow reads them, more than 8 bits as floats in [0, 1].
 
 Of colours of 16 bits Pillow keeps the upper 8, and does not say so. Such PNGs are read by torchvision, such
 TIFFs by tifffile, and such PPMs in this file. Of the formats in CANNOT, only the 8 bits that Pillow gives are
@@ -27,8 +26,7 @@ def as_channels(image, in_chans, reading=AS_IT_IS, upright=False):
     image: a PIL image that was not loaded yet (loading drops the bits beyond 8), or a Tiff.
     in_chans: 1 or 3. upright: whether to turn the image as its EXIF orientation says.
 
-    Raises ValueError for values that `reading` does not cover, and whatever a damaged file makes a decoder
-    raise.
+    Raises ValueError for values that `reading` does not cover, and whatever a damaged file makes a decoder raise.
     """
     samples = samples_of(image, in_chans, upright)
     if samples is not None:
@@ -74,9 +72,7 @@ def samples_of(image, in_chans, upright=False):
 
 
 def sample_format(image):
-    """The kind of numbers in a TIFF that Pillow has opened: UNSIGNED, SIGNED, or another value of that
-    tag.
-    """
+    """The kind of numbers in a TIFF that Pillow has opened: UNSIGNED, SIGNED, or another value of that tag."""
     return image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
 
 

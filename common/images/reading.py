@@ -6,8 +6,7 @@ from dataclasses import dataclass
 class Reading:
     """How image files are read.
 
-    pixel_range: (from, to), the values that become 0 and 1 in files whose values are not 8-bit; the others
-    are clipped.
+    pixel_range: (from, to), the values that become 0 and 1 in files whose values are not 8-bit; the others are clipped.
         If it is None, unsigned integers of up to 16 bits are divided by the largest value of their bits;
         other integers must lie in 0 ... 65535, floats in 0 ... 1.
     max_pixels: the pixels of the largest image that is read; if None, Pillow's limit holds.

@@ -35,8 +35,7 @@ def scaled(samples, pixel_range=None):
     pixel_range: (low, high), the numbers in the file that become 0 and 1; the others are clipped. If it is
     None, 0 and samples.top become 0 and 1.
 
-    Raises ValueError for values that are not finite, and, without a range, for values outside of 0 ...
-    samples.top.
+    Raises ValueError for values that are not finite, and, without a range, for values outside of 0 ... samples.top.
     """
     values = samples.values
     if values.dtype.kind == 'f' and not np.isfinite(values).all():
@@ -56,9 +55,7 @@ def scaled(samples, pixel_range=None):
 
 
 def divided_by_top(samples):
-    """The values (h, w, C) divided by samples.top, float32. Raises ValueError if they are not in 0 ...
-    samples.top.
-    """
+    """The values (h, w, C) divided by samples.top, float32. Raises ValueError if they are not in 0 ... samples.top."""
     values = samples.values
     low = values.min(initial=0)
     high = values.max(initial=0)

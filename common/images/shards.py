@@ -33,8 +33,7 @@ OPEN_FILES = 128  # that a process keeps; often it may have no more than 1,024
 
 
 class TarShards(ImageFiles):
-    """The images of a tar, or of all tars in a folder, in the order in which ImageFiles has the same files
-    unpacked.
+    """The images of a tar, or of all tars in a folder, in the order in which ImageFiles has the same files unpacked.
 
     Members that are no images by their names are left out, and counted. If several tars hold images of one
     name, all of them are there, in the order of the tars. The fingerprint is that of the files unpacked. Each
@@ -121,9 +120,7 @@ class TarShards(ImageFiles):
         return left_out
 
     def handle(self, shard):
-        """This process's open file of a tar. It is read by position, which disturbs no process that shares
-        it.
-        """
+        """This process's open file of a tar. It is read by position, which disturbs no process that shares it."""
         if shard not in self.handles:
             while len(self.handles) >= OPEN_FILES:
                 _, oldest = self.handles.popitem(last=False)
@@ -186,9 +183,7 @@ class Index:
 
 
 def index_of(path):
-    """The Index of a tar, with the images in the tar's order. Raises ValueError for a tar that is not whole
-    and plain.
-    """
+    """The Index of a tar, with the images in the tar's order. Raises ValueError for a tar that is not whole and plain."""
     index = Index()
     endings = image_endings()
     try:
@@ -217,9 +212,7 @@ def index_of(path):
 
 
 def is_image_member(name, endings, left_out):
-    """Whether a member of a tar is an image by its name; counts in left_out what find_files would count of
-    the file.
-    """
+    """Whether a member of a tar is an image by its name; counts in left_out what find_files would count of the file."""
     parts = name.split('/')
     if any(part[:1] == '.' and part != '..' for part in parts):  # hidden
         return False
@@ -234,9 +227,7 @@ def is_image_member(name, endings, left_out):
 
 
 def check_member(path, name, kind):
-    """Raises ValueError for an image in the tar `path` that is no regular file, or whose name is not as it
-    should be.
-    """
+    """Raises ValueError for an image in the tar `path` that is no regular file, or whose name is not as it should be."""
     if kind not in REGULAR:
         raise ValueError(f'{path} holds {name} as a link, or as another thing that is no regular file: pack '
                          'the images themselves (tar --dereference --hard-dereference)')

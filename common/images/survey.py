@@ -1,6 +1,4 @@
-"""A survey of some image files before a run: which pages, bits, bands and transparency in them are not
-read.
-"""
+"""A survey of some image files before a run: which pages, bits, bands and transparency in them are not read."""
 import os
 from collections import defaultdict
 from contextlib import contextmanager
@@ -29,12 +27,11 @@ SENTENCES = {'pages': 'the first of {:,} pages is read', 'bits': '8 of {} bits a
              'transparency': 'transparency is left out'}
 
 
-def survey(images, normalised=False):
+def survey(images, mean=None):
     """Sentences on what is left out of some image files, spread evenly over the data set; [] if nothing is.
 
-    images: ImageFiles, a data set of timm, or a Subset of one of these; for any other data set, [] is
-    returned.
-    normalised: whether the mean and deviation of the images were given. Then dark images are intended.
+    images: ImageFiles, a data set of timm, or a Subset of one of these; for any other data set, [] is returned.
+    mean: --mean, of each channel, if it was given: dark images are intended if they are about as bright as that.
 
     Files that cannot be read are passed over. Raises ValueError if none can be, and NotInstalled, a ValueError,
     where a package is missing.
@@ -73,12 +70,12 @@ def survey(images, normalised=False):
         number, name = max(files)
         said.append(f'in {len(files):,} of {num_read:,} files looked at {SENTENCES[kind].format(number)} '
                     f'({name})')
-    return said + deep_values.sentences(normalised)
+    return said + deep_values.sentences(mean)
 
 
 def warn_of(images, options):
     """Yield what the survey finds as one warning of a run with these options; nothing if it finds nothing."""
-    said = survey(images, options.mean is not None)
+    said = survey(images, options.mean)
     if said:
         yield '; '.join(said)
 
@@ -141,9 +138,7 @@ def facts_of(image, images):
 
 
 def examine_pixels(images, index, facts, deep_values):
-    """Decode a file: add its values to deep_values if it is deep, and to facts.left_out whether it is
-    transparent.
-    """
+    """Decode a file: add its values to deep_values if it is deep, and to facts.left_out whether it is transparent."""
     if facts.is_deep:
         with opened(images, index) as image:
             deep_values.add(samples_of(image, 1 if images.mode == 'L' else 3), images.reading.pixel_range)
@@ -176,9 +171,7 @@ def subfile(image, page):
 
 
 class DeepValues:
-    """The values of images that are not 8-bit, in order to tell whether they fill the range that they are
-    read with.
-    """
+    """The values of images that are not 8-bit, in order to tell whether they fill the range that they are read with."""
 
     def __init__(self):
         self.brightest = []  # for each file: (share, its largest value, the largest possible value)
@@ -199,14 +192,18 @@ class DeepValues:
             possible = round(samples.in_file(samples.top))
             self.brightest.append((largest / possible, largest, possible))
 
-    def sentences(self, normalised):
-        """What is to be said of these values; normalised as in survey()."""
+    def sentences(self, mean):
+        """What is to be said of these values; mean as in survey()."""
         said = []
-        if self.brightest and max(self.brightest)[0] < DARK and not normalised:
-            _, value, top = max(self.brightest)
-            said.append(f'the largest value of these files is {value:,} of {top:,}: give --pixel_range=0,'
-                        f'{2 ** value.bit_length() - 1} (or --mean and --std), or the images are nearly '
-                        'black')
+        share, value, top = max(self.brightest, default=(1.0, 0, 0))
+        if share < min((DARK, *(mean or ()))):
+            remedy = f'give --pixel_range=0,{2 ** value.bit_length() - 1}'
+            if mean is None:
+                remedy += ' (or --mean and --std), or the images are nearly black'
+            else:
+                remedy += ', and the --mean and --std of the values from 0 to 1 that it makes of them'
+            said.append(f'the largest value of these files is {value:,} of {top:,}{", below the --mean" * (mean is not None)}: '
+                        f'{remedy}')
         if self.num_outside > 0.1 * (self.num_outside + self.num_inside):
             share = self.num_outside / (self.num_outside + self.num_inside)
             said.append(f'{share:.0%} of the values in these files lie outside of --pixel_range, and are '

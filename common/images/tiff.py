@@ -20,8 +20,7 @@ class NotInstalled(ValueError):
 
 
 class Tiff:
-    """The first page of a TIFF, as tifffile reads it. It stands in for a PIL image, and closes its file in
-    `with`.
+    """The first page of a TIFF, as tifffile reads it. It stands in for a PIL image, and closes its file in `with`.
 
     file: a path, or an open file at its beginning. size: (width, height) after the page is turned upright.
 
@@ -65,8 +64,7 @@ class Tiff:
         return self.page.bitspersample
 
     def samples(self, in_chans):
-        """The Samples of the page, upright, with 1 channel (grey), 3 channels (RGB), or as many as it has
-        bands.
+        """The Samples of the page, upright, with 1 channel (grey), 3 channels (RGB), or as many as it has bands.
 
         in_chans: the channels that are wanted. They matter only for a page of three or more bands without
         colours, which must have as many. Raises ValueError for a kind of TIFF that is not read, NotInstalled
@@ -95,9 +93,7 @@ class Tiff:
         return Samples(values, top, inverted=self.page.photometric == WHITE_IS_ZERO)
 
     def channels(self, in_chans):
-        """How many of the bands are read, from the first on. Raises ValueError for a kind of TIFF that is not
-        read.
-        """
+        """How many of the bands are read, from the first on. Raises ValueError for a kind of TIFF that is not read."""
         page = self.page
         is_read = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
         if not is_read or len(page.shape) > 3 or page.dtype is None:
@@ -125,9 +121,7 @@ def turned(values, orientation):
 
 
 def begins_as_tiff(file):
-    """Whether a file begins as a TIFF does. file: a path, or an open file, which is at its beginning
-    afterwards.
-    """
+    """Whether a file begins as a TIFF does. file: a path, or an open file, which is at its beginning afterwards."""
     if hasattr(file, 'read'):
         file.seek(0)
         begin = file.read(4)

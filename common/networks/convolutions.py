@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 class SubsampledConvolutions(TorchFunctionMode):
     """Context in which a strided 1x1 convolution takes the positions that it uses, and runs with stride 1.
 
-    Outputs and gradients are those of the strided convolution, up to rounding. All other functions run as
-    they are.
+    Outputs and gradients are those of the strided convolution, up to rounding. All other functions run as they are.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

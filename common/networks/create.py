@@ -18,11 +18,9 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
         pretrained: whether timm downloads its weights.
         num_classes: outputs of the classifier. None leaves the network's own.
         input_size: (height, width) of the images in pixels, or one number. Only networks that are made for
-            images of one size, as transformers with learned positions are, look at it. None leaves the
-            network's own.
+            images of one size, as transformers with learned positions are, look at it. None leaves the network's own.
 
-    Raises ValueError for an unknown name, with the nearest ones, and for a drop path that the network does
-    not have.
+    Raises ValueError for an unknown name, with the nearest ones, and for a drop path that the network does not have.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=5, cutoff=0.5)

@@ -141,8 +141,7 @@ def candidates(state, names, num_entries, path, which):
             raise ValueError(f'{path} has no such network under "{which}". The keys of the file begin with '
                              f'{beginnings(state)}')
     elif 4 * max(counts.values(), default=0) < num_entries:
-        # It is another network. The error is to say how all of it differs, so its largest dictionary is
-        # compared.
+        # It is another network. The error is to say how all of it differs, so its largest dictionary is compared.
         folder, _ = Counter(key.rpartition('/')[0] for key in state).most_common(1)[0]
         return [f'{folder}/' if folder else '']
     most = max(counts.values())
@@ -152,8 +151,7 @@ def candidates(state, names, num_entries, path, which):
 def fitting_networks(module, state, tried, may_miss):
     """Return those of the tried networks that fit, {prefix: Network}, with what is beside them.
 
-    Unexpected entries are allowed if they are another complete network, below a prefix within that of this
-    one.
+    Unexpected entries are allowed if they are another complete network, below a prefix within that of this one.
     """
     complete = {prefix: network for prefix, network in tried.items()
                 if not network.comparison.missing and not network.comparison.mismatched}

@@ -31,8 +31,7 @@ def guess_model(state):
     holds.
 
     None for other networks. The keys may be timm's, OpenMMLab's or the ConvNeXt authors', after any prefix.
-    It is a guess by the numbers of blocks and channels, which the strict load that follows confirms or
-    refuses.
+    It is a guess by the numbers of blocks and channels, which the strict load that follows confirms or refuses.
     """
     first = next((key for key in state if FIRST_BLOCK.search(key)), None)
     if first is None:

@@ -7,8 +7,7 @@ def input_convs(module, state, channels):
     """Find the convolutions over the image that a state_dict has for another number of channels.
 
     Such a convolution of the module has `channels` inputs, in one group; its weight in the state_dict has
-    another number of them and is alike otherwise. There are several where the image enters a network in
-    several places.
+    another number of them and is alike otherwise. There are several where the image enters a network in several places.
 
     Returns {key: channels in the state_dict}; empty if these numbers are not all the same.
     """

@@ -110,8 +110,7 @@ def final_norms(state, cnn):
     """Return {OpenMMLab's name: timm's} of the norms after the last block of a ViT.
 
     'ln1' is over the tokens; 'ln2', where a file has it, over their mean, in front of the classifier. A network
-    of timm has one of the two, and where it is the one over the mean, that starts as the pretrained norm over
-    the tokens.
+    of timm has one of the two, and where it is the one over the mean, that starts as the pretrained norm over the tokens.
     """
     over_tokens = 'norm' if isinstance(cnn.fc_norm, nn.Identity) else 'fc_norm'
     if 'ln2.weight' in state:

@@ -1,8 +1,7 @@
 """The same network under other names: timm's, torchvision's, those of the authors of ConvNeXt, OpenMMLab's.
 
 ResNets have the same names in all of them. Functions take a state_dict and return a new one. They
-look at the names alone, so a state_dict of another network comes back as it was, except where a ValueError is
-mentioned.
+look at the names alone, so a state_dict of another network comes back as it was, except where a ValueError is mentioned.
 """
 import re
 

@@ -24,9 +24,7 @@ VERSION = 2  # Version 1 had neither a fingerprint of the data nor steps that we
 
 
 class CannotWrite(ValueError):
-    """A file could not be written: no space, no permission, the folder is gone. What stood there is
-    untouched.
-    """
+    """A file could not be written: no space, no permission, the folder is gone. What stood there is untouched."""
 
 
 class WrittenLater(ValueError):
@@ -34,8 +32,7 @@ class WrittenLater(ValueError):
 
 
 def write_atomically(path, write, keep_as=None):
-    """Write a file so that at every moment, even after a power failure, the old or the new one stands whole
-    at path.
+    """Write a file so that at every moment, even after a power failure, the old or the new one stands whole at path.
 
     write: called with a temporary file beside path, which is flushed to the disk and then renamed.
     keep_as: another path, under which what stood at path until then stays.
@@ -63,9 +60,7 @@ def write_atomically(path, write, keep_as=None):
 
 
 class _RecordingFile:
-    """A file that adds the errors of its write() to a list: of a full disk torch says only 'unexpected
-    pos'.
-    """
+    """A file that adds the errors of its write() to a list: of a full disk torch says only 'unexpected pos'."""
 
     def __init__(self, file, errors):
         self.file = file
@@ -120,12 +115,10 @@ def earlier(path):
 def save_checkpoint(path, content, before=None, keep=2, milestone=None):
     """Write a checkpoint, and remove old ones.
 
-    path: the file of the newest checkpoint. The one that stood there stays beside it as
-    <stem>_step<before>.pth.
+    path: the file of the newest checkpoint. The one that stood there stays beside it as <stem>_step<before>.pth.
     content: a dict, with 'step' in it.
     before: the step of the checkpoint that stands at path; None if there is none, or if it is not to stay.
-    keep: how many checkpoints stay, the new one included. Those whose step is a multiple of `milestone` stay
-    besides.
+    keep: how many checkpoints stay, the new one included. Those whose step is a multiple of `milestone` stay besides.
     Those of later steps are removed: the run has gone back behind them.
 
     Raises CannotWrite.
@@ -226,8 +219,7 @@ def load_run(resume, own, ranks):
 
 
 def newest_readable(own):
-    """({path: content} of the newest checkpoint that can be read, or {}; {path: the error} of those that
-    cannot).
+    """({path: content} of the newest checkpoint that can be read, or {}; {path: the error} of those that cannot).
 
     own: the path of the newest checkpoint of a run folder. Raises WrittenLater.
     """
@@ -256,8 +248,7 @@ def set_aside(damaged, warn):
 
 
 def read_plain(path):
-    """The content of a file of torch or safetensors, on the CPU: tensors and plain data only, so that no code
-    can run.
+    """The content of a file of torch or safetensors, on the CPU: tensors and plain data only, so that no code can run.
 
     Plain data includes argparse.Namespace, which programs such as MAE's keep beside the weights: it has attributes
     and does nothing. It comes back as such, so that nothing takes it for a dictionary of weights.
@@ -321,9 +312,7 @@ def read_run(path):
 
 
 def is_run(content, path):
-    """Whether the content of a file is the checkpoint of a run. Raises WrittenLater for one of a later
-    version.
-    """
+    """Whether the content of a file is the checkpoint of a run. Raises WrittenLater for one of a later version."""
     kinds = {'version': int, 'step': int, 'config': dict, 'model': dict, 'optimizer': dict}
     if not isinstance(content, dict):
         return False
@@ -359,9 +348,7 @@ def plain_state(module):
 
 
 def copied(tree):
-    """A copy of a tensor, or of dicts and lists with tensors in them, on the CPU. All other values are not
-    copied.
-    """
+    """A copy of a tensor, or of dicts and lists with tensors in them, on the CPU. All other values are not copied."""
     if torch.is_tensor(tree):
         return tree.detach().to('cpu', copy=True)
     if isinstance(tree, dict):
@@ -372,9 +359,7 @@ def copied(tree):
 
 
 def git_commit():
-    """The commit of this program's checkout, with '+' after it if files were changed; None outside of a
-    checkout.
-    """
+    """The commit of this program's checkout, with '+' after it if files were changed; None outside of a checkout."""
     def git(*words):
         command = ['git', '-C', str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,6 +1,4 @@
-"""A heartbeat for each rank of a run: a thread that writes what the rank does, and ends it if it does nothing
-for long.
-"""
+"""A heartbeat for each rank of a run: a thread that writes what the rank does, and ends it if it does nothing for long."""
 import json
 import os
 import socket
@@ -18,8 +16,7 @@ TRAINING = 'in the computation'
 class Heartbeat:
     """Within it, a thread writes what this rank does into heartbeat/rank_<number>.json of the run folder.
 
-    The file holds {"rank", "host", "pid", "doing", "step", "since", "time"}, with times in seconds since
-    1970.
+    The file holds {"rank", "host", "pid", "doing", "step", "since", "time"}, with times in seconds since 1970.
 
     A second thread ends this process with the code STALLED after `patience` minutes in one activity, such as
     waiting for another rank. It warns at a tenth of that. Both messages say what each rank does, so they name
@@ -132,9 +129,7 @@ class Heartbeat:
         return '; '.join(described)
 
     def describe(self, beat, now):
-        """(order, description) of a rank, given the content of its file. Order 0: silent, 1: not training, 2:
-        training.
-        """
+        """(order, description) of a rank, given the content of its file. Order 0: silent, 1: not training, 2: training."""
         silence = now - beat['time']
         if silence > 3 * self.pause:
             return 0, (f'has given no sign of life for {silence:.0f} s: it or its machine is stopped or '

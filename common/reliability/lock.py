@@ -7,8 +7,7 @@ import time
 
 
 class FolderLock:
-    """The lock of the process that writes into a run folder. The system releases it when the process ends in
-    any way.
+    """The lock of the process that writes into a run folder. The system releases it when the process ends in any way.
 
     It is a POSIX record lock: it holds between the machines that share a file system such as NFS, and loading
     processes do not inherit it. On a file system without locks nothing is locked.

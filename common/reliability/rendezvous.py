@@ -31,8 +31,7 @@ def may_start_again():
 def store_of_this_start(rank, size, timeout):
     """A store for `torch.distributed.init_process_group` in which torch finds nothing that an earlier start has left.
 
-    rank: of this process among the `size` that torchrun has started. timeout: a timedelta, for the others to
-    come.
+    rank: of this process among the `size` that torchrun has started. timeout: a timedelta, for the others to come.
     Raises torch.distributed.DistNetworkError if they do not come.
     """
     store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False, timeout=timeout)

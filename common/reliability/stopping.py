@@ -11,15 +11,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# The codes are those of sysexits.h. Besides, 0 means finished, 1 an error that a sentence explains, 2 a wrong
-# flag.
+# The codes are those of sysexits.h. Besides, 0 means finished, 1 an error that a sentence explains, 2 a wrong flag.
 STALLED = 69  # A rank made no progress, and was ended (common/reliability/heartbeat.py and watchdog.py).
 UNWRITTEN = 74  # The end was reached, but the files could not be written.
 STOPPED = 75  # The run was asked to stop, and its state is saved.
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
-# Within so many seconds a repeated signal is taken for the same one: it comes from the cluster, and again
-# from torchrun.
+# Within so many seconds a repeated signal is taken for the same one: it comes from the cluster, and again from torchrun.
 ECHO = 3.0
 
 
@@ -50,8 +48,7 @@ class Unwritten(Ended):
 
 
 class StopRequest:
-    """Within it, the first of SIGNALS is only noted: `asked` becomes its name. A second signal has its usual
-    effect.
+    """Within it, the first of SIGNALS is only noted: `asked` becomes its name. A second signal has its usual effect.
 
     `asked` is None as long as nobody has asked. Signals that the process ignores because of nohup, or because
     a script started it with &, stay ignored.

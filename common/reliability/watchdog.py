@@ -23,26 +23,21 @@ from common.reliability.stopping import SIGNALS, STALLED, write_exit_code
 
 PAUSE = 30.0  # the most seconds between two signs of life
 AFTER_SIGNAL = 60.0  # seconds of silence after which a rank is ended that was asked to stop
-# A rank sends bytes: these two, and the numbers of the signals that it gets, which Python's handler in C
-# writes.
+# A rank sends bytes: these two, and the numbers of the signals that it gets, which Python's handler in C writes.
 BEAT, BYE = 0, 255
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Watchdog:
-    """Within it, another process ends this one with STALLED if no Python code has run here for `patience`
-    minutes.
+    """Within it, another process ends this one with STALLED if no Python code has run here for `patience` minutes.
 
     Before that it writes a message, and where each thread stands, to stderr and to stderr_backup.txt of the
     run folder, if there is one. Once a signal has asked this process to stop, AFTER_SIGNAL seconds without
-    Python are enough. Time in which this process is stopped (by SIGSTOP, or on a laptop that sleeps) does not
-    count.
+    Python are enough. Time in which this process is stopped (by SIGSTOP, or on a laptop that sleeps) does not count.
 
-    SIGUSR2 makes this process write where each of its threads stands, unless somebody else has a handler for
-    it.
+    SIGUSR2 makes this process write where each of its threads stands, unless somebody else has a handler for it.
 
-    rank: a number, for the message. patience: in minutes; 0 means that nothing is watched. folder: the run
-    folder.
+    rank: a number, for the message. patience: in minutes; 0 means that nothing is watched. folder: the run folder.
     """
 
     def __init__(self, rank, patience, folder):
@@ -138,9 +133,7 @@ class SigEvent(ctypes.Structure):
 
 
 class ReadRequest(ctypes.Structure):
-    """struct aiocb of Linux on 64 bits, up to its sigevent. What follows belongs to the library, and is 0 at
-    first.
-    """
+    """struct aiocb of Linux on 64 bits, up to its sigevent. What follows belongs to the library, and is 0 at first."""
     _fields_ = [('file', ctypes.c_int), ('opcode', ctypes.c_int), ('priority', ctypes.c_int),
                 ('buffer', ctypes.c_void_p), ('length', ctypes.c_size_t), ('event', SigEvent),
                 ('rest', ctypes.c_char * 512)]
@@ -156,8 +149,7 @@ def exit_pipe(pid):
     The C library waits for a byte there (aio_read), and then calls its own `_exit`, in threads that know
     nothing of Python. The pipe and that read stay until this process ends; neither can be taken back.
 
-    pid: the id of this process. The result is kept for each, since a process that is forked has no such
-    threads.
+    pid: the id of this process. The result is kept for each, since a process that is forked has no such threads.
 
     Returns (file descriptor to write the byte to, memory that must be kept), or (None, None) on a system
     other than Linux on 64 bits.
@@ -200,9 +192,7 @@ class Silence:
         self.stop_signals = {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
 
     def on_bytes(self, sent):
-        """Note what the rank has sent, b'' at the end of the pipe. Returns 'leave' if it has come to its end,
-        else None.
-        """
+        """Note what the rank has sent, b'' at the end of the pipe. Returns 'leave' if it has come to its end, else None."""
         self.seconds = 0.0
         self.warned = False
         if self.stop_signals & set(sent):

@@ -1,6 +1,4 @@
-"""Files that are written in a thread beside the training, and written again later if they cannot be
-written.
-"""
+"""Files that are written in a thread beside the training, and written again later if they cannot be written."""
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,15 +8,13 @@ RETRY = 60.0  # seconds after which what could not be written is tried again
 
 
 class Writer:
-    """Writes files in a thread, one after the other in the order given. A file that cannot be written is
-    tried again.
+    """Writes files in a thread, one after the other in the order given. A file that cannot be written is tried again.
 
     Memory is bounded: put() waits until the thread is done, and a file that could not be written gives way to
     the next one for the same path.
 
     first: called without arguments by the thread that calls put(), before anything is written. It may raise
-    CannotWrite
-        as the functions that write files do.
+        CannotWrite as the functions that write files do.
     warn: called with the text of a warning.
     """
 
@@ -53,9 +49,7 @@ class Writer:
             del self.pending[path]
 
     def wait(self):
-        """Wait until the thread is done. Raises its errors other than CannotWrite, such as running out of
-        memory.
-        """
+        """Wait until the thread is done. Raises its errors other than CannotWrite, such as running out of memory."""
         if self.job is None:
             return
         job = self.job

@@ -89,8 +89,7 @@ def compile_network(network, parts, example_batch, run, saved, accum, fixed_shap
         network: forward(*batch) returns the loss; on its device, without the exchange between ranks, which a
             rank that fails alone would leave waiting.
         parts: parts() lists the modules to compile, each by itself, none inside another.
-        example_batch: example_batch(n) is a batch of n images, on the device.
-        run: Run.
+        example_batch: example_batch(n) is a batch of n images, on the device. run: Run.
         saved: the checkpoint that the run goes on from, or None.
         accum: the parts into which a rank cuts its batch.
         fixed_shapes: whether all batches have the same shape.
@@ -198,9 +197,7 @@ def blocks_of_same(structure, network):
 
 
 def outermost(network, is_sought):
-    """The modules inside a network that are sought, hold others, are no containers, and stand inside no such
-    module.
-    """
+    """The modules inside a network that are sought, hold others, are no containers, and stand inside no such module."""
     found = []
     for child in network.children():
         if any(True for _ in child.children()) and not isinstance(child, CONTAINERS) and is_sought(child):

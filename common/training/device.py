@@ -17,9 +17,7 @@ def to_device(tensor, device):
 
 
 def to_host(tensor):
-    """A small tensor on its way to the host, and the event of its arrival; of one on the CPU itself and
-    None.
-    """
+    """A small tensor on its way to the host, and the event of its arrival; of one on the CPU itself and None."""
     if not tensor.is_cuda:
         return tensor, None
     host = torch.empty_like(tensor, device='cpu', pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,6 +1,4 @@
-"""A fine-tuning run of any kind: train, average the weights, measure, keep the last state and the best
-weights.
-"""
+"""A fine-tuning run of any kind: train, average the weights, measure, keep the last state and the best weights."""
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +17,7 @@ from common.training.trainer import Trainer
 
 
 class Average(ModelEmaV3):
-    """timm's exponential moving average (EMA) of the weights; a step that changed nothing leaves it as it
-    was.
+    """timm's exponential moving average (EMA) of the weights; a step that changed nothing leaves it as it was.
 
     share: of the new weights in an update, 1 - decay; `set_decay` makes it a tensor on the device, which a CUDA
     graph reads at each step.
@@ -199,9 +196,7 @@ class FineTuning(Trainer):
         return 'not measured' if value is None else f'{value:.2f}{self.value_suffix}'
 
     def keep_if_best(self, which, epoch, metrics, module):
-        """Write the weights, or their average, if no epoch before was as good. module: of the average, else
-        None.
-        """
+        """Write the weights, or their average, if no epoch before was as good. module: of the average, else None."""
         value = metrics[self.best_by] or 0.0
         if which in self.best and value <= self.best[which][self.best_by]:
             return

@@ -22,8 +22,7 @@ BLOCKS = {(3, 4, 6, 3): (2, 3), (3, 4, 23, 3): (2, 3), (3, 8, 36, 3): (4, 4), (3
 
 
 def layers_of(cnn, by_stages=False):
-    """({parameter name: layer}, number of the last layer, whose rule that is): layers count from 0, the
-    stem.
+    """({parameter name: layer}, number of the last layer, whose rule that is): layers count from 0, the stem.
 
     by_stages: count as the authors of ConvNeXt do on ADE20K. Raises ValueError for another network than a ConvNeXt.
     """

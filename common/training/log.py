@@ -1,6 +1,4 @@
-"""What a run says: to the terminal, to files in its folder, to TensorBoard, and to a tracker if one is asked
-for.
-"""
+"""What a run says: to the terminal, to files in its folder, to TensorBoard, and to a tracker if one is asked for."""
 import errno
 import importlib
 import json
@@ -51,8 +49,7 @@ class Backup(logging.FileHandler):
 
 
 class RunLog:
-    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach
-    stderr.
+    """Messages, JSON lines and scalars of one run. Only the main rank has files; warnings of all ranks reach stderr.
 
     `line` says what goes on: a LiveLine in a terminal, whose text goes to stdout_backup.txt now and then.
     `say` goes to stdout and stdout_backup.txt, `warn` and Python's warnings to stderr and stderr_backup.txt,
@@ -198,9 +195,7 @@ class RunLog:
             self.track({tag: image}, step)
 
     def to_board(self, method, *arguments, purge_step=None):
-        """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is
-        lost.
-        """
+        """Tell TensorBoard, opening it where there is none or where it has failed; what it cannot write is lost."""
         if self.board is None and time.monotonic() < self.board_again:
             return
         try:
@@ -218,9 +213,7 @@ class RunLog:
                        f'{about.exc_value}')
 
     def track(self, values, step):
-        """Tell the tracker: {name: number, or picture (3, H, W)}. Whatever a service can do, it must not stop
-        a run.
-        """
+        """Tell the tracker: {name: number, or picture (3, H, W)}. Whatever a service can do, it must not stop a run."""
         try:
             self.tracker.log({name: self.tracker.Image(value.permute(1, 2, 0).mul(255).byte().numpy())
                               if torch.is_tensor(value) else value for name, value in values.items()}, step=step)
@@ -229,9 +222,7 @@ class RunLog:
 
 
 def start_tracker(options, folder, project):
-    """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises
-    ValueError.
-    """
+    """The module of a tracker (wandb, or one that is called alike), with a run begun or gone on with. Raises ValueError."""
     needs(options.tracker)
     tracker, known = importlib.import_module(options.tracker), Path(folder, 'tracker_run.txt')
     if not known.exists():  # --fresh moves it away with the folder, and begins another run there too

@@ -20,8 +20,7 @@ def kept_for_backward(run, besides=()):
     """Bytes that autograd keeps for the backward pass of what run() returns; views of one storage count once.
 
     besides: tensors that are there anyway, such as parameters, buffers and images. Seen is what goes through
-    autograd's saved tensors, so save_for_backward too, but no tensor that a function hangs on its context
-    itself.
+    autograd's saved tensors, so save_for_backward too, but no tensor that a function hangs on its context itself.
     """
     held = weakref.WeakSet()  # not what was kept for a part of the graph that is gone again
 

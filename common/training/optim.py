@@ -16,9 +16,7 @@ NO_DECAY = ('bias', 'gamma')
 
 
 def is_exempt(name, parameter, no_decay=NO_DECAY):
-    """Whether a parameter gets no weight decay: it is one-dimensional, or a part of its name is in
-    `no_decay`.
-    """
+    """Whether a parameter gets no weight decay: it is one-dimensional, or a part of its name is in `no_decay`."""
     return parameter.ndim <= 1 or any(part in no_decay for part in name.split('.'))
 
 
@@ -61,8 +59,7 @@ def build_optimizer(name, groups, betas=(0.9, 0.999), official=False):
 
 
 def set_schedule(optimizer, lr, weight_decay, floor=0.0):
-    """Set the learning rate of all groups, or their share `lr_scale` of it, and the weight decay of those that
-    decay.
+    """Set the learning rate of all groups, or their share `lr_scale` of it, and the weight decay of those that decay.
 
     floor: the part of the learning rate that is the same for all groups. A share is one of the rest: a group has
     floor + lr_scale * (lr - floor).
@@ -118,9 +115,7 @@ def with_gradients(group):
 
 
 def load_state(optimizer, saved):
-    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that
-    for granted.
-    """
+    """Load what `state_dict` gave, laid out in memory as the parameters are: torch's fused kernels take that for granted."""
     optimizer.load_state_dict(saved)
     for group in optimizer.param_groups:
         if torch.is_tensor(group.get('step')):  # of LAMB; torch moves only what belongs to parameters
@@ -136,8 +131,7 @@ class Lamb(torch.optim.Optimizer):
 
     Own code for two things: nothing is read on the host, and multi-tensor operations are used whatever timm's
     version. Adam's direction is what torch's fused AdamW makes of zeros with a learning rate of 1. The trust
-    ratio applies to the groups that decay, also where the weight decay is 0 (unlike timm's), or to all
-    (always_adapt).
+    ratio applies to the groups that decay, also where the weight decay is 0 (unlike timm's), or to all (always_adapt).
     """
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True, always_adapt=False):
@@ -266,8 +260,6 @@ def weights_size(module):
 
 
 def optimizer_size(optimizer):
-    """Bytes, about, of what an optimiser keeps of the trained parameters: two values of each, of momentum
-    alone one.
-    """
+    """Bytes, about, of what an optimiser keeps of the trained parameters: two values of each, of momentum alone one."""
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group['params'])
     return trained if isinstance(optimizer, (torch.optim.SGD, Lars)) else 2 * trained

@@ -106,9 +106,7 @@ class Progress:
         self.log.record({'first_steps': self.first_steps})
 
     def look(self, seconds, waited=0.0):
-        """Tell of the steps since the last look, which took so many seconds; of these, images were waited for
-        so many.
-        """
+        """Tell of the steps since the last look, which took so many seconds; of these, images were waited for so many."""
         self.tell_bad()
         steps = self.steps_since_look
         self.steps_since_look = 0
@@ -218,9 +216,7 @@ class Progress:
                           'learning rate is too high. Start over with a lower one: --fresh --lr')
 
     def warn_of_waiting(self, epoch, share, waited):
-        """Warn once, if an epoch has spent too large a share of its time waiting for images, `waited` seconds
-        in all.
-        """
+        """Warn once, if an epoch has spent too large a share of its time waiting for images, `waited` seconds in all."""
         is_long = share is not None and share > WAIT_WARNED and waited > SHORTEST_WAIT
         if is_long and not self.has_warned and self.run.ranks.is_main:
             self.has_warned = True

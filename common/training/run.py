@@ -176,9 +176,7 @@ class Run:
         return 'shared by the ranks' if self.ranks.size > 1 and self.options.sync_bn else 'of the images of a rank'
 
     def remedy(self, saved, parts, norm):
-        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its
-        sizes.
-        """
+        """What gives a norm more than one image at a time. A run that goes on keeps its batch and its sizes."""
         found = []
         ranks = self.ranks.size
         if self.share > 1:
@@ -356,8 +354,7 @@ class Run:
         return torch.Generator().manual_seed(seed_for(purpose, self.options.seed, *numbers))
 
     def refuse_changes(self, saved, **facts):
-        """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by
-        name.
+        """Raise a ValueError that lists what differs from the run that was saved: options, and other facts by name.
 
         The training images, by their number and fingerprint, may differ with the option allow_changed_data,
         unless there are so few now that nothing of the run would be left. If the epochs alone differ, it is for
@@ -373,9 +370,7 @@ class Run:
                              'only. Start another from its weights, with --init or --finetune_from')
 
     def data_changed(self, saved):
-        """Whether the training images are not those of the run that was saved, as far as both know their
-        fingerprint.
-        """
+        """Whether the training images are not those of the run that was saved, as far as both know their fingerprint."""
         return is_other_data(saved, self.images, self.fingerprint)
 
     def without(self, saved, left_out):
@@ -396,8 +391,7 @@ class Run:
         return bool(every) and step % every == 0 and step % self.per_epoch != 0
 
     def segments(self, epoch, start):
-        """[(first step, step after the last)]: an epoch (counted from 0) from `start` on, cut where
-        checkpoints fall.
+        """[(first step, step after the last)]: an epoch (counted from 0) from `start` on, cut where checkpoints fall.
 
         Steps that are left out are in none of the parts.
         """

@@ -4,22 +4,20 @@ Which of them a run takes is in the `curve` of its Run: in pretrain/pretraining.
 downstream_imagenet/run.py and downstream_ade20k/run.py.
 
 A curve of the learning rate is a `Cosine`, a `CosineToFloor`, a `CosineToRate`, a `HalfCosine`, a `Drop` or a
-`Polynomial`. Its method
-`parts(step, steps, warmup_steps)` gives two numbers, (share, floor): the learning rate is floor + share * peak.
-`steps` is the number of steps of the whole curve, and `warmup_steps` that of its rising part. A group of parameters
-whose peak is a share of the others' has the same floor (`set_schedule` in common/training/optim.py). `again` is the
-curve of a finished run that is given more epochs: it starts where the first one ended.
+`Polynomial`. Its method `parts(step, steps, warmup_steps)` gives two numbers, (share, floor): the learning rate is
+floor + share * peak. `steps` is the number of steps of the whole curve, and `warmup_steps` that of its rising part.
+A group of parameters whose peak is a share of the others' has the same floor (`set_schedule` in
+common/training/optim.py). `again` is the curve of a finished run that is given more epochs: it starts where the first
+one ended.
 """
 import math
 from dataclasses import dataclass
 
 
 def learning_rate(step, steps, warmup_steps, peak, start, end):
-    """Linear from `start` times the peak to the peak, then a cosine down to `end` times the peak at the last
-    step.
+    """Linear from `start` times the peak to the peak, then a cosine down to `end` times the peak at the last step.
 
-    steps: of the whole run. warmup_steps: of the linear part. start, end: shares of the peak, such as 0.005
-    and 0.001.
+    steps: of the whole run. warmup_steps: of the linear part. start, end: shares of the peak, such as 0.005 and 0.001.
     """
     if step < warmup_steps:
         return peak * (start + (1 - start) * step / warmup_steps)
@@ -52,8 +50,7 @@ class CosineToFloor:
 
     The cosine is symmetric about the end of the warm-up. So the learning rate lies a little below a straight
     line in the warm-up, and it is 0 at the first step. floor: a learning rate, which does not depend on the
-    peak. rises_from_floor: whether the warm-up starts at the floor instead, as it does where a finished run
-    goes on.
+    peak. rises_from_floor: whether the warm-up starts at the floor instead, as it does where a finished run goes on.
     """
     floor: float
     rises_from_floor: bool = False

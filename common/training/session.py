@@ -1,6 +1,4 @@
-"""What surrounds a run while it trains: signals, signs of life, and files that are written beside the
-training.
-"""
+"""What surrounds a run while it trains: signals, signs of life, and files that are written beside the training."""
 import time
 from contextlib import ExitStack, contextmanager
 
@@ -49,9 +47,7 @@ class Session:
                 raise
 
     def requests(self):
-        """(2,) on the device: 1 if this rank wants to stop, and 1 if the clock asks for a checkpoint; else
-        0.
-        """
+        """(2,) on the device: 1 if this rank wants to stop, and 1 if the clock asks for a checkpoint; else 0."""
         minutes = self.options.save_every_minutes
         is_time = self.ranks.is_main and minutes > 0 and time.monotonic() - self.last_save > 60 * minutes
         request = bool(self.stop.asked), is_time
@@ -60,9 +56,7 @@ class Session:
         return self.request_tensors[request]
 
     def go_on(self):
-        """For loops over images besides training: gives a sign of life; whether to go on with the next
-        images.
-        """
+        """For loops over images besides training: gives a sign of life; whether to go on with the next images."""
         self.watch.now('evaluating')
         return not self.stop.asked
 

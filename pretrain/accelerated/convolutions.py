@@ -1,5 +1,4 @@
-"""Convolutions whose windows overlap neighbouring cells, on strips: visible outputs only, made of visible
-inputs.
+"""Convolutions whose windows overlap neighbouring cells, on strips: visible outputs only, made of visible inputs.
 
 They give the same numbers as the layer's own convolution on the canvas, which pretrain/sparse/rules.py runs
 elsewhere, up to rounding. `convolve` chooses one of three ways by the sizes:
@@ -35,14 +34,12 @@ from pretrain.canvas import gather, lay_out
 # Below so many outputs along the side of a cell, gathering each cell with its surroundings does not pay.
 SMALL_CELL = 4
 SMALL_WINDOW = 9  # positions of a window, up to which windows as a matrix are faster than the canvas
-# Gathering a cell with its surroundings pays while the two together are at most so many times as wide as the
-# cell.
+# Gathering a cell with its surroundings pays while the two together are at most so many times as wide as the cell.
 WIDEST_SURROUNDINGS = 2
 
 
 def fits(weight, stride, padding, dilation):
-    """Whether `convolve` can compute a convolution: windows overlap, none is dilated, and size / stride is
-    kept.
+    """Whether `convolve` can compute a convolution: windows overlap, none is dilated, and size / stride is kept.
 
     stride, padding and dilation as conv2d takes them.
     """
@@ -198,8 +195,7 @@ class WindowProduct(torch.autograd.Function):
 class CanvasConvolution(torch.autograd.Function):
     """The layer's own convolution on the canvas.
 
-    rows_in, rows_out: `Geometry.cell_rows` of the cells before and behind it; rows_out is None where they are
-    the same.
+    rows_in, rows_out: `Geometry.cell_rows` of the cells before and behind it; rows_out is None where they are the same.
     """
 
     @staticmethod

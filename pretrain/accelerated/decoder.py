@@ -47,11 +47,9 @@ def decode_block(block, x):
 
 
 def enlarge(x, up, conv):
-    """conv(up(x)), of a transposed convolution k4 s2 p1 and a 3x3 one without bias: (B, C, H, W) -> (B, C',
-    2H, 2W).
+    """conv(up(x)), of a transposed convolution k4 s2 p1 and a 3x3 one without bias: (B, C, H, W) -> (B, C', 2H, 2W).
 
-    Nothing stands between the two, so that they are one linear map. A FilledMap goes through one and then the
-    other.
+    Nothing stands between the two, so that they are one linear map. A FilledMap goes through one and then the other.
     """
     if isinstance(x, FilledMap):
         return conv(x.convolve(up))
@@ -61,8 +59,7 @@ def enlarge(x, up, conv):
 
 
 def merged(x, up, conv):
-    """`enlarge` as one 3x3 convolution of the small map to four times the channels: the four places a
-    position becomes.
+    """`enlarge` as one 3x3 convolution of the small map to four times the channels: the four places a position becomes.
 
     This saves the transposed convolution and the map between the two. It differs at the borders: `conv` pads
     that map with zeros, while in the merged one it goes on. What came from there is computed line by line,
@@ -121,11 +118,9 @@ class Borders(torch.autograd.Function):
 
 
 class Placed(torch.autograd.Function):
-    """(B, 4C, H, W), the channels of four places in rows -> (B, C, 2H, 2W), less what came from beyond the
-    border.
+    """(B, 4C, H, W), the channels of four places in rows -> (B, C, 2H, 2W), less what came from beyond the border.
 
-    top, bottom (B, C, 2W), left, right (B, C, 2H); corners (4, B, C), in the order of CORNERS, were in two of
-    them.
+    top, bottom (B, C, 2W), left, right (B, C, 2H); corners (4, B, C), in the order of CORNERS, were in two of them.
     """
 
     @staticmethod

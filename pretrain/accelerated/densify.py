@@ -1,5 +1,4 @@
-"""Densify without the work that is the same everywhere: at 60 % hidden, most positions of a level hold the
-same token.
+"""Densify without the work that is the same everywhere: at 60 % hidden, most positions of a level hold the same token.
 
 The same numbers as the plain form in pretrain/spark.py (a canvas with tokens, and the layer's own
 convolution), up to rounding. Measured: docs/speed.md, "Densify"; `python -m benchmarks.profile`.

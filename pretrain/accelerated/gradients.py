@@ -6,8 +6,7 @@ import torch.nn.functional as F
 # for smaller ones (docs/speed.md, "The encoder"; `python -m benchmarks.layers`).
 WIDE_KERNEL = 5
 # Parts in which `depthwise_weight_gradient` goes through a batch, so that each fits into a cache. Always as
-# many, so that a step does the same operations whatever the batch: pretrain/planning/counts.py relies on
-# that.
+# many, so that a step does the same operations whatever the batch: pretrain/planning/counts.py relies on that.
 NUM_PARTS = 4
 
 

@@ -11,8 +11,7 @@ from pretrain.accelerated.gradients import convolution_gradients, in_autocast_pr
 
 
 def norm_conv(x, norm, conv, clipped=True):
-    """conv(relu6(norm(x))), or conv(norm(x)) if not clipped; norm is a BatchNorm2d, or one that shares its
-    statistics.
+    """conv(relu6(norm(x))), or conv(norm(x)) if not clipped; norm is a BatchNorm2d, or one that shares its statistics.
 
     torch.compile fuses, and decides what to keep, by itself: there it is what it says.
     """

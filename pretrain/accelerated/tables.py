@@ -120,8 +120,7 @@ def make_uses(outputs, q, kernel, stride, padding, before):
 
 
 def taps_of_lines(p, kernel, stride, padding, before, device):
-    """Along one axis: which weights of a window stand on each line of a cell, and the outputs of these
-    windows.
+    """Along one axis: which weights of a window stand on each line of a cell, and the outputs of these windows.
 
     Two tables (taps, p); taps that the kernel does not have are at least `kernel`.
     """
@@ -132,8 +131,7 @@ def taps_of_lines(p, kernel, stride, padding, before, device):
 
 
 def make_sources(visible, grid, p, side):
-    """(B*h*p*w*p, 9): the rows that lie on each position of the canvas, of squares as a table (squares*P*P,
-    C).
+    """(B*h*p*w*p, 9): the rows that lie on each position of the canvas, of squares as a table (squares*P*P, C).
 
     squares*P*P stands for none. See Tables.
     """

@@ -1,7 +1,6 @@
 """Where the mask token of A2MIM comes in: the submodule whose output gets it.
 
-The paper puts it after the third of four stages. The rule here finds that place in any network, and proves
-it.
+The paper puts it after the third of four stages. The rule here finds that place in any network, and proves it.
 """
 import difflib
 
@@ -69,8 +68,7 @@ def authors_choice(cnn, seen, proof):
 
 
 def passages(proof, is_wanted):
-    """Names of the submodules that the graph of a forward cannot be passed around, last to first in the
-    forward.
+    """Names of the submodules that the graph of a forward cannot be passed around, last to first in the forward.
 
     The proof need not be tried on all others then. is_wanted: is_wanted(stride) says whether outputs (B, C,
     h, w) or (B, h, w, C) of a stride are looked at.

@@ -27,8 +27,7 @@ class Found:
 def probe(cnn, input_size, in_chans, cell_size, token_at):
     """Measure a network and prove the place of its token. Returns Found; raises ValueError.
 
-    Everything is tried on a copy, so that the network stays as it is. It takes about five forwards of two
-    images.
+    Everything is tried on a copy, so that the network stays as it is. It takes about five forwards of two images.
     """
     check_parameters(cnn)
     images = random_images(cnn, in_chans, input_size)

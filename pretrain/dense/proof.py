@@ -35,8 +35,7 @@ class Proof:
         for module in twin.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0
-        # In evaluation mode some networks keep tables of attention biases: nothing depends on the parameters
-        # then.
+        # In evaluation mode some networks keep tables of attention biases: nothing depends on the parameters then.
         self.unused = unused_parameters(twin, [last_map(twin.train(), images)])
         twin.eval()
 

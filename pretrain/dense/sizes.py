@@ -8,9 +8,7 @@ CELL = 32  # pixels, in all recipes of A2MIM (section 4 of the paper)
 
 
 def near_stride(image, size):
-    """The power of two that is the total stride if a last map (h, w) is that of an image rounded up or down,
-    or None.
-    """
+    """The power of two that is the total stride if a last map (h, w) is that of an image rounded up or down, or None."""
     try:
         return total_stride('', image, size)
     except NoPowerOfTwo:

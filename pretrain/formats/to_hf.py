@@ -35,8 +35,7 @@ def write(saved, stem, suffix, licence):
 def write_network(saved, folder, licence):
     """Write what timm reads of the folder.
 
-    Returns (the network, names of its entries that the given file lacks). Raises ValueError if timm cannot
-    write it.
+    Returns (the network, names of its entries that the given file lacks). Raises ValueError if timm cannot write it.
     """
     channels = saved.options.in_chans
     try:

@@ -1,6 +1,4 @@
-"""What one training step holds and computes, counted from steps of two and three images on the CPU
-(pretrain/plan.py).
-"""
+"""What one training step holds and computes, counted from steps of two and three images on the CPU (pretrain/plan.py)."""
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -27,8 +25,7 @@ BATCHES = (2, 3)  # a BatchNorm after a global pool takes no single image
 
 
 class Step:
-    """A training step of the run on one process. inputs(batch) -> random images and masks; step(images,
-    visible) trains.
+    """A training step of the run on one process. inputs(batch) -> random images and masks; step(images, visible) trains.
 
     The learning rate is 0, so that nothing is lost where numbers are random.
     """
@@ -81,8 +78,7 @@ class Counts:
 
     @classmethod
     def of(cls, options, network, shapes_only=True):
-        """Of steps on the CPU. Raises ValueError if the network does something else with another number
-        of images.
+        """Of steps on the CPU. Raises ValueError if the network does something else with another number of images.
 
         shapes_only: leave convolutions and matrix products out, which changes no count: see ShapesOnly.
         """

@@ -1,5 +1,4 @@
-"""What a training step holds in memory, counted from its tensors: what a GPU will need can so be found on a
-CPU.
+"""What a training step holds in memory, counted from its tensors: what a GPU will need can so be found on a CPU.
 
 Counted are the bytes of tensors. What a kernel takes for itself while it runs (cuDNN's workspaces), what a
 library keeps (CUDA's context, NCCL's buffers) and what an allocator cannot use are not seen.
@@ -21,11 +20,9 @@ UNCOMPUTED = {aten.convolution.default, aten.mm.default, aten.addmm.default, ate
 
 
 class Live(TorchDispatchMode):
-    """Context in which it is noted, after each operation, how many bytes of tensors live that were made
-    inside.
+    """Context in which it is noted, after each operation, how many bytes of tensors live that were made inside.
 
-    `bytes`: int64 array (operations,), in the backward pass too. `made_at(tensor)`: the operation that made
-    its storage.
+    `bytes`: int64 array (operations,), in the backward pass too. `made_at(tensor)`: the operation that made its storage.
     """
 
     def __init__(self):
@@ -58,9 +55,7 @@ class Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Line:
-    """What grows with a batch by the same amount an image, a number or an array: the value at a batch is
-    `at(batch)`.
-    """
+    """What grows with a batch by the same amount an image, a number or an array: the value at a batch is `at(batch)`."""
     constant: object
     an_image: object
 
@@ -76,9 +71,7 @@ class Line:
 
 
 class AsCUDA(TorchFunctionMode):
-    """Context in which normalisations compute in fp32, as they do under CUDA's autocast and not under the
-    CPU's.
-    """
+    """Context in which normalisations compute in fp32, as they do under CUDA's autocast and not under the CPU's."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (F.layer_norm, F.group_norm):
@@ -87,8 +80,7 @@ class AsCUDA(TorchFunctionMode):
 
 
 class ShapesOnly(TorchDispatchMode):
-    """Context in which convolutions and matrix products are not computed: they give zeros in the shape of
-    their results.
+    """Context in which convolutions and matrix products are not computed: they give zeros in the shape of their results.
 
     All other operations are computed. Only values differ, so that counts are the same, and a step of a
     large network takes seconds. In bf16 it would take minutes on a CPU without instructions for it. Enter

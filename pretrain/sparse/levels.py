@@ -13,8 +13,7 @@ class Levels:
     """The pyramid of a network.
 
     stride: the total stride. stop: number of feature maps after which the forward ends, None if it runs them
-    all. reductions: strides of the levels, small to large. indices: their places in the list of all feature
-    maps.
+    all. reductions: strides of the levels, small to large. indices: their places in the list of all feature maps.
     """
     stride: int
     stop: int | None
@@ -81,8 +80,7 @@ def total_stride(name, image, smallest):
 def check_sizes(name, image, stride, cell, notes=()):
     """Raise a ValueError if a cell does not fit a network's total stride, or an image a cell.
 
-    notes: what is said of the network so far. One that tells why the cells are larger than the stride is
-    repeated.
+    notes: what is said of the network so far. One that tells why the cells are larger than the stride is repeated.
     """
     why = ''.join(f' ({note})' for note in notes if note.kind is NoteKind.LARGER_CELLS)
     if cell < 1 or cell % stride or not is_power_of_two(cell // stride):

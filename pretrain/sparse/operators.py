@@ -24,12 +24,10 @@ SAFE = NORMS | frozenset('''
     pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle
 '''.split())
 
-# {name: place of the argument that holds the axes}. Reductions are safe over the whole strip, or not over it
-# at all.
+# {name: place of the argument that holds the axes}. Reductions are safe over the whole strip, or not over it at all.
 REDUCTIONS = {'mean': 1, 'sum': 1, 'amax': 1, 'amin': 1, 'var': 1, 'var_mean': 1, 'std': 1, 'std_mean': 1,
               'logsumexp': 1, 'linalg_vector_norm': 2}
-# {name: (place of the argument that holds the axes, its default)}. These are safe along any other axis than
-# the strip's.
+# {name: (place of the argument that holds the axes, its default)}. These are safe along any other axis than the strip's.
 ALONG = {
     'cat': (1, 0), 'split': (2, 0), 'split_with_sizes': (2, 0), 'slice': (1, 0), 'select': (1, 0),
     'unbind': (1, 0), '_softmax': (1, None), '_log_softmax': (1, None), 'max': (1, None), 'min': (1, None),
@@ -64,17 +62,14 @@ def is_attention(name, tensors):
 
 
 def is_linear(left, right):
-    """Whether a product of batches of matrices is no attention: a weighted mean (one column), or one matrix
-    for all.
-    """
+    """Whether a product of batches of matrices is no attention: a weighted mean (one column), or one matrix for all."""
     return right.shape[-1] == 1 or any(t.shape[0] == 1 or t.stride(0) == 0 for t in (left, right))
 
 
 def fault_on_strip(name, args, out, planes):
     """What is wrong with an operator on a strip, as the end of a sentence; None if it is safe.
 
-    args and out are its arguments and its result, planes the pairs of axes of its tensors that may be the
-    strip.
+    args and out are its arguments and its result, planes the pairs of axes of its tensors that may be the strip.
     """
     x = tensors_of(args)[0]
     fault = None
@@ -124,9 +119,7 @@ def axes_of(name, args, ndim):
 
 
 def stays_in_cells(x, out, step, planes, axis):
-    """Whether a slice takes all of the image plane, or every n-th position of it where n divides the side of
-    a cell.
-    """
+    """Whether a slice takes all of the image plane, or every n-th position of it where n divides the side of a cell."""
     takes_all = out.shape[axis] * step == x.shape[axis]
     return takes_all and all(x.shape[b] % step == 0 for a, b in planes if axis in (a, b))
 

@@ -16,9 +16,7 @@ def used_parameters(outputs):
 
 
 def outermost_modules(cnn, keys):
-    """{module: number of parameters} of the outermost modules that hold none but the parameters of these
-    names.
-    """
+    """{module: number of parameters} of the outermost modules that hold none but the parameters of these names."""
     others = [name for name, _ in cnn.named_parameters() if name not in set(keys)]
     sizes = {}
     for key in keys:

@@ -73,8 +73,7 @@ class Plane(TorchFunctionMode):
     def is_local(self, strip, kernel, stride, padding=0, dilation=1):
         """Whether windows stay inside the cells, so that a strip needs no plane.
 
-        Arguments are those of the convolution or pool. Raises CellTooSmall if the stride does not divide the
-        cell.
+        Arguments are those of the convolution or pool. Raises CellTooSmall if the stride does not divide the cell.
         """
         kernel, stride, dilation = pair(kernel), pair(stride), pair(dilation)
         if any(strip.shape[3] % step for step in stride):
@@ -84,8 +83,7 @@ class Plane(TorchFunctionMode):
         return not is_padded and all(r <= s for r, s in zip(reach, stride)) and self.padding_of(strip) is None
 
     def run(self, function, strip, hidden=0.0):
-        """Scatter a strip onto the canvas, where hidden positions hold a number, apply a function, gather the
-        strip.
+        """Scatter a strip onto the canvas, where hidden positions hold a number, apply a function, gather the strip.
 
         Padding that waits for the strip is applied to its canvas first. Raises ValueError for a tensor that
         is no strip, and for a function whose output is no whole number of positions for each cell.

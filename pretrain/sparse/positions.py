@@ -13,8 +13,7 @@ class CutPositions(TorchFunctionMode):
     """Context in which the dense network on rectangles, cut out of images, has the positions of these.
 
     rectangles: VisibleRectangles. A table of positions, which is one for all images, is resized to the shape of the
-    images, not of the rectangles, and cut as they are. It is written without the rules of rules.py, which it is to
-    prove.
+    images, not of the rectangles, and cut as they are. It is written without the rules of rules.py, which it is to prove.
     """
 
     def __init__(self, rectangles):

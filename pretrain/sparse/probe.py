@@ -1,8 +1,7 @@
 """What a network is, found out by running it: its pyramid, its norms, and whether strips suit it.
 
 Nothing is taken from declared numbers (timm's `feature_info` is wrong for some networks) or from names. What
-the probe does not understand it refuses, by the module's path: a leak between cells would be silent
-otherwise.
+the probe does not understand it refuses, by the module's path: a leak between cells would be silent otherwise.
 """
 import copy
 from dataclasses import dataclass
@@ -242,9 +241,7 @@ def random_images(cnn, in_chans, size):
 
 
 def measure(cnn, images, taps):
-    """Run the network densely, with aligned padding where its maps make no pyramid without. Returns
-    Measured.
-    """
+    """Run the network densely, with aligned padding where its maps make no pyramid without. Returns Measured."""
     def divide_the_image(sizes):
         return all(not (images.shape[2] % height or images.shape[3] % width) for height, width in sizes)
 

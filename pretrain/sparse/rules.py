@@ -56,8 +56,7 @@ def max_pool(plane, function, input, kernel_size, stride=None, padding=0, dilati
 
 def average_pool(plane, function, input, kernel_size, stride=None, padding=0, ceil_mode=False,
                  count_include_pad=True, divisor_override=None):
-    """torch.nn.functional.avg_pool2d. Hidden positions are 0, and are counted where the pool counts what it
-    pads.
+    """torch.nn.functional.avg_pool2d. Hidden positions are 0, and are counted where the pool counts what it pads.
 
     What ceil_mode reaches beyond the padding is not counted by torch. Raises ValueError where a pool does not
     count its own padding, but the map was padded before, and that would count.
@@ -85,8 +84,7 @@ def is_global(input, kernel_size):
 
 
 def pad(plane, function, input, pad, mode='constant', value=None):
-    """torch.nn.functional.pad. A strip has no border: its padding waits for the window that follows
-    (`Plane.run`).
+    """torch.nn.functional.pad. A strip has no border: its padding waits for the window that follows (`Plane.run`).
 
     Hidden positions then hold what the padding holds. Other modes, such as a reflection, cannot be imitated at
     hidden neighbours: these hold what the window itself pads with (0, or the lowest number for max_pool). Raises

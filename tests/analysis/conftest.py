@@ -1,6 +1,4 @@
-"""What the tests of the analysis share: labelled images, classifiers in files, and settings that take a
-second.
-"""
+"""What the tests of the analysis share: labelled images, classifiers in files, and settings that take a second."""
 import pytest
 import timm
 import torch

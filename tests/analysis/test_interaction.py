@@ -1,6 +1,4 @@
-"""python -m analysis.interaction: several classifiers, resumed bit for bit, and mistakes answered in a
-sentence.
-"""
+"""python -m analysis.interaction: several classifiers, resumed bit for bit, and mistakes answered in a sentence."""
 import json
 import re
 

@@ -1,6 +1,4 @@
-"""Interactions of two cells by order: the numbers of the original, games whose interactions are known, and
-the draws.
-"""
+"""Interactions of two cells by order: the numbers of the original, games whose interactions are known, and the draws."""
 import json
 
 import numpy as np

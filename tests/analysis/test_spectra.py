@@ -1,6 +1,4 @@
-"""Amplitudes of frequencies and variances of maps: the numbers of the original, and what follows from the
-definition.
-"""
+"""Amplitudes of frequencies and variances of maps: the numbers of the original, and what follows from the definition."""
 import json
 import math
 
@@ -40,8 +38,7 @@ def test_the_diagonal_is_that_of_the_shifted_spectrum(side):
 def test_white_noise_is_flat_and_a_constant_map_has_its_mean_alone():
     noise = torch.randn(400, 8, 14, 14, generator=torch.Generator().manual_seed(0))
     flat = curve(noise)
-    # Frequency 0 of real noise is real, the others are complex: the means of their logarithms are ln(2) / 2
-    # apart.
+    # Frequency 0 of real noise is real, the others are complex: the means of their logarithms are ln(2) / 2 apart.
     assert flat[0] == 0 and flat[1:] == pytest.approx([math.log(2) / 2] * 6, abs=0.05)
     constant = curve(torch.full((1, 2, 14, 14), 3.0, dtype=torch.float64))
     assert constant[0] == 0

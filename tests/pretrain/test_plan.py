@@ -322,6 +322,16 @@ def test_every_figure_says_where_it_is_from(capsys):
     assert '64 images a step on 2 GPUs of 80 GiB' in said and 'cost' in said
 
 
+@pytest.mark.parametrize(('given', 'precision'), [({}, 'fp32'), ({'precision': 'bf16'}, 'bf16')])
+def test_steps_are_timed_in_the_precision_of_a_run_on_this_machine(given, precision, monkeypatch):
+    timed = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('pretrain.plan.measured', lambda step: timed.append(step.options.precision))
+    options = small(measure=True, **given)
+    speed_of(options, None, build(options))
+    assert timed == [precision]
+
+
 def test_without_a_speed_nothing_is_made_up(capsys):
     main(SMALL)
     said = capsys.readouterr().out

@@ -1,7 +1,8 @@
-"""The Python in README.md, docs/python.md and docs/use.md runs as it stands there."""
+"""The Python in README.md, docs/python.md and docs/use.md runs as it stands there, and some of pretrain/README.md."""
 import re
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -46,6 +47,19 @@ def test_bands_are_pretrained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(code, {'__name__': '__main__'})
     assert (tmp_path / 'output_bands/your_convnet_1kpretrained.pth').exists()
+
+
+def test_mean_and_standard_deviation_of_the_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'DIR').mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (2, 6, 8), dtype=np.uint16)
+    for index, one in enumerate(values):
+        Image.fromarray(one).save(tmp_path / 'DIR' / f'{index}.png')
+    exec(blocks('pretrain/README.md')['Normalised cells or pixels'][0], {})
+    said = capsys.readouterr().out
+    mean, std = re.fullmatch(r'mean \[(.*)\] standard deviation \[(.*)\]\n', said).groups()
+    assert float(mean) == pytest.approx(values.mean() / 4095, rel=1e-5)
+    assert float(std) == pytest.approx(values.std() / 4095, rel=1e-4)
 
 
 def test_options_of_a_recipe():

@@ -303,7 +303,10 @@ def test_dark_and_clipped_values_are_told(tmp_path, monkeypatch):
     largest = int(twelve[0].max())
     assert survey(images) == [f'the largest value of these files is {largest:,} of 65,535: give --pixel_range=0,4095 (or '
                                '--mean and --std), or the images are nearly black']
-    assert survey(images, normalised=True) == []
+    assert survey(images, (0.05, 0.05, 0.05)) == []  # They are meant to be dark.
+    assert survey(images, (0.2,)) == [f'the largest value of these files is {largest:,} of 65,535, below the --mean: give '
+                                      '--pixel_range=0,4095, and the --mean and --std of the values from 0 to 1 that it makes '
+                                      'of them']
     assert survey(ImageFiles(tmp_path, reading=Reading((0, 4095)))) == []
     assert survey(ImageFiles(tmp_path, reading=Reading((5000, 6000)))) == [
         '100% of the values in these files lie outside of --pixel_range, and are clipped']
