@@ -261,6 +261,17 @@ def _reader_is_gone():
         return False
 
 
+# What gloo and NCCL say of ranks that are gone, or that they have waited for in vain.
+LOST = ('gloo', 'Connection closed by peer', 'Connection reset by peer', 'ncclRemoteError', 'remote process',
+        'NCCL communicator was aborted')
+
+
+def cause_in(text):
+    """The line that says most of an error's text: the one that NCCL ends with, after `Last error:`, else the first one."""
+    _, found, last = text.partition('Last error:')
+    return first_line(last.strip()) if found and last.strip() else first_line(text)
+
+
 @contextmanager
 def errors_in_one_sentence(resumes=False):
     """Around a program started from the command line: exits with 1 and one sentence for what does not fit.
@@ -290,10 +301,13 @@ def errors_in_one_sentence(resumes=False):
             sys.exit(f'error: {error}')
         if is_out_of_memory(error):
             sys.exit(f'error: out of GPU memory ({first_line(error)}): give a smaller --bs or --input_size')
-        if any(word in str(error) for word in ('gloo', 'NCCL', 'Connection closed by peer', 'Connection reset by peer')):
-            sys.exit(f'error: rank {os.environ.get("RANK", 0)} has lost the others: one of them ended, as it '
-                     'says itself, or its machine is gone. The same command goes on from the last '
-                     f'checkpoint ({first_line(error)})')
+        rank = f'rank {os.environ.get("RANK", 0)}'
+        if any(word in str(error) for word in LOST):
+            sys.exit(f'error: {rank} has lost the others: one of them ended, as it says itself, or its machine is gone. The '
+                     f'same command goes on from the last checkpoint ({cause_in(str(error))})')
+        if 'NCCL' in str(error):
+            sys.exit(f'error: {rank}: the GPUs cannot work together, says NCCL: {cause_in(str(error))}. If the same command '
+                     'ends in the same way, NCCL_DEBUG=INFO in front of it makes NCCL say more')
         raise
     except KeyboardInterrupt:
         goes_on = ': the same command goes on from the last checkpoint' if resumes else ''

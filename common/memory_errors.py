@@ -1,9 +1,11 @@
 """Errors of a GPU whose memory is full. It does not load torch."""
 
-# What torch, cuBLAS and cuDNN say besides an OutOfMemoryError. A convolution for whose workspace there is no room
-# finds "no engine" (https://github.com/pytorch/pytorch/issues/108645). That can also mean a cuDNN that does not fit
-# PyTorch, so messages quote the error itself.
-FULL = ('out of memory', 'STATUS_ALLOC_FAILED', 'DEVICE_ALLOCATION_FAILED', 'unable to find an engine')
+# What torch, cuBLAS, cuDNN, cuFFT and nvJPEG say besides an OutOfMemoryError. A convolution for whose workspace there is no
+# room finds "no engine" (https://github.com/pytorch/pytorch/issues/108645), a transform an internal error
+# (https://github.com/pytorch/pytorch/issues/119420). Both can mean something else too, so messages quote the error itself.
+# 5 is nvJPEG's NVJPEG_STATUS_ALLOCATOR_FAILURE (https://github.com/pytorch/vision/issues/4378).
+FULL = ('out of memory', 'ALLOC_FAILED', 'ALLOCATION_FAILED', 'unable to find an engine', 'CUFFT_INTERNAL_ERROR',
+        'Failed to decode batch: 5')
 
 
 class OutOfMemory(RuntimeError):

@@ -59,9 +59,7 @@ def measure(cnn, in_chans=3):
     try:
         maps = feature_maps(cnn.eval(), torch.zeros(1, in_chans, SIDE, SIDE))
     except Exception as error:  # whatever a network can raise
-        raise ValueError(f'{type(cnn).__name__} cannot take an image of {SIDE} px and give its maps, by which networks are '
-                         f'measured here ({error}). A network that takes images of one size only, as most ViTs and Swins '
-                         'do, cannot be used: take a CNN, a hybrid that takes any size, or a ConvViT') from error
+        raise one_size_only(cnn, f'{SIDE}', error) from error
     for index, one in enumerate(maps):
         stride = round(SIDE / one.shape[2])
         if stride & (stride - 1) or one.shape[2] != SIDE // stride:
@@ -111,16 +109,26 @@ def leave_untrained(backbone, outputs, in_chans=3, frozen=False, frozen_bn=False
 def step_of_sizes(cnn, stride, in_chans=3):
     """The number of which the sides of an image must be multiples: 1, a stride, or more where there are windows.
 
-    stride: the largest one of the network. It is found by trying, up to SIDE.
+    stride: the largest one of the network. It is found by trying, up to SIDE. Raises ValueError for a network that takes
+    images of SIDE alone.
     """
     mode, step = cnn.training, 1
     cnn.eval()
-    while step < SIDE:
+    while True:
         height, width = (SIDE - 3, SIDE + 5) if step == 1 else (SIDE, SIDE + step)
         try:
             feature_maps(cnn, torch.zeros(1, in_chans, height, width))
             break
-        except Exception:  # whatever a network can raise
+        except Exception as error:  # whatever a network can raise
+            if step >= SIDE:
+                raise one_size_only(cnn, f'{SIDE} x {2 * SIDE}', error) from error
             step = stride if step == 1 else 2 * step
     cnn.train(mode)
     return step
+
+
+def one_size_only(cnn, size, error):
+    """A ValueError for a network that has failed on an image of a size, a text."""
+    return ValueError(f'{type(cnn).__name__} cannot take an image of {size} px and give its maps, by which networks are '
+                      f'measured here ({error}). A network that takes images of one size only, as most ViTs and Swins do, '
+                      'cannot be used: take a CNN, a hybrid that takes any size, or a ConvViT')

@@ -36,7 +36,11 @@ def is_capturing():
 
 
 class RandomMode(TorchDispatchMode):
-    """A context that knows the results of random operations, in a deque."""
+    """A context that knows what random operations gave, in a deque.
+
+    kept: pairs of a result, None where it is an argument that the operation wrote to, and a list of the values of all
+    arguments that it wrote to.
+    """
 
     def __init__(self, kept):
         super().__init__()
@@ -53,7 +57,8 @@ class KeepRandom(RandomMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if is_random(function, args, kwargs or {}):
-            self.kept.append(copy_of(out))
+            values = [each.clone() for each in written(function, args, kwargs or {})]
+            self.kept.append((None if returns_argument(function) else copy_of(out), values))
         return out
 
 
@@ -63,12 +68,11 @@ class RepeatRandom(RandomMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if not is_random(function, args, kwargs or {}):
             return function(*args, **(kwargs or {}))
-        kept = self.kept.popleft()
-        if not function._schema.is_mutable:
-            return kept
-        # bernoulli_ and its like fill the tensor that they are called on, others the one they are given.
-        filled = (kwargs or {}).get('out', args[0])
-        return filled.copy_(kept)
+        out, values = self.kept.popleft()
+        targets = written(function, args, kwargs or {})
+        for target, value in zip(targets, values):
+            target.copy_(value)
+        return targets[0] if returns_argument(function) else out
 
 
 def is_random(function, args, kwargs):
@@ -80,6 +84,19 @@ def is_random(function, args, kwargs):
             given = args[place] if place < len(args) else kwargs.get('dropout_p', argument.default_value)
             return given > 0
     return True
+
+
+def written(function, args, kwargs):
+    """The arguments that an operation writes to: that of bernoulli_, `out` of others, the noise of rrelu_with_noise."""
+    places = [(place, argument.name) for place, argument in enumerate(function._schema.arguments)
+              if argument.alias_info is not None and argument.alias_info.is_write]
+    return [args[place] if place < len(args) else kwargs[name] for place, name in places]
+
+
+def returns_argument(function):
+    """Whether an operation returns an argument that it has written to."""
+    returns = function._schema.returns
+    return bool(returns) and returns[0].alias_info is not None
 
 
 def copy_of(out):

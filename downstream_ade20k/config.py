@@ -174,6 +174,11 @@ class Options(RunOptions):
                     f'the learning rate falls to end_lr {self.end_lr:g}, which is not below its peak of {self.peak_lr:g}: give '
                     'a smaller --end_lr, such as 0, or a larger --lr')
 
+    def unused(self):
+        """Sentences on options that are given and have no effect."""
+        return ['--slide_stride is not used: it is of windows, and images are measured whole. For windows give --slide'
+                ] if self.slide_stride and not self.slide else []
+
     @property
     def needs_folder(self):
         return self.eval is None

@@ -97,7 +97,7 @@ def evaluate_file(options, ranks):
         ignored = ', '.join(map(str, val.classes.ignored)) or 'nothing'
         print(f'measured: images with {described_size(options)}, {described_inference(options)}; ignored: {ignored}')
         warn_of_division(options, content['config'])
-        for remark in val.remarks:
+        for remark in (*val.remarks, *options.unused()):
             print(f'warning: {remark}', file=sys.stderr)
     seen, results = whole_images(options, val), {}
     for which, model in models.items():

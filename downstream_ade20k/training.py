@@ -181,6 +181,7 @@ class SegmenterTraining(FineTuning):
     def warnings(self):
         options = self.options
         yield from super().warnings()
+        yield from options.unused()
         together = self.run.share // self.accum * (self.ranks.size if options.sync_bn else 1)
         if together < 4:
             yield (f'the BatchNorms of the head see {together} images at a time, which is few for good statistics: give a '

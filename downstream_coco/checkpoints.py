@@ -9,6 +9,7 @@ from common.pyramid import SIDE, levels_of
 from common.reliability.checkpoint import read_plain
 from common.seeds import seed_for
 from common.training.same_run import refuse_other_model
+from downstream_coco.config import NOT_GIVEN
 from downstream_coco.detector import Detector
 
 
@@ -40,16 +41,14 @@ def read_detector(path):
 def restore(content, options):
     """(options, a Detector for each of the file's weights, its categories, whether it finds masks).
 
-    The network's options are those of the file; so are those of its images unless others than the defaults
-    were given. Raises ValueError for another network, see `refuse_other_model`, and for weights that do not fit.
+    The network's options are those of the file. So are those of its images, and how many objects are found in one, unless
+    they were given. Raises ValueError for another network, see `refuse_other_model`, and for weights that do not fit.
     """
     refuse_other_model(options, content['config'].get('model'))
     fixed = {name: value for name, value in content['config'].items() if name in
              ('model', 'in_chans', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'freeze', 'frozen_bn', 'drop_path')}
-    default = {field.name: field.default for field in dataclasses.fields(options)}
-    fixed |= {name: content['config'].get(name, default[name]) for name in
-              ('input_size', 'long_side', 'mean', 'std', 'pixel_range')
-              if getattr(options, name) == default[name]}
+    fixed |= {name: content['config'].get(name, NOT_GIVEN.get(name)) for name in
+              ('input_size', 'long_side', 'detections', 'mean', 'std', 'pixel_range') if getattr(options, name) is None}
     options, models = dataclasses.replace(options, **fixed, finetune_from=None), {}
     for which, state in (('model', content['model']), ('ema', content.get('ema'))):
         if state is not None:

@@ -9,6 +9,9 @@ from common.networks.users import USERS_NETWORKS
 from common.paths import require_file, require_weights
 from downstream_coco.layout import open_annotations, require_folder
 
+# What options are if they are not given; with --eval, those of the file are taken instead (checkpoints.py).
+NOT_GIVEN = {'input_size': 800, 'long_side': 1333, 'detections': 100}
+
 
 @dataclass(frozen=True)
 class Options(EpochOptions):
@@ -31,9 +34,9 @@ class Options(EpochOptions):
     val_images: str = option(None, 'folder of the validation images', 'data', parse=str, harmless=True)
     val_annotations: str = option(None, 'their annotations', 'data', parse=str, harmless=True)
     keep_empty: bool = option(False, 'train on images without objects too', 'data')
-    input_size: int = option(800, 'short side of an image, in evaluation', 'data', ('img_size',))
-    long_side: int = option(1333, 'the most of the long side; where it would be more, the short one is less',
-                            'data')
+    input_size: int = option(None, 'short side of an image, in evaluation; 800 if not given', 'data', ('img_size',), int)
+    long_side: int = option(None, 'the most of the long side; where it would be more, the short one is less; 1333 if not '
+                            'given', 'data', parse=int)
     scales: tuple = option((0.6, 1.0), 'short side in training, from,to, as a share of input_size', 'data',
                            parse=numbers)
     crop_scale: tuple = option((1.0, 1.0), 'area of a random crop, from,to; 1,1 for none', 'data',
@@ -47,7 +50,8 @@ class Options(EpochOptions):
     head_channels: int = option(1024, 'width of the box head', 'method')
     mask_layers: int = option(4, 'convolutions of the mask head', 'method')
     rois: int = option(512, 'proposals of an image that the heads are trained on', 'method')
-    detections: int = option(100, 'objects that are found in an image, at most', 'method', harmless=True)
+    detections: int = option(None, 'objects that are found in an image, at most; 100 if not given', 'method', parse=int,
+                             harmless=True)
     drop_path: float = option(None, 'stochastic depth; none if not given', 'method', ('dp',), float)
     freeze: bool = option(False, 'do not train the CNN, only what is on it', 'method')
     frozen_bn: bool = option(False, "keep the CNN's BatchNorms as they were loaded, statistics and all",
@@ -76,9 +80,14 @@ class Options(EpochOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ('val_every', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'detections'):
-            require(getattr(self, field) >= 1, f'{field} must be 1 or more, not {getattr(self, field)}')
-        require(self.long_side >= self.input_size,
+        if self.eval is None:
+            for field, value in NOT_GIVEN.items():
+                if getattr(self, field) is None:
+                    object.__setattr__(self, field, value)
+        for field in ('val_every', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'detections', 'input_size'):
+            value = getattr(self, field)
+            require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')
+        require(None in (self.long_side, self.input_size) or self.long_side >= self.input_size,
                 f'long_side {self.long_side} must be input_size {self.input_size} or more')
         require(len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1],
                 f'scales is from,to with 0 < from <= to, not {self.scales}')

@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from common.pyramid import leave_untrained, levels_of
+from common.pyramid import leave_untrained, levels_of, step_of_sizes
 
 
 class Pyramid(nn.Module):
@@ -26,9 +26,10 @@ class Pyramid(nn.Module):
     The last map of each stride from 4 on, 2 where there is no other. If the last one has stride 16, as with networks
     that end in a transformer, the largest values of each 2x2 of it are a map of stride 32. The feature pyramid has one
     more, pooled from its last. Parameters that these maps do not depend on are frozen. Raises ValueError for a network
-    whose maps do not halve.
+    whose maps do not halve, or that takes images of one size only.
 
-    is_pooled: whether the last of `strides` is not the network's own.
+    is_pooled: whether the last of `strides` is not the network's own. size_step: of which the sides of an image must be
+    multiples.
     """
 
     def __init__(self, cnn, in_chans=3, channels=256):
@@ -36,6 +37,7 @@ class Pyramid(nn.Module):
         self.cnn = cnn
         self.levels = levels_of(cnn, in_chans)
         strides, widths = self.levels.strides, self.levels.widths
+        self.size_step = step_of_sizes(cnn, strides[-1], in_chans)
         self.is_pooled = self.levels.ends_early
         self.strides = (*strides, 2 * strides[-1]) if self.is_pooled else strides
         widths += widths[-1:] * self.is_pooled
@@ -112,7 +114,7 @@ class Detector(nn.Module):
     @property
     def stride(self):
         """Images are padded to a multiple of this."""
-        return max(32, self.backbone.strides[-1])
+        return max(32, self.backbone.strides[-1], self.backbone.size_step)
 
     def train(self, mode=True):
         super().train(mode)

@@ -154,6 +154,8 @@ def evaluate_file(options, ranks):
         warn_of_division(options, content['config'])
         for remark in images.remarks:
             print(f'warning: {remark}', file=sys.stderr)
+        print(f'measured on images with a short side of {options.input_size} and a long side of at most '
+              f'{options.long_side}; at most {options.detections} objects are found in one')
     seen, results = whole_scenes(options, images), {}
     for which, model in models.items():
         model = model.to(ranks.device, memory_format=torch.channels_last)

@@ -28,6 +28,7 @@ try:
 except ImportError as error:
     raise ImportError(f'this program needs Detectron2, built from source: see downstream_d2/README.md ({error})') from error
 
+from common.coco_layout import read_split
 from downstream_d2.lr_decay import parameter_groups
 
 OPTIMIZERS = {'ADAMW': torch.optim.AdamW, 'ADAM': torch.optim.AdamW, 'SGD': torch.optim.SGD}
@@ -35,7 +36,12 @@ LOG = 'd2_coco_log.txt'
 
 
 def coco_figures(results):
-    """{'boxAP': ..., 'mskAP': ...} of an evaluation; None for what was not measured, or where nothing was found."""
+    """{'boxAP': ..., 'mskAP': ...} of an evaluation; None for what was not measured, or where nothing was found.
+
+    Of several data sets in DATASETS.TEST, {name: the same}.
+    """
+    if results and not results.keys() & {'bbox', 'segm'}:
+        return {name: coco_figures(one) for name, one in results.items()}
     figures = {name: (results.get(task) or {}).get('AP') for name, task in (('boxAP', 'bbox'), ('mskAP', 'segm'))}
     return {name: None if value is None or math.isnan(value) else round(value, 3) for name, value in figures.items()}
 
@@ -50,8 +56,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg, model):
         solver, name = cfg.SOLVER, cfg.SOLVER.OPTIMIZER.upper()
-        if name not in OPTIMIZERS:
-            raise ValueError(f'SOLVER.OPTIMIZER is one of {", ".join(OPTIMIZERS)}, not {solver.OPTIMIZER}')
         kind = maybe_add_gradient_clipping(cfg, OPTIMIZERS[name])
         groups = parameter_groups(model, solver.BASE_LR, solver.LR_DECAY, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM)
         return kind(groups, lr=solver.BASE_LR, **({'momentum': solver.MOMENTUM, 'nesterov': solver.NESTEROV}
@@ -72,13 +76,13 @@ class Trainer(DefaultTrainer):
 
 
 def use_data(cfg, folder):
-    """Train and evaluate on a folder in COCO's layout, with as many classes as it has. Raises ValueError."""
-    categories, run_lengths = [], False
+    """Train and evaluate on a folder in COCO's layout, with as many classes as it has, and with masks if its objects have
+    some. Raises ValueError.
+    """
+    categories, masks, run_lengths = [], [], False
     for split in ('train', 'val'):
-        images, annotations = Path(folder, f'{split}2017'), Path(folder, 'annotations', f'instances_{split}2017.json')
-        if not images.is_dir() or not annotations.is_file():
-            raise ValueError(f"{folder} is not in COCO's layout: there is no {images} or no {annotations}")
-        content = json.loads(annotations.read_text(encoding='utf-8'))
+        images, annotations, content, has_masks = read_split(folder, split)
+        masks.append(has_masks)
         categories.append(sorted((one['id'], one['name']) for one in content['categories']))
         run_lengths |= any(isinstance(one.get('segmentation'), dict) for one in content['annotations']
                            if not one.get('iscrowd'))
@@ -87,8 +91,17 @@ def use_data(cfg, folder):
         raise ValueError(f'the training and validation annotations in {folder} do not have the same categories')
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ('own_train',), ('own_val',)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(categories[0])
+    cfg.MODEL.MASK_ON = cfg.MODEL.MASK_ON and all(masks)
     if run_lengths:  # which Detectron2 takes as bitmaps only
         cfg.INPUT.MASK_FORMAT = 'bitmask'
+
+
+def check_solver(solver):
+    """Raise a ValueError for what `Trainer.build_optimizer` cannot make."""
+    if solver.OPTIMIZER.upper() not in OPTIMIZERS:
+        raise ValueError(f'SOLVER.OPTIMIZER is one of {", ".join(OPTIMIZERS)}, not {solver.OPTIMIZER}')
+    if solver.BIAS_LR_FACTOR != 1 or solver.WEIGHT_DECAY_BIAS not in (None, solver.WEIGHT_DECAY):
+        raise ValueError('SOLVER.BIAS_LR_FACTOR and SOLVER.WEIGHT_DECAY_BIAS are not supported: leave them as they are')
 
 
 def configuration(args):
@@ -101,6 +114,7 @@ def configuration(args):
     if args.num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = 'cpu'
     cfg.merge_from_list(args.opts)
+    check_solver(cfg.SOLVER)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

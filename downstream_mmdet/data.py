@@ -1,16 +1,17 @@
 """A data set in COCO's layout, of any classes, in the place of COCO in a config of MMDetection."""
-import json
 from pathlib import Path
+
+from common.coco_layout import read_split
 
 
 def use_data(config, folder):
     """Put a folder in COCO's layout, and the number and names of its classes, into a config. Raises ValueError."""
     names = []
     for split in ('train', 'val'):
-        images, annotations = Path(folder, f'{split}2017'), Path(folder, 'annotations', f'instances_{split}2017.json')
-        if not images.is_dir() or not annotations.is_file():
-            raise ValueError(f"{folder} is not in COCO's layout: there is no {images} or no {annotations}")
-        names.append([one['name'] for one in json.loads(annotations.read_text(encoding='utf-8'))['categories']])
+        _, annotations, content, has_masks = read_split(folder, split)
+        if not has_masks:
+            raise ValueError(f'{annotations} has boxes alone, and the detectors of this folder have masks: use downstream_coco')
+        names.append([one['name'] for one in content['categories']])
     if names[0] != names[1]:
         raise ValueError(f'the training and validation annotations in {folder} do not have the same categories')
     for part in ('train', 'val', 'test'):

@@ -4,8 +4,8 @@
 def layer_of(name, last):
     """The layer of a parameter of a detector on a ConvNeXt with timm's names: 0 the stem, `last` + 1 what is not the ConvNeXt.
 
-    last: 12, or 6 for a ConvNeXt-T. Stages 0 and 1 are layers 1 and 2, three blocks of stage 2 each a layer from 3 on, its
-    downsampling layer 3, stage 3 is `last` (ConvNeXt's layer-wise decay).
+    last: the number of the layer of stage 3, 12, or 6 for a ConvNeXt-T. Stages 0 and 1 are layers 1 and 2. Three blocks of
+    stage 2 each are a layer, from 3 on; its downsampling is in layer 3 (ConvNeXt's layer-wise decay).
     """
     parts = name.split('.')
     if parts[:2] == ['backbone', 'stem']:
@@ -19,8 +19,14 @@ def layer_of(name, last):
 def parameter_groups(named, lr, weight_decay, decay_rate, last):
     """Groups for an optimiser, one for each layer with and without weight decay: lr * decay_rate ** (last + 1 - layer).
 
-    named: (name, parameter) of a whole detector. One-dimensional parameters and biases get no weight decay.
+    named: (name, parameter) of a whole detector. One-dimensional parameters and biases get no weight decay. Raises
+    ValueError if the ConvNeXt has more layers than `last` says.
     """
+    named = list(named)
+    deepest = max(layer_of(name, 0) for name, _ in named)  # a block of stage 2
+    if deepest >= last:
+        raise ValueError(f'paramwise_cfg.num_layers is {last}, and this ConvNeXt has {deepest + 1}: give '
+                         f'optim_wrapper.paramwise_cfg.num_layers={deepest + 1}')
     groups = {}
     for name, parameter in named:
         if parameter.requires_grad:

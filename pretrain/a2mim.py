@@ -52,7 +52,8 @@ class A2MIM(MaskedNetwork):
         spatial_loss: the error of a pixel: 'focal_l1', 'l1' or 'mse'.
         fourier: the loss on spectra: 'focal', 'spectral' or 'none'.
         fourier_weight: its weight; 0 is as 'none'.
-        fourier_visible, fourier_fill: what the spectra have of visible pixels, see `composite`.
+        fourier_visible, fourier_fill: what stands at visible pixels in the picture whose spectrum is compared: the weight of
+            the reconstruction, and what the rest of it is; see `composite`.
         fourier_group: images over which the focal loss averages spectra; None: those of a call. A run sets
             `group_means` instead, whose groups are the same for any number of ranks.
 
@@ -104,7 +105,8 @@ class A2MIM(MaskedNetwork):
     def terms(self, images, visible=None):
         """The loss and what it is made of: {'loss', 'spatial', 'frequency'}, 0-dim each.
 
-        frequency: before its weight; None where the loss has no such term.
+        frequency: before its weight; None where the loss has no such term. In training mode the terms are added to
+        `term_sums` too.
         """
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
@@ -126,7 +128,7 @@ class A2MIM(MaskedNetwork):
         """The images as the network takes them: hidden pixels are the mean of their image (all of it)."""
         if self.image_fill == 'none':
             return images
-        return torch.where(self.pixels(hidden) > 0, images.mean((2, 3), keepdim=True), images)
+        return torch.where(self.hidden_pixels(hidden) > 0, images.mean((2, 3), keepdim=True), images)
 
     def decode(self, features):
         """The last map (B, width, H/R, W/R) -> the reconstruction, (B, C, H, W)."""
@@ -135,19 +137,22 @@ class A2MIM(MaskedNetwork):
     def losses(self, images, reconstruction, hidden):
         """As `terms`, in the images' precision, or in fp32 where that is lower."""
         dtype = torch.promote_types(images.dtype, torch.float32)  # spectra have no half precision
-        images, y, pixels = images.to(dtype), reconstruction.to(dtype), self.pixels(hidden).to(dtype)
-        spatial = spatial_loss(y, images, pixels, self.spatial_loss)
+        images, y, hidden = images.to(dtype), reconstruction.to(dtype), self.hidden_pixels(hidden).to(dtype)
+        spatial = spatial_loss(y, images, hidden, self.spatial_loss)
         if self.fourier == 'none':
             return {'loss': spatial, 'spatial': spatial, 'frequency': None}
-        z = composite(y, images, pixels, self.fourier_visible, self.fourier_fill)
+        z = composite(y, images, hidden, self.fourier_visible, self.fourier_fill)
         if self.fourier == 'focal':
-            frequency = focal_frequency_loss(z, images, self.grouped(len(images)))
+            frequency = focal_frequency_loss(z, images, self.group_mean(len(images)))
         else:
             frequency = spectral_loss(z, images, self.spatial_loss)
         return {'loss': spatial + self.fourier_weight * frequency, 'spatial': spatial, 'frequency': frequency}
 
-    def grouped(self, batch):
-        """The mean over groups for `focal_frequency_loss`. In evaluation mode the images of a call are one group."""
+    def group_mean(self, batch):
+        """Return the function that averages residuals over groups of images, `mean` of `focal_frequency_loss`.
+
+        In evaluation mode the images of a call are one group. Raises ValueError if fourier_group does not divide the batch.
+        """
         if not self.training or self.fourier_group is None and self.group_means is None:
             return mean_over_batch
         if self.group_means is not None:
@@ -157,8 +162,8 @@ class A2MIM(MaskedNetwork):
                              'give a group that does, or None for all of them')
         return lambda values: values.unflatten(0, (-1, self.fourier_group)).mean(1)
 
-    def pixels(self, hidden):
-        """A map of cells (B, 1, h, w), repeated to pixels, (B, 1, H, W)."""
+    def hidden_pixels(self, hidden):
+        """The mask of cells `hidden` (B, 1, h, w) as a mask of pixels, (B, 1, H, W): 1 where a pixel is hidden."""
         return F.interpolate(hidden, self.encoder.input_size, mode='nearest')
 
     # -- masks, pictures, files ------------------------------------------------------------------------------
@@ -194,7 +199,7 @@ class A2MIM(MaskedNetwork):
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
         self.to(device)
-        for part in (self.encoder.cnn, self.decoder):  # token and gain would confuse DDP
+        for part in (self.encoder.cnn, self.decoder):  # not token and gain: DDP warns of their strides
             part.to(memory_format=torch.channels_last)
         return self
 

@@ -143,7 +143,7 @@ def hidden_pixels(a2mim, batch):
     """(c): hidden pixels enter through the mean colour of their image alone."""
     encoder = a2mim.encoder
     images, visible = inputs(encoder, batch), a2mim.draw_visible(batch)
-    hidden = a2mim.pixels(a2mim.hidden(images, visible))
+    hidden = a2mim.hidden_pixels(a2mim.hidden(images, visible))
     noise = torch.randn_like(images) * hidden
     same_mean = noise - hidden * noise.mean((2, 3), keepdim=True) / hidden.mean((2, 3), keepdim=True)
     runs = [from_the_same_state(encoder, partial(a2mim.encode, x, visible))

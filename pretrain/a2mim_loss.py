@@ -33,18 +33,18 @@ def spatial_loss(y, x, hidden, phi, visible_weight=0.0):
     return (weight * error((y - x).abs(), phi)).sum() / (weight.sum() + 1e-5) / x.shape[1]
 
 
-def composite(y, x, hidden, visible=1e-3, fill='mixed'):
+def composite(y, x, hidden, visible_weight=1e-3, fill='mixed'):
     """The picture whose spectrum the frequency losses compare with that of x, so that they teach hidden pixels.
 
-    Hidden pixels are those of y. Visible ones are y times `visible`, plus a fill times 1 - visible, through which
-    no gradient goes to y. fill: 'mixed', half y and half x; 'target', x; 'prediction', y; 'mean', the mean of
+    Hidden pixels are those of y. A visible pixel is visible_weight * y + (1 - visible_weight) * fill; no gradient goes to y
+    through the fill. fill: 'mixed', half y and half x; 'target', x; 'prediction', y; 'mean', the mean of
     each channel of an image. Raises ValueError.
     """
     if fill not in FILLS:
         raise ValueError(f'the fill is one of {", ".join(FILLS)}, not {fill!r}')
     fills = {'mixed': lambda: 0.5 * y.detach() + 0.5 * x, 'target': lambda: x, 'prediction': y.detach,
              'mean': lambda: x.mean((2, 3), keepdim=True)}
-    weight = hidden + (1 - hidden) * visible
+    weight = hidden + (1 - hidden) * visible_weight
     return y * weight + fills[fill]() * (1 - weight)
 
 
@@ -54,11 +54,12 @@ def mean_over_batch(values):
 
 
 def focal_frequency_loss(y, x, mean=mean_over_batch):
-    """The loss on the spectrum of the **mean residual** of a group of images, 0-dim.
+    """Focal frequency loss (Jiang et al., ICCV 2021, arXiv 2012.12821) on the **mean residual** of a group of images, 0-dim.
 
-    A frequency weighs by the logarithm of its own amplitude, as a share of the largest of all channels; no
-    gradient goes through the weight. Residuals of different images cancel in the mean: random ones leave an n-th
-    of the loss in a group of n. So the size of a group is a hyper-parameter. In the original it is the batch of a GPU.
+    The weight of a frequency is log(1 + its amplitude), divided by the largest such value over all frequencies and
+    channels of the group; no gradient goes through it. Residuals of different images partly cancel in the mean: if they
+    are independent, the loss of a group of n images is about 1/n of that of one. So the size of a group is a
+    hyper-parameter. In the original it is the batch of a GPU.
 
     mean: function of the residuals (B, C, H, W) that returns the means of the groups (groups, C, H, W). The loss
     is the mean over groups.

@@ -54,8 +54,9 @@ class TableToStrip(torch.autograd.Function):
         return lay_out(grad_strip, 0.0, cell_rows, ctx.grid).sum(0, keepdim=True), None, None, None
 
 
-# The results below are `.data`, no views for autograd: it would forbid that an activation changes in place a
-# view that a Function returns.
+# The functions below return `.data`. Otherwise their results would be views for autograd, which does not allow that a view
+# is changed in place if a custom Function returned it. An activation after a convolution, such as ReLU(inplace=True),
+# does just that.
 
 def lay_out(strip, fill, cell_rows, grid):
     """`Geometry.to_canvas` without autograd. cell_rows: `Geometry.cell_rows(p)`."""

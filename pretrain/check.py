@@ -289,7 +289,7 @@ def same_features(encoder, other, images):
     maps = encoder.pyramid(images)
     with safe_convolutions(images.device):
         plain = feature_maps(other, images, encoder.taps, encoder.stop)
-    return encoder.aligned or all(torch.equal(a, plain[level]) for a, level in zip(maps, encoder.levels))
+    return encoder.aligned or all(torch.equal(a, plain[level]) for a, level in zip(maps, encoder.level_indices))
 
 
 @reader_may_leave()

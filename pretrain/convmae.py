@@ -23,7 +23,7 @@ from common.networks.create import create_cnn
 from common.recompute import checkpointed
 from common.sync_batchnorm import synchronise_batchnorm
 from pretrain.encoder import SparseEncoder
-from pretrain.masked_autoencoder import EPS, MaskedAutoencoder, sine_positions
+from pretrain.masked_autoencoder import EPS, MaskedAutoencoder, sincos_pos_embed
 from pretrain.sparse.notes import NoteKind
 from pretrain.sparse.pyramid import norms_of_one_value
 
@@ -55,7 +55,7 @@ class ConvMAE(MaskedAutoencoder):
     def latent(self, images, visible):
         """images, visible -> the sum of what all stages say of the visible cells, normalised: (B, k, width)."""
         geometry = self.geometry(images, visible)
-        *earlier, last = checkpointed(self.encoder, images, geometry, enabled=self.recomputes == 'all')
+        *earlier, last = checkpointed(self.encoder, images, geometry, enabled=self.recomputed == 'all')
         for name, strip in zip(self.fusions, earlier):
             last = last + self.get_submodule(name)(strip)
         return self.norm(last.flatten(2).transpose(1, 2))
@@ -94,7 +94,8 @@ def build_convmae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_cha
 
     Args:
         model: a timm name such as 'convvit_base', a ConvViT, or another network that SparseEncoder takes. A ConvViT is
-            made for the size, and has fixed positions afterwards; other weights of a given network stay.
+            changed in place: it is resized to input_size, and its position embedding is replaced by fixed sines and
+            cosines. Other weights of a given network stay.
         input_size: pixels, an int or (height, width), a multiple of the network's total stride, which is the cell.
         drop_path: None for none (the networks' own default).
         sync_bn: share all BatchNorm statistics between the ranks, which have as many images each.
@@ -105,7 +106,7 @@ def build_convmae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_cha
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     if isinstance(cnn, ConvViT):
-        fix_positions(cnn, size)
+        set_sincos_pos_embed(cnn, size)
     encoder = SparseEncoder(cnn, size, in_chans, record=record)
     convmae = ConvMAE(encoder, mask_ratio=mask_ratio, decoder_width=decoder_width, decoder_depth=decoder_depth,
                       decoder_heads=decoder_heads, decoder_mlp_ratio=decoder_mlp_ratio, norm_pix=norm_pix,
@@ -114,8 +115,10 @@ def build_convmae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_cha
 
 
 @torch.no_grad()
-def fix_positions(net, size):
-    """Make a ConvViT for images of a size (height, width), with fixed positions that are not trained."""
+def set_sincos_pos_embed(net, size):
+    """Resize a ConvViT to images of a size (height, width), in place, and set its position embedding to sines and cosines
+    that are not trained.
+    """
     net.set_input_size(size)
-    net.pos_embed.copy_(sine_positions(net.grid, net.embed_dim))
+    net.pos_embed.copy_(sincos_pos_embed(net.grid, net.embed_dim))
     net.pos_embed.requires_grad_(False)

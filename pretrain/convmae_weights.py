@@ -108,7 +108,7 @@ def load_official(state, network):
 def find_whole(network, state, **given):
     """Find a whole ConvMAE or MAE, ours or the authors', in a flat dictionary. given: arguments of `find_network`.
 
-    Its table of positions of the decoder is fixed. One that is for images of another size is left out, and the
+    The decoder's position embedding is fixed. One that is for images of another size is left out, and the
     network keeps its own. Returns a Network. Raises ValueError, which names the remedy where the decoder is another one.
     """
     own = network.state_dict()

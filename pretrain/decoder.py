@@ -26,7 +26,10 @@ class UNetBlock(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """SparK's light UNet: blocks that double the side and halve the width, then a 1x1 convolution.
+    """SparK's UNet decoder: blocks that double the side and halve the width, then a 1x1 convolution.
+
+    The paper calls it light, the official code LightDecoder. Both values of the option `decoder` use it: 'unet' ends at
+    stride 1, 'light' at the encoder's finest level.
 
     stride: the encoder's total stride, a power of two. width: channels of the smallest map. out_chans: of the
     image. finest: the stride at which the blocks end, a power of two; above 1, each position becomes as many

@@ -30,12 +30,14 @@ class SparseEncoder(nn.Module):
         reductions, channels: of the maps of the pyramid, from small stride to large.
         norm: what most norms are, 'bn' or 'ln'.
         unused: names of the parameters that no feature depends on, such as those of the classifier.
-        notes: what was chosen, or differs.
+        level_indices: which of the network's feature maps make the pyramid. taps, stop: as of `feature_maps`
+            (common/feature_maps.py). aligned: whether windows without padding are padded (AlignedPadding).
+        notes: a tuple of Note, on what was chosen for the network, or differs from its dense forward.
         uncompiled: whether torch.compile leaves the network alone.
         has_attention: whether it has attention, which is then over all visible positions.
         orders: the numbers of visible cells for which it is proven that their order changes nothing; None for networks
             that need no such proof.
-        record: all this as plain data, for a checkpoint; None if the network's code is in no file.
+        record: what was measured as plain data, for a checkpoint; None if the network's code is in no file.
 
     Raises ValueError for a network that cannot run sparsely, naming the remedy.
     """
@@ -54,7 +56,7 @@ class SparseEncoder(nn.Module):
         self.stride = found.stride
         self.cell_size = found.cell_size
         self.grid = found.grid
-        self.levels = found.levels
+        self.level_indices = found.levels
         self.reductions = found.reductions
         self.channels = found.channels
         self.norm = found.norm
@@ -70,11 +72,12 @@ class SparseEncoder(nn.Module):
         self._recomputing = [module for module in cnn.modules() if hasattr(module, 'grad_checkpointing')]
 
     def forward(self, images, geometry=None):
-        """images (B, C, H, W) -> the pyramid, small stride to large: strips; without a geometry dense maps.
+        """images (B, C, H, W) -> a list of the maps of the pyramid, small stride to large.
 
-        The visible cells of the geometry are ascending. In another order the features are the same, but for one case: where
-        a single image shows all its cells, a table of positions that the network adds is not told from tokens, and is
-        added in the order of the image.
+        With a geometry they are strips (B, C_i, k*p_i, p_i), without one dense maps (B, C_i, H/r_i, W/r_i). The visible
+        cells of the geometry should ascend. Another order gives the same features, with one exception: with one image of
+        which all cells are visible, a position embedding has the shape of the tokens, so that it cannot be told from
+        them, and is added in the order of the image.
         """
         if images.shape[1:] != (self.in_chans, *self.input_size):
             raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
@@ -90,11 +93,11 @@ class SparseEncoder(nn.Module):
         return run(self.cnn if cnn is None else cnn, images, geometry)
 
     def _pyramid(self, cnn, images, geometry):
-        return pyramid(cnn, images, geometry, self.levels, self.taps, self.stop, self.aligned)
+        return pyramid(cnn, images, geometry, self.level_indices, self.taps, self.stop, self.aligned)
 
     @torch.compiler.disable
     def _pyramid_uncompiled(self, cnn, images, geometry):
-        """torch.compile hides F.pad and what stands under @on_plane from a Plane, and cannot register the hooks of taps."""
+        """torch.compile hides F.pad and functions under @on_plane from a Plane, and cannot register the hooks of taps."""
         return self._pyramid(cnn, images, geometry)
 
     def prove_order(self, visible_cells):

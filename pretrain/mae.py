@@ -15,7 +15,7 @@ import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.networks.create import create_cnn
 from common.recompute import checkpointed
 from pretrain import masking
-from pretrain.masked_autoencoder import MaskedAutoencoder, sine_positions, with_prefix
+from pretrain.masked_autoencoder import MaskedAutoencoder, sincos_pos_embed, with_prefix
 from pretrain.vit_encoder import ViTEncoder, check_vit
 
 
@@ -25,7 +25,7 @@ class MAE(MaskedAutoencoder):
     def latent(self, images, visible):
         """images, visible -> the class token, if there is one, and the tokens of visible patches, (B, . + k, width)."""
         geometry = self.geometry(images, visible)
-        return checkpointed(self.encoder, images, geometry, enabled=self.recomputes == 'all')
+        return checkpointed(self.encoder, images, geometry, enabled=self.recomputed == 'all')
 
     def encode(self, images, visible):
         """images, visible -> [(B, width, h, w)]: what the decoder reads of the patches, hidden ones 0."""
@@ -43,8 +43,9 @@ def build_mae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_chans=3
     """MAE around a vision transformer.
 
     Args:
-        model: a timm name such as 'vit_base_patch16_224', of which the network is drawn as MAE draws it, or timm's
-            VisionTransformer, whose weights stay. It is made for the size, and has fixed positions afterwards.
+        model: a timm name such as 'vit_base_patch16_224', whose weights are initialised as MAE does it, or timm's
+            VisionTransformer, whose weights stay. The network is changed in place: it is resized to input_size, and its
+            position embedding is replaced by fixed sines and cosines.
         input_size: pixels, an int or (height, width), a multiple of the side of a patch.
         drop_path: None for none (the networks' own default).
 
@@ -54,16 +55,16 @@ def build_mae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_chans=3
     vit = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     check_vit(vit, size, in_chans)
     if isinstance(model, str):
-        draw_weights(vit)
-    fix_positions(vit, size)
+        initialise(vit)
+    set_sincos_pos_embed(vit, size)
     return MAE(ViTEncoder(vit, size, in_chans), mask_ratio=mask_ratio, decoder_width=decoder_width,
                decoder_depth=decoder_depth, decoder_heads=decoder_heads, decoder_mlp_ratio=decoder_mlp_ratio,
                norm_pix=norm_pix, masks_per_image=masks_per_image)
 
 
 @torch.no_grad()
-def draw_weights(vit):
-    """Draw a vision transformer as MAE does: linear layers and the patch embedding Xavier uniform, the tokens in front of
+def initialise(vit):
+    """Initialise a vision transformer as MAE does: linear layers and the patch embedding Xavier uniform, the tokens in front of
     the patches from a normal distribution.
     """
     for layer in vit.blocks.modules():
@@ -78,10 +79,11 @@ def draw_weights(vit):
 
 
 @torch.no_grad()
-def fix_positions(vit, size):
-    """Make a vision transformer for images of a size (height, width), with fixed positions that are not trained.
+def set_sincos_pos_embed(vit, size):
+    """Resize a vision transformer to images of a size (height, width), in place, and set its position embedding to sines
+    and cosines that are not trained.
 
-    Tokens in front of the patches have none. Raises ValueError for a network whose width is no multiple of 4.
+    That of the class token and of registers is zero. Raises ValueError for a network whose width is no multiple of 4.
     """
     if vit.embed_dim % 4:
         raise ValueError(f'fixed positions need a width that is a multiple of 4; that of {type(vit).__name__} is '
@@ -89,6 +91,6 @@ def fix_positions(vit, size):
     if vit.patch_embed.img_size != size:
         vit.set_input_size(size)
     num_prefix = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
-    positions = sine_positions(vit.patch_embed.grid_size, vit.embed_dim)
+    positions = sincos_pos_embed(vit.patch_embed.grid_size, vit.embed_dim)
     vit.pos_embed.copy_(with_prefix(positions, num_prefix))
     vit.pos_embed.requires_grad_(False)

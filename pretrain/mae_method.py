@@ -86,7 +86,7 @@ class MAEMethod(MethodBase):
         On the CPU, where the encoder's accelerated forms are used, it is one part; with `recompute` that is not compiled.
         """
         if is_accelerated(network.accelerated, network.mask_token.device):
-            return [] if network.recomputes != 'none' else [network]
+            return [] if network.recomputed != 'none' else [network]
         encoder = network.encoder
         blocks = [] if encoder.uncompiled else repeated_blocks(encoder.cnn) or [encoder]
         return [*blocks, *network.decoder_blocks]

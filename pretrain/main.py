@@ -50,7 +50,7 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
         options, chosen = method.recipe.settled(options, len(images), ranks, saved)
         run = Run(options, ranks, len(images), same_images(images, ranks), recipe=chosen, curve=method.curve(options))
         if not saved:
-            run.parts(None)  # raises ValueError for parts that do not fit, before the network is built
+            run.parts(None)  # raises ValueError, before the network is built, if a batch cannot be cut into --accum parts
         return Pretraining(run, images, held_out, method).fit()
 
 

@@ -31,7 +31,8 @@ class MaskedAutoencoder(SparseNetwork):
         mask_ratio: share of hidden cells; round(L * (1 - mask_ratio)) are visible. (The original shows
             int(L * (1 - mask_ratio)), which is the same number for most ratios.)
         decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio: of the decoder's blocks.
-        norm_pix: whether the target of a cell is normalised by its own mean and deviation.
+        norm_pix: the authors' name for `target`: True is 'normalised', each cell by its own mean and standard deviation,
+            False is 'pixels'.
         masks_per_image: with how many masks a training step takes each image; where there are several, each cell is
             visible in exactly one. So it must be 1 / (1 - mask_ratio), and divide L.
 
@@ -49,7 +50,7 @@ class MaskedAutoencoder(SparseNetwork):
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.target = 'normalised' if norm_pix else 'pixels'
-        self.recomputes = 'none'  # what is computed again in the backward pass
+        self.recomputed = 'none'  # what the backward pass computes again: 'none', 'decoder' or 'all'
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
@@ -57,7 +58,7 @@ class MaskedAutoencoder(SparseNetwork):
         self.masks_per_image = masks_per_image
         self.num_prefix = getattr(encoder, 'num_prefix_tokens', 0)  # such as the class token of a ViT
         self.single_valued = ()
-        positions = sine_positions(encoder.grid, decoder_width)
+        positions = sincos_pos_embed(encoder.grid, decoder_width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
         self.register_buffer('decoder_pos_embed', with_prefix(positions, self.num_prefix))
         self.decoder_embed = nn.Linear(encoder.channels[-1], decoder_width)
@@ -67,15 +68,15 @@ class MaskedAutoencoder(SparseNetwork):
             for _ in range(decoder_depth)])
         self.decoder_norm = norm(decoder_width)
         self.decoder_pred = nn.Linear(decoder_width, encoder.in_chans * encoder.cell_size ** 2)
-        self.draw_decoder()
+        self.initialise_decoder()
 
     @property
     def notes(self):
         """What was found out about the encoder's network and is worth a line: sentences."""
         return self.encoder.notes
 
-    def draw_decoder(self):
-        """Draw linear layers as MAE does (Xavier uniform), and the mask token."""
+    def initialise_decoder(self):
+        """Initialise linear layers as MAE does (Xavier uniform), and the mask token."""
         nn.init.normal_(self.mask_token, std=0.02)
         for layer in [self.decoder_embed, *self.decoder_blocks.modules(), self.decoder_pred]:
             if isinstance(layer, nn.Linear):
@@ -120,11 +121,15 @@ class MaskedAutoencoder(SparseNetwork):
         cells = self.mask_token.expand(len(seen), self.cells, -1).scatter(1, index, seen.to(self.mask_token.dtype))
         x = torch.cat([prefix, cells], 1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            x = checkpointed(block, x, enabled=self.recomputes != 'none')
+            x = checkpointed(block, x, enabled=self.recomputed != 'none')
         return self.decoder_pred(self.decoder_norm(x[:, self.num_prefix:]))
 
     def as_images(self, prediction):
-        """(B, L, N), as `decode` returns it -> (B, C, H, W)."""
+        """(B, L, N), as `decode` returns it -> (B, C, H, W).
+
+        The authors' decoder_pred has the values of a cell in the order row, column, channel, and its weights are exchanged
+        with their files; `unpatchify` takes channel, row, column.
+        """
         p = self.encoder.cell_size
         return self.unpatchify(prediction.unflatten(2, (p, p, -1)).permute(0, 1, 4, 2, 3).flatten(2))
 
@@ -141,7 +146,7 @@ class MaskedAutoencoder(SparseNetwork):
 
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none', 'decoder' or 'all'."""
-        self.recomputes = what
+        self.recomputed = what
 
     def load_official(self, state_dict):
         """Load a whole file of the authors' program, strictly. Raises ValueError."""
@@ -158,10 +163,11 @@ def check_masks(masks_per_image, visible_cells, encoder):
                          f'{masks_per_image}')
 
 
-def sine_positions(grid, width):
-    """Fixed positions of a grid (h, w), float32 (1, h*w, width): sines and cosines of the column, then of the row.
+def sincos_pos_embed(grid, width):
+    """The 2-D sin-cos position embedding of a grid (h, w), float32 (1, h*w, width).
 
-    width: a multiple of 4. There are width / 4 frequencies, from 1 down to nearly 1 / 10,000, as in MAE and ConvMAE.
+    The first half of the channels is of the column, the second of the row; in each half the sines come first. There are
+    width / 4 frequencies, from 1 down to nearly 1 / 10,000, as in MAE and ConvMAE. width: a multiple of 4.
     """
     rows, columns = (torch.arange(side, dtype=torch.float64, device='cpu') for side in grid)
     frequencies = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device='cpu') / (width // 4))
@@ -170,5 +176,5 @@ def sine_positions(grid, width):
 
 
 def with_prefix(positions, num_prefix):
-    """Positions (1, L, D) after zeros for prefix tokens, such as the class token: (1, num_prefix + L, D)."""
+    """A position embedding (1, L, D) after zeros for prefix tokens, such as the class token: (1, num_prefix + L, D)."""
     return torch.cat([positions.new_zeros(1, num_prefix, positions.shape[2]), positions], 1)

@@ -19,8 +19,8 @@ class MaskedNetwork(nn.Module):
     alone) and `pyramid(images, cnn=None)`: the feature maps of whole images, small stride to large, by itself or by
     another network with the same ones.
 
-    Attributes that a method sets besides: cells, visible_cells (of an image), mask_ratio (share of hidden cells),
-    target ('normalised', a cell by its own mean and deviation, or 'pixels'), single_valued (names of norms that see
+    Attributes that a method sets besides: cells and visible_cells (numbers, L and k), mask_ratio (share of hidden cells),
+    target ('normalised', a cell by its own mean and standard deviation, or 'pixels'), single_valued (names of norms that see
     one value of each channel of an image).
     """
 
@@ -39,11 +39,11 @@ class MaskedNetwork(nn.Module):
         return masking.draw_visible(batch, self.cells, self.visible_cells, generator, rows)
 
     def draw_masks(self, batch, generator=None, rows=slice(None)):
-        """The visible cells that a training step takes; by default as `draw_visible`."""
+        """As `draw_visible`, for a training step. A method that takes each image with n masks returns (batch, n, k)."""
         return self.draw_visible(batch, generator, rows)
 
     def is_visible(self, visible):
-        """(B, L, 1) boolean, True where a cell is visible: for what has a row a cell."""
+        """(B, L, 1) bool, True where a cell is visible; its last axis stands for the values of a cell, (B, L, N)."""
         return masking.is_visible(visible, self.cells)[..., None]
 
     def patchify(self, images):
@@ -57,7 +57,7 @@ class MaskedNetwork(nn.Module):
     def reconstruct(self, images, visible):
         """(B, C, H, W) on the scale of the input: the input where visible, elsewhere what is predicted.
 
-        Normalised cells are shown with the true cell's mean and deviation, as in SparK's figures; predicted pixels
+        Normalised cells are shown with the true cell's mean and standard deviation, as in SparK's figures; predicted pixels
         are shown as they are. It runs in the mode that the caller set, as `predict` does.
         """
         predicted = self.patchify(self.predict(images, visible).to(images.dtype))
@@ -69,9 +69,9 @@ class MaskedNetwork(nn.Module):
         return self.unpatchify(self.patchify(images) * self.is_visible(visible))
 
     def targets(self, images):
-        """(B, L, .) each: what to predict of each cell, and the means and deviations that make pixels of it.
+        """(B, L, .) each: what to predict of each cell, and the means and standard deviations that make pixels of it.
 
-        That is the normalised cell, or the pixels themselves, whose mean is 0 and whose deviation is 1.
+        That is the normalised cell, or the pixels themselves, whose mean is taken as 0, and whose standard deviation as 1.
         """
         cells = self.patchify(images)
         if self.target == 'normalised':

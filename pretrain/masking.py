@@ -3,7 +3,7 @@
 An image (B, C, H, W) is a grid (h, w) of square cells, `cell_size` pixels a side, counted in rows: L = h*w
 cells. `visible` is a LongTensor (B, k): the indices of the cells that the encoder sees, ascending, as many in
 every image. How many these are follows from a method's mask ratio by a rounding of its own, so methods hand
-in the number.
+in the number. A cell is what SparK and MAE call a patch.
 """
 import math
 
@@ -44,21 +44,21 @@ def check_visible(visible, batch):
                          f'cells; got {visible.dtype} {tuple(visible.shape)}')
 
 
+def check_indices(visible, num_cells, batch):
+    """Raise ValueError unless a given `visible` is a LongTensor (batch, k) that holds ascending indices of cells.
+
+    It reads the values, so that the host waits for the device.
+    """
+    check_visible(visible, batch)
+    if not (visible.numel() and 0 <= visible.min() and visible.max() < num_cells and (visible.diff(dim=1) > 0).all()):
+        raise ValueError(f'visible must hold ascending cell indices from 0 to {num_cells - 1}, '
+                         'each once an image')
+
+
 def is_visible(visible, num_cells):
     """(B, k) indices -> (B, L) bool."""
     seen = torch.zeros(len(visible), num_cells, dtype=torch.bool, device=visible.device)
     return seen.scatter(1, visible, True)
-
-
-def check_indices(visible, num_cells, batch):
-    """Raise ValueError unless a given `visible` is a LongTensor (batch, k) that holds ascending indices of cells.
-
-    It waits for the device.
-    """
-    check_visible(visible, batch)
-    if not (0 <= visible.min() and visible.max() < num_cells and (visible.diff(dim=1) > 0).all()):
-        raise ValueError(f'visible must hold ascending cell indices from 0 to {num_cells - 1}, '
-                         'each once an image')
 
 
 def patchify(images, cell_size):
@@ -77,10 +77,10 @@ def unpatchify(cells, grid, cell_size):
 
 
 def normalise(cells):
-    """Normalise each cell by its own mean and deviation, over all its pixels and channels together.
+    """Normalise each cell by its own mean and standard deviation, over all its pixels and channels together.
 
-    cells (B, L, N) -> (normalised cells (B, L, N), means (B, L, 1), deviations (B, L, 1)). The deviation is
-    (unbiased variance + 1e-6) ** 0.5, as in MAE (He et al. 2022) and SparK (section 3.3).
+    cells (B, L, N) -> (normalised cells (B, L, N), means (B, L, 1), standard deviations (B, L, 1)). The standard
+    deviation is (unbiased variance + 1e-6) ** 0.5, as in MAE (He et al. 2022) and SparK (section 3.3).
     """
     mean = cells.mean(dim=2, keepdim=True)
     deviation = (cells.var(dim=2, keepdim=True) + 1e-6).sqrt()

@@ -43,7 +43,7 @@ class Method(Protocol):
         """The learning rate over the run, a curve of common/training/schedule.py."""
 
     def build(self, options, record=None, cnn=None):
-        """The network, with drawn weights.
+        """The network, with random initial weights.
 
         It is an nn.Module whose forward(images, visible=None) returns a loss; it draws `visible` itself where none is
         given, as for a look at its norms or at memory. It has besides `draw_visible(batch, generator, rows)`: LongTensor
@@ -70,7 +70,9 @@ class Method(Protocol):
         """(beta1, beta2) of the optimiser."""
 
     def completed(self, options, parts, ranks):
-        """The options with what depends on how the ranks divide a batch, where it was not given. parts: those of a rank."""
+        """The options, completed with what depends on how the ranks divide a batch, where it was not given. parts: the
+        number of micro-batches into which a rank cuts its share of a batch (--accum).
+        """
 
     def connect(self, network, options, part, ranks):
         """Have the networks of all ranks work together, if they do, besides averaging gradients.

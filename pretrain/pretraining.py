@@ -162,9 +162,9 @@ class Pretraining(Trainer):
         return self.masked_batches(read, run.remaining_steps(self.start)), steps
 
     def masked_batches(self, read, steps):
-        """(images, visible) on the device, `accum` times for each of the steps: the arguments of the network.
+        """Yield (images, visible) on the device, the arguments of the network: a micro-batch, `accum` of them for each step.
 
-        read yields (images (B / accum, C, H, W) as they were loaded, None).
+        read: yields (images (micro-batch, C, H, W) as they were loaded, None).
         """
         for step in steps:
             for visible in self.draw_masks(step).chunk(self.accum):
@@ -172,8 +172,8 @@ class Pretraining(Trainer):
                 yield self.normalise(images), to_device(visible, self.ranks.device)
 
     def draw_masks(self, step):
-        """This rank's share of the visible cells of a step's whole batch, (B, k), or (B, n, k) for n masks an image, in
-        the order in which Steps has its images.
+        """This rank's rows of the visible cells of a step's whole batch: LongTensor (batch_size / ranks, k), or (..., n, k)
+        for n masks an image, in the order in which Steps has its images.
         """
         batch = self.options.batch_size
         rows = torch.arange(batch).view(self.accum, self.ranks.size, -1)[:, self.ranks.rank].flatten()
@@ -182,7 +182,9 @@ class Pretraining(Trainer):
     # -- what is measured and shown --------------------------------------------------------------------------
 
     def before_training(self):
-        """Record the held-out loss of the untrained network, where there are held-out images."""
+        """Record the held-out loss of the untrained network, where there are held-out images. Returns False if the run was
+        asked to stop meanwhile.
+        """
         val_loss = self.held_out_loss()
         if self.session.asked_to_stop():
             return False

@@ -5,8 +5,11 @@
     loss.backward()
     spark.encoder.cnn.state_dict()   # the pretrained network, with timm's keys
 
-Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, p the side
-of a cell at a stage. `visible` is a LongTensor (B, k): row-major indices of the cells that the encoder sees, ascending.
+A cell is what the paper calls a patch: a square of pixels, 32 x 32 for a ResNet-50, that is visible or hidden as a whole.
+
+Legend: B batch, C channels, (H, W) image, (h, w) grid of cells, L = h*w, k visible cells an image, p the side of a cell on
+a feature map: cell size / stride of the map. `visible` is a LongTensor (B, k): row-major indices of the cells that the
+encoder sees, ascending.
 """
 import torch
 from timm.layers import LayerNorm2d
@@ -29,10 +32,11 @@ from pretrain.sparse_network import SparseNetwork
 class SparK(SparseNetwork):
     """Mask, encode, densify, decode, compare.
 
-    encoder: SparseEncoder. mask_ratio: share of hidden cells, at least one visible and one hidden.
+    encoder: SparseEncoder. mask_ratio: share of hidden cells; round(L * (1 - mask_ratio)) are visible, at least one and
+    not all.
     decoder_width: channels of the decoder's smallest map. decoder: 'unet', the paper's, or 'light', which
     ends at the encoder's finest level and makes the pixels of each position there. target: what the decoder
-    predicts: 'normalised', the paper's (each cell by its own mean and deviation), or 'pixels', as the network
+    predicts: 'normalised', the paper's (each cell by its own mean and standard deviation), or 'pixels', as the network
     takes them. Raises ValueError for other values.
 
     Where `accelerated` is on (see SparseNetwork), the forms of pretrain/accelerated compute, instead of those in this
@@ -93,7 +97,7 @@ class SparK(SparseNetwork):
         for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
             self.encoder.cnn.get_parameter(name).requires_grad_(False)
         self.to(device)
-        for part in (self.encoder, self.densify_projs, self.dense_decoder):  # mask tokens would confuse DDP
+        for part in (self.encoder, self.densify_projs, self.dense_decoder):  # not the mask tokens: DDP warns of their strides
             part.to(memory_format=torch.channels_last)
         return self
 
@@ -103,10 +107,11 @@ class SparK(SparseNetwork):
         self.dense_decoder.recomputes = what != 'none'
 
     def densify(self, strips, geometry):
-        """Strips (B, C_i, k*p, p), large to small -> maps of all positions, by stride (section 3.2).
+        """Strips (B, C_i, k*p, p), large to small -> {stride: map of all positions} (section 3.2).
 
         Visible features are normalised, hidden positions get the mask token, and a convolution brings both to
-        the width of the decoder: (B, widths[i], h*p, w*p). In the accelerated form the smallest map is a FilledMap.
+        the width of the decoder: (B, widths[i], h*p, w*p). densify_norms, mask_tokens and densify_projs are in the
+        decoder's order: those of the smallest map come first. In the accelerated form that map is a FilledMap.
         """
         levels = {}
         for i, (stride, strip) in enumerate(zip(reversed(self.encoder.reductions), reversed(strips))):

@@ -1,4 +1,4 @@
-"""What SparK and MAE have in common: a network that sees the visible cells alone."""
+"""What SparK, ConvMAE and MAE have in common: a network that sees the visible cells alone, and the loss on hidden cells."""
 from common.networks.norms import check_batch
 from pretrain import masking
 from pretrain.masked_network import MaskedNetwork
@@ -27,7 +27,7 @@ class SparseNetwork(MaskedNetwork):
     def loss(self, images, reconstruction, visible):
         """Mean error of hidden cells, 0-dim: by default the mean squared error on their targets, in the images' precision.
 
-        reconstruction: (B, C, H, W), on the scale of `targets`.
+        reconstruction: (B, C, H, W), on the scale of `targets`. At least one cell must be hidden, or the result is NaN.
         """
         hidden = ~masking.is_visible(visible, self.cells)
         error = self.cell_errors(images, reconstruction) * hidden

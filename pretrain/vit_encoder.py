@@ -2,8 +2,8 @@
 2111.06377, section 3).
 
 The network is timm's VisionTransformer, and nothing in it is changed. The visible patches are cut out of the image, so
-that no other is embedded. Each gets the position of its place, and attention runs over visible patches, and over the
-tokens that the network puts in front of them: its class token and registers.
+that no other is embedded. Each gets the position embedding of its place in the image. Attention runs over the visible
+patches, and over the tokens that the network puts in front of them: its class token and registers.
 
 Legend: B batch, C channels, (H, W) image, (h, w) grid of patches, L = h*w, k visible patches an image, D width.
 """
@@ -131,7 +131,7 @@ def check_vit(cnn, input_size, in_chans=3):
     if any(side % patch for side in input_size):
         raise no_multiple(name, input_size, patch)
     if cnn.pos_embed is None:
-        raise ValueError(f'{name} has no table of positions (pos_embed), without which it cannot tell where the visible '
+        raise ValueError(f'{name} has no position embedding (pos_embed), without which it cannot tell where the visible '
                          'patches are: give one with positions, or --method=a2mim')
     if isinstance(cnn.patch_drop, PatchDropout):
         raise ValueError(f'{name} drops patches by itself: make it with patch_drop_rate=0, since --method=mae hides patches')
@@ -151,7 +151,7 @@ def cuts_patches(patch_embed):
 # -- the proof ------------------------------------------------------------------------------------------------------------
 
 def prove(encoder):
-    """Raise ValueError unless the encoder gives the network's own tokens with all patches visible, in any order.
+    """Raise ValueError unless the encoder gives the network's own tokens with all patches visible, also in another order.
 
     Everything is tried on a copy, with random scales: branches that start at zero would hide errors. It is tried in
     float32 first. What that does not clear of all doubt is decided in float64. Returns the names of the parameters

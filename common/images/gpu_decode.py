@@ -233,7 +233,7 @@ class DeviceDecoder:
         if self.stream is not None:
             self.stream.synchronize()
         try:
-            found = self.decode([contents[i] for i in tried], self.mode) if tried else []
+            found = self.decode_or_make_room([contents[i] for i in tried]) if tried else []
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -248,6 +248,18 @@ class DeviceDecoder:
             else:
                 self.refuse(encoded[i], f'it came out as {tuple(image.shape)}')
         return images
+
+    def decode_or_make_room(self, contents):
+        """The images of some JPEGs, by nvJPEG. Its memory is not torch's: where it finds none, torch gives back what it
+        holds in reserve, and it is tried once more. Raises RuntimeError.
+        """
+        try:
+            return self.decode(contents, self.mode)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        return self.decode(contents, self.mode)
 
     def refuse(self, one, reason):
         """Warn that a JPEG is read by Pillow from now on."""

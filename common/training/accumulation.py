@@ -37,18 +37,22 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
         raise ValueError(reason_against_parts(1))
     with frozen_statistics(network):
         for accum in allowed:
-            why_not = reason_against_step(network, example_batch, share // accum, ranks, autocast, share if keeps_inputs else 0)
+            # With DDP, the gradients of all parts but the last stand beside its buckets.
+            copies = 4 if ranks.size > 1 and accum > 1 else 3
+            why_not = reason_against_step(network, example_batch, share // accum, ranks, autocast,
+                                          share if keeps_inputs else 0, copies)
             if why_not is None:
                 return accum
     finer = [other for other in possible if other > accum]
     raise does_not_fit(share, accum, smallest_part, why_not, remedy if finer else None)
 
 
-def reason_against_step(network, example_batch, images, ranks, autocast, kept=0):
+def reason_against_step(network, example_batch, images, ranks, autocast, kept=0, copies=3):
     """Why a training step of so many images does not fit in the memory of every rank, in words; None if it does.
 
     kept: images whose inputs a CUDA graph keeps. Its memory is its own, so that there must be room besides for
-    a forward pass of what is measured between the steps.
+    a forward pass of what is measured between the steps. copies: of the weights, that stand beside them on a GPU:
+    gradients, and the state of the optimiser.
     """
     failed, reason = 0.0, 'says another rank'
     if ranks.device.type == 'cpu':
@@ -57,7 +61,7 @@ def reason_against_step(network, example_batch, images, ranks, autocast, kept=0)
             failed, reason = 1.0, f'{needed / 2 ** 30:,.1f} GiB needed, {free / 2 ** 30:,.1f} GiB free'
         return reason if ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item() else None
     try:
-        reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(3)]
+        reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(copies)]
         batch = example_batch(images)
         if kept:
             reserve += [*example_batch(kept), reserve_forward_memory(network, batch, autocast, ranks.device)]

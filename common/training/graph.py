@@ -165,7 +165,9 @@ class GraphedStep:
         failed, is_broken = self.ranks.all_reduce(found, dist.ReduceOp.MAX).tolist()
         self.captured = not failed
         if failed:
-            self.give_up(failure or 'another rank could not', is_broken)
+            rank = f'rank {self.ranks.rank}: ' if self.ranks.size > 1 else ''
+            failures = self.ranks.gather([f'{rank}{failure}'] if failure else [])
+            self.give_up(failures[0], is_broken)
 
     def release(self):
         """Let go of the graph and of its memory, also where the traceback of an error holds this step."""
@@ -182,8 +184,9 @@ class GraphedStep:
         self.before_eager()
         if self.ranks.device.type == 'cuda':
             torch.cuda.empty_cache()
-        self.warn(f'the training step could not be captured as a CUDA graph ({failure}): it runs eagerly, which is '
-                  'slower. --graph=False leaves the attempt out')
+        if self.ranks.is_main:
+            self.warn(f'the training step could not be captured as a CUDA graph ({failure}): it runs eagerly, which is '
+                      'slower. --graph=False leaves the attempt out')
 
 
 def torch_version():

@@ -106,7 +106,7 @@ class Trainer:
     # -- what a program defines ------------------------------------------------------------------------------
 
     def build_network(self):
-        """The network to train, on the CPU, with drawn weights. Raises ValueError."""
+        """The network to train, on the CPU, with random initial weights. Raises ValueError."""
         raise NotImplementedError
 
     def forward_one_image(self):
@@ -310,6 +310,7 @@ class Trainer:
     def prepare(self):
         """Bring the network to its device, and make what trains it."""
         options, ranks, saved = self.options, self.ranks, self.saved
+        self.session.watch.now('finding out what fits in memory')
         self.accum = self.run.parts(saved)
         if self.accum is not None:
             require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast,
@@ -323,8 +324,10 @@ class Trainer:
                                                                        goes_on=bool(saved)),
                                           remedy=options.against_memory(bool(saved)))
             self.start_loading()
+        self.session.watch.now('compiling the network')
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)
+        self.session.watch.now('preparing the first step')
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network, equal_counts=self.fixed_shapes)
         self.optimizer = self.build_optimizer()

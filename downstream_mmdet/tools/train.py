@@ -37,7 +37,8 @@ def main():
         config.resume, config.load_from = True, None if args.resume == 'auto' else args.resume
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
-    config.auto_scale_lr.enable = args.auto_scale_lr
+    if args.auto_scale_lr:
+        config.merge_from_dict({'auto_scale_lr.enable': True})
     trust(config.work_dir, args.trust)
     Runner.from_cfg(config).train()
 

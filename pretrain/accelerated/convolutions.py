@@ -39,9 +39,11 @@ WIDEST_SURROUNDINGS = 2
 
 
 def fits(weight, stride, padding, dilation):
-    """Whether `convolve` can compute a convolution: windows overlap, none is dilated, and size / stride is kept.
+    """Whether `convolve` can compute a convolution whose windows overlap: its padding is given in numbers, its stride is
+    the same along both axes, its dilation is 1, and its output has size / stride positions.
 
-    stride, padding and dilation as conv2d takes them.
+    Others, whose windows stay inside the cells, do not come here (pretrain/sparse/rules.py). stride, padding and dilation
+    as conv2d takes them.
     """
     if isinstance(padding, str):
         return False
@@ -105,7 +107,7 @@ def gather_positions(strip, positions):
 
 
 def as_strip(x, batch):
-    """(n, q, q, C) -> (B, C, k*q, q), `.data` as in pretrain/geometry.py."""
+    """(n, q, q, C) -> (B, C, k*q, q), `.data` as in pretrain/canvas.py."""
     return x.reshape(batch, -1, x.shape[2], x.shape[3]).permute(0, 3, 1, 2).data
 
 
@@ -113,9 +115,9 @@ class CellConvolution(torch.autograd.Function):
     """Each cell with its surroundings as an image of a batch.
 
     inside (n, P, P): positions of the strip that the windows of a cell reach. outside (n, Q, Q): positions of
-    the output whose windows reach into a cell, `before` (rows, columns) of them above and left of it; None
-    where the two tables are the same, since torch.compile takes no tensor twice. padding: of the convolution
-    on the plane.
+    the output whose windows reach into a cell, `before` (rows, columns) of them above and left of it; None where that
+    table is the same as `inside`, since torch.compile takes no tensor twice, and where the strip needs no gradient.
+    padding: of the convolution on the canvas.
     """
 
     @staticmethod

@@ -11,9 +11,9 @@ from pretrain.accelerated.densify import FilledMap
 from pretrain.accelerated.gradients import MatchLayout
 from pretrain.accelerated.norms import norm_conv
 
-# Positions of an image, a channel, from which on a merged kernel saves more than it costs to make in every
-# step: docs/speed.md, "The decoder"; `python -m benchmarks.profile`. With batches of 8 already, and not by
-# the batch, so that a step does the same operations whatever that is.
+# The two layers are merged where the small map has at least so many positions (H*W) for each of its channels. Below that,
+# making the merged kernel in each step costs more than it saves. Measured with batches of 8: docs/speed.md, "The decoder";
+# `python -m benchmarks.profile`. The batch does not count, so that a step does the same operations with any batch.
 LEAST_POSITIONS = 2.5
 ENDS = (0, -1)  # the first and the last line or column of a map
 CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
@@ -22,8 +22,9 @@ CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
 def decode(decoder, levels):
     """decoder(levels), of a LightDecoder; the first level may be a FilledMap.
 
-    A block leaves out its last norm, which is then computed together with the layer that follows, where
-    nothing is added in between.
+    Each block leaves out its last norm. Before the next block that norm runs by itself, and the level of this stride is
+    added, if there is one. Before the last 1x1 convolution, norm and convolution are one operation (`norm_conv`), unless a
+    level is added between them.
     """
     finest = decoder.strides[-1]
     x, norm = levels[decoder.strides[0]], None
@@ -61,9 +62,9 @@ def enlarge(x, up, conv):
 def merged(x, up, conv):
     """`enlarge` as one 3x3 convolution of the small map to four times the channels: the four places a position becomes.
 
-    This saves the transposed convolution and the map between the two. It differs at the borders: `conv` pads
-    that map with zeros, while in the merged one it goes on. What came from there is computed line by line,
-    and taken away again.
+    This saves the transposed convolution and the map between the two. At the borders it is not the same: `conv` pads that
+    map with zeros, while the merged kernel acts as if the map went on beyond its border. What this adds is computed for
+    each of the four borders (`beyond`), and subtracted. Corners are subtracted twice, so they are added once (`Placed`).
     """
     up_weight, conv_weight = MatchLayout.apply(up.weight), MatchLayout.apply(conv.weight)
     with torch.autocast(x.device.type, enabled=False):

@@ -31,8 +31,10 @@ class FilledMap:
         """layer(the whole map): (B, C', H, W), of a 3x3 convolution that keeps the size, or a transposed one
         k4 s2 p1.
 
-        What is visible is convolved, less the token. So the token is everywhere else, and what it gives is
-        the same at each position but for the borders.
+        The map is a sum of two: the token at every position, and (visible feature - token) at visible positions, which is
+        zero elsewhere. A convolution is linear, so its result is the sum of both results. That of the token is the same at
+        each position but at the borders, and is computed once (`overlay_constant`). That of the differences is computed
+        for visible cells alone; each of them reaches the positions around it too (`Overlaid`).
         """
         strip, weight = self.strip, MatchLayout.apply(layer.weight)
         token = self.token.view(1, -1).to(strip.dtype)

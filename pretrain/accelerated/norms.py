@@ -13,7 +13,9 @@ from pretrain.accelerated.gradients import convolution_gradients, in_autocast_pr
 def norm_conv(x, norm, conv, clipped=True):
     """conv(relu6(norm(x))), or conv(norm(x)) if not clipped; norm is a BatchNorm2d, or one that shares its statistics.
 
-    torch.compile fuses, and decides what to keep, by itself: there it is what it says.
+    While the norm is trained, this is one autograd function (NormConvolution), which keeps x alone. In evaluation mode,
+    without gradients, and under torch.compile, which itself decides what to fuse and to keep, the layers run one after
+    the other.
     """
     if not (norm.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         out = norm(x)

@@ -3,9 +3,10 @@
 They depend on the visible cells and on sizes alone. So they are made once a step for each size, and shared by
 all layers of a stage.
 
-Legend: as in pretrain/geometry.py, and n = B*k visible cells in a batch, numbered as they stand in the
-strips. A *position* of a batch of strips is an index into it as a table (n*p*p, C), see `positions` in
-convolutions.py; n*p*p stands for a row of zeros after it, for what is hidden or beyond the image.
+Legend: as in pretrain/sparse/geometry.py. n = B*k is the number of visible cells in a batch, numbered in the order of the
+strips. A batch of strips is read as a table (n*p*p, C) with a row for each position (`as_table` in gradients.py). The
+entries of the index tables are numbers of its rows. The number n*p*p is that of a row of zeros after them
+(`with_zero_row`), which stands for positions that are hidden or outside the image.
 """
 import torch
 

@@ -68,10 +68,11 @@ def authors_choice(cnn, seen, proof):
 
 
 def passages(proof, is_wanted):
-    """Names of the submodules that the graph of a forward cannot be passed around, last to first in the forward.
+    """Names of the submodules whose output lies on every path from the images to the last map, last to first in the
+    forward. The paths are those of the autograd graph.
 
-    The proof need not be tried on all others then. is_wanted: is_wanted(stride) says whether outputs (B, C,
-    h, w) or (B, h, w, C) of a stride are looked at.
+    Only these need to be tried by the proof. is_wanted(stride): whether maps (B, C, h, w) or (B, h, w, C) of this stride
+    are looked at.
     """
     leaf = proof.images[:1].clone().requires_grad_()
     nodes = {}

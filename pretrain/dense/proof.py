@@ -140,7 +140,7 @@ def copy_of(output):
 @torch.no_grad()
 def randomise_scales(cnn):
     """Draw all scales and biases of a network from 0.5 to 1.5, also those of the shape (C, 1, 1), and weights
-    that are zero.
+    that are zero throughout. (That of pretrain/sparse/proof.py has another rule.)
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in cnn.parameters():

@@ -1,17 +1,19 @@
-"""The proof that attention, and tables of positions, give on strips what the dense network gives.
+"""The proof that attention and position embeddings give on strips what the dense network gives.
 
-A product of matrices does not tell whether attention is over all positions, and tokens have no image plane that an
-operator could be seen to cut. So a network that has attention is compared with its dense self, in float64, with random
-scales and weights and the cells of each image in an order of their own:
+No operator shows whether attention runs over all positions: it is a product of matrices in any case, and tokens have no
+image plane that an operator could be seen to cut. So a network with attention runs in float64 on strips and densely, and
+the feature maps are compared. Its weights get noise, its scales are drawn at random, and the cells of each image are in a
+random order. In evaluation mode these are tried, in this order:
 
-* with all cells visible, at the size of the images. A window of attention that is smaller than this image may be as
-  large as a smaller image: there it could not be told from attention over all positions;
-* on visible rectangles of several shapes, which the dense network sees as images of their own. Tables of positions are cut
-  as the images are (positions.py);
-* on random masks, where the order of cells may change nothing.
+* visible rectangles of several shapes. The dense network sees each of them as an image of its own, with the part of the
+  position embedding that belongs there (positions.py);
+* all cells visible, at the size of the images of the run. A smaller image would not do: one window may cover it, and
+  attention in that window is attention over all positions;
+* random masks with two numbers of visible cells. Ascending and random order must give the same.
 
-The last two are repeated in training mode. A masked network has the number of cells that it shows proven as well, if no
-mask of this proof had that (`prove_order`). Attention is a mean, in which a fault is small; so is the tolerance.
+The first rectangle and the smaller number are tried again in training mode, without dropout. `prove_order` tries one
+further number of visible cells, for a method that shows another. Attention averages over many positions, so that a fault
+changes little; therefore the tolerance is small.
 """
 from contextlib import nullcontext
 

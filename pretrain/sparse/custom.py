@@ -13,7 +13,8 @@ def on_plane(function, hidden=0.0):
 
     On strips its first positional tensor becomes a canvas whose hidden positions hold `hidden`, and its
     result becomes a strip again; elsewhere nothing changes. It must treat hidden positions as it does its
-    padding, and contain no norm, whose statistics they would enter. Raises ValueError when it is called on
+    padding, and contain no norm, whose statistics they would enter. `@on_plane` takes hidden = 0; for another value
+    write `@functools.partial(on_plane, hidden=VALUE)` above the function. Raises ValueError when it is called on
     strips without a positional tensor.
     """
     def rule(plane, _, *args, **kwargs):

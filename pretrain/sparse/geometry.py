@@ -44,9 +44,10 @@ class Geometry:
                 self.cell_rows(p)
 
     def cell_rows(self, p):
-        """(B*k*p,): where the rows of the visible cells stand on a canvas cut into rows of p positions.
+        """LongTensor (B*k*p,): where the rows of the visible cells stand on a canvas.
 
-        Computed once for each p, since all layers of a stage need the same.
+        A canvas that is cut into runs of p positions is a table of B*h*p*w rows. A visible cell has p of them; these are
+        their numbers, in the order of the strip. Computed once for each p, since all layers of a stage need the same.
         """
         if p not in self._cell_rows:
             h, w = self.grid
@@ -61,7 +62,9 @@ class Geometry:
         return ToStrip.apply(canvas, self.cell_rows(canvas.shape[3] // self.grid[1]), self.grid)
 
     def gather(self, table):
-        """(1, C, h*p, w*p) -> (B, C, k*p, p): what one map for all images, such as positions, holds at the visible cells."""
+        """(1, C, h*p, w*p) -> (B, C, k*p, p): the visible cells of a map that is the same for all images, such as a
+        position embedding.
+        """
         rows = self.cell_rows(table.shape[3] // self.grid[1])
         return TableToStrip.apply(table, len(self.visible), rows, self.grid)
 

@@ -4,8 +4,8 @@ A strip (B, C, k*p, p) holds the visible cells of an image one below the other (
 if it treats each position alone, only changes the view, or runs over all positions of the strip at once. One
 that runs along one side of the strip, cuts it or joins it mixes cells that are no neighbours.
 
-`name` is an operator's name without its namespace and overload, as in `torch.ops.aten.<name>`. A `plane` is a
-pair of neighbouring axes of a tensor that may be the strip.
+`name` is an operator's name without its namespace and overload, as in `torch.ops.aten.<name>`. `strip_axes`
+are the pairs of neighbouring axes of a tensor that may be the two axes of a strip, judged by their sizes.
 """
 import torch
 
@@ -66,22 +66,22 @@ def is_linear(left, right):
     return right.shape[-1] == 1 or any(t.shape[0] == 1 or t.stride(0) == 0 for t in (left, right))
 
 
-def fault_on_strip(name, args, out, planes):
+def fault_on_strip(name, args, out, strip_axes):
     """What is wrong with an operator on a strip, as the end of a sentence; None if it is safe.
 
-    args and out are its arguments and its result, planes the pairs of axes of its tensors that may be the strip.
+    args and out are its arguments and its result. strip_axes: of its tensors.
     """
     x = tensors_of(args)[0]
     fault = None
     if name in REDUCTIONS or name in ALONG:
-        fault = fault_along_axes(name, args, x, out, planes)
+        fault = fault_along_axes(name, args, x, out, strip_axes)
     elif name == 'repeat':
         repeats = args[1]
-        if any(repeats[a - x.ndim] != 1 or repeats[b - x.ndim] != 1 for a, b in planes):
+        if any(repeats[a - x.ndim] != 1 or repeats[b - x.ndim] != 1 for a, b in strip_axes):
             fault = 'repeats the image plane'
     elif name == 'index':
         indexed = [axis for axis, index in enumerate(args[1]) if index is not None]
-        if any(axis in plane for plane in planes for axis in indexed):
+        if any(axis in pair for pair in strip_axes for axis in indexed):
             fault = 'picks positions of the image plane by index'
     elif name in NEAREST:
         if any(new % old for new, old in zip(out.shape[2:], x.shape[2:])):
@@ -91,17 +91,17 @@ def fault_on_strip(name, args, out, planes):
     return fault
 
 
-def fault_along_axes(name, args, x, out, planes):
+def fault_along_axes(name, args, x, out, strip_axes):
     """`fault_on_strip` for reductions and for what runs along an axis."""
     axes = axes_of(name, args, x.ndim)
     reduces = name in REDUCTIONS or name in ('max', 'min') and len(args) == 1
-    for plane in planes:
-        if not axes & set(plane) or reduces and axes >= set(plane):
+    for pair in strip_axes:
+        if not axes & set(pair) or reduces and axes >= set(pair):
             return None
     if name == 'slice':
         step = args[4] if len(args) > 4 else 1
         axis, = axes
-        if stays_in_cells(x, out, step, planes, axis):
+        if stays_in_cells(x, out, step, strip_axes, axis):
             return None
     return f'calls {name} along one side of the image only' if name in REDUCTIONS else \
         f'cuts, joins or runs along the image plane with {name}'
@@ -118,10 +118,10 @@ def axes_of(name, args, ndim):
     return {axis % ndim for axis in axes}
 
 
-def stays_in_cells(x, out, step, planes, axis):
+def stays_in_cells(x, out, step, strip_axes, axis):
     """Whether a slice takes all of the image plane, or every n-th position of it where n divides the side of a cell."""
     takes_all = out.shape[axis] * step == x.shape[axis]
-    return takes_all and all(x.shape[b] % step == 0 for a, b in planes if axis in (a, b))
+    return takes_all and all(x.shape[b] % step == 0 for a, b in strip_axes if axis in (a, b))
 
 
 def is_global_pool(name, out):

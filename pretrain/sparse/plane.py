@@ -60,7 +60,7 @@ class Plane(TorchFunctionMode):
         return size[1] if size[0] == self.visible * size[1] else None
 
     def gather(self, table):
-        """`Geometry.gather`: a table of positions, (1, C, h*p, w*p), at the visible cells."""
+        """`Geometry.gather`: a position embedding, (1, C, h*p, w*p), at the visible cells."""
         return self.geometry.gather(table)
 
     def padding_of(self, strip):

@@ -1,4 +1,4 @@
-"""Tables of positions where the dense network sees a part of the image: the reference that strips are compared with."""
+"""Position embeddings where the dense network sees a part of the image: the reference that strips are compared with."""
 import math
 
 import torch
@@ -10,10 +10,11 @@ INTERPOLATE = 'input', 'size', 'scale_factor', 'mode', 'align_corners', 'recompu
 
 
 class CutPositions(TorchFunctionMode):
-    """Context in which the dense network on rectangles, cut out of images, has the positions of these.
+    """Context in which the dense network on rectangles, cut out of images, has the position embeddings of these.
 
-    rectangles: VisibleRectangles. A table of positions, which is one for all images, is resized to the shape of the
-    images, not of the rectangles, and cut as they are. It is written without the rules of rules.py, which it is to prove.
+    rectangles: VisibleRectangles. A position embedding, which is the same for all images, is resized to the shape of the
+    whole images, not of the rectangles. Then the rectangle of each image is cut out of it. This is written without the
+    rules of rules.py, which it is to prove.
     """
 
     def __init__(self, rectangles):

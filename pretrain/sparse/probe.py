@@ -137,10 +137,11 @@ def probe(cnn, input_size, in_chans, cell_size, levels):
 def try_cells(cnn, twin, images, cell, measured, chosen):
     """Run a network on strips of cells of a size, and prove that it gives its own features there.
 
-    It is tried on smaller images of the same cells, if on those the network runs the same operators: what a
-    layer does on a strip goes by the side of a cell. Where it is refused on these, the images themselves
-    decide, since a shape of a few cells may be one that it cannot take. Attention, and what may be, is tried on the
-    images themselves, since a window may hold all of smaller ones.
+    It is tried on smaller images first (`stand_in`), if the network runs the same operators on them: what a layer does on
+    a strip depends on the side of a cell, not on their number. If it is refused there, the images themselves decide,
+    since some layers cannot take so few cells. A network with attention, or with operators over tokens that may be
+    attention, is tried on the images themselves: one window may cover a smaller image, and would pass for attention over
+    all positions.
 
     twin: a copy of the network, which is changed. Returns Trial; raises Refused, CellTooSmall.
     """

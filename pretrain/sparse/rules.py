@@ -2,8 +2,8 @@
 
 A rule is called as rule(plane, function, *args, **kwargs), with the arguments that the network gave the
 function. **Hidden positions count as the function's own padding.** Where windows stay inside the cells, the
-function is right on a strip as it is. Elsewhere it runs on the canvas (`Plane.run`). Tables of positions are gathered at
-the visible cells.
+function is right on a strip as it is. Elsewhere it runs on the canvas (`Plane.run`). Position embeddings are gathered
+at the visible cells.
 """
 import math
 from functools import partial
@@ -104,8 +104,8 @@ def pad(plane, function, input, pad, mode='constant', value=None):
 def interpolate(plane, function, input, size=None, scale_factor=None, mode='nearest', *args, **kwargs):
     """torch.nn.functional.interpolate. A strip is enlarged by whole factors, by its nearest values.
 
-    A table of positions, (1, C, h', w'), that the network resizes to the shape of the strip is resized to the shape of
-    the image plane, unless it has that, and gathered at the visible cells. Raises ValueError for other ways.
+    A position embedding, (1, C, h', w'), that the network resizes to the shape of the strip is resized to the shape of
+    the image plane instead, unless it has that, and gathered at the visible cells. Raises ValueError for other ways.
     """
     p = plane.side_of(size)
     is_strip = plane.is_strip(input)
@@ -123,8 +123,8 @@ def interpolate(plane, function, input, size=None, scale_factor=None, mode='near
 
 
 def add(plane, function, input, other, **kwargs):
-    """A sum. Of a strip, or of its tokens, and a table of positions of the whole image plane, the table is gathered at the
-    visible cells.
+    """A sum. Where a strip, or its tokens, is added to the position embedding of the whole image plane, the embedding is
+    gathered at the visible cells before.
     """
     if torch.is_tensor(input) and torch.is_tensor(other) and input.ndim == other.ndim and input.ndim in (3, 4):
         input, other = gathered(plane, input, other), gathered(plane, other, input)
@@ -132,11 +132,12 @@ def add(plane, function, input, other, **kwargs):
 
 
 def gathered(plane, table, like):
-    """A table of positions as `like` has them, which it is added to; what is no such table is left as it is.
+    """If `table` is a position embedding of the whole image plane, its values at the positions of `like`, to which it is
+    added; else `table` as it is.
 
-    The table is (1, C, h*p, w*p) beside a strip (B, C, k*p, p), or (1, h*w*p*p, C) beside tokens (B, k*p*p, C). With
-    all cells visible a single image (B = 1) and a table have one shape, and nothing is gathered: cells then have to be
-    in their order.
+    The embedding is (1, C, h*p, w*p) beside a strip (B, C, k*p, p), or (1, h*w*p*p, C) beside tokens (B, k*p*p, C). With
+    all cells visible a single image (B = 1) and an embedding have one shape, and nothing is gathered: cells then have to
+    be in their order.
     """
     h, w = plane.geometry.grid
     if len(table) > 1 or len(like) != plane.images or like.shape == table.shape and len(like) == 1:

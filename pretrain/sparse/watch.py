@@ -23,14 +23,16 @@ class OperatorWatch(TorchDispatchMode):
     """Runs a network once, refuses operators that strips would get wrong, and keeps what is worth a note.
 
     cnn: the network. grid: (h, w) cells of an image; the network then runs on strips of some of them. Without
-    a grid it runs on whole images, and no operator is refused. with_attention: whether another forward had attention.
+    a grid it runs on whole images, and no operator is refused. with_attention: whether the
+    dense forward of this network ran attention; a refusal then names the remedy for attention.
 
     Attention is let pass: no operator tells whether it is over all positions. The proof does (attention.py).
 
     After `run`: `called` are the modules that ran, in their order; `operators` the operators, each with the
     name of the module that called it; `attention` which module is the first to run attention, None if there is
-    none; `has_tokens` whether something runs over tokens of one channel, which may be a weighted mean over all
-    positions, or over some; `needs_full_proof`; `notes` a set of Note; `breaks_compile` whether the network calls what
+    none; `has_tokens` whether an operator that is not known to be safe took a tensor (B, k, 1), one number for each
+    position: the weights of a mean over all positions, which is right on a strip, or over some of them, which is not;
+    only the proof can tell; `needs_full_proof`; `notes` a set of Note; `breaks_compile` whether the network calls what
     torch.compile hides from a Plane: F.pad, or what has a rule of its own (`on_plane`).
     """
 
@@ -172,16 +174,16 @@ class OperatorWatch(TorchDispatchMode):
             return
         if name in SAFE or is_pointwise(func, name):
             return
-        planes = [plane for tensor in tensors for plane in self.planes(tensor)]
-        fault = fault_on_strip(name, args, out, planes) if planes else None
+        strip_axes = [pair for tensor in tensors for pair in self.strip_axes(tensor)]
+        fault = fault_on_strip(name, args, out, strip_axes) if strip_axes else None
         if fault is None:
             return
-        if any(tensor.ndim == 3 and self.planes(tensor) and tensor.shape[2] == 1 for tensor in tensors):
+        if any(tensor.ndim == 3 and self.strip_axes(tensor) and tensor.shape[2] == 1 for tensor in tensors):
             self.has_tokens = True  # one number for each position
         else:
             raise self.refused(fault)
 
-    def planes(self, x):
+    def strip_axes(self, x):
         """The pairs of axes of x that may be the strip by their sizes: none, one, or more by coincidence."""
         return [(a, a + 1) for a in range(1, x.ndim - 1)
                 if x.shape[a] == self.plane.visible * x.shape[a + 1] and x.shape[a] > 1]

@@ -15,6 +15,19 @@ def test_what_does_not_fit_is_one_sentence(error, sentence):
     assert end.value.code == sentence
 
 
+@pytest.mark.parametrize(('text', 'sentence'), [
+    ('NCCL error in: a.cpp:1, remote process exited or there was a network error, NCCL version 2.27\nncclRemoteError: A call '
+     'failed\nLast error:\nnet.cc:5 socket closed', 'error: rank 0 has lost the others: .* last checkpoint .net.cc:5 socket '),
+    ('NCCL error in: a.cpp:1, unhandled system error, NCCL version 2.27\nncclSystemError: System call\nLast error:\nError '
+     'while creating shared memory segment /dev/shm/nccl-1 (size 9)', 'error: rank 0: the GPUs cannot work together, says '
+     'NCCL: Error while creating shared memory segment /dev/shm/nccl-1 .size 9.. If .*NCCL_DEBUG=INFO'),
+    ('NCCL error in: a.cpp:1, invalid usage', 'says NCCL: NCCL error in: a.cpp:1, invalid usage. If'),
+    ('[gloo/tcp.cc:1] Connection closed by peer [127.0.0.1]', 'error: rank 0 has lost the others: .*closed by peer')])
+def test_what_ranks_cannot_do_together_is_one_sentence(text, sentence):
+    with pytest.raises(SystemExit, match=sentence), errors_in_one_sentence(resumes=True):
+        raise RuntimeError(text)
+
+
 @dataclass(frozen=True)
 class Switches:
     graph: bool = option(None, 'capture the step; by the device if not given', 'machine', parse=boolean)

@@ -14,7 +14,9 @@ from tests.conftest import Stop, stop_after
 
 FULL = [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), RuntimeError('CUDA error: out of memory'),
         RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
-        RuntimeError('GET was unable to find an engine to execute this computation')]
+        RuntimeError('GET was unable to find an engine to execute this computation'),
+        RuntimeError('cuFFT error: CUFFT_ALLOC_FAILED'), RuntimeError('cuFFT error: CUFFT_INTERNAL_ERROR'),
+        RuntimeError('Error while decoding JPEG images: Failed to decode batch: 5')]
 
 
 @pytest.mark.parametrize('error', FULL)
@@ -25,7 +27,8 @@ def test_all_that_say_it_are_recognised(error):
         raise error
 
 
-@pytest.mark.parametrize('error', [RuntimeError('shapes do not match'), ValueError('out of memory'), RuntimeError('')])
+@pytest.mark.parametrize('error', [RuntimeError('shapes do not match'), ValueError('out of memory'), RuntimeError(''),
+                                   RuntimeError('Error while decoding JPEG images: Failed to decode batch: 3')])
 def test_other_errors_are_not(error):
     assert not is_out_of_memory(error)
 
@@ -86,6 +89,7 @@ def test_a_trial_that_fails_names_the_error():
     class Device:
         """Stands in for the ranks of a GPU."""
         device = torch.device('meta')
+        size = 1
 
         def all_reduce(self, tensor, op):
             return torch.tensor(1.0)

@@ -16,7 +16,7 @@ class Random(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 1)
         self.norm = nn.BatchNorm2d(3)
-        self.layers = nn.Sequential(nn.Dropout(0.3), nn.Dropout2d(0.4), nn.FeatureAlphaDropout(0.2))
+        self.layers = nn.Sequential(nn.Dropout(0.3), nn.RReLU(), nn.Dropout2d(0.4), nn.FeatureAlphaDropout(0.2))
         self.drop_path = DropPath(0.5)
 
     def forward(self, x):

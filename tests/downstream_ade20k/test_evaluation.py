@@ -267,6 +267,12 @@ def test_the_file_says_how_images_are_measured_unless_it_is_given(of_file, given
     assert restored_options(config, Options(eval='run.pth')).test_flip is False
 
 
+@pytest.mark.parametrize(('given', 'number'), [({'slide_stride': 30}, 1), ({'slide_stride': 30, 'slide': False}, 1),
+                                              ({'slide_stride': 30, 'slide': True}, 0), ({'slide': False}, 0), ({}, 0)])
+def test_a_stride_without_windows_is_said(given, number):
+    assert len(Options(name='n', **given).unused()) == number
+
+
 def test_a_run_has_the_defaults_where_nothing_is_given():
     options = Options(name='n')
     assert (options.input_size, options.keep_size, options.test_scales, options.test_flip, options.ignore) == (

@@ -4,6 +4,7 @@ import timm
 import torch
 from torch import nn
 
+import pretrain.models  # noqa: F401  (registers your_convnet with timm)
 from common.networks.create import create_cnn
 from common.pyramid import measure
 from downstream_coco.checkpoints import build_detector as build
@@ -40,6 +41,11 @@ def test_objects_are_pooled_at_the_strides_of_the_maps(size):
         assert pool.scales == [1 / 4, 1 / 8]
 
 
+def test_images_are_padded_as_the_windows_of_a_network_need_it():
+    assert Detector(timm.create_model('maxvit_pico_rw_256'), 3, channels=16, head_channels=16).stride == 256
+    assert Detector(timm.create_model('resnet18'), 3, channels=16, head_channels=16).stride == 32
+
+
 def test_networks_without_halving_maps_are_refused():
     class Jump(nn.Module):
         def forward_intermediates(self, x, **_):
@@ -48,6 +54,8 @@ def test_networks_without_halving_maps_are_refused():
         Pyramid(Jump())
     with pytest.raises(ValueError, match='cannot take an image|no forward_intermediates'):
         Pyramid(timm.create_model('visformer_tiny'))
+    with pytest.raises(ValueError, match='cannot take an image of 256 x 512 px .*images of one size only'):
+        Pyramid(timm.create_model('swinv2_tiny_window8_256'))
     with pytest.raises(ValueError, match='powers of two|no forward_intermediates'):
         Pyramid(timm.create_model('convmixer_768_32'))
     with pytest.raises(ValueError, match='forward_intermediates'):

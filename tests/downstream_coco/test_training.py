@@ -15,6 +15,7 @@ from common.distributed import Ranks
 from common.networks.create import create_cnn
 from common.networks.openmmlab import to_openmmlab
 from downstream_coco.checkpoints import build_detector as build
+from downstream_coco.checkpoints import read_detector, restore
 from downstream_coco.config import Options, parse_options
 from downstream_coco.data import CocoImages
 from downstream_coco.main import check, train_detector
@@ -105,6 +106,9 @@ def test_eval_and_predict_read_what_a_run_wrote(small, tmp_path):
     found = train_detector(Options(eval=path, data_path=small().data_path, workers=0))  # sizes and all are the file's
     for name in ('box_AP', 'mask_AP', 'objects_found', 'images'):
         assert found['model'][name] == last[name] and found['ema'][name] == last[f'{name}_ema'], name
+    for given, sizes in (({}, (64, 64, 100)), ({'input_size': 800, 'long_side': 1333, 'detections': 7}, (800, 1333, 7))):
+        options = restore(read_detector(path), Options(eval=path, **given))[0]  # what is given, also the default of a run
+        assert (options.input_size, options.long_side, options.detections) == sizes
     assert last['objects_found'] > 0
     Image.new('L', (50, 90)).save(tmp_path / 'grey.png')
     exif = Image.Exif()

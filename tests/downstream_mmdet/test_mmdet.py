@@ -55,6 +55,8 @@ def test_groups_hold_every_parameter_once():
     assert at[id(model.backbone.stem[0].weight)] == (pytest.approx(2e-4 * 0.65 ** 7), 0.05)
     assert at[id(model.backbone.stages[3].blocks[0].gamma)] == (pytest.approx(2e-4 * 0.65), 0)
     assert at[id(model.backbone.norm0.weight)] == (2e-4, 0)
+    with pytest.raises(ValueError, match='num_layers is 4, and this ConvNeXt has 5'):
+        parameter_groups(model.named_parameters(), 2e-4, 0.05, 0.65, 4)
 
 
 def test_weights_of_any_kind_are_read(tmp_path):

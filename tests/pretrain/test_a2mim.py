@@ -35,7 +35,7 @@ def test_the_whole_image_is_seen_but_for_the_channel_means(built):
     network = copy.deepcopy(built).eval()
     images = images_for(network)
     visible = network.draw_visible(4, torch.Generator().manual_seed(0))
-    pixels = network.pixels(network.hidden(images, visible)) > 0
+    pixels = network.hidden_pixels(network.hidden(images, visible)) > 0
     before = network.encode(images, visible)
     noise = fill('noise', images.shape) * pixels
     noise -= (noise.sum((2, 3), keepdim=True) / pixels.sum((2, 3), keepdim=True)) * pixels
@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_authors_masks():
 def test_reconstruction_keeps_what_is_visible(built):
     network = copy.deepcopy(built).eval()
     images, visible = images_for(network), network.draw_visible(4)
-    pixels = network.pixels(network.hidden(images, visible)) > 0
+    pixels = network.hidden_pixels(network.hidden(images, visible)) > 0
     shown = network.reconstruct(images, visible)
     assert torch.equal(shown[~pixels.expand_as(shown)], images[~pixels.expand_as(images)])
     predicted = network.predict(images, visible)

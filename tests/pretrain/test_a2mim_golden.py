@@ -61,7 +61,7 @@ def test_features_reconstruction_and_loss(case, mode):
         if got.ndim == 3 and len(expected[name]['shape']) == 3 and got.shape[1] != expected[name]['shape'][1]:
             got = got.transpose(1, 2)
         close(got, expected[name])
-    pasted = torch.where(a2mim.pixels(hidden) > 0, y, images)
+    pasted = torch.where(a2mim.hidden_pixels(hidden) > 0, y, images)
     close(pasted, expected['pasted'])
     probe = token_out[:, 0, :4] if token_out.ndim == 3 else token_out[:, :4, 0, 0]
     torch.testing.assert_close(probe, torch.tensor(expected['token_out_probe'], dtype=torch.float64), rtol=1e-9, atol=1e-11)
@@ -96,7 +96,7 @@ def test_all_forms_of_the_loss(case):
     hidden = a2mim.hidden(images, visible)
     with torch.no_grad():
         y = a2mim.train().predict(images, visible)
-    pixels = a2mim.pixels(hidden)
+    pixels = a2mim.hidden_pixels(hidden)
     check_heads(want['heads'], y, images, pixels)
 
 

@@ -27,7 +27,7 @@ def numbers(a2mim, images, visible):
 
 
 def visible_mean(self, images, hidden):
-    pixels = self.pixels(hidden)
+    pixels = self.hidden_pixels(hidden)
     mean = (images * (1 - pixels)).sum((2, 3), keepdim=True) / (1 - pixels).sum((2, 3), keepdim=True)
     return torch.where(pixels > 0, mean, images)
 
@@ -73,7 +73,7 @@ def trained_focal_error(d, phi):
 
 # What is read wrongly: (where, name, what stands there then).
 WRONG = {
-    'fill by zeros': (A2MIM, 'fill', lambda self, images, hidden: images * (1 - self.pixels(hidden))),
+    'fill by zeros': (A2MIM, 'fill', lambda self, images, hidden: images * (1 - self.hidden_pixels(hidden))),
     'fill by the mean of visible pixels': (A2MIM, 'fill', visible_mean),
     'transposed mask': (A2MIM, 'hidden', transposed),
     'another pixel shuffle': (A2MIM, 'decode', other_shuffle),

@@ -6,7 +6,7 @@ import torch
 
 from common.convvit import ConvViT
 from pretrain.convmae import Fusion, build_convmae
-from pretrain.masked_autoencoder import sine_positions
+from pretrain.masked_autoencoder import sincos_pos_embed
 from pretrain.masking import normalise
 from tests.pretrain.official_convmae import table
 
@@ -116,8 +116,8 @@ def test_positions_are_fixed_and_of_the_images_grid(convmae):
     net = convmae.encoder.cnn
     assert not net.pos_embed.requires_grad
     torch.testing.assert_close(net.pos_embed, table((4, 6), 16), rtol=0, atol=0)
-    torch.testing.assert_close(sine_positions((2, 5), 12).double(), table((2, 5), 12), rtol=0, atol=0)
-    large = sine_positions((14, 14), 768)[0].double()
+    torch.testing.assert_close(sincos_pos_embed((2, 5), 12).double(), table((2, 5), 12), rtol=0, atol=0)
+    large = sincos_pos_embed((14, 14), 768)[0].double()
     assert large.sum().item() == pytest.approx(69594.4938, abs=1e-2)
     assert large[1, [0, 384, 576]].tolist() == pytest.approx([0.84147, 0, 1], abs=1e-5)
     assert large[14, [0, 384]].tolist() == pytest.approx([0, 0.84147], abs=1e-5)

@@ -142,7 +142,7 @@ def test_equals_naive_submanifold(name):
     encoder = SparseEncoder(network, (64, 96))
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64, requires_grad=True)
     want = oracle(images * plane_mask(geometry, 32)[:, None])
-    want = [want[level] for level in encoder.levels]
+    want = [want[level] for level in encoder.level_indices]
     got = [geometry.to_canvas(strip) for strip in encoder(images, geometry)]
     weights = [torch.randn_like(x) for x in want]
     for a, b in zip(got, want):
@@ -169,7 +169,7 @@ def check_crop(name):
     visible = torch.tensor([[5, 6, 7, 9, 10, 11], [0, 1, 2, 4, 5, 6]])
     geometry = Geometry(visible, (4, 4))
     want = plain.forward_intermediates(content, intermediates_only=True)
-    for level, strip in zip(encoder.levels, encoder(images, geometry)):
+    for level, strip in zip(encoder.level_indices, encoder(images, geometry)):
         canvas, p = geometry.to_canvas(strip), strip.shape[3]
         got = torch.stack([canvas[0, :, p:3 * p, p:4 * p], canvas[1, :, 0:2 * p, 0:3 * p]])
         torch.testing.assert_close(got, want[level], rtol=1e-8, atol=1e-8)
@@ -203,7 +203,7 @@ def test_the_network_is_left_as_it_is():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
     maps = plain.forward_intermediates(images, intermediates_only=True)
     assert all(torch.equal(a, b) for a, b in zip(maps, want))
-    assert all(torch.equal(a, want[level]) for a, level in zip(encoder(images), encoder.levels))
+    assert all(torch.equal(a, want[level]) for a, level in zip(encoder(images), encoder.level_indices))
 
 
 def test_encoders_of_one_network_and_a_copy_do_not_disturb_each_other():

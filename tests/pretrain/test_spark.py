@@ -184,7 +184,7 @@ def test_mistakes_are_named_with_what_would_work(changes, word):
 def test_wrong_visible_and_images_are_refused():
     spark, images = small(), torch.randn(2, 3, 32, 48)
     for visible in (torch.tensor([[0, 24], [0, 1]]), torch.tensor([[1, 0], [0, 1]]), torch.tensor([[-1, 0], [0, 1]]),
-                    torch.tensor([[1, 1], [0, 1]])):
+                    torch.tensor([[1, 1], [0, 1]]), torch.empty(2, 0, dtype=torch.long)):
         with pytest.raises(ValueError, match='from 0 to 23'):
             spark.encode(images, visible)
     with pytest.raises(ValueError, match=r'LongTensor \(B, k\) with B = 2'):

@@ -182,7 +182,7 @@ class Causal(nn.Module):
     (lambda: vit(in_chans=1), 'takes images of 1 channels, not 3: make it with in_chans=3'),
     (lambda: vit((64, 64)), r'made for images of 64x64: call its set_input_size\(\(64, 96\)\)'),
     (lambda: vit((64, 90), patch_size=10), 'the height 64 is no multiple of 10'),
-    (lambda: vit(pos_embed='none'), 'no table of positions'),
+    (lambda: vit(pos_embed='none'), 'no position embedding'),
     (lambda: vit(patch_drop_rate=0.5), 'patch_drop_rate=0'),
     (lambda: vit(pos_drop_rate=0.1), 'pos_drop_rate=0'),
     (lambda: vit().to('meta'), 'meta device'),

@@ -10,8 +10,8 @@ from tests.conftest import ROOT
 
 MAY = {'common': {'common'}, 'pretrain': {'pretrain', 'common'}, 'downstream_imagenet': {'downstream_imagenet', 'common'},
        'downstream_coco': {'downstream_coco', 'common'}, 'downstream_ade20k': {'downstream_ade20k', 'common'},
-       'downstream_d2': {'downstream_d2'}, 'analysis': {'analysis', 'common'},
-       'downstream_mmdet': {'downstream_mmdet'}}
+       'downstream_d2': {'downstream_d2', 'common'}, 'analysis': {'analysis', 'common'},
+       'downstream_mmdet': {'downstream_mmdet', 'common'}}
 OURS = {*MAY, 'tests', 'benchmarks'}
 # The one exception: users register networks of their own there, and every program imports it by its name.
 USERS_NETWORKS = 'pretrain.models'

@@ -195,6 +195,22 @@ def test_a_full_memory_is_no_fault_of_an_image(photos):
     assert not told and not decoder.refused
 
 
+def test_nvjpeg_gets_the_memory_that_torch_holds_in_reserve(photos, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: emptied.append(1))
+
+    def full_at_first(contents, mode):
+        if not emptied:
+            raise RuntimeError('Error while decoding JPEG images: Failed to decode batch: 5')
+        return on_cpu(contents, mode)
+
+    encoded = EncodedImages(ImageFiles(photos), CROP, None, seed=5)
+    told = Told()
+    decoder = DeviceDecoder(encoded, CPU, full_at_first, told.warn, told.failures)
+    found = decoder(collate_encoded([encoded[0, index] for index in range(4)])[0])
+    assert len(found) == 4 and len(emptied) == 1 and not told and not decoder.refused
+
+
 def test_what_neither_decodes_is_replaced_and_told(photos):
     """The file was whole when its header was read, and is damaged when Pillow comes to it."""
     images, told = ImageFiles(photos), Told()

@@ -14,7 +14,7 @@ from pretrain.sparse.refused import AttentionRefused, ForwardFailed, Refused
 from tests.conftest import randomise
 from tests.pretrain.sparse.networks import Call
 
-FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
+FACTS = ('stride', 'cell_size', 'grid', 'level_indices', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
          'aligned', 'uncompiled', 'has_attention', 'orders', 'notes')
 KNOWN = set(timm.list_models())  # the lowest version lacks some
 

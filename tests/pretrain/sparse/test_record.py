@@ -15,7 +15,7 @@ from pretrain.spark import build_spark
 from pretrain.sparse import record as records
 from pretrain.sparse.notes import NoteKind
 
-FACTS = ('stride', 'cell_size', 'grid', 'levels', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
+FACTS = ('stride', 'cell_size', 'grid', 'level_indices', 'reductions', 'channels', 'norm', 'unused', 'taps', 'stop',
          'aligned', 'uncompiled', 'has_attention', 'orders', 'notes', 'record')
 SIZE = (64, 96)
 
