@@ -23,6 +23,13 @@ def accumulation(text):
 accumulation.__name__ = 'number of parts, or auto:'  # what argparse calls it in an error
 
 
+def fill_in(options, values):
+    """Set the options that are None to the values of a dictionary, {name: value}; for `__post_init__` of a frozen dataclass."""
+    for name, value in values.items():
+        if getattr(options, name) is None:
+            object.__setattr__(options, name, value)
+
+
 def normalisation_of(mean, std, in_chans):
     """(mean, std) of each channel, where None stands for ImageNet's; of the mean of its channels where there is one."""
     one = in_chans == 1

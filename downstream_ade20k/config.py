@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from common.about import About
 from common.cli import boolean, numbers, option, parse
-from common.config import RunOptions, require, size
+from common.config import RunOptions, fill_in, require, size
 from common.networks.users import USERS_NETWORKS
 from common.paths import require_file, require_weights
 from downstream_ade20k import published
@@ -115,9 +115,7 @@ class Options(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.eval is None:
-            for field, value in NOT_GIVEN.items():
-                if getattr(self, field) is None:
-                    object.__setattr__(self, field, value)
+            fill_in(self, NOT_GIVEN)
         for field in ('iterations', 'val_every', 'head_channels', 'short_side', 'long_side', 'slide_stride'):
             value = getattr(self, field)
             require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')

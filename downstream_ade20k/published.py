@@ -68,8 +68,8 @@ def size_of_crops(given):
     """
     if given.get('eval') is not None:
         return {}
-    own = RECIPES.get(given.get('model', 'resnet50').split('.')[0], {})
-    return {name: own[name] for name in ('input_size',) if name in own}
+    own = RECIPES.get(given.get('model', 'resnet50').split('.')[0])
+    return {'input_size': own['input_size']} if own else {}
 
 
 def recipe_of(model, opt=None):

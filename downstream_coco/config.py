@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.about import About
 from common.cli import numbers, option, parse
-from common.config import EpochOptions, require
+from common.config import EpochOptions, fill_in, require
 from common.networks.users import USERS_NETWORKS
 from common.paths import require_file, require_weights
 from downstream_coco.layout import open_annotations, require_folder
@@ -81,9 +81,7 @@ class Options(EpochOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.eval is None:
-            for field, value in NOT_GIVEN.items():
-                if getattr(self, field) is None:
-                    object.__setattr__(self, field, value)
+            fill_in(self, NOT_GIVEN)
         for field in ('val_every', 'fpn_channels', 'head_channels', 'mask_layers', 'rois', 'detections', 'input_size'):
             value = getattr(self, field)
             require(value is None or value >= 1, f'{field} must be 1 or more, not {value}')

@@ -11,11 +11,9 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from common.images.augmented import Augmented, Steps, as_input
+from common.images.augmented import ASPECTS, Augmented, Steps, as_input
 from common.seeds import seed_for
 from common.training.device import to_device
-
-ASPECTS = 3 / 4, 4 / 3  # of a random crop, width by height: the least and the most
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from common.seeds import seed_for
 from common.words import counted
 
 BICUBIC = InterpolationMode.BICUBIC
+ASPECTS = 3 / 4, 4 / 3  # of a random crop, width by height: the least and the most
 PATIENCE = 100  # If so many images in a row cannot be read, it is not the images, and reading is given up.
 ROWS = 1024  # of Augmented.at_work
 
@@ -58,11 +59,10 @@ class RandomCrop:
 
     def draw(self, height, width):
         """Draw the Crop of an image of that size."""
-        ratio = (3 / 4, 4 / 3)
         if self.retries:
-            box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, ratio)
+            box = RandomResizedCrop.get_params(torch.empty(1, height, width, device='meta'), self.scale, ASPECTS)
         else:
-            box = box_in_one_draw(height, width, self.scale, ratio)
+            box = box_in_one_draw(height, width, self.scale, ASPECTS)
         return Crop(box, self.size, self.flip and bool(torch.rand(()) < 0.5), self.interpolation)
 
     def __call__(self, image):
