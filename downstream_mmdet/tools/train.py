@@ -29,7 +29,10 @@ def main():
     args = parser.parse_args()
     config = Config.fromfile(args.config)
     if args.data_dir:
-        use_data(config, args.data_dir)
+        try:
+            use_data(config, args.data_dir)
+        except ValueError as error:
+            parser.error(str(error))
     config.merge_from_dict(args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'

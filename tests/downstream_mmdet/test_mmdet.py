@@ -1,4 +1,5 @@
 """MMDetection's folder, without MMDetection: layers, weights and configs against numbers written here."""
+import json
 import os
 import re
 import runpy
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from common.demo_coco import write_coco
+from downstream_mmdet.data import use_data
 from downstream_mmdet.layers import layer_of, parameter_groups
 from downstream_mmdet.weights import convnext, load
 from tests.conftest import ROOT
@@ -123,6 +125,44 @@ def test_configs_name_the_network_and_its_channels(file, arch, drop_path):
     assert ('optim_wrapper' in config) == (len(cnn.stages[2].blocks) <= 9)
     if 'optim_wrapper' in config:
         assert config['optim_wrapper'] == {'paramwise_cfg': {'num_layers': 6}}
+
+
+class Node(dict):
+    """A part of a config: its keys are attributes too, as in MMEngine."""
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
+
+
+def config_for_coco():
+    loaders = {f'{part}_dataloader': Node(dataset=Node(ann_file='coco')) for part in ('train', 'val', 'test')}
+    heads = Node(bbox_head=[Node(num_classes=80), Node(num_classes=80)], mask_head=Node(num_classes=80))
+    return Node(**loaders, val_evaluator=Node(), test_evaluator=Node(), model=Node(roi_head=heads))
+
+
+def test_own_data_take_the_place_of_coco(tmp_path):
+    write_coco(tmp_path, 3, 2, 64, seed=0)
+    config = config_for_coco()
+    use_data(config, tmp_path)
+    classes = config.train_dataloader.dataset.metainfo['classes']
+    assert len(classes) > 1
+    for part, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        annotations = str(tmp_path / f'annotations/instances_{split}2017.json')
+        assert config[f'{part}_dataloader'].dataset == {
+            'data_root': '', 'ann_file': annotations, 'data_prefix': {'img': f'{tmp_path / split}2017/'},
+            'metainfo': {'classes': classes}}
+        assert part == 'train' or config[f'{part}_evaluator'].ann_file == annotations
+    head = config.model.roi_head
+    assert [one.num_classes for one in (*head.bbox_head, head.mask_head)] == [len(classes)] * 3
+
+
+def test_categories_in_another_order_are_refused(tmp_path):
+    write_coco(tmp_path, 3, 2, 64, seed=0)
+    path = tmp_path / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['categories'].reverse()  # MMDetection counts classes in this order
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='do not name the same categories in one order'):
+        use_data(config_for_coco(), tmp_path)
 
 
 @pytest.fixture
