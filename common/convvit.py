@@ -80,8 +80,9 @@ class ConvViT(nn.Module):
         drop_rate: of dropout in front of the classifier.
         drop_path_rate: of stochastic depth in the last block; it grows linearly from 0 in the first.
 
-    Linear layers are drawn as in the pretraining (Xavier uniform, as in MAE), convolutions as torch does; positions
-    and the classifier from a normal distribution of deviation 0.02. Raises ValueError for values that do not fit.
+    Linear layers and the last patch embedding are drawn as in the pretraining (Xavier uniform, as in MAE), other
+    convolutions as torch does; positions and the classifier from a normal distribution of deviation 0.02. (The authors'
+    classifier, before it loads weights, draws linear layers like its head.) Raises ValueError for values that do not fit.
     """
 
     def __init__(self, input_size=224, widths=(256, 384, 768), depths=(2, 2, 11), heads=12, mlp_ratios=(4, 4, 4),

@@ -80,8 +80,8 @@ class TrainingView:
         Not with the mean: convolutions without biases make zeros of it, and the gradient of a LayerNorm explodes there.
     short, long: the image is resized, with its proportions, so that its sides are at most these times a random scale.
     scales: (from, to) of that scale.
-    most_of_one: the share of the pixels of a crop that one class may have, or else the crop is drawn again, up to
-        TRIES times; 1 for any. Ignored pixels do not count.
+    most_of_one: the share of the pixels of a crop that one class may have, or else another is drawn, TRIES in all, of
+        which the last is taken as it is; 1 for any. Ignored pixels do not count.
     flip: whether half of the views are mirrored. distort: whether colours are changed.
     keep_size: whether the random scale is one of the image's own size.
     """

@@ -52,7 +52,7 @@ class Options(EpochOptions):
     rois: int = option(512, 'proposals of an image that the heads are trained on', 'method')
     detections: int = option(None, 'objects that are found in an image, at most; 100 if not given', 'method', parse=int,
                              harmless=True)
-    drop_path: float = option(None, 'stochastic depth; none if not given', 'method', ('dp',), float)
+    drop_path: float = option(None, "stochastic depth; the network's own, mostly none, if not given", 'method', ('dp',), float)
     freeze: bool = option(False, 'do not train the CNN, only what is on it', 'method')
     frozen_bn: bool = option(False, "keep the CNN's BatchNorms as they were loaded, statistics and all",
                              'method')

@@ -1,6 +1,6 @@
 """Batch, epochs and learning rate of a detection run where they are not given: --recipe=paper or auto.
 
-`paper` is the setting for COCO: batches of 16, 36 epochs, a peak rate of 2e-4. It is the default for 16,384
+`paper` is ConvNeXt's setting for COCO: batches of 16, 36 epochs, a peak rate of 2e-4. It is the default for 16,384
 images or more on GPUs. `auto` is a rule for the rest:
 
 * batch: the largest power of two, from 2 to 16, with which an epoch has 16 steps or more; on a CPU 2.

@@ -7,7 +7,10 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def last_layer(names):
-    """The number of the layer res5 (5 for a ResNet-50, 11 for -101, 15 for -152), from the parameters' names."""
+    """The number of the layer res5 (5 for a ResNet-50, 11 for -101, 15 for -152), from the parameters' names.
+
+    (The original has 11 for a ResNet-152 too, which gives its last blocks of res4 higher rates than the heads have.)
+    """
     blocks = {int(match[1]) for name in names if (match := re.search(r'\bres4\.(\d+)\.', name))}
     if not blocks:
         raise ValueError('SOLVER.LR_DECAY is for ResNets: no parameter is in res4')

@@ -212,7 +212,7 @@ def recipe(given):
     else:
         name, options = recipe_of(model, given.get('input_size', 224))
     if name in MAES and is_large(given.get('test_size') or given.get('input_size') or 224):
-        options = {**options, 'crop': None}  # All of an image is resized then, as in the authors' evaluation.
+        options = {**options, 'crop': 1.0}  # The short side is as long as the crop then, as in MAE's evaluation.
     return {name: value for name, value in options.items() if name not in CHOSEN}
 
 

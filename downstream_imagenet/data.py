@@ -180,12 +180,12 @@ class Automatic:
             self.augment = TrivialAugmentWide(interpolation=BICUBIC)
             return
         fill = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)[:options.in_chans]
+        hparams = {'img_mean': fill, 'interpolation': Image.Resampling.BICUBIC}
         if options.augmentation == 'v0':
             longest_shift = int(min(options.size) * 0.45)
-            self.augment = auto_augment_transform('v0', {'translate_const': longest_shift, 'img_mean': fill})
+            self.augment = auto_augment_transform('v0', {**hparams, 'translate_const': longest_shift})
             operations = [operation for policy in self.augment.policy for operation in policy]
         else:
-            hparams = {'img_mean': fill, 'interpolation': Image.Resampling.BICUBIC}
             self.augment = rand_augment_transform(options.augmentation, hparams)
             operations = self.augment.ops
         for operation in operations:

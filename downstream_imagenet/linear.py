@@ -30,7 +30,7 @@ from downstream_imagenet.published import NAMED
 PENALTIES = tuple(10.0 ** (-i / 2) for i in range(13))  # 1 to 1e-6, strong to weak
 FOLDS = 5
 MANY = 20_000  # With more images one of the folds is enough, and float32.
-# The paper's. --recipe=mae_probe (published.py) follows the authors' code in the crop and the ends of the schedule too.
+# The paper's. --recipe=mae_probe (published.py) follows the authors' code in the crops and the ends of the schedule too.
 MAE = {'freeze': True, 'opt': 'lars', 'base_lr': 0.1, 'weight_decay': 0.0, 'epochs': 90,
        'batch_size': 16384, 'augment': 'none', 'erase': 0.0, 'mixup': 0.0,
        'cutmix': 0.0, 'smoothing': 0.0, 'ema': 0.0, 'loss': 'ce', 'name': 'linear'}

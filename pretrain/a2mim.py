@@ -87,7 +87,7 @@ class A2MIM(MaskedNetwork):
         self.fourier_fill = fourier_fill
         self.fourier_group = fourier_group
         self.group_means = None  # of a run, see pretrain/fourier_groups.py
-        self.recomputes = False  # whether the encoder is computed again in the backward pass
+        self.recomputed = 'none'
         self.term_sums = TermSums(('spatial', 'frequency'))
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = self.cells - math.ceil(self.cells * mask_ratio)
@@ -111,7 +111,7 @@ class A2MIM(MaskedNetwork):
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
         hidden = self.hidden(images, visible)
-        features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputes)
+        features = checkpointed(self.encoder, self.fill(images, hidden), hidden, enabled=self.recomputed == 'all')
         terms = self.losses(images, self.decode(features), hidden)
         if self.training:
             self.term_sums.add(terms)
@@ -153,10 +153,12 @@ class A2MIM(MaskedNetwork):
 
         In evaluation mode the images of a call are one group. Raises ValueError if fourier_group does not divide the batch.
         """
-        if not self.training or self.fourier_group is None and self.group_means is None:
+        if not self.training:
             return mean_over_batch
         if self.group_means is not None:
             return self.group_means
+        if self.fourier_group is None:
+            return mean_over_batch
         if batch % self.fourier_group:
             raise ValueError(f'fourier_group {self.fourier_group} does not divide the {batch} images of a step: '
                              'give a group that does, or None for all of them')
@@ -205,7 +207,7 @@ class A2MIM(MaskedNetwork):
 
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none' or 'all'."""
-        self.recomputes = what == 'all'
+        self.recomputed = what
 
     def load_official(self, state_dict):
         """Load a whole A2MIM of the authors' program, strictly. Raises ValueError."""

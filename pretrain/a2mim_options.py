@@ -32,7 +32,7 @@ SIMMIMS_TOKEN_AT = {'resnet': 'maxpool', 'convnext': 'stem', 'vit': 'patch_embed
 class A2MIMOptions(PretrainingOptions):
     """What a user decides of a pretraining run with A2MIM. Raises ValueError.
 
-    Defaults are those of ResNet-50, also for networks that are not the authors'; help texts say what others get.
+    Defaults are those of ResNet-50. Help texts say what other networks get, by the family that their name tells.
     """
 
     crop_scale: tuple = option((0.8, 1.0), 'area of the random crop, from,to; 0.67,1 for ViTs if not given',
@@ -80,7 +80,7 @@ class A2MIMOptions(PretrainingOptions):
     opt: str = option('adamw', 'optimiser', 'optimisation', choices=('lamb', 'adamw', 'sgd'))
     beta2: float = option(0.999, 'of the optimiser', 'optimisation', ('ada',))
     lr_schedule: str = option('cosine', 'after the warm-up: a cosine that ends at 1e-5, or the peak and a '
-                              'tenth of it for the last eighth of the epochs (drop; ViTs if not given)',
+                              'tenth of it for the last eighth of the epochs (drop; ViTs, but not DeiTs, if not given)',
                               'optimisation', choices=('cosine', 'drop'))
     token_lr_scale: float = option(0.1, "learning rate of token and gain, as a share of the others'; 1 for "
                                    'ViTs if not given', 'optimisation')
@@ -152,7 +152,7 @@ def family(model):
 
 
 def models_recipe(model):
-    """What the authors of A2MIM use for a network, where it is not ResNet-50's; {} for those of others."""
+    """What the authors of A2MIM use for the family of a network, where it is not ResNet-50's; {} for other families."""
     by_family = {'convnext': CONVNEXT, 'deit': DEIT, 'vit': VIT}
     return RESNETS.get(model.split('.')[0], by_family.get(family(model), {}))
 

@@ -3,7 +3,8 @@
 `paper` is the setting of A2MIM's authors: batches of 2,048 images, AdamW, and
 
 * for CNNs 300 epochs with a peak rate of 1.5e-4 for each 256 images of the batch,
-* for ViTs 800 epochs and 5e-5, for DeiTs 800 epochs and 1e-4.
+* for ViTs 800 epochs and 5e-5,
+* for DeiT-S, on the 100 classes of ImageNet-100 at 192 px, 800 epochs and 1e-4.
 
 It is the default on GPUs for 32,768 images (16 batches) to 2.5 million (twice ImageNet).
 
@@ -22,12 +23,17 @@ import dataclasses
 
 from common.words import counted
 from pretrain.a2mim_options import SIMMIM, A2MIMOptions, family, models_recipe
-from pretrain.adamw_recipe import AdamWRecipe, differences, differing_numbers
+from pretrain.adamw_recipe import AdamWRecipe
+from pretrain.departures import differing, other_network, other_precision
 from pretrain.group_sizes import PAPERS_GROUP, largest_group
 
 CNN = {'batch_size': 2048, 'epochs': 300, 'base_lr': 1.5e-4}
 VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
 DEIT = {**VIT, 'base_lr': 1e-4}
+# Networks of the published runs. The authors' ViTs are BEiTs with absolute positions.
+PUBLISHED = ('resnet50', 'resnet101', 'resnet152', 'resnet200', 'convnext_small', 'convnext_base',
+             'beit_abs_small_patch16_224', 'beit_abs_base_patch16_224', 'beit_abs_large_patch16_224',
+             'deit_small_patch16_224')
 # The published runs of these had 128 images on a GPU.
 LARGE = ('_base', '_large', '_huge', '_giant', '_gigantic')
 # Options whose values a model's recipe has, or ResNet-50's: those of the method, and of the images and the optimiser.
@@ -82,24 +88,25 @@ def papers_group(model):
 
 def papers_precision(model):
     """The precision in which the authors trained a model; None if it is not known."""
-    return {'resnet': 'fp32', 'convnext': 'fp16'}.get(family(model))
+    return {'resnet': 'fp32', 'convnext': 'fp16', 'deit': 'fp16'}.get(family(model))
 
 
 def departures(options, precision):
-    """How a run differs from the paper's run of its model, or of ResNet-50 where the model is not the paper's: texts.
+    """How a run differs from the paper's run of its model, or of its family, or else of ResNet-50: texts.
 
     options: settled. precision: 'bf16', 'fp16' or 'fp32'.
     """
     model = options.model
-    papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, **models_recipe(model)})
+    size = 192 if family(model) == 'deit' else 224
+    papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, 'input_size': size,
+                             **models_recipe(model)})
     if options.epochs == OTHER_EPOCHS.get(model):
         papers = dataclasses.replace(papers, epochs=options.epochs)
-    found = [*differing_numbers(options, papers), *differences(options, papers, COMPARED)]
+    found = [*differing(options, papers, COMPARED), *other_network(model, PUBLISHED)]
     group, usual = options.fourier_group, papers_group(model)
     if options.fourier == 'focal' and group != usual:
         found.append(f'spectra averaged over {counted(group, "image")} (not {usual}){much_larger(usual / group)}')
-    if papers_precision(model) not in (None, precision):
-        found.append(f'{precision} (not {papers_precision(model)})')
+    found += other_precision(precision, papers_precision(model))
     if family(model) not in ('vit', 'deit'):  # their original has the same rule
         found.append('no weight decay on any one-dimensional parameter, bias, token and gain, and one rate for '
                      'the last two (the original chose by names, with exceptions)')

@@ -97,7 +97,7 @@ def build_convmae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_cha
             changed in place: it is resized to input_size, and its position embedding is replaced by fixed sines and
             cosines. Other weights of a given network stay.
         input_size: pixels, an int or (height, width), a multiple of the network's total stride, which is the cell.
-        drop_path: None for none (the networks' own default).
+        drop_path: None leaves the network's own default.
         sync_bn: share all BatchNorm statistics between the ranks, which have as many images each.
         record: `convmae.encoder.record` of an earlier one, see SparseEncoder.
 

@@ -22,7 +22,7 @@ class ConvMAEMethod(MAEMethod):
     idea = IDEA
     trained_beside = 'fusion and decoder'
 
-    def network(self, record, **arguments):
+    def build_network(self, record, **arguments):
         return build_convmae(**arguments, record=record)
 
     def record(self, network):

@@ -28,7 +28,7 @@ class SparseEncoder(nn.Module):
     Attributes, which are measured:
         stride: the total stride. cell_size: the side of a cell in pixels. grid: (h, w), in cells.
         reductions, channels: of the maps of the pyramid, from small stride to large.
-        norm: what most norms are, 'bn' or 'ln'.
+        norm: 'bn' if most norms are BatchNorms, else 'ln'; densify and the default of beta2 follow it.
         unused: names of the parameters that no feature depends on, such as those of the classifier.
         level_indices: which of the network's feature maps make the pyramid. taps, stop: as of `feature_maps`
             (common/feature_maps.py). aligned: whether windows without padding are padded (AlignedPadding).

@@ -47,7 +47,7 @@ def build_mae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_chans=3
             VisionTransformer, whose weights stay. The network is changed in place: it is resized to input_size, and its
             position embedding is replaced by fixed sines and cosines.
         input_size: pixels, an int or (height, width), a multiple of the side of a patch.
-        drop_path: None for none (the networks' own default).
+        drop_path: None leaves the network's own default.
 
     The others as for MaskedAutoencoder. Raises ValueError, which names what would work.
     """

@@ -6,7 +6,7 @@ from common.training.compilation import repeated_blocks
 from common.training.optim import NO_DECAY
 from common.training.schedule import HalfCosine
 from common.words import counted
-from pretrain import convmae_weights
+from pretrain import masked_autoencoder_weights
 from pretrain.mae import build_mae
 from pretrain.mae_options import NAME
 from pretrain.mae_recipe import Recipe
@@ -43,18 +43,18 @@ class MAEMethod(MethodBase):
         return HalfCosine()
 
     def build(self, options, record=None, cnn=None):
-        network = self.network(**(options.network if cnn is None else {**options.network, 'model': cnn}), record=record)
+        network = self.build_network(**(options.network if cnn is None else {**options.network, 'model': cnn}), record=record)
         network.recompute(options.recompute)
         return network
 
-    def network(self, record, **arguments):
+    def build_network(self, record, **arguments):
         return build_mae(**arguments)
 
     def record(self, network):
         return None
 
     def load_init(self, network, options):
-        return convmae_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
+        return masked_autoencoder_weights.load_init(network, options.init, options.model, options.adapt_input_conv)
 
     def betas(self, network, options):
         return 0.9, options.beta2
@@ -83,7 +83,7 @@ class MAEMethod(MethodBase):
     def parts_to_compile(self, network):
         """The blocks of the encoder, or all of it where it repeats none, and those of the decoder.
 
-        On the CPU, where the encoder's accelerated forms are used, it is one part; with `recompute` that is not compiled.
+        On the CPU, where ConvMAE has its accelerated form, the network is one part; with `recompute` it is not compiled.
         """
         if is_accelerated(network.accelerated, network.mask_token.device):
             return [] if network.recomputed != 'none' else [network]
@@ -94,16 +94,16 @@ class MAEMethod(MethodBase):
     # -- for the commands that read a run ---------------------------------------------------------------------
 
     def find_init(self, network, state, path='the given object', which=None, adapt=False):
-        return convmae_weights.find_init(network, state, path, which, adapt)
+        return masked_autoencoder_weights.find_init(network, state, path, which, adapt)
 
     def is_whole(self, state):
-        return convmae_weights.method_of(state) == self.name
+        return masked_autoencoder_weights.method_of(state) == self.name
 
     def is_part_of_whole(self, found):
-        return convmae_weights.method_around(found) == self.name
+        return masked_autoencoder_weights.method_around(found) == self.name
 
     def options_in_weights(self, state):
-        return convmae_weights.options_in_weights(state)
+        return masked_autoencoder_weights.options_in_weights(state)
 
     def settings(self, network, options):
         return [('target', TARGETS[options.target]),

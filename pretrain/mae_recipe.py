@@ -18,7 +18,8 @@ times the rate for each 256 images. That is how the authors of FastConvMAE chang
 import dataclasses
 
 from common.training.recipe import most_on
-from pretrain.adamw_recipe import AdamWRecipe, differences, differing_numbers
+from pretrain.adamw_recipe import AdamWRecipe
+from pretrain.departures import differing, other_precision
 
 PAPER = {'batch_size': 4096, 'epochs': 800, 'base_lr': 1.5e-4}
 BATCH_MULTIPLE = 64  # of the batches that the paper's setting has with several masks, so that ranks can share them
@@ -57,12 +58,7 @@ class Recipe(AdamWRecipe):
 
         options: settled. precision: 'bf16', 'fp16' or 'fp32'.
         """
-        papers = self.papers_options(options)
-        own = dataclasses.replace(options, drop_path=options.drop_path or None)  # 0 is none, too
-        found = [*differing_numbers(own, papers), *differences(own, papers, COMPARED)]
-        if precision != PAPERS_PRECISION:
-            found.append(f'{precision} (not {PAPERS_PRECISION})')
-        return found
+        return [*differing(options, self.papers_options(options), COMPARED), *other_precision(precision, PAPERS_PRECISION)]
 
     def papers_options(self, options):
         """The options of that run of the authors that is nearest to a run with these options."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from common.recompute import checkpointed
 from pretrain import masking
-from pretrain.convmae_weights import load_official as load_official_mae
+from pretrain.masked_autoencoder_weights import load_official as load_official_mae
 from pretrain.sparse_network import SparseNetwork
 
 EPS = 1e-6  # of LayerNorm
@@ -29,10 +29,10 @@ class MaskedAutoencoder(SparseNetwork):
         encoder: the last of its `channels` is the width of the tokens that `latent` returns. If it has
             `num_prefix_tokens` (timm's name), such as the class token of a ViT, these stand in front of the others.
         mask_ratio: share of hidden cells; round(L * (1 - mask_ratio)) are visible. (The original shows
-            int(L * (1 - mask_ratio)), which is the same number for most ratios.)
+            int(L * (1 - mask_ratio)): as many at the paper's 0.75, one less at about half of all ratios.)
         decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio: of the decoder's blocks.
-        norm_pix: the authors' name for `target`: True is 'normalised', each cell by its own mean and standard deviation,
-            False is 'pixels'.
+        norm_pix: whether cells are predicted as they are after normalisation by their own mean and standard deviation,
+            or else as pixels. (The authors' name; the attribute `target` is 'normalised' or 'pixels' accordingly.)
         masks_per_image: with how many masks a training step takes each image; where there are several, each cell is
             visible in exactly one. So it must be 1 / (1 - mask_ratio), and divide L.
 
@@ -50,7 +50,7 @@ class MaskedAutoencoder(SparseNetwork):
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.target = 'normalised' if norm_pix else 'pixels'
-        self.recomputed = 'none'  # what the backward pass computes again: 'none', 'decoder' or 'all'
+        self.recomputed = 'none'
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
@@ -105,7 +105,7 @@ class MaskedAutoencoder(SparseNetwork):
     def latent(self, images, visible):
         """What the decoder reads, (B, num_prefix + k, C): prefix tokens, then those of the visible cells.
 
-        `visible` is ascending, see SparseEncoder.forward.
+        `visible` is ascending.
         """
         raise NotImplementedError
 

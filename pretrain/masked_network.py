@@ -21,7 +21,7 @@ class MaskedNetwork(nn.Module):
 
     Attributes that a method sets besides: cells and visible_cells (numbers, L and k), mask_ratio (share of hidden cells),
     target ('normalised', a cell by its own mean and standard deviation, or 'pixels'), single_valued (names of norms that see
-    one value of each channel of an image).
+    one value of each channel of an image), recomputed (what the backward pass computes again, see `recompute`).
     """
 
     @property
@@ -96,7 +96,10 @@ class MaskedNetwork(nn.Module):
         return (predicted - target).square().mean(dim=2)
 
     def recompute(self, what):
-        """Choose what the backward pass computes again instead of keeping it: 'none', or what the option says."""
+        """Choose what the backward pass computes again instead of keeping it: 'none', 'decoder' or 'all'.
+
+        A method whose decoder is a single layer has no 'decoder'.
+        """
         raise NotImplementedError
 
     def remarks_on_cells(self, remedy):

@@ -12,9 +12,6 @@ class MethodBase:
     def parameter_groups(self, network, options):
         return parameter_groups(network, options.weight_decay, self.no_decay)
 
-    def departures(self, options, precision):
-        return ()
-
     def completed(self, options, parts, ranks):
         return options
 

@@ -15,8 +15,16 @@
   fewer steps have to be longer ones to get as far. Other optimisers: 3.2e-3 * (batch / 4,096) ** (1/2).
 """
 from common.training import recipe
+from pretrain.departures import differing, other_network, other_precision
+from pretrain.spark_options import DROP_PATH, SparKOptions
+from pretrain.spark_options import recipe as models_recipe
 
 PAPER = {'batch_size': 4096, 'epochs': 1600, 'base_lr': 2e-4}
+PAPER_384 = {**PAPER, 'batch_size': 2048, 'base_lr': 4e-4}  # with images of 384 px
+PAPERS_PRECISION = 'fp32'
+# Options whose defaults are the paper's.
+COMPARED = ('input_size', 'mask_ratio', 'cell_size', 'levels', 'decoder', 'decoder_width', 'target', 'crop_scale',
+            'interpolation', 'flip', 'drop_path', 'opt', 'beta2', 'weight_decay', 'last_weight_decay', 'clip_grad', 'sync_bn')
 PAPERS_LR = 3.2e-3  # its peak rate
 PAPERS_STEPS = 500_000  # of its 1,600 epochs of ImageNet
 HIGHEST_LR = 0.03
@@ -24,12 +32,30 @@ HIGHEST_LR = 0.03
 
 class Recipe(recipe.Recipe):
     """Those of a pretraining with SparK; other methods derive from it."""
+    chosen = (*recipe.Recipe.chosen, 'drop_path')
     before = {**PAPER, 'lr': None, 'accum': 1}
     fewest_images = recipe.STEPS_AN_EPOCH * PAPER['batch_size']
     most_images = 2_500_000
 
+    def settled(self, options, images, ranks, saved=None):
+        """As for all programs. Without a drop path that was given, a run that begins has none.
+
+        timm has one for some networks if it is not told. A run that was saved with None has that, and goes on with it.
+        """
+        if not saved:
+            options = recipe.filled(options, {'drop_path': 0.0})
+        return super().settled(options, images, ranks, saved)
+
     def paper(self, options):
         return PAPER
+
+    def departures(self, options, precision):
+        """How a run differs from the paper's run of its model: texts. See `Method` in pretrain/methods.py."""
+        papers = SparKOptions(**{'name': 'paper', 'model': options.model, **PAPER, **models_recipe({'model': options.model})})
+        if options.input_size == 384:
+            papers = SparKOptions(**{**papers.as_dict(), **PAPER_384, 'input_size': 384, 'mask_ratio': 0.75})
+        return [*differing(options, papers, COMPARED), *other_network(options.model, DROP_PATH),
+                *other_precision(precision, PAPERS_PRECISION)]
 
     def length(self, options, papers, on_gpus):
         steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU

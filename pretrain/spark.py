@@ -54,7 +54,7 @@ class SparK(SparseNetwork):
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.target = target
-        self.recomputes = False  # whether the encoder is computed again in the backward pass
+        self.recomputed = 'none'
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.visible_cells = round(self.cells * (1 - mask_ratio))
         masking.check_num_visible(self.visible_cells, self.cells, mask_ratio)
@@ -76,18 +76,23 @@ class SparK(SparseNetwork):
             else:
                 kernel = 1 if is_smallest else 3
                 self.densify_projs.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
-        # Norms that see one value of each channel of an image; of densify, that of the smallest map.
-        names = [f'encoder.{name}' for name in norms_of_one_value(encoder, self.visible_cells)]
-        if self.visible_cells * (encoder.cell_size // encoder.stride) ** 2 == 1 and encoder.norm == 'bn':
-            names.append('densify_norms.0')
-        self.single_valued = tuple(names)
+        self.single_valued = tuple(self.single_valued_norms())
+
+    def single_valued_norms(self):
+        """Names of the norms that see a single value of each channel of an image: of the encoder, and of densify the first,
+        which reads the smallest map.
+        """
+        yield from (f'encoder.{name}' for name in norms_of_one_value(self.encoder, self.visible_cells))
+        values = self.visible_cells * (self.encoder.cell_size // self.encoder.stride) ** 2
+        if values == 1 and self.encoder.norm == 'bn':
+            yield 'densify_norms.0'
 
     def forward(self, images, visible=None):
         """images (B, C, H, W), normalised; visible (B, k), as a run gives it, else drawn -> loss, 0-dim."""
         if visible is None:
             visible = self.draw_visible(len(images)).to(images.device)
         geometry = self.geometry(images, visible)
-        strips = checkpointed(self.encoder, images, geometry, enabled=self.recomputes)
+        strips = checkpointed(self.encoder, images, geometry, enabled=self.recomputed == 'all')
         levels = self.densify(strips, geometry)
         reconstruction = self.decode(levels, geometry)
         return self.loss(images, reconstruction, visible)
@@ -103,14 +108,14 @@ class SparK(SparseNetwork):
 
     def recompute(self, what):
         """Choose what the backward pass computes again instead of keeping it: 'none', 'decoder' or 'all'."""
-        self.recomputes = what == 'all'
+        self.recomputed = what
         self.dense_decoder.recomputes = what != 'none'
 
     def densify(self, strips, geometry):
         """Strips (B, C_i, k*p, p), large to small -> {stride: map of all positions} (section 3.2).
 
         Visible features are normalised, hidden positions get the mask token, and a convolution brings both to
-        the width of the decoder: (B, widths[i], h*p, w*p). densify_norms, mask_tokens and densify_projs are in the
+        the decoder's width at that stride, (B, ., h*p, w*p). densify_norms, mask_tokens and densify_projs are in the
         decoder's order: those of the smallest map come first. In the accelerated form that map is a FilledMap.
         """
         levels = {}

@@ -41,6 +41,9 @@ class SparKMethod(MethodBase):
     def curve(self, options):
         return Cosine(0.005, 0.001)
 
+    def departures(self, options, precision):
+        return self.recipe.departures(options, precision)
+
     def build(self, options, record=None, cnn=None):
         arguments = options.network if cnn is None else {**options.network, 'model': cnn}
         spark = build_spark(**arguments, record=record)
@@ -86,12 +89,11 @@ class SparKMethod(MethodBase):
 
         The accelerated form, which has no such blocks, is one part; with `recompute` it is not compiled.
         """
-        decoder = network.dense_decoder
         if is_accelerated(network.accelerated, network.mask_tokens[0].device):
-            return [] if network.recomputes or decoder.recomputes else [network]
+            return [] if network.recomputed != 'none' else [network]
         encoder = network.encoder
         blocks = [] if encoder.uncompiled else repeated_blocks(encoder.cnn) or [encoder]
-        return [*blocks, *decoder.dec]
+        return [*blocks, *network.dense_decoder.dec]
 
     # -- for the commands that read a run ---------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
     """Create a timm network by its name.
 
     Args:
-        drop_path: rate of stochastic depth. None leaves the network's own.
+        drop_path: rate of stochastic depth; 0 for none, also of a network that has no such option. None leaves the
+            network's own.
         pretrained: whether timm downloads its weights.
         num_classes: outputs of the classifier. None leaves the network's own.
         input_size: (height, width) of the images in pixels, or one number. Only networks that are made for
@@ -30,6 +31,8 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
     if num_classes is not None:
         arguments['num_classes'] = num_classes
     arguments |= size_arguments(name, input_size, arguments)
+    if drop_path == 0 and not can_create(name, drop_path_rate=0.0, **arguments):
+        drop_path = None
     try:
         if drop_path is None:
             return timm.create_model(name, pretrained=pretrained, **arguments)

@@ -48,9 +48,14 @@ class Cosine:
 class CosineToFloor:
     """A cosine over all steps from the peak to a floor, multiplied by step / warmup_steps in the warm-up.
 
+    With r = step / warmup_steps, at most 1, and a cosine c that is 1 at the end of the warm-up and 0 at the last step:
+
+        learning rate = r * (floor + c * (peak - floor))
+
     The cosine is symmetric about the end of the warm-up. So the learning rate lies a little below a straight
     line in the warm-up, and it is 0 at the first step. floor: a learning rate, which does not depend on the
-    peak. rises_from_floor: whether the warm-up starts at the floor instead, as it does where a finished run goes on.
+    peak. rises_from_floor: whether the warm-up starts at the floor instead, as it does where a finished run goes on:
+    floor + r * c * (peak - floor).
     """
     floor: float
     rises_from_floor: bool = False

@@ -1,6 +1,7 @@
 """Where the mask token of A2MIM comes in: the submodule whose output gets it.
 
-The paper puts it after the third of four stages. The rule here finds that place in any network, and proves it.
+For ResNets the paper puts it after the third of four stages. The rule here finds that place in any network, and proves it.
+For ConvNeXts and ViTs it is where the authors put it (`authors_choice`).
 """
 import difflib
 

@@ -113,6 +113,14 @@ def test_auto_augment_takes_every_image(labelled):
     assert all(augmented[(epoch, 3)][2] == [] for epoch in range(200))
 
 
+@pytest.mark.parametrize('augment', ['v0', 'rand-m9-mstd0.5-inc1'])
+def test_timms_augmentations_interpolate_as_the_crops_do(augment):
+    steps = training_transform(parse(f'--img_size=32 --augment={augment}')).transforms
+    automatic = steps[-1].augment
+    operations = automatic.ops if augment != 'v0' else [operation for policy in automatic.policy for operation in policy]
+    assert len(operations) > 10 and {operation.kwargs['resample'] for operation in operations} == {Image.Resampling.BICUBIC}
+
+
 def test_images_that_cannot_be_augmented_end_the_run(small, tmp_path):
     for i in range(8):
         picture(tmp_path / f'w/train/{i % 2}/{i}.png', i)

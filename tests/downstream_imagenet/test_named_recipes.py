@@ -112,15 +112,16 @@ def test_what_is_given_stands_above_the_recipe():
     assert settled('mae_probe', 'tiny_convvit', epochs=45).warmup == 5 and settled('mae', 'tiny_convvit', epochs=20).warmup == 2
 
 
-def test_large_images_are_evaluated_whole_with_the_recipes_of_mae():
+def test_large_images_are_evaluated_on_their_middle_square_with_the_recipes_of_mae():
     for recipe in ('mae', 'mae_probe', 'paper'):
-        assert settled(recipe, 'convvit_base', input_size=384).crop is None
+        assert settled(recipe, 'convvit_base', input_size=384).crop == 1.0
         assert settled(recipe, 'convvit_base', input_size=(384, 416), test_size=224).crop == 0.875
         assert settled(recipe, 'convvit_base', test_size=384, crop=0.9).crop == 0.9
     ramp = torch.linspace(0, 1, 256).expand(1, 256, 256)
     assert torch.equal(evaluation_transform(settled('mae', 'convvit_base'))(ramp), ramp[:, 16:-16, 16:-16])
     whole = evaluation_transform(settled('mae', 'convvit_base', input_size=384))
-    assert torch.equal(whole(torch.arange(384.0).expand(1, 384, 384)), torch.arange(384.0).expand(1, 384, 384))
+    middle = torch.arange(500.0)[58:-58].expand(1, 384, 384)
+    assert torch.equal(whole(torch.arange(500.0).expand(1, 384, 500)), middle)
 
 
 def test_a_run_that_goes_on_keeps_its_epochs_of_falling_rate():

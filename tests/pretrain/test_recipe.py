@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from common.distributed import Ranks
+from common.networks.create import create_cnn, drop_path_of
 from common.training import accumulation
 from common.training.recipe import batch_for, epochs_for, saved_options, step_and_content
 from pretrain.main import pretrain
-from pretrain.methods import recommended
+from pretrain.methods import METHODS, recommended
 from pretrain.recipe import Recipe
 from tests.conftest import Stop, log_of, saved, stop_after
 
@@ -100,6 +101,43 @@ def test_a_run_of_before_there_was_a_choice_goes_on():
     assert settled.recipe is None
     settled, _ = Recipe().settled(options, 150, Ranks(0, 1, torch.device('cpu')), {'model': 'resnet50'})
     assert (settled.batch_size, settled.epochs, settled.peak_lr, settled.accum) == (4096, 1600, 3.2e-3, 1)
+
+
+def drop_path(saved=None, **given):
+    settled, _ = Recipe().settled(recommended(name='run', **given), 150, Ranks(0, 1, torch.device('cpu')), saved)
+    return settled.drop_path
+
+
+def test_a_run_has_no_drop_path_that_nobody_chose():
+    """timm makes some networks with one."""
+    swin = {'model': 'swin_tiny_patch4_window7_224'}
+    with torch.device('meta'):
+        assert drop_path_of(create_cnn(swin['model'])) != 'none'
+        assert drop_path_of(create_cnn(swin['model'], drop_path=drop_path(**swin))) == 'none'
+    assert drop_path() == 0.05 and drop_path(drop_path=0.3) == 0.3 and drop_path(**swin, drop_path=0.2) == 0.2
+    assert drop_path({'drop_path': None}, **swin) is None, 'a run of earlier versions goes on as it began'
+    assert drop_path({'drop_path': 0.0}, **swin) == 0.0 and drop_path({'drop_path': 0.3}, **swin) == 0.3
+
+
+def test_a_network_without_drop_path_has_a_drop_path_of_0():
+    torch.manual_seed(0)
+    own = create_cnn('vgg11').state_dict()
+    torch.manual_seed(0)
+    none = create_cnn('vgg11', drop_path=0.0).state_dict()
+    assert all(torch.equal(none[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize(('given', 'precision', 'expected'), [
+    ({}, 'fp32', []), ({}, 'bf16', ['bf16 (not fp32)']), ({'model': 'convnext_base.fb_in1k'}, 'fp32', []),
+    ({'model': 'convnext_large', 'input_size': 384, 'batch_size': 2048, 'base_lr': 4e-4, 'mask_ratio': 0.75}, 'fp32', []),
+    ({'model': 'resnet18'}, 'fp32', ['resnet18 is none of the networks of the paper']),
+    ({'epochs': 200}, 'fp32', ['epochs 200 (not 1,600), epochs of warm-up 20 (not 40)']),
+    ({'batch_size': 1024, 'mask_ratio': 0.5, 'decoder': 'light', 'drop_path': 0.0}, 'fp32', [
+        'batches of 1,024 (not 4,096), peak learning rate 0.0008 (not 0.0032)',
+        'mask_ratio 0.5 (not 0.6), decoder light (not unet), drop_path 0.0 (not 0.05)'])])
+def test_what_departs_from_the_papers_run(given, precision, expected):
+    options, _ = Recipe().settled(recommended(name='run', **given), 1_281_167, Ranks(0, 8, torch.device('cuda')))
+    assert METHODS['spark'].departures(options, precision) == expected
 
 
 def test_a_step_that_does_not_fit_is_refused_before_images_are_loaded(tiny, tmp_path, monkeypatch):

@@ -13,10 +13,17 @@ from pretrain import export
 from pretrain.a2mim import build_a2mim
 from pretrain.convmae import build_convmae
 from pretrain.convmae_options import ConvMAEOptions
-from pretrain.convmae_weights import find_init, is_part_of_whole, load_init, load_official, method_of, options_in_weights
 from pretrain.mae import build_mae
 from pretrain.mae_options import MAEOptions
 from pretrain.main import pretrain
+from pretrain.masked_autoencoder_weights import (
+    find_init,
+    is_part_of_whole,
+    load_init,
+    load_official,
+    method_of,
+    options_in_weights,
+)
 from pretrain.methods import METHODS
 from pretrain.saved import encoder_entries, likely_method, read_saved
 from pretrain.spark_weights import load_init as load_into_spark
