@@ -58,9 +58,48 @@ class Ranks:
             dist.broadcast_object_list(items, 0)
         return items[0]
 
+    def on_main(self, function):
+        """What function(), which the main rank alone calls, returns: a plain object. Its ValueError is raised on all ranks.
+
+        Without that the others would wait for a rank that has ended.
+        """
+        result = failure = None
+        if self.is_main:
+            try:
+                result = function()
+            except ValueError as error:
+                failure = error
+        result, message = self.broadcast_object((result, failure and str(failure)))
+        if message is not None:
+            raise of_all_ranks(failure or ValueError(message))
+        return result
+
+    def on_all(self, function):
+        """What function() returns on this rank. If it raises a ValueError on any, all raise one."""
+        result = failure = None
+        try:
+            result = function()
+        except ValueError as error:
+            failure = error
+        messages = self.gather([] if failure is None else [str(failure)])
+        if messages:
+            raise of_all_ranks(failure or ValueError(messages[0]))
+        return result
+
+    def all_the_same(self, number):
+        """Whether a number is the same on all ranks; so is the answer."""
+        highest_and_lowest = torch.tensor([number, -number], device=self.device)  # the lowest with a minus sign
+        return not self.all_reduce(highest_and_lowest, dist.ReduceOp.MAX).sum()
+
     def barrier(self):
         if self.size > 1:
             dist.barrier()
+
+
+def of_all_ranks(error):
+    """The error, marked as one that all ranks raise, so that one of them reports it."""
+    error.on_all_ranks = True
+    return error
 
 
 def this_process():

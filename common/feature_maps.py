@@ -43,7 +43,7 @@ def feature_maps(cnn, images, taps=None, stop=None):
         top = ', '.join(name for name, _ in cnn.named_children())
         raise FeatureMapsError(
             f'{type(cnn).__name__} gives no feature pyramid: name the submodules whose outputs are its '
-            f"levels, large to small, levels=[...] (at its top are {top}), or give it timm's "
+            f"levels, large to small, with levels (at its top are {top}), or give it timm's "
             'forward_intermediates(x, intermediates_only=True), as in pretrain/models/custom.py (a newer '
             'timm may have it)')
     return list(maps)
@@ -62,7 +62,7 @@ def tapped_maps(cnn, images, taps):
             raise FeatureMapsError(f'levels: {type(cnn).__name__} runs "{name}" more than once: name a '
                                    'submodule that it runs once')
         maps[name] = output
-        if len(maps) == len(taps):
+        if len(maps) == len(taps) and not torch.compiler.is_exporting():  # torch.export follows no exception
             raise _AllTapsRan
 
     handles = [cnn.get_submodule(name).register_forward_hook(partial(keep, name)) for name in taps]
@@ -111,7 +111,8 @@ def pooled_features(cnn, images):
     """(B, C): the mean over positions of the last feature map that pretraining trains, before any layers of the head.
 
     Of a network that ends in a transformer it is the mean of the patches, without the class token, after its last
-    norm, which may stand before the mean or, as `fc_norm`, after it.
+    norm, which may stand before the mean or, as `fc_norm`, after it. Raises FeatureMapsError for a network without timm's
+    methods.
     """
     if hasattr(cnn, 'num_prefix_tokens'):
         tokens = cnn.forward_features(images)
@@ -120,4 +121,7 @@ def pooled_features(cnn, images):
             return cnn.fc_norm(mean) if hasattr(cnn, 'fc_norm') else mean
     if hasattr(cnn, 'forward_intermediates'):
         return feature_maps(cnn, images)[-1].mean((2, 3))
+    if not hasattr(cnn, 'forward_features'):
+        raise FeatureMapsError(f"{type(cnn).__name__} has neither timm's forward_intermediates nor its forward_features: give "
+                               'it one of them, as in pretrain/models/custom.py. (levels are for pretraining alone)')
     return cnn.forward_features(images).mean((2, 3))

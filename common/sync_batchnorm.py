@@ -15,6 +15,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+# torch 2.14 has given it another name, and warns of the old one.
+all_gather_into_one = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor
+
 
 class _AllReduce(torch.autograd.Function):
     """The sum of a tensor over all ranks, which can be differentiated: its gradient is the sum of theirs."""
@@ -133,19 +136,34 @@ def shared_statistics(x, norm):
     x (B, C, H, W) is the norm's input on this rank; all ranks have equally many positions.
     """
     mean, var = own_statistics(x)
-    everyone = [mean.new_empty(2, len(mean)) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, torch.stack([mean, var]))
-    means, variances = torch.stack(everyone, 1)
+    gathered = gathered_in_one if x.is_cuda else gathered_one_by_one
+    means, variances = gathered(torch.stack([mean, var]))
     mean = means.mean(0)
     var = variances.mean(0) + (means - mean).square().mean(0)
     if norm.track_running_stats:
-        count = len(everyone) * x.numel() / x.shape[1]
+        count = len(means) * x.numel() / x.shape[1]
         momentum = norm.momentum
         if momentum is None:  # the average of all batches; computed where the number of batches is
             momentum = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var.dtype), momentum)
     return mean, (var + norm.eps).rsqrt()
+
+
+def gathered_one_by_one(own):
+    """The statistics of all ranks, (2, world size, C), of those of each, (2, C)."""
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    return torch.stack(everyone, 1)
+
+
+def gathered_in_one(own):
+    """The same. NCCL gathers into one tensor in any case; of a list torch fills each by a kernel of its own, and on
+    hundreds of ranks these take as long as a step.
+    """
+    everyone = own.new_empty(dist.get_world_size() * 2, own.shape[1])
+    all_gather_into_one(everyone, own)
+    return everyone.unflatten(0, (-1, 2)).transpose(0, 1)
 
 
 def own_statistics(x):
@@ -189,9 +207,9 @@ def gradients_by_kernels(grad, x, weight, mean, invstd):
         grad, x, mean, invstd, weight, True, is_affine, is_affine)
     sums = torch.stack([sum_grad, sum_product])
     dist.all_reduce(sums)
-    count = dist.get_world_size() * x.numel() // x.shape[1]
-    count = torch.full((1,), count, dtype=torch.int32, device=x.device)
-    grad_input = torch.batch_norm_backward_elemt(grad, x, mean, invstd, weight, sums[0], sums[1], count)
+    # One count for each rank, since the kernel adds them up in 64 bits: their sum may not fit into 32.
+    counts = torch.full((dist.get_world_size(),), x.numel() // x.shape[1], dtype=torch.int32, device=x.device)
+    grad_input = torch.batch_norm_backward_elemt(grad, x, mean, invstd, weight, sums[0], sums[1], counts)
     return grad_input, grad_weight, grad_bias
 
 

@@ -63,7 +63,11 @@ def build_classifier(options, num_classes):
     torch.manual_seed(seed_for('weights', options.seed))
     cnn = create_cnn(options.model, options.in_chans, options.drop_path, num_classes=num_classes,
                      input_size=options.size)
-    try_size(cnn, options.model, options.size, options.in_chans)
+    out = try_size(cnn, options.model, options.size, options.in_chans)
+    if not options.freeze and (not torch.is_tensor(out) or out.shape != (1, num_classes)):
+        gives = tuple(out.shape) if torch.is_tensor(out) else f'a {type(out).__name__}'
+        raise ValueError(f'{options.model} gives {gives} for an image, not the {num_classes} numbers of a classifier: the '
+                         'function that is registered must hand num_classes on to the network, and forward return logits')
     if options.evaluated_size != options.size:
         try_size(cnn, options.model, options.evaluated_size, options.in_chans, '--test_size')
     if not options.freeze:

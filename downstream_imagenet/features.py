@@ -13,7 +13,7 @@ from common.images.datasets import not_looked_at
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
 from common.live_line import LiveLine
-from common.networks.create import create_cnn, try_size
+from common.networks.create import create_cnn, try_size, warn_of_normalisation
 from common.networks.load import load_classifier
 from common.networks.users import register
 from common.seeds import seed_for
@@ -118,6 +118,8 @@ def network(options, say):
         loaded = load_classifier(cnn, source, options.model, options.size, options.in_chans,
                                  options.adapt_input_conv)
         say(f'{options.source}: {loaded}')
+        if options.timm and (said := warn_of_normalisation(options.model, options.normalisation)):
+            say(f'warning: {said}')
     return cnn
 
 

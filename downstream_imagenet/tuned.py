@@ -8,6 +8,7 @@ from common.networks.classifier import classifier_entries, num_classes_in
 from common.networks.create import create_cnn
 from common.networks.guess import guess_model
 from common.networks.keys import unwrap
+from common.networks.origin import origin_of
 from common.reliability.checkpoint import read_plain
 from downstream_imagenet.classifier import Classifier, build_classifier, load_trained
 from downstream_imagenet.config import Options
@@ -53,7 +54,7 @@ def read_tuned(source, ema=False, classes=None, **given):
             raise ValueError(f'{path} holds no average of the weights (EMA): leave --ema out')
         weights = content['ema']
     state = unwrap(weights, path)
-    refuse_pretrained(state, config, path)
+    refuse_pretrained(state, config, path, origin_of(content))
     given = {name: value for name, value in given.items() if value is not None}
     options = options_of_run(config, given, path) if config else options_of_weights(state, given, path)
     longest = max(*options.size, *options.evaluated_size)
@@ -99,14 +100,14 @@ def top1_of(content):
     return value if isinstance(value, (int, float)) else -1.0
 
 
-def refuse_pretrained(state, config, path):
+def refuse_pretrained(state, config, path, origin):
     """Raise a ValueError for what is no classifier, though the network may have an untrained one.
 
-    Every masked pretraining of a whole network has mask tokens beside it.
+    Every masked pretraining of a whole network has mask tokens beside it. origin: of the file (common/networks/origin.py).
     """
     has_mask_tokens = any('mask_token' in key for key in state)
     is_pretraining_run = 'mask_ratio' in config
-    is_pretrained_encoder = not config and '_1kpretrained' in path.name
+    is_pretrained_encoder = origin is not None or not config and '_1kpretrained' in path.name
     if has_mask_tokens or is_pretraining_run or is_pretrained_encoder:
         raise ValueError(f'{path} is a pretrained network, without a trained classifier: {REMEDY}')
     if any('backbone.fpn.' in key for key in state):

@@ -237,5 +237,5 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
     a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible,
-                  fourier_fill, fourier_group)
+                  fourier_fill, fourier_group).train()  # also a module that was in evaluation mode
     return synchronise_batchnorm(a2mim, equal_counts=True) if sync_bn else a2mim

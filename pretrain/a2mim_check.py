@@ -3,7 +3,6 @@
 Everything is computed in float64 with BatchNorm in training mode, all scales random (zero-initialised ones
 hide errors) and dropout off.
 """
-import copy
 from functools import partial
 
 import torch
@@ -27,6 +26,7 @@ from pretrain.check_report import (
 )
 from pretrain.dense.encoder import DenseEncoder
 from pretrain.sparse.compare import relative_error
+from pretrain.sparse.probe import copy_of
 
 ROUGH = 1e-5  # far above the share of rounding, also in networks that compute in float32 by themselves
 FAINT = 1e-8  # the least relative difference that counts as one
@@ -45,7 +45,7 @@ def check_a2mim(network, input_size=None, cell_size=None, in_chans=3, token_at=N
     def fresh():
         if isinstance(network, str):
             return create_cnn(network, in_chans, input_size=size)
-        return copy.deepcopy(network)
+        return copy_of(network)
 
     try:
         if size is not None and len(size) != 2:

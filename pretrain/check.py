@@ -16,7 +16,6 @@ if __name__ == '__main__':
     start_tool()
 
 import argparse
-import copy
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -50,6 +49,7 @@ from pretrain.sparse.coverage import cover
 from pretrain.sparse.geometry import Geometry
 from pretrain.sparse.notes import NoteKind
 from pretrain.sparse.positions import CutPositions
+from pretrain.sparse.probe import copy_of
 from pretrain.sparse.proof import InDouble
 from pretrain.sparse.refused import ForwardFailed, Refused
 
@@ -69,7 +69,7 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
     def fresh():
         if isinstance(network, str):
             return create_cnn(network, in_chans, input_size=input_size)
-        return copy.deepcopy(network)
+        return copy_of(network)
 
     try:
         cnn = prepared(fresh())
@@ -80,7 +80,7 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
     except ValueError as error:
         other = ''
         if isinstance(error, Refused):
-            other = other_precision(fresh(), input_size, cell_size, in_chans, levels)
+            other = other_precision(fresh, input_size, cell_size, in_chans, levels)
         return Report(name, refused=f'{error}{other}')
     report.parts = [tried(ask, asked, encoder) for ask, asked in QUESTIONS.items()]
     other = fresh()
@@ -91,10 +91,10 @@ def check(network, input_size=None, cell_size=None, in_chans=3, levels=None):
     return report
 
 
-def other_precision(cnn, *arguments):
-    """What to say besides of a network that was refused, if it is only in the precision of the check."""
+def other_precision(fresh, *arguments):
+    """What to say besides of a network that was refused, if it is only in the precision of the check. fresh() makes it."""
     try:
-        build(cnn.cpu(), *arguments)
+        build(fresh().cpu(), *arguments)
     except ValueError:
         return ''
     return ('\n  It can be built in its own precision, but the check computes in float64: make the constants '

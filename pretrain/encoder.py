@@ -44,7 +44,8 @@ class SparseEncoder(nn.Module):
 
     def __init__(self, cnn, input_size, in_chans=3, cell_size=None, levels=None, record=None):
         super().__init__()
-        levels = levels if levels is None or isinstance(levels, str) else list(levels)
+        if levels is not None:
+            levels = levels.split(',') if isinstance(levels, str) else list(levels)
         asked = {'input_size': input_size, 'in_chans': in_chans, 'cell_size': cell_size, 'levels': levels}
         found = read_record(record, cnn, asked)
         if found is None:

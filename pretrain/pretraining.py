@@ -11,6 +11,7 @@ from common.images.fast_decode import FastDecode
 from common.images.files import ImageFiles
 from common.images.gpu_decode import DeviceDecoder, EncodedImages, collate_encoded, nvjpeg_on
 from common.images.loading import loader, tell_failures, without_failures
+from common.networks.origin import with_origin
 from common.pictures import as_image
 from common.reliability.checkpoint import CannotWrite, plain_state, save
 from common.training.compilation import uncompiled
@@ -249,7 +250,7 @@ class Pretraining(Trainer):
             with self.log.line.counting('reconstructions'):
                 self.show_pictures(epoch)
         if is_last:
-            state = plain_state(self.method.exported(self.network))
+            state = with_origin(plain_state(self.method.exported(self.network)), self.method.name)
             self.session.put(self.run.exported, lambda: save(self.run.exported, state))
 
     def show_pictures(self, epoch):

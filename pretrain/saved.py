@@ -24,6 +24,7 @@ from common.networks.create import create_cnn
 from common.networks.guess import guess_model
 from common.networks.keys import unwrap
 from common.networks.load import Loaded, load_found, read_weights
+from common.networks.origin import origin_of
 from common.reliability.checkpoint import is_run
 from common.words import printable
 from pretrain.config import PretrainingOptions
@@ -162,8 +163,9 @@ def find(source):
         return source
     found = sorted(source.glob('*_still_pretraining.pth')) or sorted(source.glob('*_1kpretrained.pth'))
     if len(found) != 1:
-        raise ValueError(f'{source} is no run folder: it holds {len(found) or "no"} *_still_pretraining.pth'
-                         + (', give one of them' if found else ''))
+        what = f'several networks: give one of its files, such as {found[0]}' if found else \
+            'no *_still_pretraining.pth and no *_1kpretrained.pth'
+        raise ValueError(f'{source} is no folder of one run: it holds {what}')
     return found[0]
 
 
@@ -226,11 +228,12 @@ def read_weights_alone(content, path, which, adapt, given):
     state = unwrap(content, path)
     log = log_of(path)
     tuned = downstream_config(content)
-    method = method_of_weights(state, path, tuned, log, given)
+    origin = origin_of(content)
+    method = method_of_weights(state, path, origin, tuned, log, given)
     options = options_of_weights(method, state, path, tuned, log, given)
     check_size(path, options, given)
     head = classifier_entries(options.model, options.in_chans)
-    is_guess = log is None and 'method' not in given and not method.is_whole(state)
+    is_guess = log is None and origin not in METHODS and 'method' not in given and not method.is_whole(state)
     with named_methods(method, is_guess):
         network = untrained(method, options, lambda cnn: num_classes_in(state, cnn, head, which) if head else None)
     module, found, may_miss = method.find_init(network, state, path, which, adapt)
@@ -238,7 +241,8 @@ def read_weights_alone(content, path, which, adapt, given):
     weights = encoder_entries(found, loaded)
     own_keys = {key for key in network.encoder.cnn.state_dict() if not key.endswith('num_batches_tracked')}
     is_complete = own_keys <= weights.keys()
-    is_encoder = log is not None or '_1kpretrained' in path.name or module is network or uses_features(found)
+    is_encoder = (log is not None or origin is not None or '_1kpretrained' in path.name or module is network
+                  or uses_features(found))
     classes = content.get('classes') if tuned is not None else None
     return Saved(network.eval(), method, options, has_decoder=module is network, step=None, images=None, path=path,
                  folder=log.folder if log else None, loaded=loaded, weights=weights, head=head,
@@ -251,14 +255,15 @@ def likely_method(model):
     return METHODS[OF_ENCODERS.get(str(model).split('_')[0], DEFAULT)]
 
 
-def method_of_weights(state, path, tuned, log, given):
-    """Return the method of a file that is no checkpoint: of the log beside it, given, of its tensors, or a likely one.
+def method_of_weights(state, path, origin, tuned, log, given):
+    """Return the method of a file that is no checkpoint: of the log beside it, noted in it, given, of its tensors, or a
+    likely one.
 
-    log: of the run beside it, or None. tuned: options of the downstream program that wrote the file, or None. Raises
-    ValueError if another one is given than the file is of.
+    origin: the name that is noted in the file, or None. log: of the run beside it, or None. tuned: options of the
+    downstream program that wrote the file, or None. Raises ValueError if another one is given than the file is of.
     """
     whole = next((method for method in METHODS.values() if method.is_whole(state)), None)
-    known = method_of(log.config, log.folder) if log else whole
+    known = method_of(log.config, log.folder) if log else METHODS.get(origin, whole)
     if 'method' not in given:
         return known or likely_method(given.get('model') or (tuned or {}).get('model') or name_of(path, state))
     method = method_of(given)
@@ -367,5 +372,5 @@ def guess(path, state):
 
 def name_of(path, state):
     """As `guess`, None if it cannot be told."""
-    named = path.name.split('_1kpretrained')[0]
+    named = path.name.split('_1kpretrained')[0].removesuffix(path.suffix).removesuffix('_timm')  # timm's export, or no ending
     return named if timm.is_model(named) else guess_model(state)

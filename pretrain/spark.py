@@ -79,9 +79,7 @@ class SparK(SparseNetwork):
         self.single_valued = tuple(self.single_valued_norms())
 
     def single_valued_norms(self):
-        """Names of the norms that see a single value of each channel of an image: of the encoder, and of densify the first,
-        which reads the smallest map.
-        """
+        """Names of norms that see one value of each channel of an image; of densify, that of the smallest map."""
         yield from (f'encoder.{name}' for name in norms_of_one_value(self.encoder, self.visible_cells))
         values = self.visible_cells * (self.encoder.cell_size // self.encoder.stride) ** 2
         if values == 1 and self.encoder.norm == 'bn':
@@ -151,7 +149,8 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
 
     model: a timm name, or an nn.Module: one that keeps timm's contract (`forward_intermediates`), one whose
     forward returns its feature maps, or any one with levels, the names of the submodules whose outputs are
-    the pyramid, large to small. input_size: pixels, an int or (height, width), a multiple of the cell.
+    the pyramid, large to small, in a list or with commas between. input_size: pixels, an int or (height,
+    width), a multiple of the cell.
     drop_path: None leaves the network's own default. cell_size: None is the network's total stride R (2R
     where a layer needs it), else R times a power of two. sync_bn: share all BatchNorm statistics between the
     ranks, which have as many images each. decoder, target: see SparK. record: `spark.encoder.record` of an
@@ -160,5 +159,5 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
     encoder = SparseEncoder(cnn, size, in_chans, cell_size, levels, record)
-    spark = SparK(encoder, mask_ratio, decoder_width, decoder, target)
+    spark = SparK(encoder, mask_ratio, decoder_width, decoder, target).train()  # also a module that was in evaluation mode
     return synchronise_batchnorm(spark, equal_counts=True) if sync_bn else spark

@@ -38,6 +38,8 @@ class SparKOptions(PretrainingOptions):
                             choices=('none', 'decoder', 'all'), harmless=True)
 
     def __post_init__(self):
+        if isinstance(self.levels, (list, tuple)):  # from Python, as `build_spark` takes them
+            object.__setattr__(self, 'levels', ','.join(self.levels))
         super().__post_init__()
         require(self.method == SPARK, f'these are options of {SPARK}, not of {self.method}')
         require(self.decoder_width >= 1, f'decoder_width must be 1 or more, not {self.decoder_width}')

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pretrain.models  # noqa: F401  (registers your_convnet with timm)
 from benchmarks.chaos import VARYING, same
 from common.demo_world import write_world
 from common.training import trainer

@@ -3,6 +3,7 @@ it leave out?
 """
 import hashlib
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
@@ -65,12 +66,19 @@ class Share(Subset):
     """
 
     def __init__(self, images, indices, labels=None):
-        super().__init__(images, indices)
+        # Not a list: its numbers are objects, which each loading process would come to copy.
+        super().__init__(images, np.asarray(indices, np.int64))
         self.labels = labels
         self.classes = getattr(images, 'classes', None)
 
+    def __getitem__(self, index):
+        return self.dataset[int(self.indices[index])]
+
+    def __getitems__(self, indices):  # torch asks for it where __getitem__ is another than Subset's
+        return [self[index] for index in indices]
+
     def name(self, index):
-        at = self.indices[index]
+        at = int(self.indices[index])
         return self.dataset.name(at) if hasattr(self.dataset, 'name') else f'number {at}'
 
 

@@ -90,7 +90,7 @@ def part_of(images, places, labels=None):
     """The images of a data set at some places: image files as a data set of their kind, others as a Share."""
     if isinstance(images, ImageFiles):
         return images.subset(places)
-    return Share(images, places.tolist(), None if labels is None else np.asarray(labels)[places])
+    return Share(images, places, None if labels is None else np.asarray(labels)[places])
 
 
 def warn_of_division(options, then):

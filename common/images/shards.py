@@ -8,7 +8,7 @@ import tarfile
 from array import array
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,13 +96,27 @@ class TarShards(ImageFiles):
         shard, first, size = self.places[index].tolist()
         if size > LARGEST:
             raise OSError(f'it is {size:,} bytes large, more than any image')
-        file = self.handle(shard)
-        if stamp_of(file) != self.stamps[shard]:
-            raise OSError(f'{self.shards[shard]} was changed since the run began: start it again')
-        content = os.pread(file.fileno(), size, first)
+        try:
+            content = self.read(shard, first, size)
+        except OSError:  # such as a handle of NFS that has become stale
+            self.close(shard)
+            content = self.read(shard, first, size)
         if len(content) < size:
             raise OSError(f'{self.shards[shard]} gives {len(content):,} of its {size:,} bytes')
         return content
+
+    def read(self, shard, first, size):
+        """Bytes of a tar. Raises OSError."""
+        file = self.handle(shard)
+        if stamp_of(file) != self.stamps[shard]:
+            raise OSError(f'{self.shards[shard]} was changed since the run began: start it again')
+        return os.pread(file.fileno(), size, first)
+
+    def close(self, shard):
+        """Close this process's file of a tar, if it has one: the next read opens it anew."""
+        if shard in self.handles:
+            with suppress(OSError):
+                self.handles.pop(shard).close()
 
     def left_out_of(self, folder=''):
         """A LeftOut that counts the members of the tars below one of `folders`, or all of them for ''.

@@ -40,7 +40,10 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
     except TypeError as error:
         if drop_path is not None and can_create(name, **arguments):
             raise ValueError(f'{name} has no drop path (stochastic depth): leave drop_path out') from error
-        raise
+        if timm.model_entrypoint(name.split('.')[0]).__module__.startswith('timm.'):
+            raise
+        raise ValueError(f'the function that is registered as {name} does not take what it is called with ({error}): it must '
+                         'have **kwargs, among them in_chans and num_classes, as in pretrain/models/custom.py') from error
     except RuntimeError as error:  # timm's error for an unknown tag after the dot of a name
         raise ValueError(f'timm cannot make {name}: {error}') from error
 
@@ -140,20 +143,37 @@ def timm_weights(model, in_chans=3):
         raise ValueError(f"timm's pretrained weights of {model} cannot be had: {error}") from error
 
 
+def warn_of_normalisation(name, normalisation):
+    """A sentence if timm's weights of a network are for images that were normalised in another way; None if not.
+
+    normalisation: (mean, std) of each channel.
+    """
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or len(config.mean) != len(normalisation[0]):
+        return None
+    theirs = {'mean': config.mean, 'std': config.std}
+    if all(max(abs(a - b) for a, b in zip(values, own)) < 1e-3 for values, own in zip(theirs.values(), normalisation)):
+        return None
+    given = ' '.join(f'--{option}={",".join(f"{value:g}" for value in values)}' for option, values in theirs.items())
+    return f"timm's weights of {name} are for images that are normalised in another way: give {given}"
+
+
 def try_size(cnn, name, size, in_chans=3, option='--img_size'):
     """Run a network on an image of a size (height, width).
 
-    Raises ValueError if it cannot take such, which says that another value of `option` may help.
+    Returns its output, in evaluation mode. Raises ValueError if it cannot take such, which says that another value of
+    `option` may help.
     """
     mode = cnn.training
     image = torch.zeros(1, in_chans, *size, device=next(cnn.parameters()).device)
     try:
         with torch.no_grad():
-            cnn.eval()(image)
+            out = cnn.eval()(image)
     except Exception as error:  # whatever a network can raise
         raise ValueError(f'{name} cannot take images of {size[0]}x{size[1]} ({error}): give another '
                          f'{option}') from error
     cnn.train(mode)
+    return out
 
 
 def drop_path_of(network):

@@ -5,13 +5,13 @@ import os
 import pickle
 import shutil
 import subprocess
+import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import distributed as dist
 
 from common.paths import require_file
 from common.reliability.lock import FolderLock
@@ -20,6 +20,8 @@ from common.words import first_of
 # The most bytes of the part of a checkpoint that is not tensors; of the largest networks it has some 100 kB.
 LARGEST_PICKLE = 2 ** 26
 PLAIN_CLASSES = (argparse.Namespace,)  # read from a file, besides those that torch allows
+# How often all ranks look for the same checkpoint, and the seconds between: NFS may show a node what was a minute ago.
+LOOKS, BETWEEN_LOOKS = 13, 5
 VERSION = 2  # Version 1 had neither a fingerprint of the data nor steps that were left out.
 
 
@@ -160,8 +162,8 @@ def open_folder(folder, fresh, ranks, own):
     Returns the new path of the old folder if it was renamed, else None. Raises ValueError if the folder
     belongs to another run, if another process writes into it, or if nothing can be written there.
     """
-    moved_to = None
-    if ranks.is_main:
+    def open_it():
+        moved_to = None
         if not fresh:
             refuse_others(folder, own)
         if folder.exists():
@@ -176,8 +178,9 @@ def open_folder(folder, fresh, ranks, own):
                              '--run_dir') from error
         write_atomically(folder / '.writable', lambda file: file.write(b'yes'))
         (folder / '.writable').unlink()
-    ranks.barrier()
-    return moved_to
+        return moved_to
+
+    return ranks.on_main(open_it)
 
 
 def unused_name(folder):
@@ -198,20 +201,25 @@ def load_run(resume, own, ranks):
     Three entries are added to the content: 'path', the file; 'own', the step of the checkpoint at `own`, or
     None; 'damaged', {path: the error} of the checkpoints that cannot be read.
 
-    Raises ValueError if a file is no checkpoint of a run, or if the ranks do not all see the same step.
+    Raises ValueError if a file is no checkpoint of a run, or if the ranks do not all see the same step. Where a file was
+    written a moment ago, a node may see the one before it: so they look again for a minute.
     """
-    found = {resume: read_run(resume)} if resume else {}
-    newest, damaged = newest_readable(own)
-    found |= newest
-    if damaged and not found:
-        raise next(iter(damaged.values()))
-    path = max(found, key=lambda path: found[path]['step'], default=None)
-    step = found[path]['step'] if path else -1
-    if ranks.size > 1:
-        highest_and_lowest = torch.tensor([step, -step], device=ranks.device)  # the lowest with a minus sign
-        if ranks.all_reduce(highest_and_lowest, dist.ReduceOp.MAX).sum():
-            raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system '
-                             'that all nodes share')
+    for look in range(LOOKS):
+        if look:
+            time.sleep(BETWEEN_LOOKS)
+            with suppress(OSError):
+                os.listdir(own.parent)  # has NFS ask its server again
+        found = {resume: read_run(resume)} if resume else {}
+        newest, damaged = newest_readable(own)
+        found |= newest
+        if damaged and not found:
+            raise next(iter(damaged.values()))
+        path = max(found, key=lambda path: found[path]['step'], default=None)
+        if ranks.all_the_same(found[path]['step'] if path else -1):
+            break
+    else:
+        raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system '
+                         'that all nodes share')
     if path is None:
         return None
     own_step = found[own]['step'] if own in found else None

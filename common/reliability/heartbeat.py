@@ -11,6 +11,8 @@ from common.reliability.stopping import STALLED, write_exit_code
 
 PAUSE = 30.0  # the most seconds between two heartbeats
 TRAINING = 'in the computation'
+AT_ITS_END = 'at its end'
+GONE = 10  # heartbeats of this rank within which another one gives none, if it is gone: five minutes
 
 
 class Heartbeat:
@@ -20,7 +22,8 @@ class Heartbeat:
 
     A second thread ends this process with the code STALLED after `patience` minutes in one activity, such as
     waiting for another rank. It warns at a tenth of that. Both messages say what each rank does, so they name
-    a rank that is stopped, dead, or waits for its images.
+    a rank that is stopped, dead, or waits for its images. Where another rank is gone it ends this process much sooner
+    (`waits_in_vain`).
 
     folder: the run folder. ranks: a Ranks.
     patience: in minutes; 0 means that the process is never ended.
@@ -37,6 +40,11 @@ class Heartbeat:
         self.pause = min(PAUSE, self.patience / 20) if patience else PAUSE
         self.ended = threading.Event()
         self.warned = False
+        self.writes = 0  # of this rank's file
+        self.is_in_vain = False  # whether another rank is gone, for which this one waits
+        self.seen = {}  # {rank: (content of its file when it was last another one, `writes` then)}
+        self.begun = set()  # ranks that were seen to write in this life of the run
+        self.looks = ranks.size > 1 and int(os.environ.get('LOCAL_RANK', 0)) == 0  # one rank of a node is enough
         self.step = None  # the last step that is done
         self.launcher = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
         self.now('starting')
@@ -49,7 +57,13 @@ class Heartbeat:
         self.doing = doing
         self.since = time.monotonic()
 
+    def seconds(self):
+        """How long this rank has been at what it does."""
+        return time.monotonic() - self.since
+
     def __enter__(self):
+        if self.looks:
+            self.seen = {beat['rank']: (beat, 0) for beat in self.beats()}  # maybe of an earlier life
         self.write()
         for thread in self.threads:
             thread.start()
@@ -64,7 +78,8 @@ class Heartbeat:
         """Write the file again after each pause, until the end."""
         while not self.ended.wait(self.pause):
             self.write()
-        self.now('at its end')
+            self.is_in_vain = self.looks and self.seconds() > 2 * self.pause and self.waits_in_vain()
+        self.now(AT_ITS_END)
         self.write()
 
     def keep_checking(self):
@@ -83,7 +98,7 @@ class Heartbeat:
 
     def check(self, seconds):
         """Warn or end the process, given the seconds that it has spent in one activity."""
-        if seconds > self.patience:
+        if seconds > self.patience or self.is_in_vain and seconds > 2 * self.pause:
             self.end(seconds)
         elif seconds <= self.patience / 10:
             self.warned = False
@@ -91,6 +106,30 @@ class Heartbeat:
             self.warned = True
             if self.ranks.is_main:
                 self.warn(f'no progress for {seconds:.0f} s; {self.describe_ranks()}')
+
+    def waits_in_vain(self):
+        """Whether another rank has ended, or has written nothing while this one wrote its own file GONE times.
+
+        Then nobody will answer this rank. NCCL would not tell it: its watchdog does not see the collectives of a CUDA
+        graph. Only this rank's own writes are counted, so clocks need not agree, and a file system that hangs stops the
+        count. A file that has not changed since this rank began may be of an earlier life of the run, and does not count.
+        """
+        for beat in self.beats():
+            rank = beat['rank']
+            before, at = self.seen.get(rank, (None, 0))
+            if beat != before:
+                self.seen[rank] = beat, self.writes
+                self.begun.add(rank)
+            if rank in self.begun and rank != self.ranks.rank and (
+                    beat['doing'] == AT_ITS_END or beat == before and self.writes - at >= GONE):
+                return True
+        return False
+
+    def beats(self):
+        """The contents of the files of all ranks that have one."""
+        for rank in range(self.ranks.size):
+            with suppress(OSError, ValueError):
+                yield json.loads((self.folder / f'rank_{rank:05}.json').read_text())
 
     def write(self):
         """Write this rank's file."""
@@ -103,19 +142,16 @@ class Heartbeat:
             path = self.folder / f'rank_{self.ranks.rank:05}.json'
             path.with_suffix('.writing').write_text(text)
             path.with_suffix('.writing').replace(path)
+            self.writes += 1
 
     def describe_ranks(self):
         """What the ranks do by their files, as a text; those that the others probably wait for come first.
 
         Ranks that do the same are put together: the first of them is described, and the others are counted.
         """
-        beats = []  # the contents of the files
-        for rank in range(self.ranks.size):
-            with suppress(OSError, ValueError):
-                beats.append(json.loads((self.folder / f'rank_{rank:05}.json').read_text()))
         now = time.time()
         groups = {}  # {(order, activity): [(content of the file, description)]}
-        for beat in beats:
+        for beat in self.beats():
             order, description = self.describe(beat, now)
             activity = 'train' if order == 2 else description
             groups.setdefault((order, activity), []).append((beat, description))

@@ -3,7 +3,10 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
+
+PATIENCE, PAUSE = 180, 5  # seconds
 
 
 class FolderLock:
@@ -12,6 +15,9 @@ class FolderLock:
     It is a POSIX record lock: it holds between the machines that share a file system such as NFS, and loading
     processes do not inherit it. On a file system without locks nothing is locked.
 
+    A file server keeps the locks of a machine that has failed for a while, 90 seconds in the case of NFS 4. So where the
+    owner is on another machine, this waits for PATIENCE seconds, and says so.
+
     Raises ValueError, which names the owner, if another process holds it.
     """
 
@@ -19,7 +25,7 @@ class FolderLock:
         path = folder / 'run.lock'
         self.file = open(path, 'a+')  # noqa: SIM115  (It stays open as long as the lock is held.)
         try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.acquire(path)
         except BlockingIOError:
             self.file.close()
             raise ValueError(f'{folder} is in use by {owner(path)}: wait for it or end it, or give this run '
@@ -32,8 +38,31 @@ class FolderLock:
         self.file.write(json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}))
         self.file.flush()
 
+    def acquire(self, path):
+        """Take the lock. Raises BlockingIOError if another process keeps it, OSError if there are no locks."""
+        for attempt in range(PATIENCE // PAUSE + 1):
+            if attempt:
+                time.sleep(PAUSE)
+            try:
+                return fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if host_of_owner(path) in (None, socket.gethostname()):
+                    raise
+                if not attempt:
+                    sys.stderr.write(f'{path.parent} is in use by {owner(path)}. Waiting for up to {PATIENCE} s, in case that '
+                                     'machine has failed\n')
+        raise BlockingIOError
+
     def release(self):
         self.file.close()
+
+
+def host_of_owner(path):
+    """The machine of the process that holds the lock file at `path`; None if it is not known."""
+    try:
+        return json.loads(path.read_text())['host']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def owner(path):

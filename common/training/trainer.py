@@ -21,6 +21,7 @@ from common.images.datasets import mostly_unread
 from common.images.loading import naming_the_file
 from common.images.survey import warn_of
 from common.memory_errors import OutOfMemory, is_out_of_memory
+from common.networks.create import warn_of_normalisation
 from common.networks.load import load_strictly
 from common.reliability.checkpoint import (
     copied,
@@ -179,6 +180,9 @@ class Trainer:
         """Sentences on what is allowed and seldom meant."""
         if self.options.graph and self.not_graphed_because:
             yield f'--graph is not used: {self.not_graphed_because}'
+        is_timms = not self.saved and getattr(self.options, self.weights_option) == 'timm'
+        if is_timms and (said := warn_of_normalisation(self.options.model, self.options.normalisation)):
+            yield said
         yield from self.compiled.warnings()
         yield from self.run.warnings(self.saved, self.accum)
 
@@ -223,7 +227,8 @@ class Trainer:
         """
         left_out = []  # (first step, step after the last) of those that were not finite
         while True:
-            fresh = starts_over(self.options) and not left_out
+            # The main rank says so for all: torchrun may have started this one more often.
+            fresh = self.ranks.broadcast_object(starts_over(self.options)) and not left_out
             try:
                 self.attempt(fresh, left_out)
                 return self.run.folder
@@ -260,7 +265,7 @@ class Trainer:
         """Start the run, or go on with what was saved unless `fresh`; without the steps in `left_out`."""
         options, ranks = self.options, self.ranks
         self.stop_requested = self.save_requested = False
-        self.step = self.accum = None
+        self.step = self.accum = self.batches = None
         self.saved = None if fresh else load_run(options.resume, self.run.checkpoint, ranks)
         torch.manual_seed(seed_for('weights', options.seed))
         with said_if_long(f'Building {options.model}'):
@@ -276,7 +281,8 @@ class Trainer:
             loaded = self.load_given_weights()
         moved_to = open_folder(self.run.folder, fresh, ranks, self.run.checkpoint)
         purge_step = self.start + 1 if self.saved else 0  # what TensorBoard has from there on will come again
-        with RunLog(self.run.folder, ranks.rank, self.log_name, options, self.project, purge_step) as self.log:
+        with ranks.on_all(lambda: RunLog(self.run.folder, ranks.rank, self.log_name, options, self.project,
+                                         purge_step)) as self.log:
             self.say_what_was_found(moved_to, loaded)
             if is_finished(self.run, self.saved):
                 length = self.run.unit.length(self.run.epochs)
@@ -315,7 +321,8 @@ class Trainer:
         if self.accum is not None:
             require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast,
                            self.run.against_memory(saved, self.accum))
-            self.start_loading()
+            if not saved:
+                self.start_loading()
         self.place_network()
         if self.accum is None:
             self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
@@ -323,7 +330,8 @@ class Trainer:
                                           reason_against_parts=partial(options.reason_against_parts, ranks.size,
                                                                        goes_on=bool(saved)),
                                           remedy=options.against_memory(bool(saved)))
-            self.start_loading()
+            if not saved:
+                self.start_loading()
         self.session.watch.now('compiling the network')
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)
@@ -336,6 +344,7 @@ class Trainer:
             load_state(self.optimizer, saved.pop('optimizer'))
             if self.scaler and saved.get('scaler'):
                 self.scaler.load_state_dict(saved.pop('scaler'))
+            self.start_loading()  # not before: loading processes keep whatever is in memory when they start
         if self.fixed_shapes:
             torch.backends.cudnn.benchmark = True
         self.guard = BufferGuard(self.network)
@@ -359,6 +368,7 @@ class Trainer:
         own) takes a RuntimeError for a property of the network. The size of the images is the network's, too.
         """
         self.unreadable = set(self.saved.get('unreadable', ())) if self.saved else set()  # names of images
+        self.known_to_all = set(self.unreadable)  # those of them that all ranks know
         batches, self.sampler = self.make_batches()
         self.batches = self.session.batches(batches)
 
@@ -397,11 +407,11 @@ class Trainer:
     def train(self):
         """Train from the first step that is left to the end of the last epoch."""
         run = self.run
-        self.check_disk()
+        self.ranks.on_main(self.check_disk)
         # An epoch whose steps were all done when the run was saved still lacks its line in the log.
         is_end_of_epoch = self.start > 0 and self.start % run.per_epoch == 0
         is_pending = is_end_of_epoch and self.saved['images'] == run.images and epoch_is_open(self.saved)
-        self.log.forget_after(self.start, is_pending or self.start == 0, run.unit.name)
+        self.ranks.on_main(lambda: self.log.forget_after(self.start, is_pending or self.start == 0, run.unit.name))
         self.announce()
         if self.start == 0 and not self.before_training():
             self.stop(0)
@@ -423,8 +433,6 @@ class Trainer:
 
     def check_disk(self):
         """Set aside what is damaged. Raises ValueError if there is no room for the checkpoints."""
-        if not self.ranks.is_main:
-            return
         there = len(earlier(self.run.checkpoint)) + self.run.checkpoint.exists()
         require_space(self.run.folder, self.checkpoint_size(), max(1, self.options.keep + 1 - there))
         set_aside(self.saved['damaged'] if self.saved else {}, self.log.warn)
@@ -438,11 +446,14 @@ class Trainer:
         self.log.say(self.describe())
         if self.run.ended_at:
             self.log.say(described_extension(self.run))
-        if self.ranks.is_main:
-            for warning in chain(warn_of(self.images, self.options), self.warnings()):
-                self.log.warn(warning)
-            self.log.record({**self.run.record(self.start, self.accum, git_commit(), sys.argv),
-                             'compiled': self.compiled.is_on})
+        self.ranks.on_main(self.warn_and_record)
+
+    def warn_and_record(self):
+        """Warn of what looks wrong, and record how the run starts. Raises ValueError if no image can be read."""
+        for warning in chain(warn_of(self.images, self.options), self.warnings()):
+            self.log.warn(warning)
+        self.log.record({**self.run.record(self.start, self.accum, git_commit(), sys.argv),
+                         'compiled': self.compiled.is_on})
 
     def train_epoch(self, epoch):
         """Take the steps that are left of an epoch (counted from 0), and save at those that ask for it."""
@@ -468,7 +479,7 @@ class Trainer:
             raise NeverFinite(f'no step of {self.run.unit.span(epoch)}, the last, was finite: the weights are those of an '
                               'earlier step, and probably no good. Nothing is exported. Start over with a lower rate, '
                               '--fresh --lr, or --precision=fp32')
-        self.unreadable.update(self.ranks.union(self.unreadable))
+        self.share_unreadable()
         metrics, text = found
         self.progress.end_epoch(epoch, metrics, len(self.unreadable), text)
         if self.ranks.is_main:
@@ -503,7 +514,7 @@ class Trainer:
             result = self.step(self.batches, self.session.requests)
             waiting.append((step, *to_host(result)))
             done = step + 1 - steps.start
-            lag = LAG if result.is_cuda and done > first_steps else 0
+            lag = self.lag if done > first_steps else 0
             while len(waiting) > lag:
                 interrupted |= read_result()
             now = time.perf_counter()
@@ -520,6 +531,11 @@ class Trainer:
         if self.progress.steps_since_look:
             self.look(time.perf_counter() - began)
         return step + 1
+
+    @property
+    def lag(self):
+        """By how many steps the host trails the device when it reads results."""
+        return LAG if self.ranks.device.type == 'cuda' else 0
 
     @property
     def first_steps(self):
@@ -564,9 +580,14 @@ class Trainer:
 
     def save(self, step):
         """Write a checkpoint beside the training."""
-        self.unreadable.update(self.ranks.union(self.unreadable))
+        self.share_unreadable()
         self.session.save(step, self.checkpoint)
         self.save_requested = False
+
+    def share_unreadable(self):
+        """Have all ranks know the names of all unreadable images. Each name is sent once: there may be very many."""
+        self.unreadable |= self.ranks.union(self.unreadable - self.known_to_all)
+        self.known_to_all = set(self.unreadable)
 
     def checkpoint(self):
         """All that a checkpoint holds but its version and step, in copies that training does not change."""

@@ -45,8 +45,9 @@ def write(saved, stem, suffix, licence):
                           input_names=['images'], output_names=outputs,
                           dynamic_shapes={'images': {0: torch.export.Dim('batch')}})
     except Exception as error:  # whatever an exporter can meet in a network
-        raise ValueError(f'torch cannot export {saved.model} to ONNX: {type(error).__name__}: '
-                         f'{first_line(str(error).strip())}') from error
+        cause = error.__cause__ or error  # torch's own error begins with a banner
+        raise ValueError(f'torch cannot export {saved.model} to ONNX: {type(cause).__name__}: '
+                         f'{first_line(str(cause).strip())}') from error
     if licence is not None:
         note_licence(path, licence)
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])

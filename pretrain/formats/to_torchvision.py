@@ -29,12 +29,12 @@ def write(saved, stem, suffix, licence):
     if saved.has_classifier:
         number = contents.num_classes(saved)
         theirs = torchvision.models.get_model(name, num_classes=number)
-        how_made = f'{name}(num_classes={number})'
+        lines = f'model = torchvision.models.{name}(num_classes={number})'
     else:
         theirs = torchvision.models.get_model(name)
         place = place_of_classifier(theirs, state)
         theirs.set_submodule(place, nn.Flatten())
-        how_made = f"{name}() with model.set_submodule('{place}', torch.nn.Flatten())"
+        lines = f"model = torchvision.models.{name}(); model.set_submodule('{place}', torch.nn.Flatten())"
     theirs.load_state_dict(state)
     cnn = saved.network.encoder.cnn
     loaded = {key: value for key, value in theirs.state_dict().items() if key in state}
@@ -42,8 +42,8 @@ def write(saved, stem, suffix, licence):
     verify.require_given(saved, to_timm(loaded, cnn), 'torchvision')
     images = verify.sample_images(saved)
     verify.require_same([own_output(saved, images, state)], [theirs.eval()(images)], 'torchvision')
-    return [f'{path}: read by model = torchvision.models.{how_made}, strictly; '
-            f'{verify.what_is_same(saved)}']
+    read = f"safetensors.torch.load_file('{path}')" if suffix == '.safetensors' else f"torch.load('{path}')"
+    return [f'{path}: read by {lines}; model.load_state_dict({read}), strictly; {verify.what_is_same(saved)}']
 
 
 def place_of_classifier(network, state):

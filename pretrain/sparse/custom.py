@@ -13,7 +13,8 @@ def on_plane(function, hidden=0.0):
 
     On strips its first positional tensor becomes a canvas whose hidden positions hold `hidden`, and its
     result becomes a strip again; elsewhere nothing changes. It must treat hidden positions as it does its
-    padding, and contain no norm, whose statistics they would enter. `@on_plane` takes hidden = 0; for another value
+    padding, look through one window only, and contain no norm and no mean over the image, which they would enter. What
+    is wrong in this is refused when the network is wrapped. `@on_plane` takes hidden = 0; for another value
     write `@functools.partial(on_plane, hidden=VALUE)` above the function. Raises ValueError when it is called on
     strips without a positional tensor.
     """

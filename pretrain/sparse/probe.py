@@ -16,7 +16,7 @@ from pretrain.sparse.levels import check_sizes, choose_levels, stride_of
 from pretrain.sparse.notes import Note, NoteKind
 from pretrain.sparse.parameters import modules_run_for_nothing, used_parameters
 from pretrain.sparse.plane import CellTooSmall
-from pretrain.sparse.proof import prove
+from pretrain.sparse.proof import prove, prove_own_rules
 from pretrain.sparse.pyramid import pyramid
 from pretrain.sparse.refused import PLAIN_TRANSFORMER, AttentionRefused, Refused
 from pretrain.sparse.watch import OperatorWatch
@@ -198,10 +198,17 @@ def try_on_strips(twin, images, cell, measured, chosen):
         prove_attention(twin, run_pyramid, images, grid)
     else:
         prove(twin, run_pyramid, images, grid)
+        if (watch.has_own_rule or trained.has_own_rule) and not has_other_padding(notes):
+            prove_own_rules(twin, run_pyramid, images, grid)
     return Trial(channels=tuple(strip.shape[1] for strip in strips), unused=unused,
                  norm=most_frequent_norm(watch.called), notes=tuple(notes),
                  breaks_compile=watch.breaks_compile or trained.breaks_compile, has_attention=watch.attention is not None,
                  has_tokens=watch.has_tokens or trained.has_tokens)
+
+
+def has_other_padding(notes):
+    """Whether a network pads by reflection or the like, so that a part of an image is not what it is as an image."""
+    return any(note.kind is NoteKind.PADDING_MODE for note in notes)
 
 
 def check_layers(cnn):
@@ -219,6 +226,8 @@ def check_parameters(cnn):
     name, like = type(cnn).__name__, next(cnn.parameters(), None)
     if like is None:
         raise Refused(f'{name} has no parameters')
+    if not any(p.requires_grad for p in cnn.parameters()):
+        raise Refused(f'{name} is frozen: none of its parameters requires a gradient. Call requires_grad_(True) on it')
     if like.is_meta:
         raise Refused(f'{name} is on the meta device, without values: make it on a real one')
     if any(isinstance(module, torch.jit.ScriptModule) for module in cnn.modules()):

@@ -6,6 +6,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import StochasticDepth
 
 from pretrain.sparse.compare import VisibleRectangles, first_wrong_module, relative_error
+from pretrain.sparse.positions import CutPositions
 from pretrain.sparse.refused import REMEDY, Refused
 
 TOLERANCE = 0.01  # a fault is of the size of the features, and rounding is far below this
@@ -35,6 +36,29 @@ def prove(twin, pyramid, images, grid):
     with torch.random.fork_rng(devices=[]):
         if not is_clear_in_float32(twin, pyramid, images.float(), rectangles):
             decide(twin, pyramid, images, rectangles)
+
+
+@torch.no_grad()
+def prove_own_rules(twin, pyramid, images, grid):
+    """Raise Refused unless strips of a part of the cells give what the dense network gives of that part alone.
+
+    Only a rule of a network's own (`on_plane`) can be right where all cells are visible, and wrong where some are hidden.
+    The arguments are those of `prove`, after which this is called: it takes the twin as that has left it.
+    """
+    h, w = grid
+    size = (max(1, h // 2), max(1, w - 1))
+    corners = [(h - size[0], w - size[1]), (0, 0)] * len(images)
+    rectangles = VisibleRectangles(grid, corners[:len(images)], size, images.device)
+    images = images.to(next(twin.parameters()).dtype)
+    with CutPositions(rectangles):
+        dense = pyramid(twin, rectangles.cut(images), None)
+    strips = [rectangles.as_dense(strip) for strip in pyramid(twin, images, rectangles.geometry)]
+    if not relative_error(strips, dense) <= TOLERANCE:
+        fault = first_wrong_module(twin, lambda x, geometry: pyramid(twin, x, geometry), images, rectangles, TOLERANCE,
+                                   CutPositions(rectangles))
+        raise Refused(f'{type(twin).__name__} has a rule of its own (@on_plane) that is wrong where cells are hidden '
+                      f'({fault}). Such a function may look through one window only: without a norm, without a mean over '
+                      'the image, and without a second window over what the first one gave')
 
 
 def prepare(twin):

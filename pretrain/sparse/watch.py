@@ -124,8 +124,13 @@ class OperatorWatch(TorchDispatchMode):
         return has_positions or self.has_tokens or self.attention is not None
 
     @property
+    def has_own_rule(self):
+        """Whether a function of the network's own has a rule (`on_plane`)."""
+        return self.plane is not None and self.plane.has_own_rule
+
+    @property
     def breaks_compile(self):
-        return self.plane is not None and (self.plane.has_own_rule or bool(self.plane.paddings))
+        return self.has_own_rule or self.plane is not None and bool(self.plane.paddings)
 
     def explained(self, error, shape):
         """The exception to raise for one that a forward on images of this shape raised."""
@@ -134,7 +139,8 @@ class OperatorWatch(TorchDispatchMode):
         if self.plane is None:
             return ForwardFailed(
                 f'{type(self.cnn).__name__} cannot run on an image {tuple(shape)}: {type(error).__name__} '
-                f'{error}. If it is too small, give a larger --input_size')
+                f'{error}. If it is too small, give a larger --input_size; '
+                f'for another number of channels, in_chans')
         if type(error) is ValueError:  # of a rule of the plane, whose message ends the sentence
             return self.refused(str(error))
         kind = type(error).__name__

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from common.feature_maps import FeatureMapsError, feature_maps, find_taps
+from common.feature_maps import FeatureMapsError, feature_maps, find_taps, pooled_features
 
 IMAGES = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
 
@@ -34,6 +34,26 @@ def test_what_a_forward_returns_and_taps_are_the_same_maps(pack):
     assert all(torch.equal(a, b) for a, b in zip(own, tapped)) and network.ran == 1  # taps end the forward
     assert torch.equal(feature_maps(network, IMAGES, taps=('second', 'first'))[0], own[1])
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_taps_can_be_exported():
+    """The forward does not end early then, since torch.export follows no exception."""
+    class Tapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cnn = Two(lambda a, b: [a, b])
+
+        def forward(self, x):
+            return feature_maps(self.cnn, x, taps=('first',))
+
+    network = Tapped()
+    program = torch.export.export(network, (IMAGES,))
+    assert torch.equal(program.module()(IMAGES)[0], network(IMAGES)[0])
+
+
+def test_features_of_a_network_without_timms_methods():
+    with pytest.raises(FeatureMapsError, match="Two has neither timm's forward_intermediates nor its forward_features"):
+        pooled_features(Two(lambda a, b: [a, b]), IMAGES)
 
 
 def test_timms_contract_is_used_and_stops():

@@ -79,6 +79,8 @@ def on_rank(rank, folder):
         return images[:, mine], weights[mine]
 
     found = {**normalised(half), **compiled(half), **pretraining(half)}
+    own = torch.arange(8.0).view(2, 4) + 100 * rank
+    found['gathered'] = sync_batchnorm.gathered_in_one(own), sync_batchnorm.gathered_one_by_one(own)
     torch.save(found, f'{folder}/{rank}.pth')
     dist.destroy_process_group()
 
@@ -229,6 +231,26 @@ def test_the_kernels_of_gpus_are_given_what_they_ask_for(of_ranks):
     for found in of_ranks:
         for name, expected in found['plain', 'formulas'].items():
             torch.testing.assert_close(found['plain', 'kernels'][name], expected, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_statistics_are_gathered_in_the_same_order_in_both_ways(of_ranks):
+    expected = torch.stack([torch.arange(8.0).view(2, 4), torch.arange(8.0).view(2, 4) + 100], 1)
+    assert all(torch.equal(gathered, expected) for found in of_ranks for gathered in found['gathered'])
+
+
+def test_the_positions_of_all_ranks_need_not_fit_into_32_bits(monkeypatch):
+    """256 ranks with 256 images of 224 px each have 3.3e9 of them in the decoder."""
+    given = []
+    x = torch.empty(256, 4, 224, 224, device='meta')
+    vector = torch.empty(4, device='meta')
+    monkeypatch.setattr(sync_batchnorm.dist, 'get_world_size', lambda: 256)
+    monkeypatch.setattr(sync_batchnorm.dist, 'all_reduce', lambda tensor: None)
+    monkeypatch.setattr(torch, 'batch_norm_backward_reduce', lambda *arguments: [vector] * 4)
+    monkeypatch.setattr(torch, 'batch_norm_backward_elemt', lambda *arguments: given.append(arguments[-1]))
+    full = torch.full
+    monkeypatch.setattr(torch, 'full', lambda *size, device, **rest: full(*size, **rest))
+    sync_batchnorm.gradients_by_kernels(x, x, vector, vector, vector)
+    assert given[0].dtype == torch.int32 and given[0].sum() == 256 * 256 * 224 * 224 > 2 ** 31
 
 
 def test_each_layer_gets_the_kind_that_fits():

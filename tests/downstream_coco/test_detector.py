@@ -95,6 +95,16 @@ def test_frozen_parts_stay(scenes):
         assert trained == ('freeze' not in changes) and 'masks' not in targets[0]
 
 
+def test_detected_boxes_are_in_the_pixels_of_the_original():
+    detector = Detector.__new__(Detector)
+    nn.Module.__init__(detector)
+    detector.backbone = lambda images: {}
+    detector.rpn = lambda images, features: ([], {})
+    detector.roi_heads = lambda features, proposals, sizes: ([{'boxes': torch.tensor([[8.0, 4, 16, 12]])}], {})
+    found, = detector.detect(torch.zeros(1, 3, 64, 64), [(48, 64)], [(96, 192)])
+    assert found['boxes'].tolist() == [[24, 8, 48, 24]]
+
+
 def test_boxes_stay_in_full_precision_under_bf16(scenes):
     detector, _ = build(Options(**{**SMALL, 'name': 'n'}), 12, True)
     images = Scenes(CocoImages(*files(scenes)), WholeView(64, 64), Options(**SMALL, name='n').normalisation)

@@ -237,17 +237,21 @@ def test_groups_hold_every_trained_parameter_once(small, monkeypatch):
     held = {}
 
     def announce(self):
-        held.update(groups=self.optimizer.param_groups, model=self.network)
+        held.update(groups=self.optimizer.param_groups, model=self.network, view=self.train_dataset.view)
         raise Stop
     monkeypatch.setattr(DetectorTraining, 'announce', announce)
     with pytest.raises(Stop):
-        train_detector(small(layer_decay=0.5))
+        train_detector(small(layer_decay=0.5, weight_decay=0.25, crop_scale=(0.3, 0.9), flip=False))
+    assert (held['view'].crop_scale, held['view'].flip) == ((0.3, 0.9), False)
     found = [id(one) for group in held['groups'] for one in group['params']]
     assert sorted(found) == sorted(id(one) for one in held['model'].parameters() if one.requires_grad)
     scale = {id(one): group.get('lr_scale', 1.0) for group in held['groups'] for one in group['params']}
     cnn = held['model'].backbone.cnn
     assert [scale[id(cnn.stages[i].conv1.weight)] for i in (1, 2)] == [0.25, 0.5]
     assert scale[id(held['model'].rpn.head.cls_logits.weight)] == 1
+    decay = {id(one): group['weight_decay'] for group in held['groups'] for one in group['params']}
+    for name, one in held['model'].named_parameters():
+        assert not one.requires_grad or decay[id(one)] == (0.25 if one.ndim > 1 else 0), name
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from downstream_imagenet import knn, linear
 from downstream_imagenet.classifier import LinearProbe
 from downstream_imagenet.classifier import build_classifier as build
 from downstream_imagenet.config import recommended
-from downstream_imagenet.features import Features
+from downstream_imagenet.features import Features, accuracy
 from downstream_imagenet.features import Options as FeatureOptions
 from downstream_imagenet.main import fine_tune
 from tests.conftest import same
@@ -27,6 +27,12 @@ def test_knn_votes_by_hand():
     cosine = torch.nn.functional.normalize(features.val_x) @ torch.nn.functional.normalize(x).T
     weight = (cosine / 0.07).exp()
     torch.testing.assert_close(scores, torch.stack([weight[:, :2].sum(1), weight[:, 2:].sum(1)], 1))
+
+
+def test_accuracy_by_hand():
+    scores = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [3, 4, 5, 6, 7, 8, 9]])
+    assert accuracy(scores, torch.tensor([0, 0])) == (50.0, 50.0)
+    assert accuracy(scores, torch.tensor([1, 2])) == (0.0, 100.0)
 
 
 def test_the_linear_fit_is_the_minimum():

@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from timm.models.selecsls import SelecSls
 from torch import nn
 from torch.nn import functional as F
 
+from pretrain.a2mim_check import check_a2mim
 from pretrain.check import ZeroPadding, check, main
 from pretrain.spark import build_spark
 from pretrain.sparse import coverage, on_plane, rules
@@ -198,10 +200,46 @@ def test_a_rule_of_ones_own_makes_a_layer_exact():
     assert torch.equal(compiled(x), Shift()(x))
 
 
+class MeanInside(nn.Module):
+    @on_plane
+    def forward(self, x):
+        return x * x.mean((2, 3), keepdim=True)
+
+
+class TwoWindows(nn.Module):
+    """The second window sees what the first one gave at hidden positions, which the dense network does not have."""
+
+    @on_plane
+    def forward(self, x):
+        return F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1), 3, 1, 1)
+
+
+@pytest.mark.parametrize('odd', [Roll, MeanInside, TwoWindows])
+def test_a_rule_that_is_wrong_where_cells_are_hidden_is_refused(odd):
+    said = rf'is wrong where cells are hidden \(the first wrong output is that of "middle" \({odd.__name__}\)'
+    with pytest.raises(ValueError, match=said):
+        build_spark(Own(odd()), input_size=64, decoder_width=32)
+    assert re.search(said, check(Own(odd())).refused)
+
+
+def test_what_cannot_be_copied_or_trained_is_refused():
+    def weight_norm():
+        with warnings.catch_warnings(action='ignore'):
+            network = Own(nn.utils.weight_norm(nn.Conv2d(12, 12, 1)))
+        network(torch.ones(1, 3, 16, 16))
+        return network
+
+    assert 'cannot be copied' in check(weight_norm()).refused and 'cannot be copied' in check_a2mim(weight_norm()).refused
+    with pytest.raises(ValueError, match='Own is frozen: none of its parameters requires a gradient'):
+        build_spark(Own().requires_grad_(False), input_size=64, decoder_width=32)
+
+
+def test_a_module_in_evaluation_mode_trains():
+    spark = build_spark(Own().eval(), input_size=64, decoder_width=32)
+    assert all(module.training for module in spark.modules())
+
+
 def test_what_is_wrong_is_named():
-    report = check(Own(Roll()))
-    assert not report.ok and 'WRONG  (b)' in str(report) and 'ok     (a)' in str(report)
-    assert 'the first wrong output is that of "middle" (Roll)' in str(report)
     report = check(Own(Steep()))
     assert not report.ok and re.search(r'WRONG  \(d\) every parameter .* not middle.weight', str(report))
 

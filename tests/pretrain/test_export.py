@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from common.networks.renaming import to_torchvision
 from pretrain import export
 from pretrain.formats import contents, to_detectron2, verify
+from pretrain.options import recommended
 from pretrain.results.card import write_card
 from pretrain.results.read_log import read_log
 from pretrain.saved import read_saved
 from tests.conftest import randomise
-from tests.pretrain.runs import line_of, needs_a_hub, saved_run, tuned
+from tests.pretrain.runs import line_of, needs_a_hub, saved_as_of, saved_run, tuned
 
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
@@ -131,6 +132,14 @@ def test_onnx(tmp_path, model):
         ours = saved.network.encoder(images)
     assert [level.shape for level in levels] == [tuple(level.shape) for level in ours]
     assert torch.allclose(torch.from_numpy(pooled), ours[-1].mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_of_levels_that_a_user_named(tmp_path):
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    options = recommended(name='r', model='test_resnet', input_size=64, decoder_width=64, levels=['layer1', 'layer2'])
+    sentences = export.export(saved_as_of(tmp_path, options), 'onnx', tmp_path)  # it compares the outputs
+    assert any('the same stride_4, stride_8, pooled' in sentence for sentence in sentences)
 
 
 @pytest.mark.parametrize('to, message', [

@@ -1,5 +1,6 @@
 """Reading back what a pretraining left behind, and what is made of it: reconstructions, features."""
 import shutil
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.images.files import SeveralFiles
+from common.networks.create import create_cnn
 from common.networks.guess import guess_model
+from common.networks.origin import origin_of, with_origin
 from common.reliability.checkpoint import plain_state
+from downstream_imagenet.tuned import read_tuned
 from pretrain import features, reconstruct
 from pretrain.masking import patchify, unpatchify
 from pretrain.results import pictures
@@ -106,7 +110,7 @@ def shapes(model):
 
 
 def test_what_is_no_run(finished, tmp_path):
-    with pytest.raises(ValueError, match='is no run folder: it holds no'):
+    with pytest.raises(ValueError, match='is no folder of one run: it holds no'):
         read_saved(tmp_path)
     with pytest.raises(ValueError, match='there is no file'):
         read_saved(tmp_path / 'absent.pth')
@@ -121,7 +125,7 @@ def test_what_is_no_run(finished, tmp_path):
         read_saved(finished, input_size=64)
     for name in ('a', 'b'):
         shutil.copy(finished / 'your_convnet_still_pretraining.pth', tmp_path / f'{name}_still_pretraining.pth')
-    with pytest.raises(ValueError, match='it holds 2'):
+    with pytest.raises(ValueError, match='it holds several networks: give one of its files, such as'):
         read_saved(tmp_path)
 
 
@@ -129,6 +133,27 @@ def test_no_ratio_is_not_a_ratio_of_nothing(finished):
     with pytest.raises(ValueError, match='mask_ratio must lie between 0 and 1, not 0'):
         read_saved(finished, mask_ratio=0)
     assert read_saved(finished, mask_ratio=0.25).network.visible_cells == 12
+
+
+def test_a_renamed_file_says_that_its_classifier_was_not_trained(finished, tmp_path):
+    other = shutil.copy(finished / 'your_convnet_1kpretrained.pth', tmp_path / 'your_convnet.pth')
+    saved = read_saved(other, input_size=64)  # its name says which network it is
+    assert saved.is_encoder and not saved.has_classifier and saved.method.name == 'spark'
+    with pytest.raises(ValueError, match='without a trained classifier'):
+        read_tuned(other)
+    state = torch.load(other, weights_only=True)
+    create_cnn('your_convnet').load_state_dict(state)
+    torch.save(with_origin(state, 'a2mim'), other)
+    assert read_saved(other, input_size=64).method.name == 'a2mim'
+    torch.save(dict(state), other)  # as a file of anyone
+    assert read_saved(other, input_size=64).has_classifier
+
+
+@pytest.mark.parametrize('noted', [None, 'text', {'': None}, {'': {'pretraining': 3}}, {'': {}}])
+def test_a_note_of_another_kind_is_none(noted):
+    content = OrderedDict()
+    content._metadata = noted
+    assert origin_of(content) is None and origin_of({}) is None
 
 
 def test_a_log_is_believed_of_its_own_files_only(finished, tmp_path):

@@ -212,11 +212,11 @@ def test_a_stage_that_fails_ends_the_runner_with_the_place_of_its_words(records)
 
 def test_a_stage_that_takes_too_long_is_stopped_and_its_pieces_are_added(records):
     waiting = say('waiting', 'k = 20: top-1 1.0', needs=('long',))
-    left = Runner(records, 2, 'seconds', stage_seconds=1.0).run([wait('long'), waiting, say('other', 'k = 20: top-1 2.0')])
+    left = Runner(records, 2, 'seconds', stage_seconds=5.0).run([wait('long'), waiting, say('other', 'k = 20: top-1 2.0')])
     assert [stage.name for stage in left] == ['long', 'waiting']
     assert records.is_done('other') and not records.is_done('long')
     first = records.cost('long')['seconds']
-    assert first >= 1.0
+    assert first >= 5.0
     assert Runner(records, 2, 'seconds', deadline=time.monotonic()).run([waiting]) == [waiting]  # It was not begun.
     assert Runner(records, 1, 'seconds').run([say('long', 'k = 20: top-1 3.0')]) == []
     lines = [json.loads(line) for line in (records.folder / 'pieces' / 'long.jsonl').read_text().splitlines()]
@@ -228,7 +228,7 @@ def test_two_that_end_while_they_are_stopped_are_both_kept(records):
     """One of two ends by itself while the other is being stopped."""
     ends = Stage('ends', 'a', 'knn', ('timeit', '-n1', '-r1', "import time; time.sleep(1.5); print('k = 20: top-1 7.0')"), 0)
     left = Runner(records, 2, 'seconds', stage_seconds=1.0).run([wait('long'), ends])
-    assert {stage.name for stage in left} | {'ends'} == {'long', 'ends'}
+    assert [stage.name for stage in left] == (['long'] if records.is_done('ends') else ['long', 'ends'])
     assert all(records.cost(name)['seconds'] for name in ('long', 'ends'))
 
 

@@ -17,20 +17,20 @@ H200, OTHER = 'NVIDIA H200, torch 2.14', 'NVIDIA A100, torch 2.14'
 
 
 def test_what_fails_or_hangs_costs_its_own_lines(tmp_path):
-    child = 'import subprocess; subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])'
+    child = 'import subprocess; subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])'
     parts = [Part('works', ('-c', WRITE), 1, 60), Part('fails', ('-c', f'{WRITE}raise ValueError("no luck")'), 1, 60),
-             Part('hangs', ('-c', f'print("a sign of life", flush=True); {WRITE}{child}'), 1, 2),
+             Part('hangs', ('-c', f'print("a sign of life", flush=True); {WRITE}{child}'), 1, 10),
              Part('too long', ('-c', WRITE), 1000, 2000),
              Part('works with what it is given', ('-c', f'import os; assert os.environ["GIVEN"] == "1"; {WRITE}'), 1, 60,
                   {'GIVEN': '1'})]
     seen = []
     began = time.monotonic()
     outcomes = run_parts(parts, 300, tmp_path, lambda outcomes: seen.append(outcomes[-1].part.name))
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300  # its child was ended, too
     assert seen == [part.name for part in parts]
     problems = [outcome.problem for outcome in outcomes]
     assert problems[0] is None and problems[4] is None
-    assert problems[1:3] == ['failed: ValueError: no luck', 'ended after its limit of 2 s']
+    assert problems[1:3] == ['failed: ValueError: no luck', 'ended after its limit of 10 s']
     assert problems[3].startswith('skipped: it usually takes 1000 s, and 2')
     assert [len(outcome.rows) for outcome in outcomes] == [1, 1, 1, 0, 1]  # what was written before is kept
     assert outcomes[2].said == ('a sign of life',)
@@ -42,15 +42,15 @@ def test_what_fails_or_hangs_costs_its_own_lines(tmp_path):
 
 def test_a_part_ends_with_the_total(tmp_path):
     part = Part('hangs', ('-c', 'import time; time.sleep(60)'), 1, 60)
-    outcome, = run_parts([part], 2, tmp_path, lambda outcomes: None)
-    assert outcome.problem == 'ended after its limit of 2 s' and outcome.is_wrong
+    outcome, = run_parts([part], 10, tmp_path, lambda outcomes: None)
+    assert outcome.problem == 'ended after its limit of 10 s' and outcome.is_wrong
 
 
 def test_a_part_that_is_ended_says_where_it_was(tmp_path):
     code = ('import time; from benchmarks.gpu_report import say_where_it_ends; say_where_it_ends()\n'
             'def slow(): time.sleep(60)\n'
             'slow()')
-    outcome = run_part(Part('hangs', ('-c', code), 1, 60), 3, tmp_path)
+    outcome = run_part(Part('hangs', ('-c', code), 1, 60), 15, tmp_path)
     assert any('in slow' in line for line in outcome.said), outcome.said
 
 

@@ -124,7 +124,7 @@ def test_estimated_weights_fit_whole_images_and_are_read_by_the_probes(world, fi
 
 def test_the_sample_is_drawn_by_the_seed_in_whole_batches(world):
     def indices(*more):
-        return sample(parse(Options, 'x', '', words(world, '--random', '--images=21', *more))).images.indices
+        return sample(parse(Options, 'x', '', words(world, '--random', '--images=21', *more))).images.indices.tolist()
 
     assert len(set(indices())) == 16 and indices() == indices() != indices('--seed=1')
     assert indices() != sorted(indices())

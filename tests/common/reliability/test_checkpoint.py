@@ -39,6 +39,36 @@ def test_a_file_system_without_links_keeps_checkpoints_too(tmp_path, monkeypatch
     assert earlier(path) == {2: tmp_path / 'a_step2.pth'} and read_plain(tmp_path / 'a_step2.pth') == {'step': 2}
 
 
+def test_checkpoints_of_later_steps_go_when_a_run_has_gone_back(tmp_path):
+    path = tmp_path / 'a.pth'
+    for step, before in ((2, None), (4, 2), (6, 4)):
+        save_checkpoint(path, {'step': step}, before, keep=3)
+    save_checkpoint(path, {'step': 3}, 6, keep=3)  # after it went back to step 2
+    assert sorted(earlier(path)) == [2]
+
+
+class Nodes:
+    """Stands in for the ranks of a run. So many times one of the others sees another step."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def all_the_same(self, step):
+        self.times -= 1
+        return self.times < 0
+
+
+def test_ranks_look_again_where_they_do_not_see_the_same_checkpoint(tmp_path, monkeypatch):
+    own, waited = tmp_path / 'run.pth', []
+    monkeypatch.setattr(checkpoint.time, 'sleep', waited.append)
+    assert load_run(None, own, Nodes(0)) is None and not waited
+    save(own, {'version': 2, 'step': 3, 'config': {}, 'model': {}, 'optimizer': {}})
+    assert load_run(None, own, Nodes(2))['step'] == 3 and waited == [checkpoint.BETWEEN_LOOKS] * 2
+    with pytest.raises(ValueError, match='not all ranks see the same .*run.pth: put the run folder on a file system'):
+        load_run(None, own, Nodes(100))
+    assert sum(waited[2:]) == 60
+
+
 def test_checkpoints_by_the_clock(tiny):
     folder = pretrain(tiny(save_every_minutes=1e-6, keep=100, save_every=2))
     assert sorted(earlier(folder / f'{NAME}.pth')) == list(range(1, 10))

@@ -10,7 +10,7 @@ import torch
 
 from common.distributed import Ranks
 from common.reliability import heartbeat as heartbeat_module
-from common.reliability.heartbeat import TRAINING, Heartbeat
+from common.reliability.heartbeat import AT_ITS_END, GONE, TRAINING, Heartbeat
 from common.reliability.stopping import STALLED
 from tests.common.runs import ALONE, until
 from tests.conftest import ROOT
@@ -80,6 +80,95 @@ def test_a_process_without_progress_is_ended_by_its_watch_but_not_one_that_was_s
     watch.ended = Pauses(clock, [30] * 2)
     watch.keep_checking()
     assert ended == [1800 + 30]
+
+
+@pytest.fixture
+def pair(tmp_path, clock):
+    """The watches of two ranks on two nodes; a file of an earlier life of the run lies there."""
+    one, other = (Heartbeat(tmp_path, Ranks(rank, 2, torch.device('cpu')), 30, print, None) for rank in range(2))
+    other.write()
+    clock.now += 30
+    with one:
+        yield one, other
+
+
+def beat(watch, clock, times=1):
+    for _ in range(times):
+        clock.now += 30
+        watch.write()
+
+
+def test_a_rank_that_has_begun_and_is_silent_is_gone(pair, clock):
+    one, other = pair
+    for _ in range(2 * GONE):
+        beat(one, clock)
+        assert not one.waits_in_vain(), 'it is not here yet: its file is of an earlier life'
+    for _ in range(2):
+        beat(other, clock)
+        for _ in range(GONE):
+            assert not one.waits_in_vain()
+            beat(one, clock)
+        assert one.waits_in_vain()
+        clock.now += 3000
+        assert one.waits_in_vain()
+    beat(other, clock)
+    clock.now += 3000  # in which this rank could not write either
+    assert not one.waits_in_vain()
+
+
+def test_a_rank_that_has_ended_is_gone(pair, clock):
+    one, other = pair
+    other.now(AT_ITS_END)
+    assert not one.waits_in_vain()
+    beat(other, clock)
+    assert one.waits_in_vain()
+
+
+@pytest.mark.parametrize(('local_rank', 'seconds', 'is_ended'), [(0, 90, True), (0, 60, False), (1, 90, False)])
+def test_a_rank_that_waits_in_vain_is_ended_soon_by_one_rank_of_its_node(tmp_path, clock, monkeypatch, local_rank, seconds,
+                                                                         is_ended):
+    ended = []
+    monkeypatch.setenv('LOCAL_RANK', str(local_rank))
+    monkeypatch.setattr(Heartbeat, 'end', lambda self, still: ended.append(still))
+    monkeypatch.setattr(Heartbeat, 'waits_in_vain', lambda self: True)
+    watch = Heartbeat(tmp_path, Ranks(1, 2, torch.device('cpu')), 30, print, None)
+    watch.ended = Pauses(clock, [30] * (seconds // 30))
+    watch.keep_writing()
+    watch.since -= seconds  # which the last words of keep_writing have set anew
+    watch.ended = Pauses(clock, [0])
+    watch.keep_checking()
+    assert bool(ended) == is_ended
+
+
+def test_a_rank_that_goes_on_is_not_ended(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(Heartbeat, 'end', lambda self, still: pytest.fail('ended'))
+    watch = Heartbeat(tmp_path, Ranks(1, 2, torch.device('cpu')), 30, print, None)
+    watch.is_in_vain = True
+    watch.ended = Pauses(clock, [30])
+    watch.keep_checking()
+
+
+def test_files_that_hang_do_not_keep_a_rank_from_its_end(tmp_path):
+    (tmp_path / 'heartbeat').mkdir()
+    os.mkfifo(tmp_path / 'heartbeat/rank_00001.json')  # reading it waits for ever
+    code = f"""import threading
+from pathlib import Path
+from types import SimpleNamespace
+original = threading.Timer
+threading.Timer = lambda seconds, *rest: original(seconds / 10, *rest)
+from common.reliability.heartbeat import Heartbeat
+Heartbeat(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=2, is_main=True), 1, print, None).end(90.0)"""
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=600).returncode == STALLED
+
+
+def test_the_code_of_stalls_is_left_for_the_launcher(tmp_path):
+    code = f"""from pathlib import Path
+from types import SimpleNamespace
+from common.reliability.heartbeat import Heartbeat
+Heartbeat(Path({str(tmp_path)!r}), SimpleNamespace(rank=0, size=1, is_main=True), 1, print, None).end(90.0)"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=600, capture_output=True,
+                          env={**os.environ, 'RUN_EXIT_CODE_FILE': str(tmp_path / 'code')})
+    assert done.returncode == STALLED and (tmp_path / 'code').read_text() == str(STALLED)
 
 
 def test_a_process_that_hangs_is_ended_with_the_code_of_stalls(tmp_path):

@@ -12,11 +12,31 @@ import pytest
 from benchmarks.chaos import VARYING
 from common.reliability.checkpoint import read_run
 from common.reliability.stopping import STOPPED, Stopped
-from common.training.trainer import NotFinite
+from common.training.trainer import NotFinite, Trainer
 from pretrain.main import pretrain
 from pretrain.pretraining import Pretraining
 from tests.common.runs import begun, fail, in_step, line_of, spoiled, trains, until
 from tests.conftest import ROOT, Stop, assert_same_run, log_of, same, saved
+
+
+def test_results_that_are_read_later_as_on_a_gpu_change_nothing(tiny, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, 'lag', 2)
+    with monkeypatch.context() as patch:
+        in_step(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped) as stopped:
+            pretrain(tiny())
+    step = saved(tmp_path / 'run')['step']
+    assert 7 <= step <= 9 and f'after step {step},' in str(stopped.value)
+    pretrain(tiny())
+    assert_same_run(tmp_path / 'run', undisturbed)
+
+
+def test_the_exit_code_of_an_earlier_life_is_forgotten(tiny, tmp_path, monkeypatch):
+    (tmp_path / 'code').write_text('69')
+    monkeypatch.setenv('RUN_EXIT_CODE_FILE', str(tmp_path / 'code'))
+    pretrain(tiny(epochs=1))
+    assert (tmp_path / 'code').read_text() == ''
+
 
 # Signals
 

@@ -5,12 +5,30 @@ import math
 import pytest
 import timm.optim
 import torch
+from torch import nn
 
 from common.seeds import seed_for
 from common.training.optim import BufferGuard, Lamb, build_optimizer, load_state, parameter_groups, set_schedule
 from common.training.schedule import learning_rate, weight_decay
 from pretrain.spark import build_spark
 from pretrain.spark_method import SparKMethod
+
+
+@pytest.mark.parametrize(('name', 'theirs'), [
+    ('sgd', lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.3)),
+    ('adamw', lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3))])
+def test_sgd_and_adamw_are_torchs(name, theirs):
+    nets = [nn.Linear(5, 3, bias=False, dtype=torch.float64) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    one, other = build_optimizer(name, parameter_groups(nets[0], 0.3)), theirs(nets[1].parameters())
+    set_schedule(one, 0.1, 0.3)
+    x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for _ in range(4):
+        for net, optimizer in zip(nets, (one, other)):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(nets[0].weight, nets[1].weight, rtol=1e-10, atol=0)
 
 
 def test_learning_rate():
