@@ -4,6 +4,7 @@ The options of a run are in pretrain/config.py, and those of each method in a fi
 """
 from common.cli import numbers
 from common.config import size
+from common.networks.users import USERS_NETWORKS, register
 from pretrain.methods import DEFAULT, METHODS, options_of
 from pretrain.saved import read_saved
 
@@ -16,6 +17,8 @@ def add_network(parser, several=False):
     add = parser.add_argument_group(
         'network', 'for files that do not say it themselves; a run does').add_argument
     add('--model', help="timm's name of the network")
+    add('--register', default=USERS_NETWORKS, help='module in which your own networks are registered with timm; the one '
+        'that a run names is not imported by itself')
     add('--input_size', type=size, help='side of an image in pixels, or height,width')
     add('--in_chans', type=int, help='channels of an image')
     add('--adapt_input_conv', action='store_true', help='take weights for images of other channels too: the '
@@ -52,6 +55,7 @@ def network_of(args, source=None, **more):
 
     Returns Saved. Raises ValueError.
     """
+    register(args.register)
     names = ('method', 'model', 'input_size', 'in_chans', 'mean', 'std', 'pixel_range', 'max_pixels', *encoder_options())
     given = {name: getattr(args, name) for name in names}
     saved = read_saved(source or args.source, adapt_input_conv=args.adapt_input_conv, **given, **more)

@@ -29,6 +29,7 @@ from common.config import size
 from common.feature_maps import feature_maps
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
+from common.networks.users import USERS_NETWORKS, register
 from pretrain.a2mim_check import check_a2mim
 from pretrain.check_report import (
     Part,
@@ -297,6 +298,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m pretrain.check', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', nargs='?', help="a timm name, or one registered in pretrain/models")
+    parser.add_argument('--register', default=USERS_NETWORKS, help='module in which your own networks are registered with timm')
     parser.add_argument('--input_size', type=size, help='pixels, one number or height,width; four cells each '
                                                         'way if not given')
     parser.add_argument('--cell_size', type=int, help="side of a cell in pixels; chosen if not given")
@@ -320,6 +322,7 @@ def main(arguments=None):
     if args.method in ('convmae', 'mae') and args.cell_size is not None:
         parser.error(f'--cell_size is of the other methods: a cell of --method={args.method} is one token')
     with errors_in_one_sentence():
+        register(args.register)
         if args.all:
             cover(check, args.jobs)
             return

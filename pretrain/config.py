@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.cli import option
 from common.config import EpochOptions, require
+from common.networks.users import USERS_NETWORKS
 from common.paths import require_images, require_weights
 
 
@@ -33,6 +34,8 @@ class PretrainingOptions(EpochOptions):
 
     method: str = option('spark', 'how the network is pretrained: spark, a2mim, mae or convmae; --method=NAME --help '
                          'shows the options of another method', 'method', parse=str)
+    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm',
+                           'method', parse=str, harmless=True)
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method',
                               ('dp',), float)
 

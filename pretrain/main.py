@@ -33,11 +33,13 @@ def pretrain(options, dataset=None, val_dataset=None, method=None):
     from common.distributed import distributed
     from common.images.datasets import check_dataset, same_images
     from common.images.held_out import with_held_out
+    from common.networks.users import register
     from common.training.recipe import saved_options
     from pretrain.methods import METHODS
     from pretrain.pretraining import Pretraining, Run
 
     with distributed(options.stall_minutes, options.folder) as ranks:
+        register(options.register)
         images = training_images(options) if dataset is None else check_dataset(dataset, options.in_chans)
         held_out = held_out_images(options) if val_dataset is None else check_dataset(val_dataset, options.in_chans)
         images, held_out = with_held_out(images, held_out, options.val_fraction, options.seed)

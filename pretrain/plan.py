@@ -26,6 +26,7 @@ from common.about import About
 from common.cli import errors_in_one_sentence, option, parse, reader_may_leave
 from common.config import require
 from common.distributed import Ranks
+from common.networks.users import register
 from common.training.log import duration
 from common.training.recipe import IMAGENET
 from common.training.run import precision_of
@@ -356,6 +357,7 @@ def widths_of(options):
 
 def build(options):
     """The network in its plain form, which is what GPUs run, so that its memory and operations are theirs."""
+    register(options.register)
     network = METHODS[options.method].build(options)
     accelerate(network, False)
     return network

@@ -26,7 +26,8 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=5, cutoff=0.5)
         hint = f'; the nearest names are {", ".join(near)}' if near else '; see timm.list_models()'
-        raise ValueError(f'no network is called "{name}" in timm {timm.__version__} or pretrain/models{hint}')
+        raise ValueError(f'no network is called "{name}" in timm {timm.__version__}, pretrain/models or the module '
+                         f'of --register{hint}')
     arguments = {'in_chans': in_chans}
     if num_classes is not None:
         arguments['num_classes'] = num_classes
