@@ -59,31 +59,23 @@ class Ranks:
         return items[0]
 
     def on_main(self, function):
-        """What function(), which the main rank alone calls, returns: a plain object. Its ValueError is raised on all ranks.
+        """What function(), which the main rank alone calls, returns: a plain object.
 
-        Without that the others would wait for a rank that has ended.
+        If it raises a ValueError or OSError, all ranks raise one. Without that the others would wait for a rank that has
+        ended.
         """
-        result = failure = None
-        if self.is_main:
-            try:
-                result = function()
-            except ValueError as error:
-                failure = error
-        result, message = self.broadcast_object((result, failure and str(failure)))
-        if message is not None:
-            raise of_all_ranks(failure or ValueError(message))
+        result, failure = tried(function) if self.is_main else (None, None)
+        result, told = self.broadcast_object((result, as_plain(failure)))
+        if told is not None:
+            raise of_all_ranks(failure or from_plain(told))
         return result
 
     def on_all(self, function):
-        """What function() returns on this rank. If it raises a ValueError on any, all raise one."""
-        result = failure = None
-        try:
-            result = function()
-        except ValueError as error:
-            failure = error
-        messages = self.gather([] if failure is None else [str(failure)])
-        if messages:
-            raise of_all_ranks(failure or ValueError(messages[0]))
+        """What function() returns on this rank. If it raises a ValueError or OSError on any, all raise one."""
+        result, failure = tried(function)
+        told = self.gather([] if failure is None else [as_plain(failure)])
+        if told:
+            raise of_all_ranks(failure or from_plain(told[0]))
         return result
 
     def all_the_same(self, number):
@@ -94,6 +86,25 @@ class Ranks:
     def barrier(self):
         if self.size > 1:
             dist.barrier()
+
+
+def tried(function):
+    """(what function() returns, None), or (None, the ValueError or OSError that it raises)."""
+    try:
+        return function(), None
+    except (ValueError, OSError) as error:
+        return None, error
+
+
+def as_plain(error):
+    """(whether it is an OSError, its text) of an error, to be told to other ranks; None for None."""
+    return None if error is None else (isinstance(error, OSError), str(error))
+
+
+def from_plain(told):
+    """The error of another rank, of what `as_plain` returned there."""
+    is_of_system, text = told
+    return OSError(text) if is_of_system else ValueError(text)
 
 
 def of_all_ranks(error):

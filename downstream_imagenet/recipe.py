@@ -48,6 +48,12 @@ class Recipe(recipe.Recipe):
         share = 1.0 if options.opt == 'lamb' else (options.batch_size / papers['batch_size']) ** 0.5
         return papers['base_lr'] * papers['batch_size'] / 256 * share
 
+    def going_on(self, options, saved):
+        """As for all programs. A ConvViT's run that began when all of an image was evaluated from 384 px on keeps that."""
+        options = super().going_on(options, saved)
+        is_of_then = options.crop == 1.0 and 'crop' in saved and saved['crop'] is None
+        return dataclasses.replace(options, crop=None) if is_of_then else options
+
     def in_words(self, given, options):
         return super().in_words(given, options if options.ema else dataclasses.replace(options, ema=None))
 

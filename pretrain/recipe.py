@@ -14,6 +14,8 @@
   paper's run has, and more for fewer. LAMB moves a layer by a share of its own size, the rate, in each step;
   fewer steps have to be longer ones to get as far. Other optimisers: 3.2e-3 * (batch / 4,096) ** (1/2).
 """
+import dataclasses
+
 from common.training import recipe
 from pretrain.departures import differing, other_network, other_precision
 from pretrain.spark_options import DROP_PATH, SparKOptions
@@ -51,10 +53,14 @@ class Recipe(recipe.Recipe):
 
     def departures(self, options, precision):
         """How a run differs from the paper's run of its model: texts. See `Method` in pretrain/methods.py."""
-        papers = SparKOptions(**{'name': 'paper', 'model': options.model, **PAPER, **models_recipe({'model': options.model})})
-        if options.input_size == 384:
-            papers = SparKOptions(**{**papers.as_dict(), **PAPER_384, 'input_size': 384, 'mask_ratio': 0.75})
-        return [*differing(options, papers, COMPARED), *other_network(options.model, DROP_PATH),
+        model = options.model
+        setting = {'input_size': 384, 'mask_ratio': 0.75, **PAPER_384} if options.size == (384, 384) else PAPER
+        # What follows from the network where it is not given.
+        by_network = {'beta2': 0.999 if model.startswith('convnext') else 0.95, 'cell_size': 32}
+        papers = SparKOptions(**{'name': 'paper', 'model': model, **setting, **by_network, **models_recipe({'model': model})})
+        height, width = options.size
+        own = recipe.filled(dataclasses.replace(options, input_size=height if height == width else options.size), by_network)
+        return [*differing(own, papers, COMPARED), *other_network(model, DROP_PATH),
                 *other_precision(precision, PAPERS_PRECISION)]
 
     def length(self, options, papers, on_gpus):

@@ -1,6 +1,7 @@
 """Images in tar shards, as WebDataset packs them. An index of where they lie, made from the headers, lets
 them be read in any order.
 """
+import errno
 import io
 import os
 import stat
@@ -98,8 +99,10 @@ class TarShards(ImageFiles):
             raise OSError(f'it is {size:,} bytes large, more than any image')
         try:
             content = self.read(shard, first, size)
-        except OSError:  # such as a handle of NFS that has become stale
-            self.close(shard)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            self.close(shard)  # The server has exported its folder anew: the file is there under another handle.
             content = self.read(shard, first, size)
         if len(content) < size:
             raise OSError(f'{self.shards[shard]} gives {len(content):,} of its {size:,} bytes')

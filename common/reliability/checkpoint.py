@@ -209,17 +209,25 @@ def load_run(resume, own, ranks):
             time.sleep(BETWEEN_LOOKS)
             with suppress(OSError):
                 os.listdir(own.parent)  # has NFS ask its server again
-        found = {resume: read_run(resume)} if resume else {}
-        newest, damaged = newest_readable(own)
-        found |= newest
+        found, damaged, failure = {}, {}, None
+        try:
+            found = {resume: read_run(resume)} if resume else {}
+            newest, damaged = newest_readable(own)
+            found |= newest
+        except ValueError as error:
+            failure = error
         if damaged and not found:
-            raise next(iter(damaged.values()))
+            failure = next(iter(damaged.values()))
         path = max(found, key=lambda path: found[path]['step'], default=None)
-        if ranks.all_the_same(found[path]['step'] if path else -1):
+        step = found[path]['step'] if path else -1
+        # A rank that cannot read any takes part too, or the others would wait for it.
+        if ranks.all_the_same(step if failure is None else -2):
             break
     else:
-        raise ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system '
-                         'that all nodes share')
+        failure = failure or ValueError(f'not all ranks see the same {path or own}: put the run folder on a file system '
+                                        'that all nodes share')
+    if failure is not None:
+        raise failure
     if path is None:
         return None
     own_step = found[own]['step'] if own in found else None

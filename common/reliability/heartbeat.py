@@ -12,7 +12,7 @@ from common.reliability.stopping import STALLED, write_exit_code
 PAUSE = 30.0  # the most seconds between two heartbeats
 TRAINING = 'in the computation'
 AT_ITS_END = 'at its end'
-GONE = 10  # heartbeats of this rank within which another one gives none, if it is gone: five minutes
+SILENCE = 300.0  # seconds after which a rank that gives no sign of life is taken for gone
 
 
 class Heartbeat:
@@ -22,8 +22,8 @@ class Heartbeat:
 
     A second thread ends this process with the code STALLED after `patience` minutes in one activity, such as
     waiting for another rank. It warns at a tenth of that. Both messages say what each rank does, so they name
-    a rank that is stopped, dead, or waits for its images. Where another rank is gone it ends this process much sooner
-    (`waits_in_vain`).
+    a rank that is stopped, dead, or waits for its images. Where a step waits for a rank that is gone, it ends this
+    process much sooner (`waits_in_vain`).
 
     folder: the run folder. ranks: a Ranks.
     patience: in minutes; 0 means that the process is never ended.
@@ -41,7 +41,7 @@ class Heartbeat:
         self.ended = threading.Event()
         self.warned = False
         self.writes = 0  # of this rank's file
-        self.is_in_vain = False  # whether another rank is gone, for which this one waits
+        self.is_in_vain = False  # whether a step waits for a rank that is gone
         self.seen = {}  # {rank: (content of its file when it was last another one, `writes` then)}
         self.begun = set()  # ranks that were seen to write in this life of the run
         self.looks = ranks.size > 1 and int(os.environ.get('LOCAL_RANK', 0)) == 0  # one rank of a node is enough
@@ -57,9 +57,9 @@ class Heartbeat:
         self.doing = doing
         self.since = time.monotonic()
 
-    def seconds(self):
-        """How long this rank has been at what it does."""
-        return time.monotonic() - self.since
+    def is_stuck(self, seconds):
+        """Whether this rank has been in a single step for so long. In no other activity it waits for others alone."""
+        return self.doing == TRAINING and time.monotonic() - self.since > seconds
 
     def __enter__(self):
         if self.looks:
@@ -78,7 +78,7 @@ class Heartbeat:
         """Write the file again after each pause, until the end."""
         while not self.ended.wait(self.pause):
             self.write()
-            self.is_in_vain = self.looks and self.seconds() > 2 * self.pause and self.waits_in_vain()
+            self.is_in_vain = self.is_stuck(2 * self.pause) and self.waits_in_vain()
         self.now(AT_ITS_END)
         self.write()
 
@@ -98,7 +98,9 @@ class Heartbeat:
 
     def check(self, seconds):
         """Warn or end the process, given the seconds that it has spent in one activity."""
-        if seconds > self.patience or self.is_in_vain and seconds > 2 * self.pause:
+        if self.is_in_vain and self.is_stuck(2 * self.pause):
+            self.end(seconds, 'waits in vain')
+        elif seconds > self.patience:
             self.end(seconds)
         elif seconds <= self.patience / 10:
             self.warned = False
@@ -108,12 +110,14 @@ class Heartbeat:
                 self.warn(f'no progress for {seconds:.0f} s; {self.describe_ranks()}')
 
     def waits_in_vain(self):
-        """Whether another rank has ended, or has written nothing while this one wrote its own file GONE times.
+        """Whether another rank has ended, or is silent since SILENCE seconds, in all of which this one was in one step.
 
         Then nobody will answer this rank. NCCL would not tell it: its watchdog does not see the collectives of a CUDA
-        graph. Only this rank's own writes are counted, so clocks need not agree, and a file system that hangs stops the
-        count. A file that has not changed since this rank began may be of an earlier life of the run, and does not count.
+        graph. Silence is counted in this rank's own writes, so clocks need not agree, and a file system that hangs stops
+        the count. A file that has not changed since this rank began may be of an earlier life of the run, and does not count.
         """
+        if not self.looks:
+            return False
         for beat in self.beats():
             rank = beat['rank']
             before, at = self.seen.get(rank, (None, 0))
@@ -121,7 +125,8 @@ class Heartbeat:
                 self.seen[rank] = beat, self.writes
                 self.begun.add(rank)
             if rank in self.begun and rank != self.ranks.rank and (
-                    beat['doing'] == AT_ITS_END or beat == before and self.writes - at >= GONE):
+                    beat['doing'] == AT_ITS_END
+                    or beat == before and (self.writes - at) * self.pause >= SILENCE and self.is_stuck(SILENCE)):
                 return True
         return False
 
@@ -174,13 +179,13 @@ class Heartbeat:
         description = f'is {beat["doing"]} since {now - beat["since"]:.0f} s, {done}'
         return 2 if beat['doing'] == TRAINING else 1, description
 
-    def end(self, seconds):
+    def end(self, seconds, why='no progress'):
         """End the process at once: its main thread is stuck in a call that nothing interrupts."""
         # Reading the files of the other ranks may hang too, so a timer ends the process in any case.
         threading.Timer(10, os._exit, (STALLED,)).start()
-        sys.stderr.write(f'error: rank {self.ranks.rank}: no progress for {seconds / 60:.1f} minutes '
-                         f'(--stall_minutes); {self.describe_ranks()}. The same command goes on from the '
-                         'last checkpoint\n')
+        limit = ' (--stall_minutes)' if why == 'no progress' else ''
+        sys.stderr.write(f'error: rank {self.ranks.rank}: {why} for {seconds / 60:.1f} minutes{limit}; '
+                         f'{self.describe_ranks()}. The same command goes on from the last checkpoint\n')
         sys.stderr.flush()
         write_exit_code(STALLED)
         os._exit(STALLED)

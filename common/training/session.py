@@ -33,6 +33,15 @@ class Session:
         self.request_tensors = {}
 
     @contextmanager
+    def noting_errors(self):
+        """The context in which a run works: once an error ends it, what follows is no step any more."""
+        try:
+            yield
+        except BaseException:
+            self.watch.now('ending after an error')
+            raise
+
+    @contextmanager
     def opened(self):
         """The context in which a run trains."""
         write_exit_code('')  # of a group that torchrun has started again, the last life counts

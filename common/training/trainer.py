@@ -292,7 +292,7 @@ class Trainer:
                 with Session(self.run, self.log, self.saved).opened() as self.session:
                     self.train_dataset, self.val_dataset = self.make_datasets()
                     try:
-                        with naming_the_file(self.train_dataset, self.val_dataset):
+                        with naming_the_file(self.train_dataset, self.val_dataset), self.session.noting_errors():
                             with self.log.line.counting('preparing the first step'):
                                 self.prepare()
                             self.train()

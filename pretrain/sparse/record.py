@@ -21,7 +21,7 @@ from torchvision.ops import StochasticDepth
 
 from pretrain.sparse.probe import Found
 
-VERSION = 4  # of the probe: raise it when what it refuses or finds changes
+VERSION = 5  # of the probe: raise it when what it refuses or finds changes
 # These modules decide nothing: they drop values at random, or do nothing. With a rate of 0, timm has an
 # Identity or None in place of a DropPath.
 WITHOUT_EFFECT = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath, StochasticDepth)

@@ -15,18 +15,19 @@ def on_rank(rank, folder):
     dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/store', 2), rank=rank, world_size=2)
     ranks = Ranks(rank, 2, torch.device('cpu'))
 
-    def fail_on(number):
+    def fail_on(number, kind=ValueError):
         if rank == number:
-            raise ValueError(f'{number} has no room')
+            raise kind(f'{number} has no room')
         return rank
 
     seen = [ranks.on_main(lambda: fail_on(1)), ranks.on_all(lambda: fail_on(None)),
             ranks.all_the_same(5), ranks.all_the_same(rank)]
-    for way, number in ((ranks.on_main, 0), (ranks.on_all, 1)):
-        try:
-            way(lambda number=number: fail_on(number))
-        except ValueError as error:
-            seen.append((str(error), error.on_all_ranks))
+    for kind in (ValueError, OSError):
+        for way, number in ((ranks.on_main, 0), (ranks.on_all, 1)):
+            try:
+                way(lambda number=number, kind=kind: fail_on(number, kind))
+            except kind as error:
+                seen.append((str(error), error.on_all_ranks))
     torch.save(seen, f'{folder}/{rank}.pth')
     dist.destroy_process_group()
 
@@ -35,7 +36,7 @@ def test_an_error_of_one_rank_is_raised_on_all(tmp_path):
     multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
     errors = [('0 has no room', True), ('1 has no room', True)]
     for rank in range(2):
-        assert torch.load(tmp_path / f'{rank}.pth') == [0, rank, True, False, *errors]
+        assert torch.load(tmp_path / f'{rank}.pth') == [0, rank, True, False, *errors, *errors]
 
 
 def test_ranks_that_see_other_images_are_refused():

@@ -124,6 +124,14 @@ def test_large_images_are_evaluated_on_their_middle_square_with_the_recipes_of_m
     assert torch.equal(whole(torch.arange(500.0).expand(1, 384, 500)), middle)
 
 
+def test_a_run_that_began_with_another_evaluation_goes_on_with_it():
+    options = recommended(name='n', model='convvit_base', input_size=384)
+    ranks = Ranks(0, 1, torch.device('cpu'))
+    for crop in (None, 1.0):
+        goes_on, _ = Recipe().settled(options, 1000, ranks, {**options.as_dict(), 'crop': crop})
+        assert goes_on.crop == crop
+
+
 def test_a_run_that_goes_on_keeps_its_epochs_of_falling_rate():
     began = settled('linear_probe', 'resnet50', epochs=10)
     again = recommended(name='n', model='resnet50', recipe='linear_probe', epochs=20)

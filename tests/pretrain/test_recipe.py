@@ -130,6 +130,8 @@ def test_a_network_without_drop_path_has_a_drop_path_of_0():
 @pytest.mark.parametrize(('given', 'precision', 'expected'), [
     ({}, 'fp32', []), ({}, 'bf16', ['bf16 (not fp32)']), ({'model': 'convnext_base.fb_in1k'}, 'fp32', []),
     ({'model': 'convnext_large', 'input_size': 384, 'batch_size': 2048, 'base_lr': 4e-4, 'mask_ratio': 0.75}, 'fp32', []),
+    ({'beta2': 0.95, 'cell_size': 32, 'input_size': (224, 224)}, 'fp32', []),
+    ({'beta2': 0.9}, 'fp32', ['beta2 0.9 (not 0.95)']),
     ({'model': 'resnet18'}, 'fp32', ['resnet18 is none of the networks of the paper']),
     ({'epochs': 200}, 'fp32', ['epochs 200 (not 1,600), epochs of warm-up 20 (not 40)']),
     ({'batch_size': 1024, 'mask_ratio': 0.5, 'decoder': 'light', 'drop_path': 0.0}, 'fp32', [

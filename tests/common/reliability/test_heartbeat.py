@@ -10,7 +10,7 @@ import torch
 
 from common.distributed import Ranks
 from common.reliability import heartbeat as heartbeat_module
-from common.reliability.heartbeat import AT_ITS_END, GONE, TRAINING, Heartbeat
+from common.reliability.heartbeat import AT_ITS_END, SILENCE, TRAINING, Heartbeat
 from common.reliability.stopping import STALLED
 from tests.common.runs import ALONE, until
 from tests.conftest import ROOT
@@ -89,7 +89,11 @@ def pair(tmp_path, clock):
     other.write()
     clock.now += 30
     with one:
+        one.now(TRAINING)
         yield one, other
+
+
+BEATS = int(SILENCE / 30)  # after which a rank is gone
 
 
 def beat(watch, clock, times=1):
@@ -100,12 +104,12 @@ def beat(watch, clock, times=1):
 
 def test_a_rank_that_has_begun_and_is_silent_is_gone(pair, clock):
     one, other = pair
-    for _ in range(2 * GONE):
+    for _ in range(2 * BEATS):
         beat(one, clock)
         assert not one.waits_in_vain(), 'it is not here yet: its file is of an earlier life'
     for _ in range(2):
         beat(other, clock)
-        for _ in range(GONE):
+        for _ in range(BEATS):
             assert not one.waits_in_vain()
             beat(one, clock)
         assert one.waits_in_vain()
@@ -113,6 +117,9 @@ def test_a_rank_that_has_begun_and_is_silent_is_gone(pair, clock):
         assert one.waits_in_vain()
     beat(other, clock)
     clock.now += 3000  # in which this rank could not write either
+    assert not one.waits_in_vain()
+    beat(one, clock, BEATS)
+    one.now(TRAINING)  # the next step
     assert not one.waits_in_vain()
 
 
@@ -129,21 +136,40 @@ def test_a_rank_that_waits_in_vain_is_ended_soon_by_one_rank_of_its_node(tmp_pat
                                                                          is_ended):
     ended = []
     monkeypatch.setenv('LOCAL_RANK', str(local_rank))
-    monkeypatch.setattr(Heartbeat, 'end', lambda self, still: ended.append(still))
-    monkeypatch.setattr(Heartbeat, 'waits_in_vain', lambda self: True)
+    monkeypatch.setattr(Heartbeat, 'end', lambda self, still, why: ended.append(why))
+    other = Heartbeat(tmp_path, Ranks(0, 2, torch.device('cpu')), 30, print, None)
+    other.now(AT_ITS_END)
     watch = Heartbeat(tmp_path, Ranks(1, 2, torch.device('cpu')), 30, print, None)
+    watch.now(TRAINING)
+    other.write()
     watch.ended = Pauses(clock, [30] * (seconds // 30))
     watch.keep_writing()
-    watch.since -= seconds  # which the last words of keep_writing have set anew
+    watch.now(TRAINING)  # instead of the last words of keep_writing
+    watch.since -= seconds
     watch.ended = Pauses(clock, [0])
     watch.keep_checking()
     assert bool(ended) == is_ended
 
 
-def test_a_rank_that_goes_on_is_not_ended(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(Heartbeat, 'end', lambda self, still: pytest.fail('ended'))
+def test_a_rank_that_does_something_else_waits_for_nobody(tmp_path, clock):
+    """Such as at its own end, where the others may be done before it."""
+    other = Heartbeat(tmp_path, Ranks(0, 2, torch.device('cpu')), 30, print, None)
     watch = Heartbeat(tmp_path, Ranks(1, 2, torch.device('cpu')), 30, print, None)
-    watch.is_in_vain = True
+    other.now(AT_ITS_END)
+    other.write()
+    for doing, expected in ((TRAINING, True), ('waiting for the files to be written', False)):
+        watch.now(doing)
+        watch.since -= 90
+        watch.ended = Pauses(clock, [0])
+        watch.keep_writing()
+        assert watch.is_in_vain == expected
+
+
+def test_a_rank_that_goes_on_is_not_ended(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(Heartbeat, 'end', lambda self, *why: pytest.fail('ended'))
+    watch = Heartbeat(tmp_path, Ranks(1, 2, torch.device('cpu')), 30, print, None)
+    watch.is_in_vain = True  # of the step before
+    watch.now(TRAINING)
     watch.ended = Pauses(clock, [30])
     watch.keep_checking()
 
