@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.networks.create import create_cnn
+from common.networks.create import network_of
 from common.networks.norms import check_batch, single_valued
 from common.recompute import checkpointed
 from common.sync_batchnorm import synchronise_batchnorm
@@ -234,7 +234,7 @@ def build_a2mim(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     if len(size) != 2:
         raise ValueError(f'input_size is a side or (height, width), not {input_size}')
-    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
+    cnn = network_of(model, in_chans, drop_path, size)
     encoder = DenseEncoder(cnn, size, in_chans, cell_size, token, token_at)
     a2mim = A2MIM(encoder, mask_ratio, image_fill, spatial_loss, fourier, fourier_weight, fourier_visible,
                   fourier_fill, fourier_group).train()  # also a module that was in evaluation mode

@@ -19,7 +19,7 @@ from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
 from common.convvit import ConvViT
-from common.networks.create import create_cnn
+from common.networks.create import network_of
 from common.recompute import checkpointed
 from common.sync_batchnorm import synchronise_batchnorm
 from pretrain.encoder import SparseEncoder
@@ -104,7 +104,7 @@ def build_convmae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_cha
     The others as for MaskedAutoencoder. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
+    cnn = network_of(model, in_chans, drop_path, size)
     if isinstance(cnn, ConvViT):
         set_sincos_pos_embed(cnn, size)
     encoder = SparseEncoder(cnn, size, in_chans, record=record)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.networks.create import create_cnn
+from common.networks.create import network_of
 from common.recompute import checkpointed
 from pretrain import masking
 from pretrain.masked_autoencoder import MaskedAutoencoder, sincos_pos_embed, with_prefix
@@ -52,7 +52,7 @@ def build_mae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_chans=3
     The others as for MaskedAutoencoder. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    vit = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
+    vit = network_of(model, in_chans, drop_path, size)
     check_vit(vit, size, in_chans)
     if isinstance(model, str):
         initialise(vit)

@@ -16,7 +16,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import pretrain.models  # noqa: F401  (registers your own networks with timm)
-from common.networks.create import create_cnn
+from common.networks.create import network_of
 from common.recompute import checkpointed
 from common.sync_batchnorm import synchronise_batchnorm
 from pretrain import masking
@@ -157,7 +157,7 @@ def build_spark(model, input_size=224, mask_ratio=0.6, drop_path=None, cell_size
     earlier one, see SparseEncoder. Raises ValueError, which names what would work.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    cnn = create_cnn(model, in_chans, drop_path, input_size=size) if isinstance(model, str) else model
+    cnn = network_of(model, in_chans, drop_path, size)
     encoder = SparseEncoder(cnn, size, in_chans, cell_size, levels, record)
     spark = SparK(encoder, mask_ratio, decoder_width, decoder, target).train()  # also a module that was in evaluation mode
     return synchronise_batchnorm(spark, equal_counts=True) if sync_bn else spark

@@ -49,6 +49,20 @@ def create_cnn(name, in_chans=3, drop_path=None, pretrained=False, num_classes=N
         raise ValueError(f'timm cannot make {name}: {error}') from error
 
 
+def network_of(model, in_chans, drop_path, size):
+    """The network of a timm name, as `create_cnn` makes it, or the module that was given instead of a name.
+
+    Raises ValueError for a module that is frozen, as nothing of it would be trained.
+    """
+    if isinstance(model, str):
+        return create_cnn(model, in_chans, drop_path, input_size=size)
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(f'{type(model).__name__} is frozen: none of its parameters requires a gradient. Call '
+                         'requires_grad_(True) on it')
+    return model
+
+
 def size_arguments(name, input_size, arguments):
     """Return the argument that makes a network for images of a size, {} if it takes them without one.
 

@@ -226,8 +226,6 @@ def check_parameters(cnn):
     name, like = type(cnn).__name__, next(cnn.parameters(), None)
     if like is None:
         raise Refused(f'{name} has no parameters')
-    if not any(p.requires_grad for p in cnn.parameters()):
-        raise Refused(f'{name} is frozen: none of its parameters requires a gradient. Call requires_grad_(True) on it')
     if like.is_meta:
         raise Refused(f'{name} is on the meta device, without values: make it on a real one')
     if any(isinstance(module, torch.jit.ScriptModule) for module in cnn.modules()):

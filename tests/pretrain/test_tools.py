@@ -50,7 +50,7 @@ def test_a_run_is_read_by_its_own_method(run, saved):
     assert saved.network.visible_cells == 1 and read_saved(run, mask_ratio=0.3).network.visible_cells == 2
 
 
-def test_the_encoder_alone_is_of_the_method_in_the_log_beside_it_or_of_the_one_given(run, saved, tmp_path):
+def test_the_encoder_alone_is_of_the_method_in_the_log_beside_it_or_of_the_one_noted_or_given(run, saved, tmp_path):
     file = run / f'{MODEL}_1kpretrained.pth'
     beside = read_saved(file)
     assert beside.method.name == 'a2mim' and not beside.has_decoder and beside.options.input_size == 64
@@ -59,6 +59,8 @@ def test_the_encoder_alone_is_of_the_method_in_the_log_beside_it_or_of_the_one_g
     alone = shutil.copy(file, tmp_path / 'alone.pth')
     given = read_saved(alone, method='a2mim', model=MODEL, input_size=64, token='residual')
     assert given.method.name == 'a2mim' and given.options.token == 'residual'
+    assert read_saved(alone, model=MODEL, input_size=64).method.name == 'a2mim'  # by the note in the file
+    torch.save(dict(torch.load(alone, weights_only=True)), alone)
     assert read_saved(alone, model=MODEL, input_size=64).method.name == 'spark'
     state = plain_state(saved.network.encoder.cnn)
     assert all(torch.equal(value, state[key]) for key, value in given.weights.items())

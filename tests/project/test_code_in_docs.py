@@ -24,7 +24,7 @@ def blocks(page):
 def test_every_block_is_tried():
     """Of each page and heading, as many blocks as the tests below run."""
     assert {heading: len(code) for heading, code in blocks('docs/python.md').items()} == {
-        'Read a run': 1, 'Pretrain on data of your own kind': 1, 'Fine-tune': 1, 'The method as a module': 4}
+        'Read a run': 1, 'Pretrain on data of your own kind': 1, 'Fine-tune': 1, 'The method as a module': 5}
     assert {heading: len(code) for heading, code in blocks('docs/use.md').items()} == {
         'Load the weights in your own code': 2}
     assert {heading: len(code) for heading, code in blocks('README.md').items()} == {'The next commands': 1}
@@ -70,7 +70,7 @@ def test_options_of_a_recipe():
 
 def test_a2mim():
     """With a smaller network and fewer images."""
-    code = blocks('docs/python.md')['The method as a module'][2]
+    code = blocks('docs/python.md')['The method as a module'][3]
     names = {}
     exec(code.replace('resnet50', 'resnet18').replace('randn(8', 'randn(2'), names)
     assert names['features'].shape == (2, 512, 7, 7) and names['predicted'].shape == names['picture'].shape == (2, 3, 224, 224)
@@ -80,9 +80,19 @@ def test_a2mim():
 def test_convmae():
     """With fewer images."""
     names = {}
-    exec(blocks('docs/python.md')['The method as a module'][3].replace('randn(8', 'randn(2'), names)
+    exec(blocks('docs/python.md')['The method as a module'][4].replace('randn(8', 'randn(2'), names)
     assert names['latent'].shape == (2, 12, 192) and names['picture'].shape == (2, 3, 96, 128)
     assert [level.shape[1] for level in names['pyramid']] == [64, 128, 192] and names['logits'].shape == (2, 10)
+
+
+def test_a_loop_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks('docs/python.md')['The method as a module'][2], names)
+    assert names['loss'].isfinite()
+    state = torch.load(tmp_path / 'weights.pth', weights_only=True)
+    drawn = names['torchvision'].models.resnet18().state_dict()
+    assert state.keys() == drawn.keys() and not torch.equal(state['conv1.weight'], drawn['conv1.weight'])
 
 
 @pytest.mark.slow  # a ConvNeXt-S and two ResNet-50s

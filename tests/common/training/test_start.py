@@ -42,7 +42,7 @@ def test_where_the_parts_of_a_batch_are_found_out_loading_follows_that(tiny, tmp
     seen = []
     fit = trainer.fit_accumulation
     monkeypatch.setattr(trainer, 'fit_accumulation', lambda *given, **named: fit(*given, **named) and 2)
-    before(monkeypatch, 'place_network', lambda run: seen.append(hasattr(run, 'batches')))
+    before(monkeypatch, 'place_network', lambda run: seen.append(run.batches is not None))
     before(monkeypatch, 'build_optimizer', lambda run: until(lambda: loaded(run) >= 8))  # two parts of four images
     one = pretrain(tiny(workers=1, accum='auto', run_dir=str(tmp_path / 'auto')))
     monkeypatch.undo()
