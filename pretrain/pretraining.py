@@ -83,19 +83,16 @@ class Pretraining(Trainer):
         """The method's network. What takes time to find out about it, the main rank finds out for all of
         them, and once.
         """
-        ranks, failure, network = self.ranks, None, None
         if self.saved:
             self.record = self.saved.get('network')
-        if ranks.is_main:
-            try:
-                network = self.method.build(self.options, self.record)
-                self.record = self.method.record(network)
-            except ValueError as error:
-                failure = error
-        self.record, failure = ranks.broadcast_object((self.record, failure))
-        if failure is not None:
-            raise failure
-        return self.method.build(self.options, self.record) if network is None else network
+        built = []  # on the main rank the network
+
+        def build():
+            built.append(self.method.build(self.options, self.record))
+            return self.method.record(built[0])
+
+        self.record = self.ranks.on_main(build)
+        return built[0] if built else self.method.build(self.options, self.record)
 
     def forward_one_image(self):
         self.network(torch.zeros(1, self.options.in_chans, *self.options.size))
