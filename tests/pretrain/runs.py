@@ -5,9 +5,10 @@ import pytest
 import timm
 import torch
 
+from common.networks.load import load_found
 from common.reliability.checkpoint import plain_state, save
 from pretrain.methods import METHODS
-from pretrain.saved import read_saved
+from pretrain.saved import encoder_entries, read_saved
 from pretrain.spark_options import SparKOptions as Options
 from tests.conftest import randomise
 
@@ -36,6 +37,15 @@ def tuned(folder, model='test_resnet', classes=5, wrap=lambda state: state, **ma
     network = randomise(timm.create_model(model, num_classes=classes, **made)).eval()
     torch.save(wrap(network.state_dict()), folder / 'tuned.pth')
     return network, folder / 'tuned.pth'
+
+
+def assert_encoder_is_read(network, module, found, may_miss):
+    """What `find_init` found in a whole file of a masked network holds all that is trained of its encoder, unchanged."""
+    assert module is network
+    entries = encoder_entries(found, load_found(module, found, may_miss))
+    own = network.encoder.cnn.state_dict()
+    assert entries.keys() >= own.keys() - set(network.encoder.unused)
+    assert all(torch.equal(value, own[key]) for key, value in entries.items())
 
 
 def line_of(sentence):

@@ -7,7 +7,7 @@ import torch
 
 import tests.small_convvit  # noqa: F401
 from common.networks.keys import unwrap
-from common.networks.load import load_classifier, load_found
+from common.networks.load import load_classifier
 from downstream_imagenet.tuned import read_tuned
 from pretrain import export
 from pretrain.a2mim import build_a2mim
@@ -25,13 +25,13 @@ from pretrain.masked_autoencoder_weights import (
     options_in_weights,
 )
 from pretrain.methods import METHODS
-from pretrain.saved import encoder_entries, likely_method, read_saved
+from pretrain.saved import likely_method, read_saved
 from pretrain.spark_weights import load_init as load_into_spark
 from tests.common.networks.test_autoencoders import as_checkpoint, as_probe
 from tests.common.networks.test_weights import holds, randomised, spark_of, under
 from tests.conftest import log_of, randomise
 from tests.pretrain.official_convmae import convvit, golden, official_state
-from tests.pretrain.runs import saved_as_of
+from tests.pretrain.runs import assert_encoder_is_read, saved_as_of
 
 MODELS = {'convmae': 'tiny_convvit', 'mae': 'test_vit'}
 BUILD = {'convmae': build_convmae, 'mae': build_mae}
@@ -200,12 +200,7 @@ def test_what_a_file_is_of():
             state = unwrap(content)
             assert method_of(state) == method and options_in_weights(state) == {'decoder_width': 24, 'decoder_depth': 2}
             assert [other for other in METHODS if METHODS[other].is_whole(state)] == [method]
-            module, found, may_miss = find_init(network, state)
-            assert module is network
-            entries = encoder_entries(found, load_found(module, found, may_miss))
-            own = network.encoder.cnn.state_dict()
-            assert entries.keys() >= own.keys() - set(network.encoder.unused)
-            assert all(torch.equal(value, own[key]) for key, value in entries.items())
+            assert_encoder_is_read(network, *find_init(network, state))
             module, found, _ = find_init(network, state, which='encoder')
             assert module is network.encoder.cnn and is_part_of_whole(found)
             assert [other for other in METHODS if METHODS[other].is_part_of_whole(found)] == [method]

@@ -4,9 +4,8 @@ import torch
 
 from common.networks.create import create_cnn
 from common.networks.keys import unwrap
-from common.networks.load import load_classifier, load_found
+from common.networks.load import load_classifier
 from downstream_imagenet.tuned import read_tuned
-from pretrain.saved import encoder_entries
 from pretrain.spark import build_spark
 from pretrain.spark_weights import (
     decoder_width,
@@ -16,6 +15,7 @@ from pretrain.spark_weights import (
     official_encoder,
     official_whole,
 )
+from tests.pretrain.runs import assert_encoder_is_read
 
 
 @pytest.fixture(scope='module', params=['test_resnet', 'convnext_atto'])
@@ -52,12 +52,7 @@ def test_what_is_found_in_a_whole_file(spark, is_official):
     state = unwrap(whole(spark, is_official))
     assert is_whole(state) and not is_whole(spark.encoder.cnn.state_dict())
     assert decoder_width(state) == 32 and decoder_width(spark.encoder.cnn.state_dict()) is None
-    module, network, may_miss = find_init(spark, state)
-    assert module is spark
-    entries = encoder_entries(network, load_found(module, network, may_miss))
-    own = spark.encoder.cnn.state_dict()
-    assert entries.keys() >= own.keys() - set(spark.encoder.unused)
-    assert all(torch.equal(value, own[key]) for key, value in entries.items())
+    assert_encoder_is_read(spark, *find_init(spark, state))
 
 
 def test_the_encoder_in_a_whole_file_by_its_name(spark):
