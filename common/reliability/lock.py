@@ -28,7 +28,7 @@ class FolderLock:
             self.acquire(path)
         except BlockingIOError:
             self.file.close()
-            raise ValueError(f'{folder} is in use by {owner(path)}: wait for it or end it, or give this run '
+            raise ValueError(f'{folder} is in use by {described(read_owner(path))}: wait for it or end it, or give this run '
                              'another name') from None
         except OSError:  # The file system has no locks.
             self.file.close()
@@ -46,29 +46,27 @@ class FolderLock:
             try:
                 return fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if host_of_owner(path) in (None, socket.gethostname()):
+                owner = read_owner(path)
+                if owner is None or owner['host'] == socket.gethostname():
                     raise
                 if not attempt:
-                    sys.stderr.write(f'{path.parent} is in use by {owner(path)}. Waiting for up to {PATIENCE} s, in case that '
-                                     'machine has failed\n')
+                    sys.stderr.write(f'{path.parent} is in use by {described(owner)}. Waiting for up to {PATIENCE} s, in case '
+                                     'that machine has failed\n')
         raise BlockingIOError
 
     def release(self):
         self.file.close()
 
 
-def host_of_owner(path):
-    """The machine of the process that holds the lock file at `path`; None if it is not known."""
+def read_owner(path):
+    """The host, pid and start of the process that holds the lock file at `path`, a dict; None if they are not known."""
     try:
-        return json.loads(path.read_text())['host']
+        content = json.loads(path.read_text())
+        return {key: content[key] for key in ('host', 'pid', 'since')}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def owner(path):
-    """The process that holds the lock file at `path`, as a text."""
-    try:
-        content = json.loads(path.read_text())
-        return f'process {content["pid"]} on {content["host"]}, since {content["since"]}'
-    except (OSError, ValueError, KeyError, TypeError):
-        return 'another process'
+def described(owner):
+    """The process of `read_owner`, as a text."""
+    return 'another process' if owner is None else f'process {owner["pid"]} on {owner["host"]}, since {owner["since"]}'
