@@ -168,8 +168,8 @@ class RunOptions(ImageOptions):
                        'optimisation', parse=float, harmless=True)
     max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run '
                             'stops; such a step changes nothing', 'optimisation', harmless=True)
-    rewind: bool = option(False, 'go back to the last checkpoint then, and go on without the images of those '
-                          'steps', 'optimisation', harmless=True)
+    rewind: bool = option(False, 'after --max_skips such steps, go back to the last checkpoint and go on '
+                          'without their images, in place of stopping', 'optimisation', harmless=True)
     sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
     stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is '
@@ -190,11 +190,11 @@ class RunOptions(ImageOptions):
     keep: int = option(2, 'checkpoints that stay, the newest counted', 'log', harmless=True)
     keep_every: int = option(None, 'epochs between checkpoints that stay for good', 'log', parse=int,
                              harmless=True)
-    log_every: int = option(10, 'steps between looks at the loss', 'log', harmless=True)
+    log_every: int = option(10, 'steps between two reports of the loss', 'log', harmless=True)
     tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log',
                                   ('tb_lg_dir',), str, harmless=True)
 
-    tracker: str = option(None, 'send scalars and pictures to this one too; it must be installed', 'log',
+    tracker: str = option(None, 'a service that gets the scalars and pictures as well; it must be installed', 'log',
                           parse=str, choices=('wandb', 'trackio'), harmless=True)
 
     def __post_init__(self):

@@ -48,7 +48,7 @@ class Options(RunOptions):
                              'not given', 'data', parse=int)
     long_side: int = option(None, 'the most of its long side; where that would be more, the short one is less; 4 times '
                             'short_side if not given', 'data', parse=int)
-    keep_size: bool = option(None, 'leave images as large as they are, instead', 'data', parse=boolean)
+    keep_size: bool = option(None, 'do not resize images', 'data', parse=boolean)
     scales: tuple = option((0.5, 2.0), 'from,to: what the size of an image is multiplied by in training', 'data',
                            parse=numbers)
     most_of_one: float = option(0.75, 'the most that one class may cover of a crop; the first of up to ten that fits is '
@@ -101,7 +101,8 @@ class Options(RunOptions):
 
     slide: bool = option(None, 'measure with a window of input_size that slides over an image, instead of the whole; by '
                          "the network's recipe if not given", 'evaluation', parse=boolean, harmless=True)
-    slide_stride: int = option(None, 'pixels by which it moves; two thirds of its smaller side if not given', 'evaluation',
+    slide_stride: int = option(None, 'pixels by which the window of --slide moves; two thirds of its smaller side if not '
+                              'given', 'evaluation',
                                parse=int, harmless=True)
     test_scales: tuple = option(None, 'sizes of an image whose probabilities are averaged, such as '
                                 '0.5,0.75,1,1.25,1.5,1.75; 1 if not given', 'evaluation', parse=numbers, harmless=True)
@@ -218,9 +219,9 @@ def recommended(**given):
 
 ABOUT = About(
     'Train a network for semantic segmentation on images and their masks.',
-    (('bash downstream_ade20k/main.sh my_run --data_path=DIR --model=resnet50 --finetune_from=FILE',
+    (('bash downstream_ade20k/main.sh my_segmenter --data_path=DIR --model=resnet50 --finetune_from=FILE',
       'train on images/ and annotations/ in DIR; the same command again goes on where it stopped'),
-     ('bash downstream_ade20k/main.sh my_run --model=resnet50 --train_images=DIR --train_masks=DIR --val_images=DIR '
+     ('bash downstream_ade20k/main.sh my_segmenter --model=resnet50 --train_images=DIR --train_masks=DIR --val_images=DIR '
       '--val_masks=DIR', 'train on images in another layout')),
     ('name', 'data_path', 'classes', 'model', 'finetune_from', 'eval', 'input_size', 'recipe', 'batch_size', 'iterations',
      'lr'))

@@ -1,8 +1,8 @@
 """Train UPerNet with any timm CNN for semantic segmentation, on any images with masks, and measure mIoU.
 
-    bash downstream_ade20k/main.sh my_run --data_path=DIR --model=resnet50 --finetune_from=FILE    # from any folder
-    torchrun --nproc_per_node=8 -m downstream_ade20k.main --name=my_run ...                        # the same
-    python -m downstream_ade20k.main --name=my_run ...                                             # one process
+    bash downstream_ade20k/main.sh my_segmenter --data_path=DIR --model=resnet50 --finetune_from=FILE    # from any folder
+    torchrun --nproc_per_node=8 -m downstream_ade20k.main --name=my_segmenter ...                        # the same
+    python -m downstream_ade20k.main --name=my_segmenter ...                                             # one process
 
 The same command again goes on where the run stopped. From Python:
 `train_segmenter(recommended(...))`, which takes what is not given from the recipe of the model, as the command line does.

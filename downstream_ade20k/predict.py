@@ -1,8 +1,8 @@
 """Segment images with a trained network: pictures with the classes over the image, and masks of their ids.
 
-    python -m downstream_ade20k.predict --weights=output_my_run/resnet50_ade20k_last.pth IMAGE ...
+    python -m downstream_ade20k.predict --weights=output_my_segmenter/resnet50_ade20k_last.pth IMAGE ...
 
-IMAGE may also be a folder. What is found is in output_my_run/predictions/, unless --out names another folder.
+IMAGE may also be a folder. What is found is in output_my_segmenter/predictions/, unless --out names another folder.
 """
 from common.start import start_tool
 

@@ -145,9 +145,9 @@ class Options(EpochOptions):
 
 ABOUT = About(
     "Train an object detector on images in COCO's format.",
-    (('bash downstream_coco/main.sh my_run --data_path=DIR --model=resnet50 --finetune_from=FILE',
+    (('bash downstream_coco/main.sh my_detector --data_path=DIR --model=resnet50 --finetune_from=FILE',
       "train on a folder in COCO's layout; the same command again goes on where it stopped"),
-     ('bash downstream_coco/main.sh my_run --model=resnet50 --train_images=DIR --train_annotations=FILE '
+     ('bash downstream_coco/main.sh my_detector --model=resnet50 --train_images=DIR --train_annotations=FILE '
       '--val_images=DIR --val_annotations=FILE',
       'train on images in another layout')),
     ('name', 'data_path', 'model', 'finetune_from', 'eval', 'input_size', 'recipe', 'batch_size', 'epochs', 'lr'))

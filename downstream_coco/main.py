@@ -1,8 +1,8 @@
 """Train Mask R-CNN or Faster R-CNN with any timm CNN, on any images in COCO's format, and measure average precision.
 
-    bash downstream_coco/main.sh my_run --data_path=DIR --model=resnet50 --finetune_from=FILE    # from any folder
-    torchrun --nproc_per_node=8 -m downstream_coco.main --name=my_run ...                        # the same
-    python -m downstream_coco.main --name=my_run ...                                             # one process
+    bash downstream_coco/main.sh my_detector --data_path=DIR --model=resnet50 --finetune_from=FILE    # from any folder
+    torchrun --nproc_per_node=8 -m downstream_coco.main --name=my_detector ...                        # the same
+    python -m downstream_coco.main --name=my_detector ...                                             # one process
 
 The same command again goes on where the run stopped. From Python: `train_detector(Options(...))`.
 """

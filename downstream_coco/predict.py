@@ -1,8 +1,8 @@
 """Find objects in images with a trained detector: draw their boxes and masks, and write COCO's result format.
 
-    python -m downstream_coco.predict --weights=output_my_run/resnet50_coco_last.pth IMAGE ...
+    python -m downstream_coco.predict --weights=output_my_detector/resnet50_coco_last.pth IMAGE ...
 
-IMAGE may also be a folder. The pictures are in output_my_run/predictions/, unless --out names another folder.
+IMAGE may also be a folder. The pictures are in output_my_detector/predictions/, unless --out names another folder.
 """
 from common.start import start_tool
 

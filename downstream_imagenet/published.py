@@ -63,12 +63,12 @@ NAMED = {'rsb_a2': RSB_A2, 'rsb_a3': RSB_A3, 'a2mim_convnext': A2MIM_CONVNEXT, '
 PROBES = 'linear_probe', 'mae_probe'
 MAES = 'mae', 'mae_probe', *CONVVITS
 NAMES = {'rsb_a2': 'all options of the procedure A2 for ResNets, ResNet strikes back (300 epochs)',
-         'rsb_a3': 'those of its A3 (100 epochs, 160 px)',
+         'rsb_a3': 'all options of its procedure A3 (100 epochs, 160 px)',
          'a2mim_convnext': "those of A2MIM's authors for ConvNeXts (300 epochs)",
-         'a2mim_vit': 'and for vision transformers (200, 100 and 150 epochs for small, base and large)',
+         'a2mim_vit': "those of A2MIM's authors for vision transformers (200, 100 and 150 epochs for small, base and large)",
          'linear_probe': 'those of a linear classifier on frozen features, with SGD',
          'mae': "those of ConvMAE's authors, which are MAE's for base networks (100 epochs)",
-         'mae_probe': 'theirs of a linear classifier on frozen features, with LARS (90 epochs)'}
+         'mae_probe': "those of ConvMAE's authors for a linear classifier on frozen features, with LARS (90 epochs)"}
 LARGE = 384  # pixels of a side, from which on the recipes are others
 DROP_SHARES = 0.6, 0.8  # of the epochs of a linear probe, after which its rate falls: 60 and 80 of 100
 

@@ -28,7 +28,8 @@ def add_network(parser, several=False):
     add('--pixel_range', type=numbers, help='from,to: the values that become 0 and 1 in files of more than 8 '
                                             'bits')
     add('--max_pixels', type=int, help="of the largest image that is read; Pillow's limit if not given")
-    add('--method', choices=METHODS, help=f'by which it was pretrained; {DEFAULT} if the file does not tell')
+    add('--method', choices=METHODS, help='by which it was pretrained; if the file does not say it: convmae for a '
+        f'convvit_*, mae for a vit_*, {DEFAULT} for any other network')
     for name, field in encoder_options().items():
         about = field.metadata
         add(f'--{name}', type=about['parse'], choices=about['choices'], help=about['help'])

@@ -201,8 +201,8 @@ def main(argv=None):
     parser.add_argument('--val', type=int, default=600, help='held-out images (default: 600)')
     parser.add_argument('--epochs', type=int, default=6, help='(default: 6)')
     parser.add_argument('--seed', type=int, default=0, help='of the network, the masks and the order (default: 0)')
-    parser.add_argument('--method', choices=OF_METHODS, default=DEFAULT, help='of pretraining; the others are for '
-                        f'networks with attention, which your_convnet has not (default: {DEFAULT})')
+    parser.add_argument('--method', choices=OF_METHODS, default=DEFAULT, help='of pretraining; convmae and mae are '
+                        f'left out, since they are for networks with attention (default: {DEFAULT})')
     options = vars(parser.parse_args(argv))
     demo = Demo(**{**options, 'folder': Path(options['folder']).resolve()})
     with errors_in_one_sentence():

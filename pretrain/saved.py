@@ -3,8 +3,9 @@
     saved = read_saved('output_my_run')     # or a file, such as res50_withdecoder_1kpretrained_spark_style.pth
     saved.network.reconstruct(images, saved.network.draw_visible(len(images)))
 
-A run says with which method it was pretrained. Of another file it is the method that is given, or the one of which
-it holds a whole network, or else that of the network's authors (ConvViT's and MAE's), or else SparK. Files of
+A run, and a file of weights that a run has written at its end, say with which method they were pretrained. Of another
+file it is the method that is given, or the one of which it holds a whole network, or else that of the network's authors
+(ConvViT's and MAE's), or else SparK. Files of
 downstream_imagenet and downstream_coco, and other files of weights, are read too, for what is done with an encoder.
 """
 import dataclasses

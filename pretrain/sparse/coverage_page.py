@@ -29,7 +29,7 @@ def page(records, too_large, left=0):
 
 Written by `make coverage`. {text_of_convolutional(counts['convolutional'], too_large)}
 
-{text_of_hybrids(counts['hybrid'])}
+{text_of_hybrids(counts['hybrid'], too_large)}
 
 Plain transformers, all of whose feature maps are of one size, have no pyramid. SparK refuses them
 ({len(groups['plain transformer'])} here); they are for `--method=mae` or `--method=a2mim`.
@@ -50,20 +50,21 @@ Each network was checked by one pair of versions: {text_of_versions(records)}.{t
 def text_of_convolutional(count, too_large):
     exact = count['exact'] + count['exact, with a note']
     return f"""{exact} of the {count.total()} convolutional networks were checked one by one and equal their own
-dense selves (`python -m pretrain.check NAME` shows how): with all cells visible, and on a visible rectangle, in features,
-gradients and running statistics, to a relative error of 1e-8 in float64 (1e-5 for a few that compute in float32 by
-themselves). {count['larger']} more have over {too_large / 1e6:.0f} M parameters and were not run: "as NAME" is the largest
+dense selves (`python -m pretrain.check NAME` shows how, and asks the same of the code as it is today): with all cells
+visible, and on a visible rectangle, in features, gradients and running statistics, to a relative error of 1e-8 in float64
+(1e-5 for a few that compute in float32 by themselves). {count['larger']} more have over {too_large / 1e6:.0f} M parameters and were not run: "as NAME" is the largest
 checked network of the same family."""
 
 
-def text_of_hybrids(count):
+def text_of_hybrids(count, too_large):
     exact = count['exact'] + count['exact, with a note']
     waiting = f' {count["not checked"]} could not be checked within the limits.' if count['not checked'] else ''
+    larger = f' {count["larger"]} have over {too_large / 1e6:.0f} M parameters and were not run.' if count['larger'] else ''
     return f"""Attention over all positions is right on strips, and so are positions that are added, which are gathered.
 {exact} of the {count.total()} hybrids and transformers with a pyramid were found to be so, and equal their dense selves as the
 convolutional networks do; {count['refused']} are refused, for windows, positions of a fixed grid, or tokens that are pooled
-in their order.{waiting} A network that is exact on a small image was also built for its usual size, where a window no longer
-holds all of it."""
+in their order.{larger}{waiting}
+A network that is exact on a small image was also built for its usual size, where a window no longer holds all of it."""
 
 
 def text_of_versions(records):
