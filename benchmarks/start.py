@@ -64,8 +64,9 @@ print(json.dumps(found))
 
 
 def environment():
-    """That of a process with one thread, which imports from the folder that it is started in."""
-    changed = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PYTHONUNBUFFERED': '1'}
+    """That of a process on the CPU with one thread, which imports from the folder that it is started in."""
+    changed = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHON': sys.executable,
+               'PYTHONUNBUFFERED': '1'}
     changed.pop('PYTHONPATH', None)
     return changed
 

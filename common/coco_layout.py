@@ -29,9 +29,15 @@ def has_masks(path, content):
             raise ValueError(f"{path} is not in COCO's format: it has no list '{name}'")
     for one in content['annotations']:
         for key in ('bbox', 'category_id', 'image_id', 'area', 'iscrowd'):
-            if key not in one:
-                raise ValueError(f"{path}: the annotation {one.get('id')} has no '{key}', which is needed here; "
+            if not isinstance(one, dict) or one.get(key) is None:
+                which = one.get('id') if isinstance(one, dict) else one
+                raise ValueError(f"{path}: the annotation {which} has no '{key}', which is needed here; "
                                  'downstream_coco fills in area and iscrowd')
+        if not isinstance(one['area'], int | float):
+            raise ValueError(f"{path}: the annotation {one.get('id')} has the area {one['area']!r}, which is no number")
+    for one in content['categories']:
+        if not isinstance(one, dict) or not {'id', 'name'} <= one.keys():
+            raise ValueError(f'{path}: the category {one} has no id or no name')
     objects = [one for one in content['annotations'] if not one['iscrowd']]
     if not any(one['area'] > 0 for one in objects):
         raise ValueError(f'{path} has no object with an area above 0')

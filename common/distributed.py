@@ -78,6 +78,10 @@ class Ranks:
             raise of_all_ranks(failure or from_plain(told[0]))
         return result
 
+    def any(self, is_true):
+        """Whether is_true, a bool, is True on some rank; so is the answer on all of them."""
+        return self.all_reduce(torch.tensor(float(is_true), device=self.device), dist.ReduceOp.MAX).item() > 0
+
     def all_the_same(self, number):
         """Whether a number is the same on all ranks; so is the answer."""
         highest_and_lowest = torch.tensor([number, -number], device=self.device)  # the lowest with a minus sign

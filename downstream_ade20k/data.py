@@ -136,7 +136,7 @@ def training_and_validation(options, ranks, line=None, classes=None, fingerprint
         is_divided = options.val_fraction is not None
         return check_masks(train, val, known, in_order(options.ignore), is_divided, line)
 
-    found, shapes, remarks = on_main(ranks, look)
+    found, shapes, remarks = ranks.on_main(look)
     train, val = train.with_classes(found, shapes[0]), val.with_classes(found, shapes[1])
     train.remarks = remarks
     return train, val
@@ -154,7 +154,7 @@ def validation_images(options, classes, ranks, line=None):
         _, val = listed(options)
     else:
         val = SegmentationImages(*folders(options, 'val'), options.in_chans, options.reading)
-    shapes, remarks = on_main(ranks, lambda: check_validation_masks(val, classes, line))
+    shapes, remarks = ranks.on_main(lambda: check_validation_masks(val, classes, line))
     val = val.with_classes(classes, shapes)
     val.remarks = remarks
     return val
@@ -240,17 +240,3 @@ def classes_to_measure(options, classes):
 def described_class(names, value):
     """The class of a value, in words. names: {value: name}."""
     return f'"{names[value]}"' if value in names else 'no class'
-
-
-def on_main(ranks, work):
-    """What work() returns on the main rank, on all ranks. A ValueError there is raised on all of them."""
-    result, message = None, None
-    if ranks.is_main:
-        try:
-            result = work()
-        except ValueError as error:
-            message = str(error)
-    result, message = ranks.broadcast_object((result, message))
-    if message is not None:
-        raise ValueError(message)
-    return result

@@ -39,16 +39,12 @@ def confusion(model, segmented, ranks, autocast, inference, workers=0, warn=prin
                 found = inference.classes(model, to_device(image, ranks.device), tuple(truth.shape))
             pixels.add(found, truth)
     model.train(mode)
+    if ranks.any(go_on is not None and not go_on()):
+        return None
     pixels.reduce(ranks)
-    if not pixels.images and not stopped(go_on, ranks):
+    if not pixels.images:
         raise ValueError('none of the validation images can be read')
     return pixels
-
-
-def stopped(go_on, ranks):
-    """Whether go_on, if given, tells some rank not to go on; the same on all ranks."""
-    says_no = torch.tensor(float(go_on is not None and not go_on()), device=ranks.device)
-    return ranks.all_reduce(says_no).item() > 0
 
 
 def whole_view(options):

@@ -6,7 +6,7 @@ from common.training.extension import shorter
 from common.training.recipe import starts_over
 from common.training.same_run import refuse_options, refuse_other_data
 from common.training.unit import Unit
-from downstream_ade20k.data import listed, on_main
+from downstream_ade20k.data import listed
 from downstream_ade20k.published import CHOSEN
 from downstream_ade20k.run import FINGERPRINTS, Run
 
@@ -22,7 +22,7 @@ def refuse_another_run(options, saved, ranks):
     saved: {name: value} of the ENTRIES of the checkpoint that the run goes on from; empty if a run begins.
     """
     if not starts_over(options):
-        on_main(ranks, lambda: refuse_others(Path(options.folder), Run.checkpoint_of(options)))
+        ranks.on_main(lambda: refuse_others(Path(options.folder), Run.checkpoint_of(options)))
     if not saved:
         return
     refuse_options(options, saved, 'iterations', CHOSEN)
@@ -30,7 +30,7 @@ def refuse_another_run(options, saved, ranks):
     if options.iterations is not None and options.iterations < iterations:
         raise ValueError(shorter(Unit('iteration', 'iterations'), saved, iterations, options.iterations))
     if not options.allow_changed_data:
-        on_main(ranks, lambda: refuse_changed_data(options, saved))
+        ranks.on_main(lambda: refuse_changed_data(options, saved))
 
 
 def refuse_changed_data(options, saved):

@@ -59,7 +59,7 @@ class SegmenterTraining(FineTuning):
         return {**super().checkpoint_content(), 'val_fingerprint': self.val_fingerprint}
 
     def image_remarks(self):
-        return [*self.images.remarks, *self.val_images.remarks]
+        return [*super().image_remarks(), *self.images.remarks, *self.val_images.remarks]
 
     def example_batch(self, images):
         options, device = self.options, self.ranks.device
@@ -105,6 +105,8 @@ class SegmenterTraining(FineTuning):
         with self.counting(average) as count:
             pixels = confusion(average or self.network, self.val_dataset, self.ranks, self.run.autocast,
                                Inference.of(self.options), self.run.workers, self.log.warn_once, self.session.go_on, count)
+        if pixels is None:
+            return None
         self.of_classes['model' if average is None else 'ema'] = pixels.of_classes()
         return pixels.metrics()
 

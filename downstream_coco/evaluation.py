@@ -57,7 +57,9 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
 
     scenes: of a CocoImages data set, without stand-ins; what cannot be read is left out, and warn(text) told.
     batch: images at a time on a rank, upright ones after wide ones. go_on() -> whether to go on with the next
-    batch; if not, the figures mean nothing. count: a Count of the images, if given.
+    batch; if not, on some rank, None is returned. count: a Count of the images, if given.
+
+    Raises ValueError, on all ranks, if no image can be read, or if the annotation file has changed for the worse.
     """
     # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     ranks.broadcast(model.buffers())
@@ -74,26 +76,30 @@ def evaluate(model, scenes, batch, ranks, autocast, workers=0, warn=print, go_on
             looked.append(images.ids[place])
             results += as_results(one, images.ids[place], images.own_categories, *original)
     model.train(mode)
+    if ranks.any(go_on is not None and not go_on()):
+        return None
     if count:
         count.start('average precision')
     looked, results = ranks.gather(looked), ranks.gather(results)
     if not looked:
         raise ValueError('none of the validation images can be read')
-    metrics = average_precision(images.annotations, results, looked, images.has_masks) if ranks.is_main else None
-    return ranks.broadcast_object(metrics)
+    return ranks.on_main(lambda: average_precision(images.annotations, results, looked, images.has_masks))
 
 
 def average_precision(annotations, results, looked, masks, dry=False):
     """COCO's figures, by pycocotools, over the images with the ids in `looked`; None where there is nothing to find.
 
-    Objects that training leaves out (no area, no mask) are left out of the truth too: nothing could match
-    them. Results have the ids of the annotation file; those of a category that it lacks, None, count as found
-    and are not compared. dry: go through the truth even if there are no results, to see whether pycocotools takes it.
+    Left out of the truth are objects without area, which nothing could match, and where masks are trained those whose
+    mask contradicts their box. For the average precision of masks those without a mask are left out too. Regions of
+    crowds stay: what is found in them counts neither way.
+
+    Results have the ids of the annotation file; those of a category that it lacks, None, count as found and are not
+    compared. dry: go through the truth even if there are no results, to see whether pycocotools takes it.
     """
     metrics, content = {'images': len(looked), 'objects_found': len(results)}, read_annotations(annotations)
     for kind, name in (('bbox', 'box'), *((('segm', 'mask'),) if masks else ())):
         there = [one for one in content['annotations'] if one['box'] is not None and (kind == 'bbox' or one['segmentation'])
-                 and not (masks and one.get('contradicts'))]
+                 and not (masks and one.get('contradicts') and not one['iscrowd'])]
         # Sizes of objects are those of their masks where masks are compared, as in the evaluation of COCO itself.
         found = [{key: value for key, value in one.items() if key != ('segmentation' if kind == 'bbox' else 'bbox')}
                  for one in results if one['category_id'] is not None]

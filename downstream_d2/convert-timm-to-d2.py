@@ -12,6 +12,7 @@ import pickle
 import re
 import sys
 import zipfile
+from contextlib import suppress
 
 import torch
 
@@ -124,6 +125,19 @@ def convert(state):
             for key, value in state.items() if not key.startswith('fc.')}
 
 
+def write(content, path):
+    """Pickle what Detectron2 reads into a file, whole or not at all. Raises OSError."""
+    temporary = f'{path}.writing'
+    try:
+        with open(temporary, 'wb') as file:
+            pickle.dump(content, file)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('weights', help='a file of weights with timm\'s keys, such as resnet50_1kpretrained.pth')
@@ -133,10 +147,7 @@ def main(argv=None):
         state = read(args.weights)
         depth = depth_of(state)
         converted = {'model': convert(state), '__author__': 'SparK', 'matching_heuristics': True}
-        temporary = f'{args.output}.writing'
-        with open(temporary, 'wb') as file:
-            pickle.dump(converted, file)
-        os.replace(temporary, args.output)
+        write(converted, args.output)
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
     print(f'{len(converted["model"])} entries of a ResNet-{depth} in {args.output}'

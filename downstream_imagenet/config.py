@@ -69,7 +69,7 @@ class Options(EpochOptions):
     mixup: float = option(0.1, 'alpha of mixup; 0 for none', 'method')
     cutmix: float = option(1.0, 'alpha of CutMix; 0 for none. With both, each batch gets one of them',
                            'method')
-    smoothing: float = option(0.1, 'of the labels', 'method')
+    smoothing: float = option(0.1, 'label smoothing', 'method')
     loss: str = option(None, 'bce (binary cross-entropy, its mean over the classes), bce_sum (its sum over them) or ce '
                        '(soft-target cross-entropy); bce for LAMB if not given, else ce', 'method', parse=str,
                        choices=('bce', 'bce_sum', 'ce'))

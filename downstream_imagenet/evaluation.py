@@ -29,7 +29,9 @@ def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=prin
 
     model: a Classifier. images: an Augmented data set with labels of `number` classes; what cannot be read is
     left out, and warn(text) told. batch: images at a time on a rank. go_on() -> whether to go on with the
-    next batch; if not, the figures mean nothing. count: a Count of the images, if given.
+    next batch; if not, on some rank, None is returned. count: a Count of the images, if given.
+
+    Raises ValueError, on all ranks, if no image can be read.
     """
     # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     ranks.broadcast(model.buffers())
@@ -41,6 +43,8 @@ def evaluate(model, images, number, batch, ranks, autocast, workers=0, warn=prin
             logits = model.logits(x).float()
         total += counts(logits, classes)
     model.train(mode)
+    if ranks.any(go_on is not None and not go_on()):
+        return None
     top1, top5, loss, seen = ranks.all_reduce(total).tolist()
     if not seen:
         raise ValueError('none of the validation images can be read')
@@ -69,8 +73,8 @@ def options_and_classes(content, path):
 
 
 def as_in_training(options, then):
-    """The options with the network and the images of a run. Those stay that are neither the defaults nor what the
-    model's recipe sets: a user gave them.
+    """The options, with the network and the image settings of a run. A setting whose value is neither the default nor
+    the recipe's was given by the user, and stays.
 
     then: the options of the run, as a dictionary.
     """
@@ -141,7 +145,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         load_trained(model, state, options, options.eval)
-        batch = min(max((options.batch_size or AT_A_TIME) // ranks.size, 1), AT_A_TIME)
+        batch = min(max(options.batch_size // ranks.size, 1), AT_A_TIME) if options.batch_size else AT_A_TIME
         what = 'validation images' if which == 'model' else 'validation images (EMA)'
         with naming_the_file(watched), line.counting(what, len(val)) as count:
             results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),

@@ -15,7 +15,7 @@ from common.images.survey import warn_of
 from common.live_line import LiveLine
 from common.networks.create import create_cnn, try_size, warn_of_normalisation
 from common.networks.load import load_classifier
-from common.networks.users import register
+from common.networks.users import USERS_NETWORKS, register
 from common.seeds import seed_for
 from common.training.run import autocast, loading_processes
 from downstream_imagenet.data import evaluation_transform, labelled_once
@@ -41,7 +41,7 @@ class Options(ImageOptions):
     crop: float = option(None, 'share of an image in the crop; 0.95 if not given, from 384 px on all', 'data',
                          parse=float)
     batch_size: int = option(64, 'images at a time', 'machine', ('bs',))
-    register: str = option('pretrain.models', 'module in which your own networks are registered with timm',
+    register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm',
                            'method', parse=str)
 
     augmentation = 'none'

@@ -62,6 +62,7 @@ def held_out_of_run(options, folder):
         raise ValueError(f'this network was trained with --dataset={options.dataset}, and --held_out is for images in folders '
                          'and tars: leave it out, and name the images')
     if folder is None or not Path(folder).is_dir() and not is_tar(folder):
-        raise ValueError(f'--held_out is for the folder that the run was trained on, its --data_path, and {folder} is none')
+        known = 'the run does not name it' if folder is None else f'there is no {folder}'
+        raise ValueError(f'--held_out needs the folder or the tar that the run was trained on, its --data_path, and {known}')
     images = labelled_files(training_source(folder, None, True), options.in_chans, reading=options.reading)
     return with_part(images, None, options)[1]

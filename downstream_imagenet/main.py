@@ -56,10 +56,10 @@ def fine_tune(options, dataset=None, val_dataset=None):
 
 
 def is_own_run(path):
-    """Whether a file is the checkpoint of a fine-tuning run, not weights, nor a pretraining run."""
+    """Whether a file is the checkpoint of a fine-tuning run of this program, not weights, nor of another program's run."""
     from common.reliability.checkpoint import is_run, read_plain
     content = read_plain(path)
-    return is_run(content, path) and 'finetune_from' in content['config']
+    return is_run(content, path) and {'finetune_from', 'smoothing'} <= content['config'].keys()
 
 
 def check(argv=None):

@@ -56,7 +56,7 @@ class Prediction:
 
 
 class Unlabelled(SeveralFiles):
-    """The images of files, folders, tars and lists, as they are stored (not turned by EXIF): (image, number).
+    """The images of files, folders, tars and lists, as they are stored (see ImageFiles): (image, number).
 
     sources: paths, or ImageFiles. A list is a text file with one path a line, from list_root on, or from the
     list's own folder if that is None. A file is taken as a list if its name does not end as an image's and it

@@ -105,10 +105,10 @@ def relatives_recipe(cnn):
     from common.convvit import ConvViT  # here, as it needs torch
     if isinstance(cnn, ConvViT):
         return 'convvit_base'
-    return 'resnet50' if has_batchnorm(cnn) else 'convnext_small'
+    return 'resnet50' if is_mostly_batchnorm(cnn) else 'convnext_small'
 
 
-def has_batchnorm(cnn):
+def is_mostly_batchnorm(cnn):
     """Whether most norms of a network are BatchNorms."""
     from torch import nn  # here, so that options are checked without it
     norm_types = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)

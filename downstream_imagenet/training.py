@@ -22,7 +22,7 @@ from downstream_imagenet.data import (
     training_transform,
 )
 from downstream_imagenet.evaluation import AT_A_TIME, evaluate
-from downstream_imagenet.published import NAMED, has_batchnorm, papers_recipe, relatives_recipe
+from downstream_imagenet.published import NAMED, is_mostly_batchnorm, papers_recipe, relatives_recipe
 from downstream_imagenet.recipe import unfit
 
 
@@ -105,6 +105,8 @@ class ClassifierTraining(FineTuning):
         with self.counting(average) as count:
             found = evaluate(model, self.val_dataset, len(self.classes), batch, self.ranks, self.run.autocast,
                              self.run.workers, self.log.warn_once, self.session.go_on, count)
+        if found is None:
+            return None
         self.num_measured = found['images']
         return {'top1': found['top1'], 'top5': found['top5'], 'val_loss': found['loss']}
 
@@ -198,15 +200,14 @@ class ClassifierTraining(FineTuning):
         name = self.options.recipe
         if name in ('rsb_a2', 'rsb_a3', 'a2mim_convnext') and is_transformer(self.cnn):
             yield f'{name} is for CNNs, and {self.options.model} is a vision transformer: --recipe=a2mim_vit is for such'
-        elif name in ('a2mim_convnext', 'mae') and has_batchnorm(self.cnn):
+        elif name in ('a2mim_convnext', 'mae') and is_mostly_batchnorm(self.cnn):
             yield (f'{name} is for networks with LayerNorm, and {self.options.model} has BatchNorm: --recipe=rsb_a2 and '
                    'rsb_a3 are for such')
         if name in NAMED:
             yield from unfit(self.options, self.run.images, self.ranks)
 
     def headline(self):
-        number = self.num_measured or len(self.val_images)  # a finished run that is started again measures nothing
-        return f'Finished. On {number:,} validation images:'
+        return f'Finished. On {self.num_measured:,} validation images:'
 
     def result(self, suffix):
         top1, top5 = self.last[f'top1{suffix}'], self.last[f'top5{suffix}']

@@ -11,11 +11,12 @@ from downstream_mmdet.weights import convnext, load
 class TimmConvNeXt(BaseModule):
     """Images (B, 3, H, W) -> maps of strides 4, 8, 16 and 32, each after a LayerNorm of its own, as in ConvNeXt's detectors.
 
-    arch: timm's name; parameters have timm's names. init_cfg: dict(type='Pretrained', checkpoint=FILE) for weights of any kind
+    arch: timm's name; parameters have timm's names. layer_scale: its value at the start; timm's if None (a ConvNeXt V2 has
+    none). init_cfg: dict(type='Pretrained', checkpoint=FILE) for weights of any kind
     that downstream_mmdet.weights reads, None for random ones. Raises ValueError if they do not fit.
     """
 
-    def __init__(self, arch='convnext_base', drop_path_rate=0.0, layer_scale=1.0, init_cfg=None):
+    def __init__(self, arch='convnext_base', drop_path_rate=0.0, layer_scale=None, init_cfg=None):
         super().__init__(init_cfg)
         self.arch, cnn = arch, convnext(arch, drop_path_rate, layer_scale)
         self.stem, self.stages = cnn.stem, cnn.stages

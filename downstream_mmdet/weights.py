@@ -14,11 +14,15 @@ from timm.models.convnext import checkpoint_filter_fn
 FIRST = r'stages\.0\.(0\.dwconv|blocks\.0\.conv_dw)\.weight$'  # a layer of every ConvNeXt
 
 
-def convnext(arch, drop_path_rate=0.0, layer_scale=1.0):
-    """A timm ConvNeXt. Raises ValueError for another network."""
+def convnext(arch, drop_path_rate=0.0, layer_scale=None):
+    """A timm ConvNeXt. Raises ValueError for another network.
+
+    layer_scale: its value at the start; timm's if None.
+    """
     if not timm.is_model(arch) or not arch.startswith('convnext'):
         raise ValueError(f'arch is the timm name of a ConvNeXt, such as convnext_base, not {arch}')
-    return timm.create_model(arch, drop_path_rate=drop_path_rate, ls_init_value=layer_scale)
+    scale = {} if layer_scale is None else {'ls_init_value': layer_scale}
+    return timm.create_model(arch, drop_path_rate=drop_path_rate, **scale)
 
 
 def check_archive(path):

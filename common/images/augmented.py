@@ -300,7 +300,10 @@ class Steps(Sampler):
         return torch.randperm(self.images, generator=generator)
 
     def batch_of(self, step, order=None, places=None):
-        """The (epoch, index) pairs of a step.
+        """The (epoch, index) pairs of a step, which also seed the augmentation.
+
+        The last batch of an epoch is filled up from the beginning of its order. An image that is in a batch twice by
+        that, where there are fewer images than places, is augmented in the same way.
 
         order: that of its epoch; drawn if not given. places: which places of the batch; all of them if not given.
         """

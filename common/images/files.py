@@ -34,8 +34,8 @@ SIZES = 1000  # the most files whose sizes are part of a fingerprint
 class ImageFiles(Dataset):
     """The images of a folder (flat or nested) or of a text file with one path a line, in all formats but NOT_READ.
 
-    Items are PIL images as they are stored (EXIF's orientation is ignored), or float tensors (C, h, w) in [0,
-    1] for files of more than 8 bits.
+    Items are PIL images as they are stored, or float tensors (C, h, w) in [0, 1] for files of more than 8 bits. EXIF's
+    orientation is ignored, except in TIFFs, which Pillow turns upright.
 
     source: the folder or the text file. in_chans: 1 or 3.
     root: the folder in which the paths of a list lie; the list's own if not given. For a folder it is the folder itself.

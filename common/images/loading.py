@@ -184,4 +184,4 @@ def tell_failures(failures, augmented, named, log):
         if name not in named:
             named.add(name)
             why = f' ({error}): the next one stands in for it' if len(named) <= NAMED else ''
-            log.warn(f'unreadable image {name}{why}; {len(named)} so far')
+            log.warn(f'unreadable image {printable(name)}{why}; {len(named)} so far')

@@ -171,7 +171,7 @@ class FineTuning(Trainer):
             for which, module in modules.items():
                 with uncompiled():
                     found = self.measure(module)
-                if self.session.asked_to_stop():
+                if found is None or self.session.asked_to_stop():
                     return None
                 suffix = '' if which == 'model' else '_ema'
                 metrics |= {f'{name}{suffix}': value for name, value in found.items()}

@@ -71,8 +71,7 @@ class Session:
 
     def asked_to_stop(self):
         """Whether any rank was asked to stop; the same on all ranks."""
-        asked = torch.tensor(float(self.stop.asked is not None), device=self.ranks.device)
-        return self.ranks.all_reduce(asked, dist.ReduceOp.MAX).item() > 0
+        return self.ranks.any(self.stop.asked is not None)
 
     def batches(self, batches):
         """The same batches, with signs of life; the time that is spent waiting for them is added up."""

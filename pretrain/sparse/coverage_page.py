@@ -52,8 +52,8 @@ def text_of_convolutional(count, too_large):
     return f"""{exact} of the {count.total()} convolutional networks were checked one by one and equal their own
 dense selves (`python -m pretrain.check NAME` shows how, and asks the same of the code as it is today): with all cells
 visible, and on a visible rectangle, in features, gradients and running statistics, to a relative error of 1e-8 in float64
-(1e-5 for a few that compute in float32 by themselves). {count['larger']} more have over {too_large / 1e6:.0f} M parameters and were not run: "as NAME" is the largest
-checked network of the same family."""
+(1e-5 for a few that compute in float32 by themselves). {count['larger']} more have over {too_large / 1e6:.0f} M parameters
+and were not run: "as NAME" is the largest checked network of the same family."""
 
 
 def text_of_hybrids(count, too_large):

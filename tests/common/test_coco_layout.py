@@ -10,12 +10,12 @@ OBJECT = {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 4, 4], 'area'
           'segmentation': [[0, 0, 4, 0, 4, 4]]}
 
 
-def written(folder, *annotations, text=None):
-    """A data set in COCO's layout with these annotations, or this text as the annotation file."""
+def written(folder, *annotations, text=None, category=None):
+    """A data set in COCO's layout with these annotations and this category, or this text as the annotation file."""
     (folder / 'train2017').mkdir()
     (folder / 'annotations').mkdir()
     content = {'images': [{'id': 1, 'file_name': 'a.png', 'height': 8, 'width': 8}], 'annotations': list(annotations),
-               'categories': [{'id': 1, 'name': 'thing'}]}
+               'categories': [{'id': 1, 'name': 'thing'} if category is None else category]}
     (folder / 'annotations/instances_train2017.json').write_text(json.dumps(content) if text is None else text)
     return folder
 
@@ -39,10 +39,18 @@ def test_boxes_alone_have_no_masks(tmp_path):
     ([{**OBJECT, 'area': 0}], 'no object with an area above 0'),
     ([{**OBJECT, 'iscrowd': 1}], 'no object with an area above 0'),
     ([{key: value for key, value in OBJECT.items() if key != 'iscrowd'}], "the annotation 1 has no 'iscrowd'"),
-    ([{key: value for key, value in OBJECT.items() if key != 'area'}], "the annotation 1 has no 'area'")])
+    ([{key: value for key, value in OBJECT.items() if key != 'area'}], "the annotation 1 has no 'area'"),
+    ([{**OBJECT, 'area': None}], "the annotation 1 has no 'area'"),
+    ([{**OBJECT, 'area': '16'}], "the annotation 1 has the area '16', which is no number"),
+    ([7], "the annotation 7 has no 'bbox'")])
 def test_annotations_that_fail_later_are_refused(tmp_path, annotations, said):
     with pytest.raises(ValueError, match=said):
         read_split(written(tmp_path, *annotations), 'train')
+
+
+def test_categories_need_a_name(tmp_path):
+    with pytest.raises(ValueError, match="the category {'id': 1} has no id or no name"):
+        read_split(written(tmp_path, OBJECT, category={'id': 1}), 'train')
 
 
 def test_other_files_are_refused(tmp_path):

@@ -21,7 +21,7 @@ def on_rank(rank, folder):
         return rank
 
     seen = [ranks.on_main(lambda: fail_on(1)), ranks.on_all(lambda: fail_on(None)),
-            ranks.all_the_same(5), ranks.all_the_same(rank)]
+            ranks.all_the_same(5), ranks.all_the_same(rank), ranks.any(rank == 1), ranks.any(False)]
     for kind in (ValueError, OSError):
         for way, number in ((ranks.on_main, 0), (ranks.on_all, 1)):
             try:
@@ -36,7 +36,7 @@ def test_an_error_of_one_rank_is_raised_on_all(tmp_path):
     multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
     errors = [('0 has no room', True), ('1 has no room', True)]
     for rank in range(2):
-        assert torch.load(tmp_path / f'{rank}.pth') == [0, rank, True, False, *errors, *errors]
+        assert torch.load(tmp_path / f'{rank}.pth') == [0, rank, True, False, True, False, *errors, *errors]
 
 
 def test_ranks_that_see_other_images_are_refused():

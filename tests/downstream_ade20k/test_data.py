@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from common.distributed import Ranks
 from common.images.reading import Reading
 from common.live_line import LiveLine
 from downstream_ade20k.classes import ADE20K, IGNORE, Classes
-from downstream_ade20k.data import on_main, training_and_validation, validation_images
+from downstream_ade20k.data import training_and_validation, validation_images
 from tests.downstream_ade20k.files import ALONE, HALVES, options, write_image, written
 
 
@@ -184,10 +185,12 @@ def test_a_subset_has_its_own_masks(folder):
 
 # -- several ranks, and a run that goes on ----------------------------------------------------------------------------
 
-@dataclass
-class OneOfTwo:
+MAIN, OTHER = ((rank, 2, torch.device('cpu')) for rank in range(2))
+
+
+@dataclass(frozen=True)
+class OneOfTwo(Ranks):
     """A rank; the main one keeps what it broadcasts for the other one."""
-    is_main: bool
     sent: list
 
     def broadcast_object(self, item):
@@ -196,23 +199,16 @@ class OneOfTwo:
         return self.sent[-1]
 
 
-def not_asked():
-    raise AssertionError('only the main rank is to do this')
-
-
 def test_the_main_rank_alone_reads_the_masks(folder):
     sent = []
-    first, _ = training_and_validation(options(folder), OneOfTwo(True, sent))
+    first, _ = training_and_validation(options(folder), OneOfTwo(*MAIN, sent))
     for path in (folder / 'annotations').rglob('*.png'):
         path.write_bytes(b'')
-    second, val = training_and_validation(options(folder), OneOfTwo(False, sent))
+    second, val = training_and_validation(options(folder), OneOfTwo(*OTHER, sent))
     assert second.classes == first.classes and np.array_equal(second.shapes, first.shapes)
-    with pytest.raises(AssertionError):
-        on_main(OneOfTwo(True, sent), not_asked)
-    assert on_main(OneOfTwo(False, [(7, None)]), not_asked) == 7
-    for is_main in (True, False):
+    for place in (MAIN, OTHER):
         with pytest.raises(ValueError, match='4 of 4 masks .* cannot be read'):
-            training_and_validation(options(folder), OneOfTwo(is_main, sent))
+            training_and_validation(options(folder), OneOfTwo(*place, sent))
 
 
 def test_masks_are_not_read_again_when_a_run_goes_on_with_the_same_files(folder):

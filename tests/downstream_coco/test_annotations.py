@@ -115,6 +115,12 @@ def test_categories_are_told_by_their_names(tmp_path):
     only = as_results({**found, 'labels': torch.tensor([3, 3, 3])}, 7, images.own_categories, HEIGHT, WIDTH)
     assert average_precision(file, only, [7], False)['box_AP'] == 0
 
+    assert evaluate(Finds(), seen, 1, alone, contextlib.nullcontext, go_on=lambda: False) is None
+    file.write_text('{}')  # changed while the run goes on
+    with pytest.raises(ValueError, match=r'file\.json') as changed:
+        evaluate(Finds(), seen, 1, alone, contextlib.nullcontext)
+    assert changed.value.on_all_ranks
+
 
 @pytest.mark.parametrize(('categories', 'words'), [
     ([{'id': 1, 'name': 'fish'}], r'category 1 \(fish\), which the training images do not have; theirs are cat, dog, bird'),

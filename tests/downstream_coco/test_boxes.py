@@ -73,6 +73,15 @@ def test_masks_that_contradict_their_boxes_are_left_out(tmp_path, shift, good):
             assert average_precision(file, results, [7], True)['box_AP'] == pytest.approx(100)  # the truth is two objects
 
 
+def test_a_crowd_counts_neither_way_although_its_mask_contradicts_its_box(tmp_path):
+    folder, file = written(tmp_path, [{}, {}, {'iscrowd': 1, 'bbox': [0, 0, 10, 10], 'segmentation': lengths(CODE)}])
+    assert '1 masks reach elsewhere than their boxes' in CocoImages(folder, file).remarks[0]
+    results = [{'image_id': 7, 'category_id': 3, 'score': 0.5, 'bbox': BOX}] * 2
+    within = {'image_id': 7, 'category_id': 3, 'score': 1.0, 'bbox': [1, 1, 8, 8]}
+    results = [{**one, 'segmentation': coco_mask.encode(PIXELS)} for one in (within, *results)]
+    assert average_precision(file, results, [7], True)['box_AP'] == pytest.approx(100)
+
+
 def test_masks_of_other_objects_are_refused_but_for_boxes_alone(tmp_path):
     folder, file = written(tmp_path, [{'bbox': [1, 1, 10, 10]}] * 3 + [{}])
     with pytest.raises(ValueError, match=r'3 of 4 boxes lie elsewhere than the masks.*--heads=box'):

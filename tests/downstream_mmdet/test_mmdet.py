@@ -83,6 +83,14 @@ def test_weights_of_any_kind_are_read(tmp_path):
                    and key != 'norm0.bias')
 
 
+def test_a_convnext_v2_has_no_layer_scale(tmp_path):
+    torch.save(timm.create_model('convnextv2_atto').state_dict(), tmp_path / 'w.pth')
+    backbone = Backbone('convnextv2_atto')
+    assert load(backbone, tmp_path / 'w.pth', convnext('convnextv2_atto')) > 100
+    assert not [key for key in backbone.state_dict() if key.endswith('gamma')]
+    assert (convnext('convnext_atto', layer_scale=0.5).stages[0].blocks[0].gamma == 0.5).all()
+
+
 def test_other_weights_are_refused(tmp_path):
     for name, words in (('convnext_femto', 'is .* not'), ('resnet18', 'is missing')):
         torch.save(timm.create_model(name).state_dict(), tmp_path / 'w.pth')
