@@ -52,8 +52,8 @@ class A2MIM(MaskedNetwork):
         spatial_loss: the error of a pixel: 'focal_l1', 'l1' or 'mse'.
         fourier: the loss on spectra: 'focal', 'spectral' or 'none'.
         fourier_weight: its weight; 0 is as 'none'.
-        fourier_visible, fourier_fill: what stands at visible pixels in the picture whose spectrum is compared: the weight of
-            the reconstruction, and what the rest of it is; see `composite`.
+        fourier_visible: the weight of the reconstruction at visible pixels, in the picture whose spectrum is compared.
+        fourier_fill: what the rest of such a pixel is; see `composite`.
         fourier_group: images over which the focal loss averages spectra; None: those of a call. A run sets
             `group_means` instead, whose groups are the same for any number of ranks.
 
@@ -198,8 +198,7 @@ class A2MIM(MaskedNetwork):
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what the last map does not depend on."""
-        for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
-            self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        self.freeze_unused()
         self.to(device)
         for part in (self.encoder.cnn, self.decoder):  # not token and gain: DDP warns of their strides
             part.to(memory_format=torch.channels_last)

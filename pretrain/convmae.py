@@ -111,7 +111,8 @@ def build_convmae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_cha
     convmae = ConvMAE(encoder, mask_ratio=mask_ratio, decoder_width=decoder_width, decoder_depth=decoder_depth,
                       decoder_heads=decoder_heads, decoder_mlp_ratio=decoder_mlp_ratio, norm_pix=norm_pix,
                       masks_per_image=masks_per_image)
-    return synchronise_batchnorm(convmae, equal_counts=True) if sync_bn else convmae
+    convmae = synchronise_batchnorm(convmae, equal_counts=True) if sync_bn else convmae
+    return convmae.train()  # also a module that was in evaluation mode
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from pretrain.masked_network import check_image_size
 from pretrain.sparse.attention import prove_order
 from pretrain.sparse.parameters import outermost_modules
 from pretrain.sparse.probe import copy_of, probe, random_images
@@ -80,9 +81,7 @@ class SparseEncoder(nn.Module):
         which all cells are visible, a position embedding has the shape of the tokens, so that it cannot be told from
         them, and is added in the order of the image.
         """
-        if images.shape[1:] != (self.in_chans, *self.input_size):
-            raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
-                             f'{(self.in_chans, *self.input_size)}: resize them, or build it for their size')
+        check_image_size(images, self)
         if geometry is not None and any(module.grad_checkpointing for module in self._recomputing):
             raise ValueError("timm's activation checkpointing would run the backward pass without the mask: "
                              'switch it off with cnn.set_grad_checkpointing(False)')

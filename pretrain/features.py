@@ -10,7 +10,6 @@ if __name__ == '__main__':
     start_tool()
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ import torch
 from common.cli import errors_in_one_sentence, expanded, folder_for, reader_may_leave
 from common.live_line import LiveLine
 from common.reliability.checkpoint import write_atomically
-from common.words import counted
+from common.words import counted, file_stem
 from pretrain.arguments import add_network, network_of
 
 
@@ -49,7 +48,7 @@ def features(saved, sources, out, maps=True, say=print):
             pooled.append(levels[-1].mean((1, 2)).numpy())
             if maps:
                 arrays = {f'stride_{stride}': level.numpy() for stride, level in zip(encoder.reductions, levels)}
-                write_arrays(out / f'{index:04}_{Path(name).stem}.npz', pooled=pooled[-1], **arrays)
+                write_arrays(out / f'{index:04}_{file_stem(name)}.npz', pooled=pooled[-1], **arrays)
     pooled = np.stack(pooled)
     write_arrays(out / 'pooled.npz', names=np.array(names), pooled=pooled)
     strides = ', '.join(map(str, encoder.reductions))

@@ -57,9 +57,10 @@ def build_mae(model, input_size=224, mask_ratio=0.75, drop_path=None, in_chans=3
     if isinstance(model, str):
         initialise(vit)
     set_sincos_pos_embed(vit, size)
-    return MAE(ViTEncoder(vit, size, in_chans), mask_ratio=mask_ratio, decoder_width=decoder_width,
-               decoder_depth=decoder_depth, decoder_heads=decoder_heads, decoder_mlp_ratio=decoder_mlp_ratio,
-               norm_pix=norm_pix, masks_per_image=masks_per_image)
+    mae = MAE(ViTEncoder(vit, size, in_chans), mask_ratio=mask_ratio, decoder_width=decoder_width,
+              decoder_depth=decoder_depth, decoder_heads=decoder_heads, decoder_mlp_ratio=decoder_mlp_ratio,
+              norm_pix=norm_pix, masks_per_image=masks_per_image)
+    return mae.train()  # also a module that was in evaluation mode
 
 
 @torch.no_grad()

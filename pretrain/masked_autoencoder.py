@@ -44,9 +44,9 @@ class MaskedAutoencoder(SparseNetwork):
     def __init__(self, encoder, mask_ratio=0.75, decoder_width=512, decoder_depth=8, decoder_heads=16,
                  decoder_mlp_ratio=4, norm_pix=True, masks_per_image=1):
         super().__init__()
-        if decoder_width % decoder_heads or decoder_width % 4 or decoder_depth < 1:
-            raise ValueError(f'decoder_width must be a multiple of the {decoder_heads} decoder_heads, and of 4, and '
-                             f'decoder_depth 1 or more; they are {decoder_width} and {decoder_depth}')
+        if decoder_heads < 1 or decoder_width % decoder_heads or decoder_width % 4 or decoder_depth < 1:
+            raise ValueError(f'decoder_width must be a multiple of decoder_heads and of 4, and decoder_heads and decoder_depth '
+                             f'1 or more; they are {decoder_width}, {decoder_heads} and {decoder_depth}')
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         self.target = 'normalised' if norm_pix else 'pixels'
@@ -140,8 +140,7 @@ class MaskedAutoencoder(SparseNetwork):
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what no feature depends on."""
-        for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
-            self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        self.freeze_unused()
         return self.to(device, memory_format=torch.channels_last)
 
     def recompute(self, what):
@@ -156,7 +155,9 @@ class MaskedAutoencoder(SparseNetwork):
 def check_masks(masks_per_image, visible_cells, encoder):
     """Raise ValueError unless so many masks of visible cells are all cells of an image, each once."""
     h, w = encoder.grid
-    if masks_per_image < 1 or masks_per_image > 1 and masks_per_image * visible_cells != h * w:
+    if masks_per_image < 1:
+        raise ValueError(f'masks_per_image must be 1 or more, not {masks_per_image}')
+    if masks_per_image > 1 and masks_per_image * visible_cells != h * w:
         raise ValueError(f'masks_per_image {masks_per_image}: so many masks of {visible_cells} visible cells are not the '
                          f'{h} x {w} = {h * w} cells of an image, each once. Give a mask_ratio of '
                          f'{1 - 1 / masks_per_image:g}, and an input_size whose number of cells is a multiple of '

@@ -8,6 +8,13 @@ ENCODER = 'encoder.cnn.'  # what the keys of the CNN begin with in a whole netwo
 FEW_CELLS = 25  # fewer in an image are warned of; those of the papers have 49
 
 
+def check_image_size(images, encoder):
+    """Raise ValueError unless images (B, C, H, W) are of the channels and the size for which an encoder was built."""
+    if images.shape[1:] != (encoder.in_chans, *encoder.input_size):
+        raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
+                         f'{(encoder.in_chans, *encoder.input_size)}: resize them, or build it for their size')
+
+
 class MaskedNetwork(nn.Module):
     """A network around an encoder, that reconstructs the hidden cells of images.
 
@@ -33,6 +40,11 @@ class MaskedNetwork(nn.Module):
     def uncompiled(self):
         """Whether torch.compile leaves the encoder alone."""
         return self.encoder.uncompiled
+
+    def freeze_unused(self):
+        """Take their gradients from the parameters of the encoder that are not trained: DDP would wait for them."""
+        for name in self.encoder.unused:
+            self.encoder.cnn.get_parameter(name).requires_grad_(False)
 
     def draw_visible(self, batch, generator=None, rows=slice(None)):
         """Visible cells, uniformly at random: LongTensor (batch, k) on the CPU, or some rows of it."""

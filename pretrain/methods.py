@@ -86,7 +86,7 @@ class Method(Protocol):
         """Undo `connect`: the run goes back to a checkpoint, and makes another network."""
 
     def held_out_loss(self, network, images, visible):
-        """The loss that is measured on held-out images, 0-dim: the mean over these, whichever others there are."""
+        """The mean loss over these held-out images, 0-dim. It must not depend on which other images are in the batch."""
 
     def term_sums(self, network):
         """The TermSums (pretrain/term_sums.py) of the network, for the log of an epoch; None if its loss has no terms.

@@ -116,7 +116,11 @@ def plan_options(**given):
 
 @dataclass(frozen=True)
 class Speed:
-    """seconds: of a step on one GPU by its images, a Line. how: where it is from. ranks: that it was measured with together."""
+    """How long a step takes.
+
+    seconds: of a step on one GPU, a Line over its images. how: where the number is from, for a person. ranks: how many ran
+    together when it was measured.
+    """
     seconds: Line
     how: str
     ranks: int = 1
@@ -168,7 +172,8 @@ def measured(step, rounds=5):
             inputs = step.inputs(batch)
             began = time.perf_counter()
             step(*inputs).tolist()  # waits for the device
-            times[batch].append(time.perf_counter() - began) if i else None
+            if i:  # The first round warms up.
+                times[batch].append(time.perf_counter() - began)
     cuda, threads = step.device.type == 'cuda', torch.get_num_threads()
     name = torch.cuda.get_device_name(step.device) if cuda else f'{threads} thread{"s" * (threads > 1)} of a CPU'
     error = 'with eager steps: the CUDA graph of a run is faster, docs/speed.md says by how much' if cuda else \
@@ -212,7 +217,7 @@ class Plan:
         return Run(self.options, Ranks(0, self.options.gpus, torch.device('cpu')), self.options.images)
 
     def room(self, alone):
-        """Images at a time for which there is room, should the prediction be as far too low as such ones were."""
+        """The images at a time that fit even if memory is predicted too low by MEMORY_ERROR."""
         room = (self.options.memory - self.options.reserve) * GIB / (1 + MEMORY_ERROR)
         return self.counts.largest(room, alone, self.inputs)
 
@@ -229,10 +234,11 @@ class Plan:
     def collectives(self):
         """(number, bytes handed to each other rank) of a step's in SyncBatchNorm.
 
-        torch's gathers mean, deviation and count of all ranks in the forward pass of a layer, and sums in its backward pass.
+        It gathers mean and variance of all ranks in the forward pass of a layer, and reduces two sums in its backward pass
+        (common/sync_batchnorm.py).
         """
         norms = self.counts.norms * (self.parts if self.options.sync_bn else 0)
-        return 2 * len(norms), 4 * sum(2 * channels + 1 for channels in norms)
+        return 2 * len(norms), 4 * sum(2 * channels for channels in norms)
 
     @property
     def part(self):
@@ -370,9 +376,9 @@ def accelerate(network, accelerated):
 
 
 def training_images(options):
-    """The number of images to train on: as given, or as there are in --data_path, or as ImageNet has."""
+    """The number of images to train on: as given, or as there are in --data_path or --dataset, or as ImageNet has."""
     images = options.images
-    if images is None and options.data_path is None:
+    if images is None and options.data_path is None and options.dataset is None:
         images = IMAGENET
     elif images is None:
         images = len(find_images(options.data_path, options.dataset, options.in_chans, options.list_root, options.reading))

@@ -221,8 +221,9 @@ class Pretraining(Trainer):
             return None
         ranks, network, part = self.ranks, self.network, self.run.share // self.accum
         mine = range(ranks.rank, len(self.val_images), ranks.size)
-        places = [list(mine[i:i + part]) for i in range(0, len(mine), part)]
-        visible = network.draw_visible(len(self.val_images), self.run.generator('held-out'))
+        places = [mine[i:i + part] for i in range(0, len(mine), part)]
+        rows = slice(ranks.rank, None, ranks.size)
+        visible = network.draw_visible(len(self.val_images), self.run.generator('held-out'), rows)
         loaded = loader(self.val_dataset, [[(0, place) for place in each] for each in places], self.run.workers, ranks.device)
         # without sync_bn the running statistics of the ranks differ: rank 0's are saved
         ranks.broadcast(network.buffers())
@@ -230,10 +231,10 @@ class Pretraining(Trainer):
         total = torch.zeros((), dtype=torch.float64, device=ranks.device)
         read = without_failures(loaded, self.val_dataset, self.unreadable, self.log)
         with self.log.line.counting('held-out images', len(self.val_images)) as count:
-            for (images, _), each in zip(read, places):
+            for (images, _), cells in zip(read, visible.split(part)):
                 with self.run.autocast(), uncompiled():
                     loss = self.method.held_out_loss(network, self.normalise(images),
-                                                     to_device(visible[each], ranks.device))
+                                                     to_device(cells, ranks.device))
                 total += loss.double() * len(images)
                 count.add(len(images) * ranks.size)
                 if not self.session.go_on():
@@ -327,7 +328,7 @@ class Pretraining(Trainer):
         advised = self.method.recipe.advised_rate(options, self.run.images)
         is_papers = options.recipe == 'paper' and options.lr is None
         if advised and not is_papers and not advised / 4 <= options.peak_lr <= advised * 4:
-            what = 'with far less little is learned'
+            what = 'at a rate so far below that, little is learned'
             if options.peak_lr > advised:
                 what = f'with {options.peak_lr / advised:,.0f} times as much the loss will hardly fall, or becomes NaN'
             yield (f'the learning rate goes up to {options.peak_lr:.2g}; for {counted(self.run.steps, "step")} about '

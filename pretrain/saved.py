@@ -34,8 +34,9 @@ from pretrain.methods import DEFAULT, METHODS, Method, method_of, options_of
 from pretrain.results.read_log import read_log
 
 MAY_DIFFER = ('mask_ratio', 'max_pixels')  # options that may be given another value than the run had
-OF_NETWORK = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'mean', 'std',
-              'pixel_range')  # options that the log of a run says of a file beside it, and `Method.encoder_options`
+# Options that the log of a run says of a file beside it, and `Method.encoder_options`.
+OF_NETWORK = ('name', 'model', 'input_size', 'mask_ratio', 'cell_size', 'in_chans', 'mean', 'std', 'pixel_range',
+              'interpolation')
 OF_ENCODERS = {'convvit': 'convmae', 'vit': 'mae'}  # the first word of a network's name -> the method of its authors
 LARGE = 4096  # pixels; a network is tried on two images of its size when it is built
 
@@ -94,7 +95,7 @@ class Saved:
         if not torch.is_tensor(image):
             check_channels(self.options.in_chans)
             image = as_channels(image, self.options.in_chans, self.options.reading, upright=True)
-        crop = CentreCrop(self.network.encoder.input_size)
+        crop = CentreCrop(self.network.encoder.input_size, interpolation=self.options.interpolation)
         image = as_input(crop(image), self.options.normalisation)
         if not image.isfinite().all():
             raise ValueError('it holds NaN or infinite values')

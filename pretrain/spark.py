@@ -97,8 +97,7 @@ class SparK(SparseNetwork):
 
     def placed(self, device):
         """Itself on a device, as it trains: channels last, no gradients for what no feature depends on."""
-        for name in self.encoder.unused:  # DDP waits for the gradient of everything that may have one
-            self.encoder.cnn.get_parameter(name).requires_grad_(False)
+        self.freeze_unused()
         self.to(device)
         for part in (self.encoder, self.densify_projs, self.dense_decoder):  # not the mask tokens: DDP warns of their strides
             part.to(memory_format=torch.channels_last)

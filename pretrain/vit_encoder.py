@@ -13,11 +13,12 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from pretrain.dense.proof import randomise_scales
 from pretrain.dense.sizes import no_multiple
+from pretrain.masked_network import check_image_size
 from pretrain.sparse.compare import VisibleRectangles, relative_error
 from pretrain.sparse.parameters import outermost_modules
 from pretrain.sparse.probe import check_parameters, copy_of, random_images, unused_parameters
+from pretrain.sparse.proof import randomise_scales
 
 NO_DOUBT = 1e-3  # with so small an error in float32, float64 is not asked: a fault is of the size of the features
 TOLERANCE = 1e-8  # in float64
@@ -69,9 +70,7 @@ class ViTEncoder(nn.Module):
         geometry: where the visible patches lie; without one all patches are seen, k = L. cnn: another network of the
         same kind.
         """
-        if images.shape[1:] != (self.in_chans, *self.input_size):
-            raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
-                             f'{(self.in_chans, *self.input_size)}: resize them, or build it for their size')
+        check_image_size(images, self)
         cnn = self.cnn if cnn is None else cnn
         tokens = cnn.forward_features(images) if geometry is None else self.visible_tokens(cnn, images, geometry)
         return cnn.fc_norm(tokens) if self.normalises_patches else tokens

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as F
 from common.images.limits import pixel_limit
 from common.images.timeout import at_most
 from common.seeds import seed_for
-from common.words import counted
+from common.words import counted, printable
 
 BICUBIC = InterpolationMode.BICUBIC
 ASPECTS = 3 / 4, 4 / 3  # of a random crop, width by height: the least and the most
@@ -192,7 +192,7 @@ class Augmented(Dataset):
             with pixel_limit(2 * math.prod(image.size) if is_huge else None):
                 return self.prepare(image, item, index)
         except Exception as error:
-            raise ValueError(f'image {self.name(index)} can be read, but not be prepared: {error}') from error
+            raise ValueError(f'image {printable(self.name(index))} can be read, but not be prepared: {error}') from error
 
     @contextmanager
     def own_row(self):

@@ -27,7 +27,7 @@ from common.images.augmented import Augmented, Crop, collate
 from common.images.fast_decode import LARGEST
 from common.images.files import ImageFiles
 from common.memory_errors import is_out_of_memory
-from common.words import first_line
+from common.words import first_line, printable
 
 MOST_PIXELS = 2 ** 24  # of a JPEG that the GPU decodes; its crop takes 12 bytes a pixel there
 AT_ONCE = 2 ** 27  # pixels that are decoded at a time, which take 3 bytes each
@@ -264,7 +264,7 @@ class DeviceDecoder:
     def refuse(self, one, reason):
         """Warn that a JPEG is read by Pillow from now on."""
         self.refused.add(one.name)
-        self.warn(f'{one.name} is decoded on the CPU, since the GPU could not ({reason}); '
+        self.warn(f'{printable(one.name)} is decoded on the CPU, since the GPU could not ({reason}); '
                   f'{len(self.refused)} so far')
 
     def read_again(self, one):

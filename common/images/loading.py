@@ -137,7 +137,7 @@ def at_work(augmented, pids):
         for one in augmented:
             owner, index = one.at_work[pid % len(one.at_work)].tolist()
             if owner == pid and index >= 0:
-                names.append(one.name(index))
+                names.append(printable(one.name(index)))
     return names
 
 

@@ -5,6 +5,7 @@ import inspect
 import timm
 import torch
 from timm.layers import DropPath
+from torchvision.ops import StochasticDepth
 
 from common import convvit  # noqa: F401  (registers its networks with timm)
 from common.networks import vits  # noqa: F401  (registers them with timm)
@@ -194,5 +195,6 @@ def try_size(cnn, name, size, in_chans=3, option='--img_size'):
 def drop_path_of(network):
     """The largest rate of stochastic depth in a network, in words."""
     rates = [module.drop_prob or 0 for module in network.modules() if isinstance(module, DropPath)]
+    rates += [module.p for module in network.modules() if isinstance(module, StochasticDepth)]  # torchvision's
     largest = max(rates, default=0)
     return f'up to {largest:g}' if largest else 'none'

@@ -2,7 +2,6 @@
 import os
 
 import torch
-from torch import distributed as dist
 from torch.utils._pytree import tree_leaves
 
 from common.memory_errors import is_out_of_memory
@@ -54,12 +53,12 @@ def reason_against_step(network, example_batch, images, ranks, autocast, kept=0,
     a forward pass of what is measured between the steps. copies: of the weights, that stand beside them on a GPU:
     gradients, and the state of the optimiser.
     """
-    failed, reason = 0.0, 'says another rank'
+    reason = None
     if ranks.device.type == 'cpu':
         needed, free = needed_and_free(network, example_batch, images, autocast)
         if needed > free:
-            failed, reason = 1.0, f'{needed / 2 ** 30:,.1f} GiB needed, {free / 2 ** 30:,.1f} GiB free'
-        return reason if ranks.all_reduce(torch.tensor(failed), dist.ReduceOp.MAX).item() else None
+            reason = f'{needed / 2 ** 30:,.1f} GiB needed, {free / 2 ** 30:,.1f} GiB free'
+        return reason_of_any(ranks, reason)
     try:
         reserve = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(copies)]
         batch = example_batch(images)
@@ -71,12 +70,17 @@ def reason_against_step(network, example_batch, images, ranks, autocast, kept=0,
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        failed, reason = 1.0, first_line(error)
+        reason = first_line(error)
     batch = loss = reserve = None  # noqa: F841  (give the memory back before the next try)
     network.zero_grad(set_to_none=True)
     if ranks.device.type == 'cuda':
         torch.cuda.empty_cache()
-    return reason if ranks.all_reduce(torch.tensor(failed, device=ranks.device), dist.ReduceOp.MAX).item() else None
+    return reason_of_any(ranks, reason)
+
+
+def reason_of_any(ranks, reason):
+    """`reason`, a text or None, or that another rank has one; None if no rank has."""
+    return (reason or 'on another rank') if ranks.any(reason is not None) else None
 
 
 def needed_on_host(network, example_batch, images, autocast):
@@ -127,8 +131,7 @@ def require_memory(network, example_batch, share, accum, ranks, autocast, remedy
         return
     with frozen_statistics(network):
         needed, free = needed_and_free(network, example_batch, images, autocast)
-    lacking = ranks.all_reduce(torch.tensor(float(needed > free)), dist.ReduceOp.MAX)  # all ranks end, or none
-    if lacking:
+    if ranks.any(needed > free):
         raise ValueError(f'a step on {images:,} images at a time would take about {needed / 2 ** 30:,.1f} GiB of '
                          f'memory, and {free / 2 ** 30:,.1f} GiB are free: {remedy}')
 
@@ -153,8 +156,8 @@ def does_not_fit(share, accum, smallest_part, why_not, remedy=None):
     images = share // accum
     too_many = counted(images, 'image at a time does', 'images at a time do')
     if remedy:
-        return ValueError(f'{too_many} not fit in memory ({why_not}), and the options do not let the {share} of a rank be cut '
-                          f'further: give {remedy}')
+        return ValueError(f'{too_many} not fit in memory ({why_not}), and the options do not allow that a rank\'s batch '
+                          f'of {share} is cut further: give {remedy}')
     norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
-    return ValueError(f'{too_many} not fit in memory ({why_not}), and the {share} of a rank cannot be halved '
+    return ValueError(f'{too_many} not fit in memory ({why_not}), and a rank\'s batch of {share} cannot be halved '
                       f'further{norm}: give a smaller --bs or --input_size')

@@ -122,8 +122,8 @@ class GraphedStep:
         self.captured = None
 
     def on_stream(self):
-        """The context of the stream on which the step is captured. What DDP hooks to the parameters must be made
-        on it too.
+        """The context of the stream on which the step is captured. DDP must be made on this stream too, since it
+        registers hooks on the parameters.
         """
         return self.recorder.on_stream() if self.recorder else nullcontext()
 

@@ -59,21 +59,32 @@ class RunLog:
     """
 
     def __init__(self, folder, rank, log_name, options, project='runs', purge_step=0):
-        is_main, self.rank = rank == 0, rank
-        self.is_main, self.path = is_main, Path(folder, log_name)
+        is_main = rank == 0
+        self.rank = rank
+        self.is_main = is_main
+        self.path = Path(folder, log_name)
         self.line = LiveLine(self.say if is_main else None, self.note, sys.stdout)
-        # of this run, not the process's
+        # Loggers of this run alone: those that logging.getLogger() returns belong to the whole process.
         self.out, self.err = logging.Logger('stdout'), logging.Logger('stderr')
         self.err.addHandler(Terminal(sys.stderr, self.line))
-        self.board, self.board_again, self.tracker, self.warned, self.lines = None, 0.0, None, set(), []
+        self.board = None
+        self.board_again = 0.0  # the time at which it is tried again
+        self.tracker = None
+        self.warned = set()
+        self.lines = []
         self.lock = FolderLock(Path(folder)) if is_main else None
+        if is_main and options.tracker:
+            try:
+                self.tracker = start_tracker(options, folder, project)
+            except BaseException:
+                self.lock.release()
+                raise
         if is_main:
             self.out.addHandler(Terminal(sys.stdout, self.line))
             self.out.addHandler(Backup(Path(folder, 'stdout_backup.txt'), encoding='utf-8'))
             self.err.addHandler(Backup(Path(folder, 'stderr_backup.txt'), encoding='utf-8'))
             self.board_folder = options.tensorboard_dir or str(Path(folder, 'tensorboard_log'))
             self.to_board('flush', purge_step=purge_step)
-            self.tracker = start_tracker(options, folder, project) if options.tracker else None
         else:
             self.out.addHandler(logging.NullHandler())
 

@@ -19,8 +19,9 @@ CACHED = {'active_file', 'inactive_file'}  # bytes of files that were read: coun
 def kept_for_backward(run, besides=()):
     """Bytes that autograd keeps for the backward pass of what run() returns; views of one storage count once.
 
-    besides: tensors that are there anyway, such as parameters, buffers and images. Seen is what goes through
-    autograd's saved tensors, so save_for_backward too, but no tensor that a function hangs on its context itself.
+    besides: tensors that are there anyway, such as parameters, buffers and images. Counted is all
+    that goes through autograd's saved tensors, save_for_backward included. A tensor that a Function stores in an attribute
+    of its context is not seen.
     """
     held = weakref.WeakSet()  # not what was kept for a part of the graph that is gone again
 

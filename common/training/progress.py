@@ -6,7 +6,7 @@ from common.training.log import clock, duration
 from common.training.run import usable_cores
 from common.training.status import TrainingStatus
 from common.training.supply import Supply
-from common.words import counted
+from common.words import counted, printable
 
 NAMES_SHOWN = 5  # names of images in a warning
 WAIT_TOLD = 0.05  # share of the time spent waiting for images from which on it is told
@@ -86,7 +86,7 @@ class Progress:
         more = f' and {counted(len(names) - NAMES_SHOWN, "more image")}' if len(names) > NAMES_SHOWN else ''
         return (f'{steps} not finite: {last}the loss was {loss:.4g} and the gradient norm {norm:.4g} at a '
                 f'learning rate of {self.run.schedule(step)[0]:.3g}, on '
-                f'{", ".join(names[:NAMES_SHOWN])}{more}')
+                f'{", ".join(map(printable, names[:NAMES_SHOWN]))}{more}')
 
     def add_first_step(self, seconds):
         """Note how long one of the first steps took, which take longer than others. They do not count in what
@@ -148,7 +148,7 @@ class Progress:
         elif self.run.ranks.is_main:
             self.has_warned = True
             share = f'{100 * supply.share_waited:.0f} %'
-            self.log.warn(f'{supply.describe()}: {share} of the time were spent waiting for images. Training '
+            self.log.warn(f'{supply.describe()}: {share} of the time was spent waiting for images. Training '
                           f'is faster with {self.against_waiting}. This machine has '
                           f'{counted(usable_cores(), "core")}')
 
@@ -221,5 +221,5 @@ class Progress:
         if is_long and not self.has_warned and self.run.ranks.is_main:
             self.has_warned = True
             when = self.run.unit.span(epoch)
-            self.log.warn(f'{100 * share:.0f} % of the time of {when} were spent waiting for images '
+            self.log.warn(f'{100 * share:.0f} % of the time of {when} was spent waiting for images '
                           f'(--workers={self.run.workers}): training is faster with {self.against_waiting}')

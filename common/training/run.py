@@ -137,8 +137,10 @@ class Run:
                          f'{nearest_batches(batch, self.ranks.size * parts)}')
 
     def keeps_parts(self, saved):
-        """Whether --accum=auto means the number of parts that was found out when the run began. A number that was given then
-        is not kept: it was too few.
+        """Whether a resumed run with --accum=auto takes the number of parts from its checkpoint.
+
+        It does if auto found that number, on as many ranks. A number that was given is not taken: auto is asked for
+        where it was too small.
         """
         return bool(saved) and saved['ranks'] == self.ranks.size and saved['config'].get('accum') in (None, 'auto')
 

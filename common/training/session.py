@@ -3,7 +3,6 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import distributed as dist
 
 from common.reliability.checkpoint import VERSION, save_checkpoint
 from common.reliability.heartbeat import TRAINING, Heartbeat
@@ -44,7 +43,7 @@ class Session:
     @contextmanager
     def opened(self):
         """The context in which a run trains."""
-        write_exit_code('')  # of a group that torchrun has started again, the last life counts
+        write_exit_code('')  # torchrun may start a group again: only the exit code of the last start counts
         with ExitStack() as stack:
             stack.enter_context(self.stop)
             stack.enter_context(self.watch)
@@ -122,6 +121,5 @@ class Session:
         self.watch.now('waiting for the files to be written')
         with self.log.line.counting('writing the last files'):
             is_written = self.writer.close(patience) if self.writer else True
-        failed = torch.tensor(float(not is_written), device=self.ranks.device)
-        if self.ranks.all_reduce(failed, dist.ReduceOp.MAX).item():
+        if self.ranks.any(not is_written):
             raise Unwritten(message)

@@ -345,8 +345,7 @@ class Trainer:
             if self.scaler and saved.get('scaler'):
                 self.scaler.load_state_dict(saved.pop('scaler'))
             self.start_loading()  # not before: loading processes keep whatever is in memory when they start
-        if self.fixed_shapes:
-            torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = self.fixed_shapes
         self.guard = BufferGuard(self.network)
         self.step = self.eager_step
         if self.is_graphed:
@@ -363,9 +362,10 @@ class Trainer:
 
         That is done as soon as it is known into how many parts a batch is cut, so that they work beside all
         that comes before the first step: the network's way to its device, the optimiser, the held-out loss.
-        While the network is built it is too early. A loading process that dies is told of by a RuntimeError
-        wherever the training process is, and the look at a network (common/networks/norms.py, and a method's
-        own) takes a RuntimeError for a property of the network. The size of the images is the network's, too.
+        While the network is built it is too early, for two reasons. PyTorch reports the death of a loading process
+        as a RuntimeError at whatever line the training process is, and the functions that examine a network
+        (common/networks/norms.py, and a method's own) would take it for an error of the network. And the size of
+        the images is known only once the network is built.
         """
         self.unreadable = set(self.saved.get('unreadable', ())) if self.saved else set()  # names of images
         self.known_to_all = set(self.unreadable)  # those of them that all ranks know

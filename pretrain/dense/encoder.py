@@ -14,6 +14,7 @@ from common.networks.convolutions import safe_convolutions
 from pretrain.dense.last_map import Form
 from pretrain.dense.mask_token import MODES, with_token
 from pretrain.dense.probe import probe, starts_at_zero
+from pretrain.masked_network import check_image_size
 from pretrain.sparse.parameters import outermost_modules
 
 
@@ -100,9 +101,7 @@ class DenseEncoder(nn.Module):
         return outermost_modules(self.cnn, self.unused)
 
     def _run(self, run, images, hidden):
-        if images.shape[1:] != (self.in_chans, *self.input_size):
-            raise ValueError(f'images are {tuple(images.shape[1:])}, but this encoder was built for '
-                             f'{(self.in_chans, *self.input_size)}: resize them, or build it for their size')
+        check_image_size(images, self)
         if hidden is None:
             return run(images)
         if hidden.shape != (len(images), 1, *self.grid):

@@ -1,9 +1,9 @@
 """The proof that a token at a submodule's output reaches all that the last map is made of."""
 import torch
-from torch import nn
 
 from pretrain.dense.mask_token import Axes, find_layout
 from pretrain.sparse.probe import unused_parameters
+from pretrain.sparse.proof import prepare
 
 TOLERANCE = 1e-6  # of the difference between two images; what is computed twice from the same is the same
 
@@ -11,9 +11,9 @@ TOLERANCE = 1e-6  # of the difference between two images; what is computed twice
 class Proof:
     """Tries submodules of a network, for one grid of cells.
 
-    Two forwards are compared. In the second one the two images change places, and the submodule gives what it
-    gave in the first. If the last map is the same, nothing leads around the submodule. If the last maps of
-    the two images differ, they depend on it.
+    Two forwards are compared. In the second one the two images change places, and the submodule gives what it gave in
+    the first. If the last map is the same, every path from the images to it goes through the submodule. If the last
+    maps of the two images differ, they depend on it.
 
     Args:
         twin: a copy of the network, which is changed. It gets random scales, since branches that start at zero would
@@ -31,10 +31,7 @@ class Proof:
         self.last_map = last_map
         self.images = images
         self.grid = grid
-        randomise_scales(twin)
-        for module in twin.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 1.0
+        prepare(twin)
         # In evaluation mode some networks keep tables of attention biases: nothing depends on the parameters then.
         self.unused = unused_parameters(twin, [last_map(twin.train(), images)])
         twin.eval()
@@ -135,14 +132,3 @@ class replaced:
 def copy_of(output):
     """A copy of an output, which a later layer may overwrite."""
     return output.clone() if torch.is_tensor(output) else output
-
-
-@torch.no_grad()
-def randomise_scales(cnn):
-    """Draw all scales and biases of a network from 0.5 to 1.5, also those of the shape (C, 1, 1), and weights
-    that are zero throughout. (That of pretrain/sparse/proof.py has another rule.)
-    """
-    generator = torch.Generator().manual_seed(0)
-    for parameter in cnn.parameters():
-        if parameter.is_floating_point() and (parameter.squeeze().ndim <= 1 or not parameter.any()):
-            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))

@@ -80,7 +80,7 @@ def pretrained_cfg(saved, licence):
     return {**dict.fromkeys(of_timms_weights), 'url': '',
             'paper_name': saved.method.title, 'paper_ids': f'arXiv:{saved.method.paper.arxiv}',
             'mean': mean, 'std': std, 'input_size': (saved.options.in_chans, *saved.network.encoder.input_size),
-            'crop_pct': 1.0, 'interpolation': 'bicubic', 'num_classes': contents.num_classes(saved),
+            'crop_pct': 1.0, 'interpolation': saved.options.interpolation, 'num_classes': contents.num_classes(saved),
             'license': licence or 'other', 'tag': saved.method.name}
 
 

@@ -178,11 +178,12 @@ def recipe_of_log(log):
     start, end = config['weight_decay'], config['weight_decay_end']
     yield 'weight decay', start if end is None else f'{start} to {end}'
     yield 'crop', f'area {low} to {high}, {"half of them" if config["flip"] else "not"} mirrored'
-    if log.epochs:
-        yield 'loss of the last epoch', f'{log.epochs[-1]["loss"]:.4f}'
-        held_out = [entry['val_loss'] for entry in log.epochs if entry.get('val_loss') is not None]
-        if held_out:
-            yield 'held-out loss', f'{held_out[-1]:.4f}'
+    losses = [entry['loss'] for entry in log.epochs if entry['loss'] is not None]  # None: no step was finite
+    if losses:
+        yield 'loss of the last epoch', f'{losses[-1]:.4f}'
+    held_out = [entry['val_loss'] for entry in log.epochs if entry.get('val_loss') is not None]
+    if held_out:
+        yield 'held-out loss', f'{held_out[-1]:.4f}'
     last_start = log.runs[-1]
     versions = ', '.join(f'{name} {version}' for name, version in last_start['versions'].items())
     yield 'program', f'commit {last_start["commit"] or "unknown"}, {versions}'

@@ -114,13 +114,15 @@ def is_batch_norm(module):
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
+@torch.no_grad()
 def randomise_scales(cnn, seed=0):
-    """Draw all scales and biases of a network from 0.5 to 1.5, and weights that are one number, such as zero; call it
-    without gradients.
+    """Draw all scales and biases of a network from 0.5 to 1.5, also those of the shape (C, 1, 1), and weights that are one
+    number throughout, such as zero. What follows a scale near zero would not be seen.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in cnn.parameters():
-        if parameter.is_floating_point() and (parameter.ndim <= 1 or (parameter == parameter.flatten()[:1]).all()):
+        is_scale = parameter.ndim <= 3 and parameter.squeeze().ndim <= 1
+        if parameter.is_floating_point() and (is_scale or (parameter == parameter.flatten()[:1]).all()):
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
 
 

@@ -37,8 +37,8 @@ def pyramid(cnn, images, geometry, levels, taps=None, stop=None, aligned=False):
 def norms_of_one_value(encoder, visible_cells):
     """Names of the norms of a SparseEncoder that see one value of each channel of an image.
 
-    visible_cells: their number in an image. It is tried with two of them at most: a channel that has one
-    value with two has one with any number. See `single_valued` in common/networks/norms.py.
+    visible_cells: their number in an image. At most two are tried: a norm that sees one value of each channel of two cells
+    does so for any number of them. See `single_valued` in common/networks/norms.py.
     """
     like = next(encoder.cnn.parameters())
     image = torch.zeros(1, encoder.in_chans, *encoder.input_size).to(like)

@@ -14,8 +14,11 @@ from timm.models.selecsls import SelecSls
 from torch import nn
 from torch.nn import functional as F
 
+from pretrain.a2mim import build_a2mim
 from pretrain.a2mim_check import check_a2mim
 from pretrain.check import ZeroPadding, check, main
+from pretrain.convmae import build_convmae
+from pretrain.mae import build_mae
 from pretrain.spark import build_spark
 from pretrain.sparse import coverage, on_plane, rules
 from pretrain.sparse.compare import VisibleRectangles
@@ -235,8 +238,11 @@ def test_what_cannot_be_copied_or_trained_is_refused():
 
 
 def test_a_module_in_evaluation_mode_trains():
-    spark = build_spark(Own().eval(), input_size=64, decoder_width=32)
-    assert all(module.training for module in spark.modules())
+    decoder = {'decoder_width': 32, 'decoder_depth': 1, 'decoder_heads': 4}
+    for network in (build_spark(Own().eval(), input_size=64, decoder_width=32), build_a2mim(Own().eval(), input_size=64),
+                    build_convmae(timm.create_model('test_convvit').eval(), 128, **decoder),
+                    build_mae(timm.create_model('test_vit').eval(), 64, **decoder)):
+        assert all(module.training for module in network.modules())
 
 
 def test_what_is_wrong_is_named():

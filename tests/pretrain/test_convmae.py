@@ -14,7 +14,8 @@ from tests.pretrain.official_convmae import table
 def small(input_size=(64, 96), **arguments):
     """A small ConvMAE in float64. 4 x 6 cells."""
     net = ConvViT(input_size, widths=(8, 12, 16), depths=(1, 1, 2), heads=2, num_classes=0)
-    return build_convmae(net, input_size, decoder_width=16, decoder_depth=2, decoder_heads=2, **arguments).double()
+    decoder = {'decoder_width': 16, 'decoder_depth': 2, 'decoder_heads': 2}
+    return build_convmae(net, input_size, **decoder | arguments).double()
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +97,8 @@ def test_several_masks_an_image_show_each_cell_once_and_give_the_mean_loss():
 
 @pytest.mark.parametrize('arguments, words', [
     ({'masks_per_image': 3}, 'masks_per_image 3'),
+    ({'masks_per_image': 0}, 'masks_per_image must be 1 or more, not 0'),
+    ({'decoder_heads': 0}, 'decoder_heads and decoder_depth 1 or more'),
     ({'mask_ratio': 0.5, 'masks_per_image': 4}, 'Give a mask_ratio of'),
     ({'input_size': 48, 'masks_per_image': 4}, 'masks_per_image 4'),
     ({'mask_ratio': 0.999}, 'mask_ratio 0.999 leaves 0'),

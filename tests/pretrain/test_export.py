@@ -117,6 +117,18 @@ def test_the_card_of_a_run(finished, tmp_path):
     assert (tmp_path / 'curve.png').read_bytes()[:4] == b'\x89PNG' and (tmp_path / 'reconstructions.png').exists()
 
 
+def test_the_card_of_a_run_that_lost_its_way(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / 'run')
+    log = (run / 'pretrain_log.txt').read_text()
+    loss = read_log(run).epochs[-1]['loss']
+    (run / 'pretrain_log.txt').write_text(log.replace(f'"loss": {loss}', '"loss": null'))  # no step was finite
+    (tmp_path / 'card').mkdir()
+    write_card(read_saved(run), tmp_path / 'card')
+    card = (tmp_path / 'card' / 'README.md').read_text()
+    first, last = (epoch['loss'] for epoch in read_log(run).epochs)
+    assert f'| loss of the last epoch | {first:.4f} |' in card and last is None
+
+
 @pytest.mark.parametrize('model', ['test_resnet', pytest.param('test_convnext', marks=pytest.mark.slow)])
 def test_onnx(tmp_path, model):
     for name in ('onnx', 'onnxscript', 'onnxruntime'):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import SIZES, fit
 from common.training.memory import kept_for_backward
-from pretrain.plan import GIB, MEMORY_ERROR, Plan, Speed, build, main, plan, plan_options, speed_of
+from pretrain.plan import GIB, MEMORY_ERROR, Plan, Speed, build, main, plan, plan_options, speed_of, training_images
 from pretrain.planning.counts import Counts, Step
 from pretrain.planning.memory import AsCUDA, Line, Live, ShapesOnly
 from pretrain.planning.operations import OPERATIONS
@@ -221,6 +221,12 @@ def test_an_all_reduce_at_its_limits():
     assert all_reduce_seconds(1e9, 2, 1e9, 0) == 1  # half of it each way, twice
     assert all_reduce_seconds(1e9, 10 ** 6, 1e9, 0) == pytest.approx(2, rel=1e-5)
     assert all_reduce_seconds(0, 8, 1e9, 1) == 6 and all_reduce_seconds(1e9, 8, float('inf'), 1) == 6
+
+
+def test_the_images_of_a_data_set_are_counted(monkeypatch):
+    monkeypatch.setattr('pretrain.plan.find_images', lambda path, dataset, *_: range({'hfds/some': 500}[dataset]))
+    assert training_images(small(images=None, dataset='hfds/some')) == 500
+    assert training_images(small(images=None)) == 1_281_167
 
 
 def test_a_step_at_its_limits():

@@ -1,4 +1,5 @@
 """Reading back what a pretraining left behind, and what is made of it: reconstructions, features."""
+import dataclasses
 import shutil
 from collections import OrderedDict
 from functools import partial
@@ -178,7 +179,16 @@ def test_images_are_prepared_as_they_are_read_in_training(finished, photos):
     assert 'f.tif' in said[1] and 'NaN' in said[1]
     for name in ('c.jpg', 'e.png'):
         assert torch.equal(saved.prepare(Image.open(photos / name)), read[name])
+    by_bilinear = dataclasses.replace(saved, options=dataclasses.replace(saved.options, interpolation='bilinear'))
+    assert not torch.equal(by_bilinear.prepare(Image.open(photos / 'c.jpg')), read['c.jpg'])
     assert len(read['e.png'][0, 0].unique()) > 500
+
+
+def test_features_of_an_image_with_a_long_name(finished, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    Image.new('RGB', (64, 64)).save(tmp_path / 'photos' / f'{"n" * 250}.png')
+    features.features(read_saved(finished), [tmp_path / 'photos'], tmp_path / 'out', say=lambda _: None)
+    assert len(list((tmp_path / 'out').glob('0000_nnn*.npz'))) == 1
 
 
 def test_five_channels_are_not_called_unreadable(photos, tmp_path):

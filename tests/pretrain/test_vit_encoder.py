@@ -9,9 +9,9 @@ from torch import nn
 
 from common.networks.create import create_cnn
 from pretrain import masking
-from pretrain.dense.proof import randomise_scales
 from pretrain.sparse.compare import VisibleRectangles, relative_error
 from pretrain.sparse.geometry import Geometry
+from pretrain.sparse.proof import randomise_scales
 from pretrain.vit_encoder import ViTEncoder
 
 SMALL = {'patch_size': 16, 'embed_dim': 32, 'depth': 2, 'num_heads': 2}

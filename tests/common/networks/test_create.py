@@ -4,6 +4,7 @@ import timm
 import torch
 from timm.models import register_model
 from torch import nn
+from torchvision.models import convnext_tiny
 
 from common.networks.create import create_cnn, drop_path_of, warn_of_normalisation
 from downstream_imagenet.classifier import build_classifier
@@ -52,6 +53,7 @@ def test_a_drop_path_of_0_is_none_for_every_network(own):
         create_cnn('net_of_ten_classes', drop_path=0.1)
     with torch.device('meta'):
         assert drop_path_of(create_cnn('convnext_atto', drop_path=0.1)) == 'up to 0.1'
+        assert drop_path_of(convnext_tiny(stochastic_depth_prob=0.3)) == 'up to 0.3'
 
 
 def test_weights_for_images_that_are_normalised_in_another_way_are_warned_of(own):

@@ -1,5 +1,7 @@
 """What a run writes down: errors of other ranks, trackers, energy."""
+import contextlib
 import importlib.util
+import os
 import sys
 import types
 from pathlib import Path
@@ -73,10 +75,23 @@ def test_pictures_for_a_tracker_and_a_failure_at_its_end(tiny, service, capsys):
     assert 'wandb cannot end its run: FileNotFoundError' in capsys.readouterr().err
 
 
-def test_a_tracker_that_is_not_there_or_does_not_begin(tiny, service, monkeypatch):
+def open_files():
+    """The paths of the files that this process has open."""
+    for number in Path('/proc/self/fd').iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself is closed by now
+            yield os.readlink(number)
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='only Linux lists the open files of a process')
+def test_a_tracker_that_is_not_there_or_does_not_begin(tiny, service, monkeypatch, tmp_path):
     service.init = lambda **given: Path('/nowhere/at/all').read_text()
     with pytest.raises(ValueError, match='nowhere.*leave --tracker away'):
         pretrain(tiny(tracker='wandb'))
+    (tmp_path / 'other').mkdir()
+    with pytest.raises(ValueError, match='leave --tracker away') as failed:
+        RunLog(tmp_path / 'other', 0, 'log.txt', Options(name='x', tracker='wandb'))
+    assert failed.tb is not None  # which keeps the objects of the call alive, as a notebook does
+    assert not [one for one in open_files() if one.startswith(str(tmp_path))], 'nothing stays open or locked'
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install trackio'):
         pretrain(tiny(tracker='trackio'))

@@ -8,12 +8,12 @@ from common.training.unit import Unit
 from tests.common.runs import Log
 
 
-def progress_of(log, saved=None):
+def progress_of(log, saved=None, name='a.jpg'):
     """The Progress of a run of two epochs with four steps each, on a device whose first steps are told of apart."""
     ranks = SimpleNamespace(size=1, device=torch.device('cpu'), is_main=True, gather=lambda items: items)
     run = SimpleNamespace(workers=1, epochs=2, unit=Unit(), ranks=ranks, share=8, per_epoch=4, steps=8, is_scaled=True,
                           options=SimpleNamespace(batch_size=8, epochs=2, max_skips=10), schedule=lambda step: (0.1, 0.0))
-    progress = Progress(run, log, saved, lambda step: ['a.jpg'], 'more --workers', lambda: 0.01)
+    progress = Progress(run, log, saved, lambda step: [name], 'more --workers', lambda: 0.01)
     progress.start_epoch()
     return progress
 
@@ -29,6 +29,14 @@ def test_a_first_step_that_is_not_finite_is_told_of_at_once():
     progress.add(1, 1.0, 1.0, True)
     progress.add_first_step(5.0)
     assert len(log.warned) == 1
+
+
+def test_a_name_that_is_no_text_can_be_written_to_any_file():
+    log = Log()
+    progress = progress_of(log, name='\udcff\n.jpg')
+    progress.add(0, float('nan'), float('nan'), False)
+    progress.add_first_step(1.0)
+    assert '.jpg' in log.warned[0] and '\n' not in log.warned[0] and log.warned[0].encode()
 
 
 def test_the_time_to_go_is_not_known_before_a_step_was_timed():
