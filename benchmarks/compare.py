@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.timing import machine, on_machine, sizes
+from benchmarks.timing import described_settings, machine, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = """
@@ -76,8 +76,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser('benchmarks.compare', description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('before', help='a commit, or . for the working tree')
     parser.add_argument('after', help='another')
-    args, device = sizes(parser, ['resnet50', 'convnext_small'], argv)
-    print(f'{machine(device)}; {on_machine(args, device)}')
+    args, device = parse_arguments(parser, ['resnet50', 'convnext_small'], argv)
+    print(f'{machine(device)}; {described_settings(args, device)}')
     with tempfile.TemporaryDirectory() as temporary:
         folders = [copy_of(commit, Path(temporary, name)) for name, commit in (('before', args.before), ('after', args.after))]
         for name in args.models:

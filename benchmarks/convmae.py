@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import machine, on_machine, sizes
+from benchmarks.timing import described_settings, machine, parse_arguments
 from common.convvit import ConvViT
 from common.training.memory import kept_for_backward
 from pretrain.convmae import build_convmae
@@ -206,8 +206,8 @@ def are_met(found):
 
 def main(argv=None):
     parser = argparse.ArgumentParser('benchmarks.convmae', description=__doc__.split('\n')[0], allow_abbrev=False)
-    args, device = sizes(parser, ['convvit_base'], argv, mask_ratio=0.75)
-    print(f'{machine(device)}; {on_machine(args, device)}', flush=True)
+    args, device = parse_arguments(parser, ['convvit_base'], argv, mask_ratio=0.75)
+    print(f'{machine(device)}; {described_settings(args, device)}', flush=True)
     all_met = True
     for name in args.models:
         torch.manual_seed(0)

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
-from benchmarks.timing import alternate, machine, on_machine, sizes
+from benchmarks.timing import alternate, described_settings, machine, parse_arguments
 from common.training.memory import kept_for_backward
 from common.training.optim import BufferGuard, build_optimizer, parameter_groups, set_schedule
 from pretrain.accelerated.densify import FilledMap
@@ -113,8 +113,8 @@ def profile(name, args, device):
 def main():
     parser = argparse.ArgumentParser('benchmarks.profile', description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('--plain', action='store_true', help='the plain form, on the CPU too')
-    args, device = sizes(parser, ['resnet50', 'convnext_small'])
-    print(f'{machine(device)}; {on_machine(args, device)}{", plain" * args.plain}')
+    args, device = parse_arguments(parser, ['resnet50', 'convnext_small'])
+    print(f'{machine(device)}; {described_settings(args, device)}{", plain" * args.plain}')
     for name in args.models:
         profile(name, args, device)
 

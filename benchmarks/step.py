@@ -31,7 +31,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks.timing import alternate, machine, on_machine, sizes
+from benchmarks.timing import alternate, described_settings, machine, parse_arguments
 from common.distributed import Ranks
 from common.networks.convolutions import safe_convolutions
 from common.networks.create import create_cnn
@@ -162,8 +162,8 @@ def main():
     parser.add_argument('--decoder', default='unet', choices=('unet', 'light'))
     parser.add_argument('--decoder_width', type=int, default=768)
     parser.add_argument('--cases', nargs='+', default=CASES, choices=(*CASES, *OTHER_METHODS))
-    args, device = sizes(parser, ['resnet50', 'convnext_small'])
-    print(f'{machine(device)}; {on_machine(args, device)}, recompute {args.recompute}{", compiled" * args.compile}, '
+    args, device = parse_arguments(parser, ['resnet50', 'convnext_small'])
+    print(f'{machine(device)}; {described_settings(args, device)}, recompute {args.recompute}{", compiled" * args.compile}, '
           f'decoder {args.decoder}, {args.decoder_width} wide', flush=True)
     for name in args.models:
         measure(name, args, device)

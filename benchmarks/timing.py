@@ -50,7 +50,7 @@ def machine(device):
     return f'{name} ({vectors}), {threads} thread{"s" * (threads != 1)}, torch {torch.__version__}'
 
 
-def sizes(parser, models, argv=None, mask_ratio=0.6):
+def parse_arguments(parser, models, argv=None, mask_ratio=0.6):
     """The parser's arguments with those that benchmarks of networks share, and the device.
 
     models, mask_ratio: what is measured if nothing else is given.
@@ -64,10 +64,10 @@ def sizes(parser, models, argv=None, mask_ratio=0.6):
 
 
 def arguments(description, models):
-    return sizes(argparse.ArgumentParser(description=description, allow_abbrev=False), models)
+    return parse_arguments(argparse.ArgumentParser(description=description, allow_abbrev=False), models)
 
 
-def on_machine(args, device):
+def described_settings(args, device):
     """What was measured, for the first line."""
     precision = 'bf16' if device.type == 'cuda' else 'fp32'
     return f'{precision}, batch {args.batch}, {args.input_size} px, mask ratio {args.mask_ratio}'

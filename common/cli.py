@@ -22,9 +22,9 @@ from common.words import first_line
 LAUNCHER = ('--ngpu_per_node', '--num_nodes', '--node_rank', '--master_address', '--master_port', '--max_restarts')
 
 
-def option(default, help, group, aliases=(), parse=None, choices=None, harmless=False, replaces=None,
+def option(default, help, group, aliases=(), parse=None, choices=None, may_change=False, replaces=None,
            by_recipe=False):
-    """A dataclass field that is an option. harmless: it may change when a run is resumed.
+    """A dataclass field that is an option. may_change: it may change when a run is resumed.
 
     parse makes a value of its text; if not given, the type of the default does. `boolean` for an option whose
     default is None: --flag, --flag=True, --flag=False, --no_flag, or not given.
@@ -35,7 +35,7 @@ def option(default, help, group, aliases=(), parse=None, choices=None, harmless=
     if isinstance(default, bool):
         parse = boolean
     metadata = {'help': help, 'group': group, 'aliases': aliases, 'parse': parse or type(default), 'choices': choices,
-                'harmless': harmless, 'replaces': replaces or {}, 'by_recipe': by_recipe}
+                'may_change': may_change, 'replaces': replaces or {}, 'by_recipe': by_recipe}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -194,8 +194,8 @@ def renewed(cls, given):
     return given
 
 
-def changes(options, saved, harmless):
-    """(name, value now, value saved) of the options that differ from a saved run: those that may (harmless),
+def changes(options, saved, may_change):
+    """(name, value now, value saved) of the options that differ from a saved run: those that may (may_change),
     or those not.
 
     An option that a run was saved without is younger than the run, which therefore had its default.
@@ -204,7 +204,7 @@ def changes(options, saved, harmless):
     found = []
     for field in dataclasses.fields(options):
         now, then = getattr(options, field.name), saved.get(field.name, field.default)
-        if field.metadata['harmless'] == harmless and now != then:
+        if field.metadata['may_change'] == may_change and now != then:
             found.append((field.name, now, then))
     return found
 

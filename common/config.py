@@ -56,11 +56,11 @@ class ImageOptions:
     """Images and a network for them. None means not given: what then holds is said in the help. Raises ValueError."""
 
     dataset: str = option(None, "timm's name of a map-style data set, such as hfds/user/name", 'data',
-                          parse=str, harmless=True)
+                          parse=str, may_change=True)
     in_chans: int = option(3, 'channels of an image', 'data')
     adapt_input_conv: bool = option(False, 'take weights that are for images of other channels too: the '
                                     'convolutions over the image are summed or repeated, as timm does',
-                                    'data', harmless=True)
+                                    'data', may_change=True)
     mean: tuple = option(None, 'of each channel, for normalisation, of values from 0 to 1; ImageNet if not given', 'data',
                          parse=numbers)
     std: tuple = option(None, 'of each channel, for normalisation, of values from 0 to 1; ImageNet if not given', 'data',
@@ -70,12 +70,12 @@ class ImageOptions:
                                 'unsigned integers of up to 16 bits can hold; floats must lie in 0 ... 1',
                                 'data', parse=numbers)
     max_pixels: int = option(None, "of the largest image file that is read; Pillow's limit, 178,956,970, if "
-                             "not given", 'data', parse=int, harmless=True)
+                             "not given", 'data', parse=int, may_change=True)
     val_fraction: float = option(None, 'share of the images that is held out and never trained on, such as 0.1; where '
                                  'there is no folder of held-out images. Which ones they are depends on the seed and '
                                  'their names alone; with labels it is the same share of every class', 'data', parse=float)
     workers: int = option(None, 'processes that load images, a rank; by the number of cores if not given',
-                          'data', ('dataloader_workers',), int, harmless=True)
+                          'data', ('dataloader_workers',), int, may_change=True)
 
     model: str = option('resnet50', 'a CNN by its timm name, or your own in pretrain/models', 'method',
                         parse=str)
@@ -86,7 +86,7 @@ class ImageOptions:
                              'optimisation', ('bs',), int)
     seed: int = option(0, 'of all that is drawn', 'run')
     precision: str = option(None, 'bf16 or fp16 (autocast), or fp32. If not given: bf16 on a GPU that has it, '
-                            'else fp32', 'machine', parse=str, choices=('fp32', 'bf16', 'fp16'), harmless=True)
+                            'else fp32', 'machine', parse=str, choices=('fp32', 'bf16', 'fp16'), may_change=True)
 
     def __post_init__(self):
         for field, value in plain_fields(self).items():
@@ -145,57 +145,58 @@ class RunOptions(ImageOptions):
     """What a user decides of any training run. Raises ValueError."""
 
     name: str = option(None, "the experiment's name; the first argument of main.sh", 'run', ('exp_name',), str,
-                      harmless=True)
+                      may_change=True)
     run_dir: str = option(None, 'its folder; output_<name> here if not given', 'run', ('exp_dir',), str,
-                          harmless=True)
+                          may_change=True)
     resume: str = option(None, "go on from this run's checkpoint; the one in the run folder if not given",
-                         'run', ('resume_from',), str, harmless=True)
-    fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', harmless=True)
+                         'run', ('resume_from',), str, may_change=True)
+    fresh: bool = option(False, 'start over: the run folder is moved aside', 'run', may_change=True)
 
     allow_changed_data: bool = option(False, 'go on although the training images are not those of before',
-                                      'data', harmless=True)
+                                      'data', may_change=True)
     read_timeout: float = option(120.0, 'seconds after which an image that cannot be read is given up',
-                                 'data', harmless=True)
+                                 'data', may_change=True)
     flip: bool = option(True, 'mirror half of the images; --no_flip for none', 'data')
 
     recipe: str = recipe_option()
     accum: int | str = option(None, 'parts that a rank cuts its batch into, one after the other (gradient '
                               'accumulation); or auto: as many as memory asks for. If not given: 1 for a batch that '
-                              'is given, else auto', 'optimisation', parse=accumulation, harmless=True)
+                              'is given, else auto', 'optimisation', parse=accumulation, may_change=True)
     base_lr: float = option(None, 'peak learning rate for a batch of 256; it grows with the batch; by --recipe '
-                            'if not given', 'optimisation', parse=float, harmless=True)
+                            'if not given', 'optimisation', parse=float, may_change=True)
     lr: float = option(None, 'peak learning rate, instead of base_lr * batch_size / 256; by --recipe if not given',
-                       'optimisation', parse=float, harmless=True)
+                       'optimisation', parse=float, may_change=True)
     max_skips: int = option(10, 'steps in a row whose loss or gradient is not finite, at which the run '
-                            'stops; such a step changes nothing', 'optimisation', harmless=True)
+                            'stops; such a step changes nothing', 'optimisation', may_change=True)
     rewind: bool = option(False, 'after --max_skips such steps, go back to the last checkpoint and go on '
-                          'without their images, in place of stopping', 'optimisation', harmless=True)
+                          'without their images, in place of stopping', 'optimisation', may_change=True)
     sync_bn: bool = option(True, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
     stall_minutes: float = option(30.0, 'minutes without progress, such as in waiting for a rank that is '
-                                  'gone, after which the run ends; 0 for never', 'machine', harmless=True)
+                                  'gone, after which the run ends; 0 for never', 'machine', may_change=True)
     compile: bool = option(None, "torch.compile the network's blocks; if not given, on CUDA if a rank has a million "
                            'images or more left, and as before in a run that is resumed', 'machine',
-                           parse=boolean, harmless=True)
+                           parse=boolean, may_change=True)
     graph: bool = option(None, 'launch the whole step as one CUDA graph, which keeps the inputs of a step in memory; '
-                         'on CUDA if not given, where all batches have the same shape', 'machine', parse=boolean, harmless=True)
+                         'on CUDA if not given, where all batches have the same shape', 'machine', parse=boolean,
+                         may_change=True)
     bf16_gradients: bool = option(False, 'exchange gradients between ranks in bf16: half the bytes, but '
-                                  'rounded', 'machine', harmless=True)
+                                  'rounded', 'machine', may_change=True)
 
-    save_every: int = option(1, 'epochs between checkpoints', 'log', harmless=True)
+    save_every: int = option(1, 'epochs between checkpoints', 'log', may_change=True)
     save_every_steps: int = option(None, 'steps between checkpoints, besides those of --save_every', 'log', parse=int,
-                                   harmless=True)
+                                   may_change=True)
     save_every_minutes: float = option(30.0, 'minutes between checkpoints, besides those of --save_every; 0 for none',
-                                       'log', harmless=True)
-    keep: int = option(2, 'checkpoints that stay, the newest counted', 'log', harmless=True)
+                                       'log', may_change=True)
+    keep: int = option(2, 'checkpoints that stay, the newest counted', 'log', may_change=True)
     keep_every: int = option(None, 'epochs between checkpoints that stay for good', 'log', parse=int,
-                             harmless=True)
-    log_every: int = option(10, 'steps between two reports of the loss', 'log', harmless=True)
+                             may_change=True)
+    log_every: int = option(10, 'steps between two reports of the loss', 'log', may_change=True)
     tensorboard_dir: str = option(None, 'tensorboard_log in the run folder if not given', 'log',
-                                  ('tb_lg_dir',), str, harmless=True)
+                                  ('tb_lg_dir',), str, may_change=True)
 
     tracker: str = option(None, 'a service that gets the scalars and pictures as well; it must be installed', 'log',
-                          parse=str, choices=('wandb', 'trackio'), harmless=True)
+                          parse=str, choices=('wandb', 'trackio'), may_change=True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -23,20 +23,20 @@ class Options(RunOptions):
     """What a user decides, besides what every program has. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_ade20k_last.pth; the one in the run folder if not given', 'run',
-                         ('resume_from',), str, harmless=True)
+                         ('resume_from',), str, may_change=True)
     finetune_from: str = option(None, "weights of the network to start from: ours, official, timm's or torchvision's "
                                 "files, or 'timm' for timm's own; random if not given", 'run', ('weights',), str,
-                                harmless=True)
+                                may_change=True)
     eval: str = option(None, 'measure the mIoU of this file on the validation images, and stop', 'run', parse=str,
-                       harmless=True)
+                       may_change=True)
 
     data_path: str = option(None, "a folder in ADE20K's layout, or with images/train, images/val, annotations/train and "
-                            'annotations/val, whose files have the same names', 'data', parse=str, harmless=True)
+                            'annotations/val, whose files have the same names', 'data', parse=str, may_change=True)
     train_images: str = option(None, 'folder of the training images, where the layout is another', 'data', parse=str,
-                               harmless=True)
-    train_masks: str = option(None, 'folder of their masks', 'data', parse=str, harmless=True)
-    val_images: str = option(None, 'folder of the validation images', 'data', parse=str, harmless=True)
-    val_masks: str = option(None, 'folder of their masks', 'data', parse=str, harmless=True)
+                               may_change=True)
+    train_masks: str = option(None, 'folder of their masks', 'data', parse=str, may_change=True)
+    val_images: str = option(None, 'folder of the validation images', 'data', parse=str, may_change=True)
+    val_masks: str = option(None, 'folder of their masks', 'data', parse=str, may_change=True)
     classes: str = option(None, "a text file with a class a line: its value in the masks, its name and perhaps its "
                           "colour (#rrggbb); or ade20k. If not given: ADE20K's in its layout, else all values in the "
                           'training masks', 'data', parse=str)
@@ -57,7 +57,7 @@ class Options(RunOptions):
                            'data')
 
     register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm', 'method',
-                           parse=str, harmless=True)
+                           parse=str, may_change=True)
     head: str = option('upernet', 'upernet, or fpn: a lighter one', 'method', choices=('upernet', 'fpn'))
     head_channels: int = option(512, "channels of the head; by the network's recipe if not given", 'method', by_recipe=True)
     map_norm: bool = option(False, "a LayerNorm on each of the network's maps in front of the head; by the network's recipe "
@@ -75,9 +75,9 @@ class Options(RunOptions):
                                     ('warmup_iters',), int)
     base_lr: float = option(None, 'peak learning rate for a batch of 16: that of the run is base_lr * batch_size / 16. '
                             'If not given, by --recipe: with auto, the peak grows with the root of the batch instead',
-                            'optimisation', parse=float, harmless=True)
+                            'optimisation', parse=float, may_change=True)
     lr: float = option(None, 'peak learning rate, instead of base_lr * batch_size / 16; by --recipe if not given',
-                       'optimisation', parse=float, harmless=True)
+                       'optimisation', parse=float, may_change=True)
     power: float = option(1.0, "of the polynomial by which the learning rate falls; by the network's recipe if not given",
                          'optimisation', by_recipe=True)
     end_lr: float = option(0.0, "learning rate at its end, which is below the peak; by the network's recipe if not given",
@@ -93,25 +93,26 @@ class Options(RunOptions):
     weight_decay: float = option(0.05, "constant; by the network's recipe if not given", 'optimisation', ('wd',),
                                  by_recipe=True)
     clip_grad: float = option(float('inf'), 'largest norm of the whole gradient; inf for no clipping', 'optimisation',
-                              ('clip',), harmless=True)
+                              ('clip',), may_change=True)
 
     stall_minutes: float = option(120.0, 'minutes without progress, such as in waiting for a rank that is gone or for the '
                                   'main one to check the masks, after which the run ends; 0 for never', 'machine',
-                                  harmless=True)
+                                  may_change=True)
 
     slide: bool = option(None, 'measure with a window of input_size that slides over an image, instead of the whole; by '
-                         "the network's recipe if not given", 'evaluation', parse=boolean, harmless=True)
+                         "the network's recipe if not given", 'evaluation', parse=boolean, may_change=True)
     slide_stride: int = option(None, 'pixels by which the window of --slide moves; two thirds of its smaller side if not '
                               'given', 'evaluation',
-                               parse=int, harmless=True)
+                               parse=int, may_change=True)
     test_scales: tuple = option(None, 'sizes of an image whose probabilities are averaged, such as '
-                                '0.5,0.75,1,1.25,1.5,1.75; 1 if not given', 'evaluation', parse=numbers, harmless=True)
-    test_flip: bool = option(None, 'average over the mirrored image too', 'evaluation', parse=boolean, harmless=True)
+                                '0.5,0.75,1,1.25,1.5,1.75; 1 if not given', 'evaluation', parse=numbers, may_change=True)
+    test_flip: bool = option(None, 'average over the mirrored image too', 'evaluation', parse=boolean, may_change=True)
 
     val_every: int = option(None, 'iterations between evaluations, which divides iterations; a tenth of them or so if not '
                             'given', 'log', parse=int)
-    save_every: int = option(1, 'evaluations between checkpoints, besides those of --save_every_minutes', 'log', harmless=True)
-    keep_every: int = option(None, 'evaluations between checkpoints that stay for good', 'log', parse=int, harmless=True)
+    save_every: int = option(1, 'evaluations between checkpoints, besides those of --save_every_minutes', 'log',
+                             may_change=True)
+    keep_every: int = option(None, 'evaluations between checkpoints that stay for good', 'log', parse=int, may_change=True)
 
     def __post_init__(self):
         super().__post_init__()

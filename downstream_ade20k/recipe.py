@@ -31,21 +31,21 @@ class Recipe(recipe.Recipe):
     fewest_images = 4000
 
     def paper(self, options):
-        papers = {name: value for name, value in recipe_of(options.model, options.opt).items() if name in CHOSEN}
-        length = length_of(options, papers['iterations'])
-        return {**papers, **length, 'warmup_iterations': min(papers['warmup_iterations'], length['iterations'] // 10)}
+        published = {name: value for name, value in recipe_of(options.model, options.opt).items() if name in CHOSEN}
+        length = length_of(options, published['iterations'])
+        return {**published, **length, 'warmup_iterations': min(published['warmup_iterations'], length['iterations'] // 10)}
 
-    def most_batch(self, options, papers, device):
-        return papers['batch_size'] if device.type == 'cuda' else self.least_batch
+    def most_batch(self, options, published, device):
+        return published['batch_size'] if device.type == 'cuda' else self.least_batch
 
-    def duration(self, options, papers, images, on_gpus):
+    def duration(self, options, published, images, on_gpus):
         most = ITERATIONS_ON_GPUS if on_gpus else recipe.STEPS_ON_A_CPU
         return length_of(options, min(most, MOST_PASSES * -(-images // options.batch_size)))
 
-    def rate(self, options, papers, images):
-        return papers['base_lr'] * (options.batch_size / BATCH) ** 0.5
+    def rate(self, options, published, images):
+        return published['base_lr'] * (options.batch_size / BATCH) ** 0.5
 
-    def rest(self, options, papers, images):
+    def rest(self, options, published, images):
         return {'warmup_iterations': min(WARMUP, options.iterations // 10)}
 
     def going_on(self, options, saved):

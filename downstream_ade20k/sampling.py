@@ -30,7 +30,7 @@ class Passes(Steps):
         return [(number, int(self.order(number)[place])) for number, place in numbers]
 
     def __iter__(self):
-        part = self.share // self.accum
+        part = self.images_per_rank // self.accum
         for step in self.steps:
             # A batch is divided into parts first, and each part among the ranks, as in Steps.
             for begin in range(0, self.batch, self.batch // self.accum):

@@ -123,7 +123,7 @@ class SegmenterTraining(FineTuning):
             self.log.record({'iteration': iteration, 'step': iteration, 'classes_of': which, **table})
 
     def before_training(self):
-        part = partial(self.example_batch, self.run.share // self.accum) if self.is_graphed else None
+        part = partial(self.example_batch, self.run.images_per_rank // self.accum) if self.is_graphed else None
         with uncompiled(), self.log.line.counting('measuring the largest image'):
             require_memory_to_measure(self.network, self.val_images, self.options, self.ranks, self.run.autocast, part)
         return super().before_training()
@@ -184,7 +184,7 @@ class SegmenterTraining(FineTuning):
         options = self.options
         yield from super().warnings()
         yield from options.unused()
-        together = self.run.share // self.accum * (self.ranks.size if options.sync_bn else 1)
+        together = self.run.images_per_rank // self.accum * (self.ranks.size if options.sync_bn else 1)
         if together < 4:
             yield (f'the BatchNorms of the head see {together} images at a time, which is few for good statistics: give a '
                    'larger --bs, or fewer parts (--accum)')

@@ -18,21 +18,21 @@ class Options(EpochOptions):
     """What a user decides, besides what every program has. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_coco_last.pth; the one in the run folder if not '
-                         'given', 'run', ('resume_from',), str, harmless=True)
+                         'given', 'run', ('resume_from',), str, may_change=True)
     finetune_from: str = option(None, "weights of the CNN to start from: ours, official, timm's or "
                                 "torchvision's files, or 'timm' for timm's own; random if not given", 'run',
-                                ('weights',), str, harmless=True)
+                                ('weights',), str, may_change=True)
     eval: str = option(None, 'measure the average precision of this file on the validation images, and stop',
-                       'run', parse=str, harmless=True)
+                       'run', parse=str, may_change=True)
 
     data_path: str = option(None, "a folder in COCO's layout: train2017/, val2017/ and "
-                            "annotations/instances_*2017.json", 'data', parse=str, harmless=True)
+                            "annotations/instances_*2017.json", 'data', parse=str, may_change=True)
     train_images: str = option(None, 'folder of the training images, where the layout is another', 'data',
-                               parse=str, harmless=True)
+                               parse=str, may_change=True)
     train_annotations: str = option(None, "their annotations, a file in COCO's format", 'data', parse=str,
-                                    harmless=True)
-    val_images: str = option(None, 'folder of the validation images', 'data', parse=str, harmless=True)
-    val_annotations: str = option(None, 'their annotations', 'data', parse=str, harmless=True)
+                                    may_change=True)
+    val_images: str = option(None, 'folder of the validation images', 'data', parse=str, may_change=True)
+    val_annotations: str = option(None, 'their annotations', 'data', parse=str, may_change=True)
     keep_empty: bool = option(False, 'train on images without objects too', 'data')
     input_size: int = option(None, 'short side of an image, in evaluation; 800 if not given', 'data', ('img_size',), int)
     long_side: int = option(None, 'the most of the long side; where it would be more, the short one is less; 1333 if not '
@@ -43,7 +43,7 @@ class Options(EpochOptions):
                                parse=numbers)
 
     register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm',
-                           'method', parse=str, harmless=True)
+                           'method', parse=str, may_change=True)
     heads: str = option(None, 'mask (Mask R-CNN) or box (Faster R-CNN); mask if most objects have one, if '
                         'not given', 'method', parse=str, choices=('mask', 'box'))
     fpn_channels: int = option(256, 'channels of the feature pyramid and of the mask head', 'method')
@@ -51,7 +51,7 @@ class Options(EpochOptions):
     mask_layers: int = option(4, 'convolutions of the mask head', 'method')
     rois: int = option(512, 'proposals of an image that the heads are trained on', 'method')
     detections: int = option(None, 'objects that are found in an image, at most; 100 if not given', 'method', parse=int,
-                             harmless=True)
+                             may_change=True)
     drop_path: float = option(None, "stochastic depth; the network's own, mostly none, if not given", 'method', ('dp',), float)
     freeze: bool = option(False, 'do not train the CNN, only what is on it', 'method')
     frozen_bn: bool = option(False, "keep the CNN's BatchNorms as they were loaded, statistics and all",
@@ -61,22 +61,22 @@ class Options(EpochOptions):
     warmup_epochs: float = option(None, 'epochs of rising learning rate; 500 steps if not given, or a tenth '
                                   'of all where that is less', 'optimisation', ('wp_ep',), float)
     base_lr: float = option(None, 'peak learning rate for a batch of 16; it grows with the batch; by --recipe '
-                            'if not given', 'optimisation', parse=float, harmless=True)
+                            'if not given', 'optimisation', parse=float, may_change=True)
     lr: float = option(None, 'peak learning rate, instead of base_lr * batch_size / 16; by --recipe if not given',
-                       'optimisation', parse=float, harmless=True)
+                       'optimisation', parse=float, may_change=True)
     opt: str = option('adamw', 'optimiser', 'optimisation', choices=('adamw', 'lamb', 'sgd'))
     layer_decay: float = option(None, "a layer's learning rate as a share of the next one's; 0.7 if not "
                                 "given, or more such that the stem of a deep network has a ResNet-50's share",
                                 'optimisation', ('lr_scale',), float)
     weight_decay: float = option(0.05, 'constant', 'optimisation', ('wd',))
     clip_grad: float = option(1.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation',
-                              ('clip',), harmless=True)
+                              ('clip',), may_change=True)
 
     stall_minutes: float = option(120.0, 'minutes without progress, such as in waiting for a rank that is '
                                   'gone or for the main one to compare what all have found, after which the '
-                                  'run ends; 0 for never', 'machine', harmless=True)
+                                  'run ends; 0 for never', 'machine', may_change=True)
 
-    val_every: int = option(1, 'epochs between evaluations', 'log', harmless=True)
+    val_every: int = option(1, 'epochs between evaluations', 'log', may_change=True)
 
     def __post_init__(self):
         super().__post_init__()

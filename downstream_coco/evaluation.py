@@ -26,7 +26,7 @@ from downstream_coco.scenes import Collate, Scenes, WholeView
 
 PIXELS = 2 ** 26  # of masks that are drawn at a time
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
-AT_A_TIME = 4  # images, of all ranks together, where --batch_size is not given
+EVAL_BATCH = 4  # images, of all ranks together, where --batch_size is not given
 
 
 def encoded(masks, boxes, height, width):
@@ -167,7 +167,7 @@ def evaluate_file(options, ranks):
         model = model.to(ranks.device, memory_format=torch.channels_last)
         what = 'validation images' if which == 'model' else 'validation images (EMA)'
         with naming_the_file(seen), line.counting(what, len(images)) as count:
-            results[which] = evaluate(model, seen, max((options.batch_size or AT_A_TIME) // ranks.size, 1), ranks,
+            results[which] = evaluate(model, seen, max((options.batch_size or EVAL_BATCH) // ranks.size, 1), ranks,
                                       lambda: autocast(options, ranks), loading_processes(options, ranks), warn,
                                       count=count)
         if ranks.is_main:

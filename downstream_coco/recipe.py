@@ -23,11 +23,11 @@ class Recipe(recipe.Recipe):
     def paper(self, options):
         return PAPER
 
-    def most_batch(self, options, papers, device):
+    def most_batch(self, options, published, device):
         return PAPER['batch_size'] if device.type == 'cuda' else 2
 
-    def length(self, options, papers, on_gpus):
+    def length(self, options, published, on_gpus):
         return STEPS_ON_GPUS if on_gpus else recipe.STEPS_ON_A_CPU, MOST_EPOCHS
 
-    def rate(self, options, papers, images):
+    def rate(self, options, published, images):
         return PAPER['base_lr'] * (options.batch_size / PAPER['batch_size']) ** 0.5

@@ -111,7 +111,7 @@ class DetectorTraining(FineTuning):
         return moved(without_failures(loaded, self.train_dataset, self.unreadable, self.log), ranks.device), steps
 
     def measure(self, average):
-        batch = max(self.run.share // self.accum, 1)
+        batch = max(self.run.images_per_rank // self.accum, 1)
         with self.counting(average) as count:
             return evaluate(average or self.network, self.val_dataset, batch, self.ranks, self.run.autocast,
                             self.run.workers, self.log.warn_once, self.session.go_on, count)
@@ -168,7 +168,7 @@ class DetectorTraining(FineTuning):
     def warnings(self):
         options = self.options
         yield from super().warnings()
-        together = self.run.share // self.accum * (self.ranks.size if options.sync_bn else 1)
+        together = self.run.images_per_rank // self.accum * (self.ranks.size if options.sync_bn else 1)
         if has_batchnorm(self.network) and not options.freeze and together < 8:
             yield (f'the BatchNorms of {options.model} see {together} images at a time, which is few for '
                    'good statistics: give a larger --bs, fewer parts (--accum), or --frozen_bn')

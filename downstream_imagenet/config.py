@@ -29,18 +29,18 @@ class Options(EpochOptions):
 
     resume: str = option(None, 'go on from this <model>_1kfinetuned_last.pth; the one in the run folder if '
                          'not given. A file of weights is taken as --finetune_from', 'run', ('resume_from',),
-                         str, harmless=True)
+                         str, may_change=True)
     finetune_from: str = option(None, "weights to start from: ours, official, timm's or torchvision's files, "
                                 "or 'timm' for timm's own; random if not given", 'run', ('weights',), str,
-                                harmless=True)
+                                may_change=True)
     eval: str = option(None, 'measure the accuracy of this file on the validation images, and stop', 'run',
-                       parse=str, harmless=True)
+                       parse=str, may_change=True)
 
     data_path: str = option(None, "a folder in ImageNet's layout: train/ and val/ with a folder a class, or with "
                             'tars that have a folder a class inside; with --val_fraction one such folder is '
-                            'enough', 'data', parse=str, harmless=True)
+                            'enough', 'data', parse=str, may_change=True)
     val_path: str = option(None, 'folder or tar of validation images; val/, valid/ or validation/ in data_path '
-                           'if not given', 'data', parse=str, harmless=True)
+                           'if not given', 'data', parse=str, may_change=True)
     num_classes: int = option(None, 'counted if not given', 'data', parse=int)
     label_fraction: float = option(1.0, 'share of the training images of each class that are used', 'data')
     crop_scale: tuple = option((0.08, 1.0), 'area of the random crop, from,to', 'data', parse=numbers)
@@ -58,7 +58,7 @@ class Options(EpochOptions):
                           'images', 'data', ('rep_aug',))
 
     register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm',
-                           'method', parse=str, harmless=True)
+                           'method', parse=str, may_change=True)
     drop_path: float = option(None, "stochastic depth; the recipe's if not given, none where the network has "
                               "none", 'method', ('dp',), float)
     freeze: bool = option(False, 'train a linear classifier on frozen features (linear probing)', 'method')
@@ -95,12 +95,12 @@ class Options(EpochOptions):
     weight_decay: float = option(0.02, 'constant', 'optimisation', ('wd',))
     clip_grad: float = option(None, 'largest norm of the whole gradient; inf (or -1) for no clipping; 1 for '
                               'LAMB if not given, else no clipping', 'optimisation', ('clip',), clip,
-                              harmless=True)
+                              may_change=True)
     official_lamb: bool = option(False, "LAMB as the original had it: no clipping, no bias correction, every "
                                  "parameter's step scaled by its norm. It explodes for some", 'optimisation')
     sync_bn: bool = option(False, 'share BatchNorm statistics between ranks', 'optimisation', ('sbn',))
 
-    val_every: int = option(1, 'epochs between evaluations', 'log', harmless=True)
+    val_every: int = option(1, 'epochs between evaluations', 'log', may_change=True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -20,7 +20,7 @@ from downstream_imagenet.config import recipe
 from downstream_imagenet.data import check_labelled, check_same_classes, class_names, evaluation_transform, labelled_once
 from downstream_imagenet.labelled import measured_folder, with_part
 
-AT_A_TIME = 256  # images of an evaluation on a rank, at most
+MAX_EVAL_BATCH = 256  # images of an evaluation on a rank, at most
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def evaluate_file(options, ranks, val_dataset=None):
     averaged = {'ema': content['ema']} if isinstance(content.get('ema'), dict) else {}
     for which, state in {'model': content, **averaged}.items():
         load_trained(model, state, options, options.eval)
-        batch = min(max(options.batch_size // ranks.size, 1), AT_A_TIME) if options.batch_size else AT_A_TIME
+        batch = min(max(options.batch_size // ranks.size, 1), MAX_EVAL_BATCH) if options.batch_size else MAX_EVAL_BATCH
         what = 'validation images' if which == 'model' else 'validation images (EMA)'
         with naming_the_file(watched), line.counting(what, len(val)) as count:
             results[which] = evaluate(model, watched, len(classes), batch, ranks, lambda: autocast(options, ranks),

@@ -78,7 +78,7 @@ CONVNEXT_DROP_PATH = {'convnext_tiny': 0.1, 'convnext_small': 0.4, 'convnext_bas
 OF_VIT = {'small': {'epochs': 200, 'ema': 0.0}, 'base': {}, 'large': {'epochs': 150, 'repeats': 3}}
 
 
-def papers_recipe(model, input_size=224):
+def published_recipe(model, input_size=224):
     """The name of the recipe of a model's paper, SparK's or ConvMAE's; None if there is none. input_size: in pixels,
     or (height, width).
     """
@@ -123,7 +123,7 @@ def recipe_of(model, input_size=224):
 
     A network that is not the paper's is made, to look at it; only this loads torch.
     """
-    name = papers_recipe(model, input_size)
+    name = published_recipe(model, input_size)
     if name:
         return name, RECIPES[name]
     cnn, has_drop_path = network_to_look_at(model)

@@ -34,19 +34,19 @@ class Recipe(recipe.Recipe):
     most_images = 2_500_000
 
     def paper(self, options):
-        papers = papers_values(options)
-        epochs = options.epochs or papers['epochs']
+        published = published_values(options)
+        epochs = options.epochs or published['epochs']
         if options.recipe == 'linear_probe':
-            papers['lr_steps'] = tuple(round(share * epochs, 2) for share in DROP_SHARES)
-        return {**papers, 'warmup_epochs': warmup(options.opt, papers, epochs)}
+            published['lr_steps'] = tuple(round(share * epochs, 2) for share in DROP_SHARES)
+        return {**published, 'warmup_epochs': warmup(options.opt, published, epochs)}
 
-    def length(self, options, papers, on_gpus):
-        steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+    def length(self, options, published, on_gpus):
+        steps = published['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
         return steps, EPOCHS
 
-    def rate(self, options, papers, images):
-        share = 1.0 if options.opt == 'lamb' else (options.batch_size / papers['batch_size']) ** 0.5
-        return papers['base_lr'] * papers['batch_size'] / 256 * share
+    def rate(self, options, published, images):
+        share = 1.0 if options.opt == 'lamb' else (options.batch_size / published['batch_size']) ** 0.5
+        return published['base_lr'] * published['batch_size'] / 256 * share
 
     def going_on(self, options, saved):
         """As for all programs. A ConvViT's run that began when all of an image was evaluated from 384 px on keeps that."""
@@ -57,29 +57,29 @@ class Recipe(recipe.Recipe):
     def in_words(self, given, options):
         return super().in_words(given, options if options.ema else dataclasses.replace(options, ema=None))
 
-    def rest(self, options, papers, images):
+    def rest(self, options, published, images):
         steps = options.epochs * -(-images // options.batch_size)
-        ema = max(0.0, min(papers['ema'], round(1 - 10 / steps, 6)))
-        return {'ema': ema, 'warmup_epochs': warmup(options.opt, papers, options.epochs)}
+        ema = max(0.0, min(published['ema'], round(1 - 10 / steps, 6)))
+        return {'ema': ema, 'warmup_epochs': warmup(options.opt, published, options.epochs)}
 
 
-def papers_values(options):
+def published_values(options):
     """{name: value} of the named recipe, or of the paper's for the model, of the options that are chosen here."""
     if options.recipe in NAMED:
-        papers = named_recipe(options.recipe, options.model)
+        published = named_recipe(options.recipe, options.model)
     else:
-        _, papers = recipe_of(options.model, options.input_size)
-    return {name: papers[name] for name in CHOSEN if name in papers}
+        _, published = recipe_of(options.model, options.input_size)
+    return {name: published[name] for name in CHOSEN if name in published}
 
 
-def warmup(opt, papers, epochs):
+def warmup(opt, published, epochs):
     """Epochs of warm-up: the paper's, and at most a tenth of all, or the share of them that the paper's are; of a
     linear probe with LARS those of MAE.
     """
     if opt == 'lars':
         return min(10.0, epochs / 9)
-    share = max(0.1, papers['warmup_epochs'] / papers['epochs'])
-    return min(papers['warmup_epochs'], epochs * share if share > 0.1 else epochs / 10)
+    share = max(0.1, published['warmup_epochs'] / published['epochs'])
+    return min(published['warmup_epochs'], epochs * share if share > 0.1 else epochs / 10)
 
 
 def unfit(options, images, ranks):

@@ -21,8 +21,8 @@ from downstream_imagenet.data import (
     mixed,
     training_transform,
 )
-from downstream_imagenet.evaluation import AT_A_TIME, evaluate
-from downstream_imagenet.published import NAMED, is_mostly_batchnorm, papers_recipe, relatives_recipe
+from downstream_imagenet.evaluation import MAX_EVAL_BATCH, evaluate
+from downstream_imagenet.published import NAMED, is_mostly_batchnorm, published_recipe, relatives_recipe
 from downstream_imagenet.recipe import unfit
 
 
@@ -101,7 +101,7 @@ class ClassifierTraining(FineTuning):
         model = self.network
         if average is not None:
             model = average if self.options.freeze else Classifier(average, self.options.loss_name)
-        batch = min(self.run.share // self.accum, AT_A_TIME)
+        batch = min(self.run.images_per_rank // self.accum, MAX_EVAL_BATCH)
         with self.counting(average) as count:
             found = evaluate(model, self.val_dataset, len(self.classes), batch, self.ranks, self.run.autocast,
                              self.run.workers, self.log.warn_once, self.session.go_on, count)
@@ -166,7 +166,7 @@ class ClassifierTraining(FineTuning):
             return f'{self.options.recipe}, under what was given'
         if self.options.freeze:
             return 'linear probe'
-        own = papers_recipe(self.options.model, self.options.input_size)
+        own = published_recipe(self.options.model, self.options.input_size)
         whose = f"the paper's for {own}" if own else f'none of its own; that of {relatives_recipe(self.cnn)}'
         return f'{whose}, under what was given'
 

@@ -88,13 +88,13 @@ class A2MIMOptions(PretrainingOptions):
     weight_decay_end: float = option(None, 'at the end; weight_decay if not given', 'optimisation', ('wde',),
                                      float)
     clip_grad: float = option(float('inf'), 'largest norm of the whole gradient; inf for no clipping; 5 for '
-                              'ViTs if not given', 'optimisation', ('clip',), harmless=True)
+                              'ViTs if not given', 'optimisation', ('clip',), may_change=True)
 
     recompute: str = option('none', 'what is not kept for the backward pass, but computed again: less '
                             'memory, more time', 'machine', ('checkpoint',), choices=('none', 'all'),
-                            harmless=True)
+                            may_change=True)
 
-    papers_warmup = 10.0
+    published_warmup = 10.0
 
     def __post_init__(self):
         super().__post_init__()

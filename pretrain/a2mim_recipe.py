@@ -25,7 +25,7 @@ from common.words import counted
 from pretrain.a2mim_options import SIMMIM, A2MIMOptions, family, models_recipe
 from pretrain.adamw_recipe import AdamWRecipe
 from pretrain.departures import differing, other_network, other_precision
-from pretrain.group_sizes import PAPERS_GROUP, largest_group
+from pretrain.group_sizes import PUBLISHED_GROUP, largest_group
 
 CNN = {'batch_size': 2048, 'epochs': 300, 'base_lr': 1.5e-4}
 VIT = {'batch_size': 2048, 'epochs': 800, 'base_lr': 5e-5}
@@ -51,7 +51,7 @@ class Recipe(AdamWRecipe):
     fewest_images = 16 * CNN['batch_size']
 
     def paper(self, options):
-        return papers_values(options.model)
+        return published_values(options.model)
 
     def to_the_letter(self, name, fits):
         return fits if name == SIMMIM else super().to_the_letter(name, fits)
@@ -71,22 +71,22 @@ def with_group(options, parts, ranks):
     """The options with a Fourier group that fits the parts of a batch, if they need one and have none."""
     if options.fourier != 'focal' or options.fourier_group is not None:
         return options
-    group = largest_group(options.batch_size, ranks.size, parts, papers_group(options.model))
+    group = largest_group(options.batch_size, ranks.size, parts, published_group(options.model))
     return dataclasses.replace(options, fourier_group=group)
 
 
-def papers_values(model):
+def published_values(model):
     """{name: value} of what the authors used for a model."""
     return {'vit': VIT, 'deit': DEIT}.get(family(model), CNN)
 
 
-def papers_group(model):
+def published_group(model):
     """The images whose spectra were averaged in the published run of a model: those of a GPU."""
     is_large = family(model) in ('vit', 'deit') and any(size in model for size in LARGE)
-    return 128 if is_large else PAPERS_GROUP
+    return 128 if is_large else PUBLISHED_GROUP
 
 
-def papers_precision(model):
+def published_precision(model):
     """The precision in which the authors trained a model; None if it is not known."""
     return {'resnet': 'fp32', 'convnext': 'fp16', 'deit': 'fp16'}.get(family(model))
 
@@ -98,15 +98,15 @@ def departures(options, precision):
     """
     model = options.model
     size = 192 if family(model) == 'deit' else 224
-    papers = A2MIMOptions(**{**papers_values(model), 'name': 'paper', 'model': model, 'input_size': size,
+    published = A2MIMOptions(**{**published_values(model), 'name': 'paper', 'model': model, 'input_size': size,
                              **models_recipe(model)})
     if options.epochs == OTHER_EPOCHS.get(model):
-        papers = dataclasses.replace(papers, epochs=options.epochs)
-    found = [*differing(options, papers, COMPARED), *other_network(model, PUBLISHED)]
-    group, usual = options.fourier_group, papers_group(model)
+        published = dataclasses.replace(published, epochs=options.epochs)
+    found = [*differing(options, published, COMPARED), *other_network(model, PUBLISHED)]
+    group, usual = options.fourier_group, published_group(model)
     if options.fourier == 'focal' and group != usual:
         found.append(f'spectra averaged over {counted(group, "image")} (not {usual}){much_larger(usual / group)}')
-    found += other_precision(precision, papers_precision(model))
+    found += other_precision(precision, published_precision(model))
     if family(model) not in ('vit', 'deit'):  # their original has the same rule
         found.append('no weight decay on any one-dimensional parameter, bias, token and gain, and one rate for '
                      'the last two (the original chose by names, with exceptions)')

@@ -13,11 +13,11 @@ class AdamWRecipe(recipe.Recipe):
     """The recipes of a method whose paper trains with AdamW."""
     highest_share = 2.5  # of the paper's peak rate, which the rule chooses
 
-    def rate(self, options, papers, images):
+    def rate(self, options, published, images):
         if options.opt == 'lamb':
-            return super().rate(options, papers, images)
-        batch, papers_batch = options.batch_size, papers['batch_size']
+            return super().rate(options, published, images)
+        batch, published_batch = options.batch_size, published['batch_size']
         steps = options.epochs * -(-images // batch)
-        papers_steps = papers['epochs'] * -(-IMAGENET // papers_batch)
-        share = (batch / papers_batch * papers_steps / steps) ** 0.5
-        return papers['base_lr'] * papers_batch / 256 * min(share, self.highest_share)
+        published_steps = published['epochs'] * -(-IMAGENET // published_batch)
+        share = (batch / published_batch * published_steps / steps) ** 0.5
+        return published['base_lr'] * published_batch / 256 * min(share, self.highest_share)

@@ -13,18 +13,18 @@ class PretrainingOptions(EpochOptions):
     """What a user decides of a pretraining run, whatever the method. A method adds its own. Raises ValueError."""
 
     resume: str = option(None, 'go on from this <model>_still_pretraining.pth; the one in the run folder if '
-                         'not given', 'run', ('resume_from',), str, harmless=True)
+                         'not given', 'run', ('resume_from',), str, may_change=True)
     init: str = option(None, "start from weights: our files, official ones, others, or 'timm' for timm's "
                        "own; FILE:KEY for one of several networks in a file", 'run', ('init_weight',), str,
-                       harmless=True)
+                       may_change=True)
 
     data_path: str = option(None, 'folder of images, flat or nested (its train/ if there is one), or of tar '
                             'shards of images; one such tar; or a text file with one path a line', 'data',
-                            parse=str, harmless=True)
+                            parse=str, may_change=True)
     val_path: str = option(None, 'held-out images; val/, valid/ or validation/ beside train/ if not given '
-                           'and there is one', 'data', parse=str, harmless=True)
+                           'and there is one', 'data', parse=str, may_change=True)
     list_root: str = option(None, 'folder that the paths of a list of images are relative to, and must lie '
-                            'in; that of the list if not given', 'data', parse=str, harmless=True)
+                            'in; that of the list if not given', 'data', parse=str, may_change=True)
     decode: str = option('pillow', 'how JPEGs are decoded; fast: no larger than their crops need, and '
                          'resized faster; gpu (experimental): on the GPU, by nvJPEG. With both of these '
                          'pixels differ a little', 'data', choices=('pillow', 'fast', 'gpu'),
@@ -35,7 +35,7 @@ class PretrainingOptions(EpochOptions):
     method: str = option('spark', 'how the network is pretrained: spark, a2mim, mae or convmae; --method=NAME --help '
                          'shows the options of another method', 'method', parse=str)
     register: str = option(USERS_NETWORKS, 'module in which your own networks are registered with timm',
-                           'method', parse=str, harmless=True)
+                           'method', parse=str, may_change=True)
     drop_path: float = option(None, "stochastic depth; the model's recipe if not given, else none", 'method',
                               ('dp',), float)
 
@@ -45,11 +45,11 @@ class PretrainingOptions(EpochOptions):
     weight_decay: float = option(0.04, 'at the start', 'optimisation', ('wd',))
     weight_decay_end: float = option(0.2, 'at the end', 'optimisation', ('wde',))
     clip_grad: float = option(5.0, 'largest norm of the whole gradient; inf for no clipping', 'optimisation',
-                              ('clip',), harmless=True)
+                              ('clip',), may_change=True)
 
-    val_every: int = option(10, 'epochs between held-out losses', 'log', harmless=True)
+    val_every: int = option(10, 'epochs between held-out losses', 'log', may_change=True)
     picture_every: int = option(10, 'epochs between pictures of 8 reconstructions; 0 for none', 'log',
-                                harmless=True)
+                                may_change=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +76,7 @@ class PretrainingOptions(EpochOptions):
         if self.begins:
             require_weights(self.init)
 
-    papers_warmup = 40.0  # epochs, of the method's paper
+    published_warmup = 40.0  # epochs, of the method's paper
     epochs_per_warmup = 10  # a warm-up that is not given is at most one of so many equal parts of the epochs
 
     @property
@@ -84,7 +84,7 @@ class PretrainingOptions(EpochOptions):
         """Epochs of warm-up."""
         if self.warmup_epochs is not None:
             return self.warmup_epochs
-        return min(self.papers_warmup, self.epochs / self.epochs_per_warmup)
+        return min(self.published_warmup, self.epochs / self.epochs_per_warmup)
 
     @property
     def last_weight_decay(self):

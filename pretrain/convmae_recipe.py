@@ -19,9 +19,9 @@ FAST = {'batch_size': 2048, 'epochs': 200, 'base_lr': 1.5e-4}  # FastConvMAE's, 
 
 class Recipe(mae_recipe.Recipe):
     """Those of a pretraining with ConvMAE."""
-    papers = PAPER
+    published = PAPER
     of_several = FAST
-    papers_masks = 4
+    published_masks = 4
     models = ('convvit_base',)
     other_epochs = (200,)
     fewest_images = 16 * PAPER['batch_size']

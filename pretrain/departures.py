@@ -6,14 +6,14 @@ NUMBERS = {'batch_size': 'batches of', 'epochs': 'epochs', 'peak_lr': 'peak lear
            'warmup': 'epochs of warm-up'}
 
 
-def differing(options, papers, names):
+def differing(options, published, names):
     """How settled options differ from the paper's: at most one text on batch, epochs and rate, and one on the rest.
 
     names: of the options that are compared besides. A drop path of None is that of the network alone, 0 for a paper's.
     """
-    own, papers = (dataclasses.replace(one, drop_path=one.drop_path or 0.0) for one in (options, papers))
-    numbers = [(word, f'{getattr(own, name):,g}', f'{getattr(papers, name):,g}') for name, word in NUMBERS.items()]
-    return [*in_one_text(numbers), *in_one_text([(name, getattr(own, name), getattr(papers, name)) for name in names])]
+    own, published = (dataclasses.replace(one, drop_path=one.drop_path or 0.0) for one in (options, published))
+    numbers = [(word, f'{getattr(own, name):,g}', f'{getattr(published, name):,g}') for name, word in NUMBERS.items()]
+    return [*in_one_text(numbers), *in_one_text([(name, getattr(own, name), getattr(published, name)) for name in names])]
 
 
 def in_one_text(compared):
@@ -28,6 +28,6 @@ def other_network(model, published):
     return [] if model.split('.')[0] in published else [f'{model} is none of the networks of the paper']
 
 
-def other_precision(precision, papers):
+def other_precision(precision, published):
     """That a precision is not the paper's, in a list; an empty one if it is, or if the paper's is not known (None)."""
-    return [] if papers in (None, precision) else [f'{precision} (not {papers})']
+    return [] if published in (None, precision) else [f'{precision} (not {published})']

@@ -9,7 +9,7 @@ of whole groups.
 """
 import math
 
-PAPERS_GROUP = 256  # the images of a GPU, in the recipes of CNNs
+PUBLISHED_GROUP = 256  # the images of a GPU, in the recipes of CNNs
 
 
 def fits(group, batch, ranks=1, parts=1):
@@ -24,7 +24,7 @@ def fits(group, batch, ranks=1, parts=1):
     return together % group == 0 and (own % group == 0 or group % own == 0)
 
 
-def largest_group(batch, ranks=1, parts=1, most=PAPERS_GROUP):
+def largest_group(batch, ranks=1, parts=1, most=PUBLISHED_GROUP):
     """The largest group, of `most` images at most, that fits; 1 for a batch that ranks and parts do not divide."""
     groups = range(min(most, batch), 1, -1)
     return next((group for group in groups if fits(group, batch, ranks, parts)), 1)

@@ -44,11 +44,11 @@ class MAEOptions(PretrainingOptions):
     weight_decay: float = option(0.05, 'at the start', 'optimisation', ('wd',))
     weight_decay_end: float = option(None, 'at the end; weight_decay if not given', 'optimisation', ('wde',), float)
     clip_grad: float = option(float('inf'), 'largest norm of the whole gradient; inf for no clipping',
-                              'optimisation', ('clip',), harmless=True)
+                              'optimisation', ('clip',), may_change=True)
 
     recompute: str = option('none', 'what is not kept for the backward pass, but computed again: less '
                             'memory, more time', 'machine', ('checkpoint',), choices=('none', 'decoder', 'all'),
-                            harmless=True)
+                            may_change=True)
 
     own_method = NAME  # the value of --method that these options are for
 
@@ -75,7 +75,7 @@ class MAEOptions(PretrainingOptions):
                             'or another --masks_per_image')
 
     @property
-    def papers_warmup(self):
+    def published_warmup(self):
         """Epochs of warm-up in the authors' runs; FastConvMAE, with four masks an image, has 10."""
         return round(40 / self.masks_per_image, 1)
 

@@ -23,7 +23,7 @@ from pretrain.departures import differing, other_precision
 
 PAPER = {'batch_size': 4096, 'epochs': 800, 'base_lr': 1.5e-4}
 BATCH_MULTIPLE = 64  # of the batches that the paper's setting has with several masks, so that ranks can share them
-PAPERS_PRECISION = 'fp16'  # of MAE's program and of those that derive from it
+PUBLISHED_PRECISION = 'fp16'  # of MAE's program and of those that derive from it
 # Options whose defaults are the recipe.
 COMPARED = ('model', 'mask_ratio', 'masks_per_image', 'crop_scale', 'interpolation', 'flip', 'input_size', 'drop_path',
             'target', 'decoder_width', 'decoder_depth', 'decoder_heads', 'opt', 'beta2', 'weight_decay',
@@ -33,12 +33,12 @@ COMPARED = ('model', 'mask_ratio', 'masks_per_image', 'crop_scale', 'interpolati
 class Recipe(AdamWRecipe):
     """Those of a pretraining with MAE; ConvMAE's derives from it.
 
-    papers: the authors' setting. of_several: the one that is divided by the number of masks where an image has several.
-    papers_masks: how many masks an image the authors had, where they had several. models: names of networks that they
+    published: the authors' setting. of_several: the one that is divided by the number of masks where an image has several.
+    published_masks: how many masks an image the authors had, where they had several. models: names of networks that they
     published. other_epochs: of further published runs.
     """
-    papers = of_several = PAPER
-    papers_masks = 1
+    published = of_several = PAPER
+    published_masks = 1
     models = ('vit_base_patch16_224', 'vit_large_patch16_224', 'vit_huge_patch14_224')
     other_epochs = (1600,)
     fewest_images = 16 * PAPER['batch_size']
@@ -46,11 +46,11 @@ class Recipe(AdamWRecipe):
     def paper(self, options):
         masks = options.masks_per_image
         if masks == 1:
-            return self.papers
-        return divided(self.papers if options.recipe == 'auto' else self.of_several, masks)
+            return self.published
+        return divided(self.published if options.recipe == 'auto' else self.of_several, masks)
 
-    def most_batch(self, options, papers, device):
-        most = most_on(device, papers['batch_size'])
+    def most_batch(self, options, published, device):
+        most = most_on(device, published['batch_size'])
         return most if device.type == 'cuda' else most // options.masks_per_image
 
     def departures(self, options, precision):
@@ -58,18 +58,19 @@ class Recipe(AdamWRecipe):
 
         options: settled. precision: 'bf16', 'fp16' or 'fp32'.
         """
-        return [*differing(options, self.papers_options(options), COMPARED), *other_precision(precision, PAPERS_PRECISION)]
+        return [*differing(options, self.published_options(options), COMPARED),
+                *other_precision(precision, PUBLISHED_PRECISION)]
 
-    def papers_options(self, options):
+    def published_options(self, options):
         """The options of that run of the authors that is nearest to a run with these options."""
-        masks = 1 if options.masks_per_image == 1 else self.papers_masks
-        papers = type(options)(name='paper', recipe='paper', masks_per_image=masks)
-        papers = dataclasses.replace(papers, warmup_epochs=papers.papers_warmup, **self.paper(papers))
+        masks = 1 if options.masks_per_image == 1 else self.published_masks
+        published = type(options)(name='paper', recipe='paper', masks_per_image=masks)
+        published = dataclasses.replace(published, warmup_epochs=published.published_warmup, **self.paper(published))
         if masks == 1 and options.epochs in self.other_epochs:
-            papers = dataclasses.replace(papers, epochs=options.epochs)
+            published = dataclasses.replace(published, epochs=options.epochs)
         if options.model.split('.')[0] in self.models:
-            papers = dataclasses.replace(papers, model=options.model)
-        return papers
+            published = dataclasses.replace(published, model=options.model)
+        return published
 
 
 def divided(values, masks):

@@ -194,7 +194,7 @@ class Plan:
     smallest: int = 1
 
     def __post_init__(self):
-        options, share = self.options, self.run.share
+        options, share = self.options, self.run.images_per_rank
         least = options.accum if isinstance(options.accum, int) else 1
         alone = self.room(options.gpus == 1 and least == 1)
         fitting = [parts for parts in range(least, share + 1) if self.run.allows(parts)
@@ -224,7 +224,7 @@ class Plan:
     @property
     def inputs(self):
         """Images whose inputs a CUDA graph keeps; 0 for eager steps, which --graph=False asks for."""
-        return 0 if self.options.graph is False else self.run.share
+        return 0 if self.options.graph is False else self.run.images_per_rank
 
     @property
     def alone(self):
@@ -243,12 +243,12 @@ class Plan:
     @property
     def part(self):
         """Images at a time."""
-        return self.run.share // self.parts
+        return self.run.images_per_rank // self.parts
 
     @property
     def computing(self):
         """Seconds of a step without communication."""
-        return self.speed.seconds.at(self.run.share)
+        return self.speed.seconds.at(self.run.images_per_rank)
 
     @property
     def seconds(self):
@@ -295,7 +295,8 @@ class Plan:
         return [
             ('largest at a time', counted(self.room(self.alone), 'image'),
              'predicted, with room for that and what is kept free'),
-            ("a GPU's share", counted(self.run.share, 'image'), f'given, or chosen by --recipe: --bs={options.batch_size}'),
+            ("a GPU's share", counted(self.run.images_per_rank, 'image'),
+             f'given, or chosen by --recipe: --bs={options.batch_size}'),
             ('parts', f'--accum={self.parts}', f'predicted, of {counted(self.part, "image")}{self.seen_by_norms()}')]
 
     def seen_by_norms(self):
@@ -316,7 +317,7 @@ class Plan:
                  'multiply-accumulate is two')]
         if self.speed is None:
             return [*rows, ('speed', 'not predicted', 'give --log or --images_per_second of one GPU, --measure, or --tflops')]
-        rows.append(('one GPU', f'{run.share / self.computing:,.1f} images/s', self.speed.how))
+        rows.append(('one GPU', f'{run.images_per_rank / self.computing:,.1f} images/s', self.speed.how))
         if options.gpus > 1:
             rows.append(('efficiency of all', f'{self.computing / self.seconds:.1%}', self.communication()))
         rows += [('all GPUs', f'{self.rate:,.0f} images/s', 'predicted from these'),
@@ -401,8 +402,8 @@ def plan(options):
     run = Run(options, Ranks(0, options.gpus, torch.device('cpu')), options.images)
     names = network.single_valued if options.accum == 'auto' else \
         [name for name in network.single_valued if not run.shares(network.get_submodule(name))]
-    smallest = 2 if names and run.share > 1 else 1
-    if run.share == 1 or run.share == options.accum:
+    smallest = 2 if names and run.images_per_rank > 1 else 1
+    if run.images_per_rank == 1 or run.images_per_rank == options.accum:
         image = torch.zeros(1, options.in_chans, *options.size)
         run.with_norms(None, network, lambda: network(image))  # refuses parts of one image where they cannot be trained
     counts = Counts.of(options, network)

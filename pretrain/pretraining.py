@@ -121,7 +121,7 @@ class Pretraining(Trainer):
     def connect_ranks(self):
         self.options = self.method.completed(self.options, self.accum, self.ranks)
         self.run = replace(self.run, options=self.options)
-        self.method.connect(self.network, self.options, self.run.share // self.accum, self.ranks)
+        self.method.connect(self.network, self.options, self.run.images_per_rank // self.accum, self.ranks)
         sums = self.method.term_sums(self.network)
         if sums is not None:  # Steps were tried before, for memory and compilation.
             sums.reset(self.saved.get('term_sums') if self.saved and self.ranks.is_main else None)
@@ -219,7 +219,7 @@ class Pretraining(Trainer):
         """
         if self.val_images is None:
             return None
-        ranks, network, part = self.ranks, self.network, self.run.share // self.accum
+        ranks, network, part = self.ranks, self.network, self.run.images_per_rank // self.accum
         mine = range(ranks.rank, len(self.val_images), ranks.size)
         places = [mine[i:i + part] for i in range(0, len(mine), part)]
         rows = slice(ranks.rank, None, ranks.size)
@@ -291,7 +291,7 @@ class Pretraining(Trainer):
             held_out += f' ({self.val_images.root})'
         warmup = f"{counted(options.warmup, 'epoch')}, {counted(run.warmup_steps, 'step')}"
         if options.warmup_epochs is None:
-            most, times = options.papers_warmup, options.epochs_per_warmup
+            most, times = options.published_warmup, options.epochs_per_warmup
             part = {10: 'a tenth', 5: 'a fifth'}[times]
             warmup += f' (not given: {most:g}, or {part} of fewer than {times * most:g})'
         if run.ended_at:
@@ -334,7 +334,7 @@ class Pretraining(Trainer):
             yield (f'the learning rate goes up to {options.peak_lr:.2g}; for {counted(self.run.steps, "step")} about '
                    f'{advised:g} is advised (--lr={advised:g}): {what}')
 
-    def verdict(self):
+    def summary(self):
         run, model = self.run, self.options.model
         return (f'Finished. The pretrained {model} is in {run.exported}\n'
                 f'  pictures   python -m pretrain.reconstruct {run.folder} DIR\n'

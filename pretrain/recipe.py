@@ -23,12 +23,12 @@ from pretrain.spark_options import recipe as models_recipe
 
 PAPER = {'batch_size': 4096, 'epochs': 1600, 'base_lr': 2e-4}
 PAPER_384 = {**PAPER, 'batch_size': 2048, 'base_lr': 4e-4}  # with images of 384 px
-PAPERS_PRECISION = 'fp32'
+PUBLISHED_PRECISION = 'fp32'
 # Options whose defaults are the paper's.
 COMPARED = ('input_size', 'mask_ratio', 'cell_size', 'levels', 'decoder', 'decoder_width', 'target', 'crop_scale',
             'interpolation', 'flip', 'drop_path', 'opt', 'beta2', 'weight_decay', 'last_weight_decay', 'clip_grad', 'sync_bn')
-PAPERS_LR = 3.2e-3  # its peak rate
-PAPERS_STEPS = 500_000  # of its 1,600 epochs of ImageNet
+PUBLISHED_LR = 3.2e-3  # its peak rate
+PUBLISHED_STEPS = 500_000  # of its 1,600 epochs of ImageNet
 HIGHEST_LR = 0.03
 
 
@@ -57,17 +57,18 @@ class Recipe(recipe.Recipe):
         setting = {'input_size': 384, 'mask_ratio': 0.75, **PAPER_384} if options.size == (384, 384) else PAPER
         # What follows from the network where it is not given.
         by_network = {'beta2': 0.999 if model.startswith('convnext') else 0.95, 'cell_size': 32}
-        papers = SparKOptions(**{'name': 'paper', 'model': model, **setting, **by_network, **models_recipe({'model': model})})
+        published = SparKOptions(**{'name': 'paper', 'model': model, **setting, **by_network,
+                                    **models_recipe({'model': model})})
         height, width = options.size
         own = recipe.filled(dataclasses.replace(options, input_size=height if height == width else options.size), by_network)
-        return [*differing(own, papers, COMPARED), *other_network(model, DROP_PATH),
-                *other_precision(precision, PAPERS_PRECISION)]
+        return [*differing(own, published, COMPARED), *other_network(model, DROP_PATH),
+                *other_precision(precision, PUBLISHED_PRECISION)]
 
-    def length(self, options, papers, on_gpus):
-        steps = papers['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
-        return steps, papers['epochs']
+    def length(self, options, published, on_gpus):
+        steps = published['epochs'] * -(-recipe.IMAGENET // options.batch_size) if on_gpus else recipe.STEPS_ON_A_CPU
+        return steps, published['epochs']
 
-    def rate(self, options, papers, images):
+    def rate(self, options, published, images):
         return rate_for(options, images)
 
     def advised_rate(self, options, images):
@@ -78,6 +79,6 @@ class Recipe(recipe.Recipe):
 def rate_for(options, images):
     """The peak learning rate for the optimiser, batch and epochs of the options, and a number of images."""
     if options.opt != 'lamb':
-        return recipe.rounded(PAPERS_LR * (options.batch_size / PAPER['batch_size']) ** 0.5)
+        return recipe.rounded(PUBLISHED_LR * (options.batch_size / PAPER['batch_size']) ** 0.5)
     steps = options.epochs * -(-images // options.batch_size)
-    return recipe.rounded(min(PAPERS_LR * (PAPERS_STEPS / steps) ** (1 / 3), HIGHEST_LR))
+    return recipe.rounded(min(PUBLISHED_LR * (PUBLISHED_STEPS / steps) ** (1 / 3), HIGHEST_LR))

@@ -35,7 +35,7 @@ class SparKOptions(PretrainingOptions):
 
     recompute: str = option('none', 'what is not kept for the backward pass, but computed again: less '
                             'memory, more time', 'machine', ('checkpoint',),
-                            choices=('none', 'decoder', 'all'), harmless=True)
+                            choices=('none', 'decoder', 'all'), may_change=True)
 
     def __post_init__(self):
         if isinstance(self.levels, (list, tuple)):  # from Python, as `build_spark` takes them

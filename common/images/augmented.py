@@ -283,7 +283,7 @@ class Steps(Sampler):
         self.seed = seed
         self.repeats = repeats
         self.rank = rank
-        self.share = batch // ranks
+        self.images_per_rank = batch // ranks
         self.accum = accum
         self.steps_per_epoch = -(-images // batch)
         skipped = {step for first, stop in left_out for step in range(first, stop)}
@@ -323,7 +323,7 @@ class Steps(Sampler):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.order(epoch)
-            part = self.share // self.accum
+            part = self.images_per_rank // self.accum
             # A batch is divided into parts first, and each part among the ranks. So BatchNorm, which sees a
             # part, sees the same images on any number of ranks.
             for begin in range(0, self.batch, self.batch // self.accum):

@@ -13,7 +13,7 @@ import numpy as np
 from common.images.datasets import Share, whole_of
 from common.images.files import ImageFiles
 
-AT_A_TIME = 2 ** 16  # names that are in memory as Python's objects
+NAMES_AT_A_TIME = 2 ** 16  # names that are in memory as Python's objects
 
 
 def with_held_out(images, held_out, fraction, seed, labels=None):
@@ -80,7 +80,7 @@ def keys_of(images, seed):
 def names_of(images):
     """The name of each image in bytes: its path below the data set's folder, else what `name` says, else its number."""
     if isinstance(images, ImageFiles):
-        some = (images.paths[first:first + AT_A_TIME].tolist() for first in range(0, len(images), AT_A_TIME))
+        some = (images.paths[first:first + NAMES_AT_A_TIME].tolist() for first in range(0, len(images), NAMES_AT_A_TIME))
         return (path.replace(os.fsencode(os.sep), b'/') for path in chain.from_iterable(some))
     name = getattr(images, 'name', None)
     return (os.fsencode(str(name(index) if callable(name) else index)) for index in range(len(images)))

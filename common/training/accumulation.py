@@ -12,12 +12,12 @@ from common.words import counted, first_line
 BACKWARD = 1.25  # memory of a step, as a multiple of what its forward pass keeps
 
 
-def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_part=1, keeps_inputs=False,
+def fit_accumulation(network, example_batch, images_per_rank, ranks, autocast, smallest_part=1, keeps_inputs=False,
                      reason_against_parts=lambda parts: None, remedy=None):
     """The smallest power of two that a rank's batch must be cut into to fit in memory; the same on all ranks.
 
     network: forward(*batch) -> loss, without the exchange between ranks: a rank that failed alone would leave
-    the others waiting. example_batch(n): a batch of n images, on the device. share: images of a rank's batch.
+    the others waiting. example_batch(n): a batch of n images, on the device. images_per_rank: of the batch.
     smallest_part: images that a part must have; a rank that has fewer in all, whose norms share their
     statistics, cuts nothing. keeps_inputs: whether the inputs of all parts stay in memory during a step, as
     those of a CUDA graph do. reason_against_parts(parts): why a batch cannot be cut into so many, in a sentence with
@@ -27,10 +27,10 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
     and the optimiser will take. A CPU is not tried like that: a system that runs out of memory kills the
     process, or others. There it is counted, see `needed_on_host`. Raises ValueError if nothing fits.
     """
-    if share < smallest_part:
+    if images_per_rank < smallest_part:
         return 1
-    halved = [2 ** power for power in range(share.bit_length()) if share % 2 ** power == 0]
-    possible = [accum for accum in halved if share // accum >= smallest_part]
+    halved = [2 ** power for power in range(images_per_rank.bit_length()) if images_per_rank % 2 ** power == 0]
+    possible = [accum for accum in halved if images_per_rank // accum >= smallest_part]
     allowed = [accum for accum in possible if reason_against_parts(accum) is None]
     if not allowed:
         raise ValueError(reason_against_parts(1))
@@ -38,12 +38,12 @@ def fit_accumulation(network, example_batch, share, ranks, autocast, smallest_pa
         for accum in allowed:
             # With DDP, the gradients of all parts but the last stand beside its buckets.
             copies = 4 if ranks.size > 1 and accum > 1 else 3
-            why_not = reason_against_step(network, example_batch, share // accum, ranks, autocast,
-                                          share if keeps_inputs else 0, copies)
+            why_not = reason_against_step(network, example_batch, images_per_rank // accum, ranks, autocast,
+                                          images_per_rank if keeps_inputs else 0, copies)
             if why_not is None:
                 return accum
     finer = [other for other in possible if other > accum]
-    raise does_not_fit(share, accum, smallest_part, why_not, remedy if finer else None)
+    raise does_not_fit(images_per_rank, accum, smallest_part, why_not, remedy if finer else None)
 
 
 def reason_against_step(network, example_batch, images, ranks, autocast, kept=0, copies=3):
@@ -120,13 +120,13 @@ def ranks_here():
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
-def require_memory(network, example_batch, share, accum, ranks, autocast, remedy):
+def require_memory(network, example_batch, images_per_rank, accum, ranks, autocast, remedy):
     """Raise a ValueError if a step of the parts that were given will not fit in a computer's memory.
 
-    A GPU says so itself, without harm. Parts of one or two images are not checked. share: images of a rank's
+    A GPU says so itself, without harm. Parts of one or two images are not checked. images_per_rank: of the
     batch; accum: the parts that it is cut into. remedy: what can be given, as the last words of a sentence.
     """
-    images = share // accum
+    images = images_per_rank // accum
     if ranks.device.type != 'cpu' or images <= 2:
         return
     with frozen_statistics(network):
@@ -149,15 +149,15 @@ def reserve_forward_memory(network, batch, autocast, device):
     return torch.empty(taken, dtype=torch.uint8, device=device)
 
 
-def does_not_fit(share, accum, smallest_part, why_not, remedy=None):
+def does_not_fit(images_per_rank, accum, smallest_part, why_not, remedy=None):
     """The ValueError for a batch that cannot be cut further. why_not: why its part does not fit, in words. remedy: what can
     be given where the batch cannot be cut for another reason than its size.
     """
-    images = share // accum
+    images = images_per_rank // accum
     too_many = counted(images, 'image at a time does', 'images at a time do')
     if remedy:
         return ValueError(f'{too_many} not fit in memory ({why_not}), and the options do not allow that a rank\'s batch '
-                          f'of {share} is cut further: give {remedy}')
+                          f'of {images_per_rank} is cut further: give {remedy}')
     norm = ' (BatchNorm needs two at a time in this network)' if images == smallest_part > 1 else ''
-    return ValueError(f'{too_many} not fit in memory ({why_not}), and a rank\'s batch of {share} cannot be halved '
+    return ValueError(f'{too_many} not fit in memory ({why_not}), and a rank\'s batch of {images_per_rank} cannot be halved '
                       f'further{norm}: give a smaller --bs or --input_size')

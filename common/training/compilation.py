@@ -98,7 +98,7 @@ def compile_network(network, parts, example_batch, run, saved, accum, fixed_shap
     norms that will share their statistics between ranks are left out.
     """
     ranks = run.ranks
-    left = (run.steps - (saved['step'] if saved else 0)) * run.share
+    left = (run.steps - (saved['step'] if saved else 0)) * run.images_per_rank
     if not ranks.broadcast_object(is_wanted(run.options.compile, saved, ranks.device, left, fixed_shapes)):
         return Compiled()
     asked = run.options.compile is True
@@ -109,7 +109,7 @@ def compile_network(network, parts, example_batch, run, saved, accum, fixed_shap
         return Compiled(True, shared=shared, reason=SHARED if shared else NOTHING, is_unexpected=asked)
     began = time.perf_counter()
     with compiled_at_first_call(alone, dynamic=not fixed_shapes) as undo:
-        reasons = ranks.gather(failures(network, example_batch(run.share // accum), run.autocast, ranks.device))
+        reasons = ranks.gather(failures(network, example_batch(run.images_per_rank // accum), run.autocast, ranks.device))
         if reasons:
             undo()
             return Compiled(True, reason=f'this network does not compile ({reasons[0]})', is_unexpected=True)

@@ -214,7 +214,7 @@ class FineTuning(Trainer):
         if saved and given and given != saved['config']['finetune_from']:
             yield f'--finetune_from={given} is not used: the run goes on from {saved["path"]}'
 
-    def verdict(self):
+    def summary(self):
         """The metrics of the last and of the best epochs."""
         lines = [self.headline()]
         for which, suffix, what in (('model', '', 'the weights'), ('ema', '_ema', 'their average (EMA)')):

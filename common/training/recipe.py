@@ -130,23 +130,23 @@ class Recipe:
         """
         return name != 'auto'
 
-    def most_batch(self, options, papers, device):
-        """The largest batch that the rule chooses. papers: what `paper` gives for the options."""
-        return most_on(device, papers['batch_size'])
+    def most_batch(self, options, published, device):
+        """The largest batch that the rule chooses. published: what `paper` gives for the options."""
+        return most_on(device, published['batch_size'])
 
-    def length(self, options, papers, on_gpus):
+    def length(self, options, published, on_gpus):
         """(steps of a run, epochs at most) that the rule aims at, from the batch in the options."""
         raise NotImplementedError
 
-    def duration(self, options, papers, images, on_gpus):
+    def duration(self, options, published, images, on_gpus):
         """{name: value} of how long a run of the rule is, from the batch in the options."""
-        return {'epochs': epochs_for(images, options.batch_size, *self.length(options, papers, on_gpus))}
+        return {'epochs': epochs_for(images, options.batch_size, *self.length(options, published, on_gpus))}
 
-    def rate(self, options, papers, images):
+    def rate(self, options, published, images):
         """The peak learning rate of the rule, from the optimiser, the batch and the length in the options."""
         raise NotImplementedError
 
-    def rest(self, options, papers, images):
+    def rest(self, options, published, images):
         """{name: value} of what the rule chooses last, from all else in the options."""
         return {}
 
@@ -156,13 +156,13 @@ class Recipe:
 
     def automatic(self, options, images, ranks):
         """The options with all that the rule chooses. images: the number of training images."""
-        papers = self.paper(options)
-        batch = batch_for(images, ranks.size, self.most_batch(options, papers, ranks.device), self.least_batch)
+        published = self.paper(options)
+        batch = batch_for(images, ranks.size, self.most_batch(options, published, ranks.device), self.least_batch)
         options = filled(options, {'batch_size': batch})
-        options = filled(options, self.duration(options, papers, images, ranks.device.type == 'cuda'))
+        options = filled(options, self.duration(options, published, images, ranks.device.type == 'cuda'))
         if options.base_lr is None:
-            options = filled(options, {'lr': rounded(self.rate(options, papers, images))})
-        return filled(options, {'base_lr': papers['base_lr'], **self.rest(options, papers, images)})
+            options = filled(options, {'lr': rounded(self.rate(options, published, images))})
+        return filled(options, {'base_lr': published['base_lr'], **self.rest(options, published, images)})
 
     def settled(self, options, images, ranks, saved=None):
         """The options with all values that were not given, and a sentence on them.
@@ -182,10 +182,10 @@ class Recipe:
         what = self.in_words(options, done)
         if to_the_letter:
             return done, f'{name}: {what}'
-        why = '' if fits else f" (the paper's is for {self.papers_images()} images on GPUs)"
+        why = '' if fits else f" (the paper's is for {self.published_images()} images on GPUs)"
         return done, f"{name}, for {images:,} images on {'GPUs' if on_gpus else 'a CPU'}: {what}{why}"
 
-    def papers_images(self):
+    def published_images(self):
         """For how many images the paper's recipe is the default, in words."""
         most = '' if self.most_images == float('inf') else f' to {self.most_images:,}'
         return f'{self.fewest_images:,}{most or " or more"}'

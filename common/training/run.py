@@ -126,11 +126,11 @@ class Run:
         if self.allows(parts):
             return parts
         if saved and saved['ranks'] != self.ranks.size:
-            more = next((more for more in range(parts, self.share + 1) if self.allows(more)), None)
+            more = next((more for more in range(parts, self.images_per_rank + 1) if self.allows(more)), None)
             if more:
                 return more
         batch = self.options.batch_size
-        if self.share % parts == 0:
+        if self.images_per_rank % parts == 0:
             raise ValueError(self.options.reason_against_parts(self.ranks.size, parts, bool(saved)))
         raise ValueError(f'a batch of {batch} images cannot be divided among '
                          f'{counted(self.ranks.size, "rank")} in {parts} parts each: give '
@@ -146,7 +146,7 @@ class Run:
 
     def allows(self, parts):
         """Whether a rank can cut its batch into so many parts."""
-        return self.share % parts == 0 and self.options.reason_against_parts(self.ranks.size, parts) is None
+        return self.images_per_rank % parts == 0 and self.options.reason_against_parts(self.ranks.size, parts) is None
 
     def with_norms(self, saved, model, forward_one_image):
         """The same run, whose parts have two images at least if the norms of its model need them.
@@ -157,11 +157,11 @@ class Run:
         statistics of such a norm.
         """
         parts = self.parts(saved)
-        if parts is not None and self.share // parts > 1:
+        if parts is not None and self.images_per_rank // parts > 1:
             return self
         names = single_valued(model.train(), forward_one_image)
         alone = refused(model, [name for name in names if not self.shares(model.get_submodule(name))])
-        if alone and (parts is not None or self.share == 1):
+        if alone and (parts is not None or self.images_per_rank == 1):
             norm = model.get_submodule(alone)
             raise ValueError(f'{alone} ({type(norm).__name__}) sees a single value of each channel where one '
                              'image at a time is trained on, and that has no deviation: '
@@ -181,10 +181,10 @@ class Run:
         """What gives a norm more than one image at a time. A run that goes on keeps its batch and its sizes."""
         found = []
         ranks = self.ranks.size
-        if self.share > 1:
-            fewer = max(number for number in range(1, self.share) if self.share % number == 0)
+        if self.images_per_rank > 1:
+            fewer = max(number for number in range(1, self.images_per_rank) if self.images_per_rank % number == 0)
             found.append(f'--accum={fewer}' + ' or less' * (fewer > 1))
-        if self.share == 1 and ranks > 1:
+        if self.images_per_rank == 1 and ranks > 1:
             found.append('fewer processes')
             if can_share(norm) and not saved:
                 found.append('--sync_bn=True')
@@ -194,7 +194,7 @@ class Run:
         return 'give ' + '; or '.join(found or ['another --name, and with it a larger --bs'])
 
     @property
-    def share(self):
+    def images_per_rank(self):
         """Images that a rank takes a step."""
         return self.options.batch_size // self.ranks.size
 
@@ -256,7 +256,7 @@ class Run:
 
     def against_memory(self, saved, accum):
         """What to give if a step of `accum` parts does not fit in memory. A run that goes on keeps its batch and its sizes."""
-        most = self.share // self.smallest_part
+        most = self.images_per_rank // self.smallest_part
         finer = next((parts for parts in range(accum + 1, most + 1) if self.allows(parts)), None)
         number = f'{finer} or more' if self.options.parts == 'auto' or self.keeps_parts(saved) else 'auto'
         parts = f'--accum={number}, which cuts the batch into parts'
@@ -337,7 +337,7 @@ class Run:
         """How the batch is divided, for a person."""
         parts = f', in {accum} parts' if accum > 1 else ''
         return (f'{self.options.batch_size} = {counted(self.ranks.size, "rank")} x '
-                f'{counted(self.share, "image")}{parts}')
+                f'{counted(self.images_per_rank, "image")}{parts}')
 
     def going_on(self, saved):
         """Where a run goes on, for a person; nothing where it begins."""
@@ -416,13 +416,13 @@ class Run:
             yield ("this computer's GPU is not used, but its CPU: Apple's MPS has no float64, in which losses and "
                    "rates are kept here, and nothing was tried on it")
         if options.parts not in ('auto', accum):
-            yield (f'{counted(self.share, "image")} a rank cannot be cut into {options.accum} parts, but '
+            yield (f'{counted(self.images_per_rank, "image")} a rank cannot be cut into {options.accum} parts, but '
                    f'into {accum}, and BatchNorm sees those')
         if self.left_out:
             parts = ', '.join(f'{first:,} to {stop - 1:,}' for first, stop in self.left_out)
             yield f'the steps {parts} are left out: they were not finite'
         if saved:
-            for name, now, then in changes(options, saved['config'], harmless=True):
+            for name, now, then in changes(options, saved['config'], may_change=True):
                 if name in ('base_lr', 'lr', 'clip_grad', 'precision', 'accum', 'bf16_gradients'):
                     yield f'{name} was {then} until now, and is {now} from here on'
             if self.data_changed(saved):

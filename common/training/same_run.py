@@ -11,7 +11,7 @@ def refuse_options(options, saved, length, chosen=(), facts=()):
     chosen: names of options that a recipe chooses: None means not given, and is no difference.
     facts: (name, value now, value then) of what else must be the same.
     """
-    wrong = changes(options, saved['config'], harmless=False)
+    wrong = changes(options, saved['config'], may_change=False)
     wrong = [(name, now, then) for name, now, then in wrong if not (now is None and name in chosen)
              and not (name == length and now > then)]
     wrong += [(name, now, then) for name, now, then in facts if now != then]

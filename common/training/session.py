@@ -25,7 +25,7 @@ class Session:
         self.options = run.options
         self.stop = StopRequest()
         self.writer = Writer(log.flush, log.warn) if run.ranks.is_main else None
-        self.watch = Heartbeat(run.folder, run.ranks, run.options.stall_minutes, log.warn, self.stop.ask)
+        self.heartbeat = Heartbeat(run.folder, run.ranks, run.options.stall_minutes, log.warn, self.stop.ask)
         self.waits = Waits(run.ranks.device)
         self.saved_step = saved['own'] if saved else None  # of the newest checkpoint in the run folder
         self.last_save = time.monotonic()
@@ -37,7 +37,7 @@ class Session:
         try:
             yield
         except BaseException:
-            self.watch.now('ending after an error')
+            self.heartbeat.now('ending after an error')
             raise
 
     @contextmanager
@@ -46,7 +46,7 @@ class Session:
         write_exit_code('')  # torchrun may start a group again: only the exit code of the last start counts
         with ExitStack() as stack:
             stack.enter_context(self.stop)
-            stack.enter_context(self.watch)
+            stack.enter_context(self.heartbeat)
             try:
                 yield self
             except BaseException:
@@ -65,7 +65,7 @@ class Session:
 
     def go_on(self):
         """For loops over images besides training: gives a sign of life; whether to go on with the next images."""
-        self.watch.now('evaluating')
+        self.heartbeat.now('evaluating')
         return not self.stop.asked
 
     def asked_to_stop(self):
@@ -76,12 +76,12 @@ class Session:
         """The same batches, with signs of life; the time that is spent waiting for them is added up."""
         batches = iter(batches)
         while True:
-            self.watch.now('waiting for the images')
+            self.heartbeat.now('waiting for the images')
             with self.waits.one():
                 batch = next(batches, None)
             if batch is None:
                 return
-            self.watch.now(TRAINING)
+            self.heartbeat.now(TRAINING)
             yield batch
 
     def put(self, path, write):
@@ -118,7 +118,7 @@ class Session:
 
         Raises Unwritten with the message if it could not be.
         """
-        self.watch.now('waiting for the files to be written')
+        self.heartbeat.now('waiting for the files to be written')
         with self.log.line.counting('writing the last files'):
             is_written = self.writer.close(patience) if self.writer else True
         if self.ranks.any(not is_written):

@@ -60,7 +60,7 @@ class Supply:
             gives = 'give' if run.workers > 1 else 'gives'
             loaded = f'{run.workers} {given}{rank} {gives} about {rounded(run.workers / seconds)} images/s'
         busy = max(self.seconds - self.waited, 1e-9)
-        return f'{loaded}, and the steps could take {rounded(self.steps * run.share / busy)}'
+        return f'{loaded}, and the steps could take {rounded(self.steps * run.images_per_rank / busy)}'
 
 
 def rounded(rate):

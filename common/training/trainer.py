@@ -211,7 +211,7 @@ class Trainer:
         """What a checkpoint holds besides what all runs have, in copies."""
         raise NotImplementedError
 
-    def verdict(self):
+    def summary(self):
         """What a finished run has come to, for a person."""
         raise NotImplementedError
 
@@ -316,26 +316,26 @@ class Trainer:
     def prepare(self):
         """Bring the network to its device, and make what trains it."""
         options, ranks, saved = self.options, self.ranks, self.saved
-        self.session.watch.now('finding out what fits in memory')
+        self.session.heartbeat.now('finding out what fits in memory')
         self.accum = self.run.parts(saved)
         if self.accum is not None:
-            require_memory(self.network, self.example_batch, self.run.share, self.accum, ranks, self.run.autocast,
+            require_memory(self.network, self.example_batch, self.run.images_per_rank, self.accum, ranks, self.run.autocast,
                            self.run.against_memory(saved, self.accum))
             if not saved:
                 self.start_loading()
         self.place_network()
         if self.accum is None:
-            self.accum = fit_accumulation(self.network, self.example_batch, self.run.share, ranks, self.run.autocast,
+            self.accum = fit_accumulation(self.network, self.example_batch, self.run.images_per_rank, ranks, self.run.autocast,
                                           self.run.smallest_part, keeps_inputs=self.is_graphed,
                                           reason_against_parts=partial(options.reason_against_parts, ranks.size,
                                                                        goes_on=bool(saved)),
                                           remedy=options.against_memory(bool(saved)))
             if not saved:
                 self.start_loading()
-        self.session.watch.now('compiling the network')
+        self.session.heartbeat.now('compiling the network')
         self.compiled = compile_network(self.network, self.parts_to_compile, self.example_batch, self.run, saved,
                                         self.accum, self.fixed_shapes)
-        self.session.watch.now('preparing the first step')
+        self.session.heartbeat.now('preparing the first step')
         if ranks.size > 1 and options.sync_bn:
             self.network = synchronise_batchnorm(self.network, equal_counts=self.fixed_shapes)
         self.optimizer = self.build_optimizer()
@@ -428,7 +428,7 @@ class Trainer:
         self.session.end(END_PATIENCE, 'the run has come to its end, but its last files could not be written '
                          f'into {self.run.folder}: make room there, and the same command goes on from the '
                          'last checkpoint')
-        self.log.say(self.verdict())
+        self.log.say(self.summary())
         self.log.say(how_to_go_on(self.run))
 
     def check_disk(self):
@@ -566,7 +566,7 @@ class Trainer:
     def note_result(self, step, loss, norm, finite, stop, save):
         """Note what a step came to, as `train_step` returns it; whether to interrupt the steps."""
         self.progress.add(step, loss, norm, finite)
-        self.session.watch.step = step
+        self.session.heartbeat.step = step
         self.stop_requested |= stop > 0
         self.save_requested |= save > 0
         return stop > 0 or save > 0 or self.progress.is_lost

@@ -80,5 +80,5 @@ def test_help_does_not_show_what_was_replaced(capsys):
                                              ({'speed': 'faster'}, 'faster'), ({'hurry': 'odd'}, 'odd')])
 def test_a_run_that_was_saved_with_the_old_name_is_compared_by_the_new_one(saved, then):
     expected = [] if then == 'fast' else [('speed', 'fast', then)]
-    assert changes(Renamed('fast'), saved, harmless=False) == expected
+    assert changes(Renamed('fast'), saved, may_change=False) == expected
     assert renewed(Renamed, {**saved, 'other': 1}) == {'other': 1, **({'speed': then} if saved else {})}

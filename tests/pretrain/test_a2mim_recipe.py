@@ -192,8 +192,8 @@ def test_parts_that_do_not_fit_are_refused_before_the_network_is_built(small, mo
 def test_accumulation_that_is_found_out_keeps_the_group_together(small, monkeypatch):
     monkeypatch.setattr(accumulation, 'needed_on_host', lambda network, example, images, autocast: images)
     monkeypatch.setattr(accumulation, 'free_memory', lambda: 2)
-    with pytest.raises(ValueError, match='4 images at a time do not fit in memory .*, and the options do not let the 8 of a '
-                                         'rank be cut further: give a smaller --fourier_group, which is another objective'):
+    with pytest.raises(ValueError, match="4 images at a time do not fit .* the options do not allow that a rank's batch of 8 "
+                                         'is cut further: give a smaller --fourier_group, which is another objective'):
         pretrain(small(accum='auto', fourier_group=4))
     folder = pretrain(small(accum='auto', fourier_group=2, epochs=1))
     assert saved(folder)['accum'] == 4

@@ -152,9 +152,9 @@ def test_the_examples_of_help_are_right(example):
 def test_contradictions_list_what_may_not_change():
     saved = parse('--model=resnet18 --bs=64').as_dict()
     now = parse('--model=resnet34 --bs=64 --workers=3 --log_every=5 --exp_dir=elsewhere')
-    assert changes(now, saved, harmless=False) == [('model', 'resnet34', 'resnet18')]
-    assert changes(parse('--model=resnet18 --bs=64 --lr=1e-3'), saved, harmless=True) == [('lr', 1e-3, None)]
-    assert changes(parse('--model=resnet18 --bs=64 --seed=4'), saved, harmless=False) == [('seed', 4, 0)]
+    assert changes(now, saved, may_change=False) == [('model', 'resnet34', 'resnet18')]
+    assert changes(parse('--model=resnet18 --bs=64 --lr=1e-3'), saved, may_change=True) == [('lr', 1e-3, None)]
+    assert changes(parse('--model=resnet18 --bs=64 --seed=4'), saved, may_change=False) == [('seed', 4, 0)]
 
 
 @contextmanager

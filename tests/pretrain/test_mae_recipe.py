@@ -65,12 +65,12 @@ def test_batch_and_epochs_for_other_numbers_of_images(images, device, given, exp
 
 
 def test_the_rate_for_other_numbers_of_images():
-    papers = settled().peak_lr
+    published = settled().peak_lr
     longer = settled(2_000, ranks=1)  # 51,200 steps of 64 images
     share = (64 / 3072 * 1600 * 418 / 51_200) ** 0.5
-    assert longer.peak_lr == pytest.approx(papers * share, rel=0.05)
+    assert longer.peak_lr == pytest.approx(published * share, rel=0.05)
     fewest_steps = settled(10_000, ranks=1, batch_size=2048)
-    assert fewest_steps.peak_lr == pytest.approx(papers * RECIPES['convmae'].highest_share, rel=0.05)
+    assert fewest_steps.peak_lr == pytest.approx(published * RECIPES['convmae'].highest_share, rel=0.05)
     # As many steps of as many masked images: the same rate.
     four = settled(2_000, ranks=1, batch_size=16, epochs=400, masks_per_image=4)
     assert four.peak_lr == pytest.approx(longer.peak_lr, rel=0.05)

@@ -65,7 +65,7 @@ def test_auto_accumulation_doubles_until_it_fits(monkeypatch):
     before = {k: v.clone() for k, v in spark.state_dict().items()}
     assert fit_accumulation(spark, example, 8, ranks, nullcontext) == 4 and sizes == [8, 4, 2]
     assert same(dict(spark.state_dict()), before) and all(p.grad is None for p in spark.parameters())
-    with pytest.raises(ValueError, match='5 images at a time do not fit in memory .*, and the 5 of a rank cannot be halved'):
+    with pytest.raises(ValueError, match="5 images at a time do not fit .*, and a rank's batch of 5 cannot be halved"):
         fit_accumulation(spark, example, 5, ranks, nullcontext)
 
 
@@ -86,11 +86,11 @@ def test_auto_accumulation_tries_only_parts_that_are_allowed(monkeypatch):
     monkeypatch.setattr(accumulation, 'needed_on_host', needed)
     assert fit(4, (1, 2, 4)) == 4 and sizes == [16, 8, 4]
     assert fit(4, (2, 4)) == 4 and sizes == [8, 4]
-    with pytest.raises(ValueError, match='8 images at .* the options do not let the 16 of a rank be cut further: give 5'):
+    with pytest.raises(ValueError, match="8 images .* do not allow that a rank's batch of 16 is cut further: give 5"):
         fit(4, (1, 2))
     with pytest.raises(ValueError, match='^1 parts are wrong$'):
         fit(4, ())
-    with pytest.raises(ValueError, match='^1 image at a time does not fit in memory .*, and the 16 of a rank cannot be halved'):
+    with pytest.raises(ValueError, match="^1 image at a time does not fit .*, and a rank's batch of 16 cannot be halved"):
         fit(0, (1, 2, 4, 8, 16))
 
 

@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 def run_of(compile=None, shares=False, images=8):
     """What `compile_network` asks of a Run."""
-    return SimpleNamespace(options=SimpleNamespace(compile=compile), ranks=Ranks(0, 1, CPU), steps=10, share=images,
+    return SimpleNamespace(options=SimpleNamespace(compile=compile), ranks=Ranks(0, 1, CPU), steps=10, images_per_rank=images,
                            autocast=nullcontext, shares=lambda module: shares and isinstance(module, nn.BatchNorm2d))
 
 

@@ -11,8 +11,9 @@ from tests.common.runs import Log
 def progress_of(log, saved=None, name='a.jpg'):
     """The Progress of a run of two epochs with four steps each, on a device whose first steps are told of apart."""
     ranks = SimpleNamespace(size=1, device=torch.device('cpu'), is_main=True, gather=lambda items: items)
-    run = SimpleNamespace(workers=1, epochs=2, unit=Unit(), ranks=ranks, share=8, per_epoch=4, steps=8, is_scaled=True,
-                          options=SimpleNamespace(batch_size=8, epochs=2, max_skips=10), schedule=lambda step: (0.1, 0.0))
+    run = SimpleNamespace(workers=1, epochs=2, unit=Unit(), ranks=ranks, images_per_rank=8, per_epoch=4, steps=8,
+                          is_scaled=True, options=SimpleNamespace(batch_size=8, epochs=2, max_skips=10),
+                          schedule=lambda step: (0.1, 0.0))
     progress = Progress(run, log, saved, lambda step: [name], 'more --workers', lambda: 0.01)
     progress.start_epoch()
     return progress

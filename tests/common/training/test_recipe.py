@@ -28,10 +28,10 @@ class Recipe(recipe.Recipe):
     def to_the_letter(self, name, fits):
         return fits if name == 'other' else super().to_the_letter(name, fits)
 
-    def length(self, options, papers, on_gpus):
-        return 500, papers['epochs']
+    def length(self, options, published, on_gpus):
+        return 500, published['epochs']
 
-    def rate(self, options, papers, images):
+    def rate(self, options, published, images):
         return 1e-4
 
 

@@ -17,11 +17,11 @@ from tests.common.runs import Log, Taking
 CPU = torch.device('cpu')
 
 
-def a_run(workers=8, ranks=1, share=64, per_epoch=1000):
+def a_run(workers=8, ranks=1, images_per_rank=64, per_epoch=1000):
     """As much of a Run as Supply looks at."""
-    options = SimpleNamespace(batch_size=share * ranks, epochs=2, max_skips=10)
+    options = SimpleNamespace(batch_size=images_per_rank * ranks, epochs=2, max_skips=10)
     return SimpleNamespace(workers=workers, epochs=2, unit=Unit(),
-                           ranks=SimpleNamespace(size=ranks, device=CPU, is_main=True), share=share,
+                           ranks=SimpleNamespace(size=ranks, device=CPU, is_main=True), images_per_rank=images_per_rank,
                            per_epoch=per_epoch, steps=2 * per_epoch, options=options, schedule=lambda step: (0.1, 0.0))
 
 
@@ -70,7 +70,7 @@ def test_steps_that_wait_get_a_warning_with_the_remedy():
     progress, said, warned = told(a_run(), 8 / 1200, [*SLOW_START, (10, whole, whole - computing)])
     assert said == [] and len(warned) == 1
     assert warned[0].startswith('8 loading processes give about 1,200 images/s, and the steps could take 2,400: 50 % of the '
-                                'time were spent waiting for images. Training is faster with more --workers. This machine has ')
+                                'time was spent waiting for images. Training is faster with more --workers. This machine has ')
     progress.warn_of_waiting(1, 0.5, 100.0)  # the end of the epoch says it no more
     assert len(warned) == 1
 
@@ -97,9 +97,9 @@ def test_an_epoch_that_waits_a_moment_is_not_warned_of():
     (a_run(workers=0), 1 / 300, 'the training process itself loads about 300 images/s (--workers=0), and the steps could take '
                                 '1,300'),
     (a_run(workers=1), 1 / 300, '1 loading process gives about 300 images/s, and the steps could take 1,300'),
-    (a_run(workers=4, ranks=8, share=8), 1 / 300, '4 loading processes a rank give about 1,200 images/s, and the steps could '
-                                                  'take 160'),
-    (a_run(share=1), 1.0, '8 loading processes give about 8 images/s, and the steps could take 20'),
+    (a_run(workers=4, ranks=8, images_per_rank=8), 1 / 300,
+     '4 loading processes a rank give about 1,200 images/s, and the steps could take 160'),
+    (a_run(images_per_rank=1), 1.0, '8 loading processes give about 8 images/s, and the steps could take 20'),
 ])
 def test_rates_are_those_of_a_rank(run, seconds, text):
     """The steps take 0.05 s each, and wait as long again."""

@@ -42,7 +42,7 @@ def test_the_time_spent_waiting_for_images_is_told(tiny, tmp_path, monkeypatch, 
     assert [entry['images_per_second'] for entry in log_of(folder)[0][1:]] == pytest.approx([40 / 50, 40 / 50])
     said, warned = ((folder / f'std{kind}_backup.txt').read_text() for kind in ('out', 'err'))
     assert re.findall(r', waited (\d\d) % for images', said) == ['64', '80']
-    told = re.findall(r'(\d\d) % of the time of epoch (\d) were spent waiting for images \(--workers=0\)', warned)
+    told = re.findall(r'(\d\d) % of the time of epoch (\d) was spent waiting for images \(--workers=0\)', warned)
     assert told == [('64', '1')]  # once
     assert all(word in warned for word in ('more --workers', '--decode=fast', 'tar shards'))
     board = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
