@@ -63,7 +63,7 @@ class View:
                 segmentation = coco_mask.frPyObjects(segmentation, *segmentation['size'])
             whole = torch.from_numpy(coco_mask.decode(segmentation))[None]
             seen = whole[:, top:top + box_height, left:left + box_width]
-            seen = F.resize(seen, [height, width], InterpolationMode.NEAREST_EXACT)
+            seen = F.resize(seen, [height, width], InterpolationMode.NEAREST)
             return (F.hflip(seen) if self.mirrored else seen)[0].numpy()
         polygons = [self.corners(np.reshape(polygon, (-1, 2))).flatten().tolist() for polygon in segmentation]
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
