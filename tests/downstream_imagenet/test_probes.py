@@ -10,7 +10,7 @@ from downstream_imagenet import knn, linear
 from downstream_imagenet.classifier import LinearProbe
 from downstream_imagenet.classifier import build_classifier as build
 from downstream_imagenet.config import recommended
-from downstream_imagenet.features import Features, accuracy
+from downstream_imagenet.features import Features, accuracy, compute
 from downstream_imagenet.features import Options as FeatureOptions
 from downstream_imagenet.main import fine_tune
 from tests.conftest import same
@@ -27,6 +27,21 @@ def test_knn_votes_by_hand():
     cosine = torch.nn.functional.normalize(features.val_x) @ torch.nn.functional.normalize(x).T
     weight = (cosine / 0.07).exp()
     torch.testing.assert_close(scores, torch.stack([weight[:, :2].sum(1), weight[:, 2:].sum(1)], 1))
+
+
+def test_features_are_those_of_evaluation_mode(labelled, tmp_path):
+    """With the statistics of a batch, the features of an image would depend on the other images."""
+    torch.manual_seed(0)
+    cnn = create_cnn('your_convnet')
+    for name, buffer in cnn.named_buffers():
+        if name.endswith('running_mean'):
+            buffer.normal_()
+    save(tmp_path / 'w.pth', cnn.state_dict())
+    few, many = (compute(FeatureOptions(data_path=str(labelled), model='your_convnet', input_size=32, workers=0,
+                                        weights=str(tmp_path / 'w.pth'), batch_size=batch), say=lambda _: None)
+                 for batch in (2, 24))
+    torch.testing.assert_close(few.x, many.x, rtol=1e-4, atol=1e-5)
+    assert few.x.std() > 0.01
 
 
 def test_accuracy_by_hand():

@@ -174,11 +174,14 @@ def test_few_images_and_a_low_rate_are_warned_of(tiny, tmp_path, capsys):
     assert 'goes up to 5e-05; for 1 step about 0.03 is advised (--lr=0.03)' in errors
 
 
-def test_unreadable_images_are_named_once(tiny, world, tmp_path, capsys):
+def test_unreadable_images_are_named_once_also_by_a_run_that_goes_on(tiny, world, tmp_path, capsys, monkeypatch):
     shutil.copytree(world / 'train', tmp_path / 'data')
     victim = sorted((tmp_path / 'data').rglob('*.png'))[5]
     victim.write_bytes(b'no image')
-    pretrain(tiny(run_dir=str(tmp_path / 'run'), data_path=str(tmp_path / 'data')))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 7)  # of 5 steps an epoch
+        pretrain(tiny(data_path=str(tmp_path / 'data')))
+    pretrain(tiny(data_path=str(tmp_path / 'data')))
     errors = capsys.readouterr().err
     assert errors.count(f'unreadable image {victim}') == 1 and '1 so far' in errors
 
