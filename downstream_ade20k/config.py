@@ -52,7 +52,7 @@ class Options(RunOptions):
     scales: tuple = option((0.5, 2.0), 'from,to: what the size of an image is multiplied by in training', 'data',
                            parse=numbers)
     most_of_one: float = option(0.75, 'the most that one class may cover of a crop; the first of up to ten that fits is '
-                                'taken, or else the last. 1 for no limit', 'data')
+                                'taken, or else the last. 1 for no limit', 'data', ('cat_max_ratio',))
     distort: bool = option(True, 'change brightness, contrast, saturation and hue in training; --no_distort for none',
                            'data')
 

@@ -49,7 +49,7 @@ class Options(EpochOptions):
     test_size: int | tuple = option(None, 'side of a validation image in pixels, or height,width, as --eval and predict '
                                     'take it too; input_size if not given', 'data', parse=size)
     crop: float = option(None, 'share of an image in the evaluation crop; 0.95 if not given, from 384 px on '
-                         'all, resized to the square', 'data', parse=float)
+                         'all, resized to the square', 'data', ('crop_pct',), float)
     augment: str = option(None, 'trivial (TrivialAugmentWide), v0 (AutoAugment), none, or a RandAugment as timm writes it, '
                           'such as rand-m7-n2-mstd0.5-inc1; trivial if not given, v0 from 384 px on, none for images of '
                           'other than 1 or 3 channels', 'data', parse=str)
