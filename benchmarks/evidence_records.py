@@ -1,6 +1,7 @@
 """What is known of the stages of benchmarks.evidence, in files, and what follows from it for those after them."""
 import json
 import re
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -113,7 +114,7 @@ class Records:
 def command(stage, records, clock):
     """The arguments of a stage's command, with the learning rate and the epochs that follow from earlier ones.
 
-    clock: one of COSTS, by which equal time is measured. Raises SystemExit if the time of a stage is not known.
+    clock: one of COSTS, by which equal time is measured. Raises SystemExit if it is not known how long a kind of stage takes.
     """
     arguments = list(stage.arguments)
     if stage.rates:
@@ -123,8 +124,8 @@ def command(stage, records, clock):
         epochs = stage.epochs
         if stage.equal_time:
             machine = common_machine(stage, records)
-            budget, likes = ([time_of(name, records, clock, machine) for name in names] for names in stage.equal_time)
-            epochs = round(epochs * sum(budget) / sum(likes))
+            budget, likes = (mean_time(names, records, clock, machine) for names in stage.equal_time)
+            epochs = round(epochs * budget / likes)
         arguments.append(f'--epochs={epochs}')
     return arguments
 
@@ -144,14 +145,23 @@ def common_machine(stage, records):
     return next((machine for machine in machines[0] if all(machine in each for each in machines)), None)
 
 
-def time_of(name, records, clock, machine):
-    """The seconds of a stage on a machine. Raises SystemExit if they are not known."""
-    found = next((run[clock] for run in runs_of(records.read(name)) if run.get('machine') == machine), None)
-    if found is None:
-        sys.exit(f'error: how long {name} took is not known: this program was killed while it ran, or it ran on two machines. '
-                 f'To run it again, delete output_{name}, records/{name}.json and pieces/{name}.jsonl in {records.folder}, and '
-                 'leave --known out')
-    return found
+def mean_time(names, records, clock, machine):
+    """The seconds that one seed takes on a machine, the sum over the kinds of stages.
+
+    names: of stages, such as sparse_0. What is before the seed is the kind, whose time is the mean over the seeds that have
+    a known one. Raises SystemExit if a kind has none.
+    """
+    times = {}
+    for name in names:
+        run = next((run for run in runs_of(records.read(name)) if run.get('machine') == machine), {})
+        times.setdefault(name.rpartition('_')[0], []).append(run.get(clock))
+    for kind, found in times.items():
+        if not any(found):
+            name = f'{kind}_0'
+            sys.exit(f'error: how long {kind} took is not known of any seed: this program was killed while it ran, or it ran '
+                     f'on two machines. To run one again, delete output_{name}, records/{name}.json and pieces/{name}.jsonl in '
+                     f'{records.folder}, and leave --known out')
+    return sum(statistics.mean(time for time in found if time) for found in times.values())
 
 
 def check_records(stages, records, clock):

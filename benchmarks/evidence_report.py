@@ -1,6 +1,7 @@
 """The tables and the answers of docs/transfer.md, from the results of benchmarks.evidence.
 
-Numbers are means over seeds with standard errors. With fewer than MIN_SEEDS seeds none is quoted.
+Numbers are means over seeds with standard errors. None is quoted before all seeds are there, MIN_SEEDS at least: means that
+were looked at after each seed would be found significant too often.
 """
 import re
 import statistics
@@ -13,6 +14,8 @@ MIN_SEEDS = 3
 PRIMARY = 'final_10'  # The measure by which a question is answered.
 MEASURES = {'knn': 'k-NN', 'linear': 'linear probe', 'final_1': '1 % of labels', 'final_10': '10 % of labels',
             'final_100': 'all labels'}
+# {question: the starts whose statistics of BatchNorm are shown}.
+NORMS = {'a': ('scratch', 'sparse'), 'b': ('sparse', 'zeroed', 'zeroed_time')}
 # {number of seeds: standard errors of a mean beyond which it differs from 0 at a level of 5 %} (Student's t, two-sided).
 CRITICAL = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
@@ -34,18 +37,26 @@ class Results:
         return {seed: record['figures']['top1'] for seed, record in records.items() if record}
 
     def mean(self, start, measure):
-        """(mean, standard error) over the seeds; None for fewer than MIN_SEEDS."""
-        return mean_and_error(self.values(start, measure).values())
+        """(mean, standard error) over the seeds; None unless all are there."""
+        return self.mean_and_error(self.values(start, measure).values())
+
+    def mean_and_error(self, values):
+        """(mean, standard error) of a value of each seed; None unless there are as many as seeds, MIN_SEEDS at least."""
+        return mean_and_error(values) if len(values) >= self.num_needed else None
+
+    @property
+    def num_needed(self):
+        return max(MIN_SEEDS, len(self.seeds))
 
     def is_planned(self, start, measure):
         return f'{measure}_{start}_0' in self.planned
 
     def difference(self, better, worse, measure):
-        """(mean, standard error, number) of the differences of two starts, seed by seed; None for fewer than MIN_SEEDS."""
+        """(mean, standard error, the differences) of two starts, seed by seed; None unless all seeds are there."""
         first, second = self.values(better, measure), self.values(worse, measure)
         pairs = [first[seed] - second[seed] for seed in first if seed in second]
-        found = mean_and_error(pairs)
-        return found and (*found, len(pairs))
+        found = self.mean_and_error(pairs)
+        return found and (*found, pairs)
 
     def state(self, question):
         """'complete', 'not run', or 'not finished: 12 of 61 stages'."""
@@ -57,10 +68,8 @@ class Results:
 
 
 def mean_and_error(values):
-    """(mean, standard error of the mean); None for fewer than MIN_SEEDS values."""
+    """(mean, standard error of the mean) of some values."""
     values = list(values)
-    if len(values) < MIN_SEEDS:
-        return None
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
@@ -94,7 +103,7 @@ def cell(results, start, measure):
     if not results.is_planned(start, measure):
         return ''
     number = len(results.values(start, measure))
-    return f'not finished: {number} of {MIN_SEEDS} seeds' if number else 'not run'
+    return f'not finished: {number} of {results.num_needed} seeds' if number else 'not run'
 
 
 def table(results, pairs):
@@ -105,7 +114,7 @@ def table(results, pairs):
     for better, worse in pairs:
         found = {measure: results.difference(better, worse, measure) for measure in MEASURES}
         if any(found.values()):
-            cells = ['{:+.1f} +- {:.1f}'.format(*found[measure]) if found[measure] else '' for measure in MEASURES]
+            cells = ['{:+.1f} +- {:.1f}'.format(*found[measure][:2]) if found[measure] else '' for measure in MEASURES]
             lines.append(row(f'*{STARTS[better].label} minus {STARTS[worse].label}*', *cells))
     return [*lines, '']
 
@@ -121,7 +130,7 @@ def section(results, letter):
     lines += table(results, question.beside + question.pairs)
     found = answer(results, question.pairs + question.beside)
     lines += [f'{found}.', ''] if found else []
-    return lines + (norms(results) if letter == 'b' else [])
+    return lines + (norms(results, NORMS[letter]) if letter in NORMS else [])
 
 
 def answer(results, pairs):
@@ -130,26 +139,29 @@ def answer(results, pairs):
     for better, worse in pairs:
         difference = results.difference(better, worse, PRIMARY)
         if difference:
-            found.append(f'{STARTS[better].label} minus {STARTS[worse].label}, {MEASURES[PRIMARY]}: '
-                         '{:+.1f} +- {:.1f} points: '.format(*difference) + verdict(*difference))
+            mean, error, pairs = difference
+            each = ', '.join(f'{pair:+.1f}' for pair in pairs)
+            found.append(f'{STARTS[better].label} minus {STARTS[worse].label}, {MEASURES[PRIMARY]}: {mean:+.1f} +- {error:.1f} '
+                         f'points ({each}): {verdict(mean, error, len(pairs))}')
     return '; '.join(found)
 
 
-def norms(results):
-    """What became of the statistics of BatchNorm, as lines; none if that is not measured with enough seeds."""
+def norms(results, starts):
+    """What became of the statistics of BatchNorm, as lines; none if that is not measured with all seeds."""
     lines = []
-    for start in ('scratch', 'sparse', 'zeroed', 'zeroed_time'):
+    for start in starts:
         records = [results.stages.get(f'norms_{start}_{seed}') for seed in results.seeds]
         means = [record['figures']['mean'] for record in records if record]
-        if len(means) < MIN_SEEDS:
+        if len(means) < results.num_needed:
             continue
-        figures = [mean_and_error([mean[key] for mean in means]) for key in ('mean_shift', 'log2_std_ratio')]
+        figures = [mean_and_error([mean['by_layer'][key] for mean in means]) for key in ('mean_shift', 'log2_std_ratio')]
         probes = [cell(results, start, f'{kind}_{ESTIMATED}') for kind in ('knn', 'linear')]
         lines.append(row(STARTS[start].label, *('{:.2f} +- {:.2f}'.format(*each) for each in figures), *probes))
     if not lines:
         return []
-    return ['How far the running statistics of BatchNorm are from those of whole images (`benchmarks.norm_shift`, means over '
-            'all norms), and the probes once the statistics are estimated on whole images:', '',
+    return ['How far the running statistics of BatchNorm are from those of whole images (`benchmarks.norm_shift`, by layer, '
+            'means over all norms; random weights have those of their initialisation), and the probes once the statistics are '
+            'estimated on whole images:', '',
             *head('', 'shift of the mean, in standard deviations', '\\|log2\\| of the ratio of standard deviations', 'k-NN',
                   'linear probe'), *lines, '']
 
@@ -182,6 +194,9 @@ def cost(results):
     machines = dict.fromkeys(run['machine'] for run in runs)
     lines = [f'{len(runs)} runs took {hours:.1f} hours of wall-clock time, summed over programs, and {cpu_hours:.1f} '
              f'hours of CPU time, on: {"; ".join(machines)}.']
+    num_unknown = sum(run['cpu_seconds'] is None for run in runs)
+    if num_unknown:
+        lines.append(f'Not in these sums are {num_unknown} runs whose time is not known.')
     again = [name for name, record in results.stages.items() if 'again' in record]
     if again:
         lines.append(f'Run again for their weights, which were lost: {", ".join(again)}.')
@@ -228,7 +243,7 @@ def answers(content):
         else:
             unanswered.append(f'  * ({letter}) {question.text}')
     if unanswered:
-        lines += [f'* Not measured with {MIN_SEEDS} seeds yet:', *unanswered]
+        lines += ['* Not measured with all seeds yet:', *unanswered]
     return '\n'.join(lines)
 
 
@@ -252,7 +267,7 @@ def points(results):
     """{(start, measure): accuracies} of questions (a), (b) and (t) that may be quoted."""
     starts = [start.name for start in STARTS.values() if start.question in 'abt']
     found = {(start, measure): results.values(start, measure) for start in starts for measure in MEASURES}
-    return {key: list(values.values()) for key, values in found.items() if len(values) >= MIN_SEEDS}
+    return {key: list(values.values()) for key, values in found.items() if len(values) >= results.num_needed}
 
 
 def write(content, page_file):

@@ -127,7 +127,7 @@ QUESTIONS = {
     'b': Question(
         'Is the sparse encoder better than the dense network on zeroed pixels?',
         'Yes after fine-tuning, as in the paper (section 4.4). The norms of the network on zeroed pixels fit whole images '
-        'less well. Zeroed pixels are better than random weights.',
+        'less well.',
         (('sparse', 'zeroed'), ('sparse', 'zeroed_time')), (('zeroed', 'scratch'),)),
     't': Question(
         'Does pretraining still help if training from random weights gets the time of pretraining and fine-tuning together?',
@@ -153,7 +153,7 @@ class Stage:
     weights: the file of weights that it makes for later stages; empty if it makes none.
     rates: {learning rate: name of the stage that tried it}; the best is added to the arguments.
     equal_time: empty, or (names of the stages whose time this one is to take, names of the stages that show how long it takes
-    with `epochs` epochs). Both have the stages of all seeds. The epochs are multiplied by the ratio of both sums.
+    with `epochs` epochs). Both have the stages of all seeds. The epochs are multiplied by the ratio of both times.
     """
     name: str
     question: str

@@ -342,20 +342,30 @@ def test_a_time_that_is_not_known_is_no_equal_time(records):
     records.add_piece('one')
     records.add_piece('one', seconds=4.0, cpu_seconds=4.0)
     assert records.cost('one') == {'seconds': None, 'cpu_seconds': None}
-    known(records, 'one', seconds=None)
-    known(records, 'other')
-    stage = Stage('x', 'b', 'pretrain', ('program',), 0, epochs=30, equal_time=(['one'], ['other']))
-    with pytest.raises(SystemExit, match='error: how long one took is not known'):
+    known(records, 'one_0', seconds=None)
+    known(records, 'other_0', seconds=4.0)
+    known(records, 'other_1', seconds=None)
+    known(records, 'other_2', seconds=8.0)
+    stage = Stage('x', 'b', 'pretrain', ('program',), 0, epochs=30, equal_time=(['one_0'], ['other_0']))
+    with pytest.raises(SystemExit, match='error: how long one took is not known of any seed'):
         command(stage, records, 'seconds')
 
 
+def test_equal_time_is_the_mean_of_the_seeds_whose_time_is_known(records):
+    for name, seconds in {'one_0': 4.0, 'one_1': None, 'one_2': 8.0, 'tuned_0': 1.0, 'tuned_1': 3.0, 'tuned_2': None}.items():
+        known(records, name, seconds=seconds)
+    stage = Stage('x', 't', 'finetune', ('program',), 0, epochs=30, equal_time=(
+        ['one_0', 'one_1', 'one_2', 'tuned_0', 'tuned_1', 'tuned_2'], ['tuned_0', 'tuned_1', 'tuned_2']))
+    assert command(stage, records, 'seconds') == ['program', f'--epochs={30 * (6 + 2) // 2}']
+
+
 def test_the_best_rate_and_equal_time_follow_from_earlier_stages(records):
-    for name, top1, seconds in (('low', 50.0, 10), ('high', 60.0, 20), ('other', 0.0, 90)):
+    for name, top1, seconds in (('low_0', 50.0, 10), ('high_0', 60.0, 20), ('other_0', 0.0, 90)):
         known(records, name, top1, seconds)
-    stage = Stage('x', 'a', 'finetune', ('program',), 0, epochs=30, rates={'1e-3': 'low', '1e-2': 'high'},
-                  equal_time=(['high', 'other'], ['low']))
+    stage = Stage('x', 'a', 'finetune', ('program',), 0, epochs=30, rates={'1e-3': 'low_0', '1e-2': 'high_0'},
+                  equal_time=(['high_0', 'other_0'], ['low_0']))
     assert command(stage, records, 'seconds') == ['program', '--lr=1e-2', '--epochs=330']
-    assert stage.after == {'high', 'other', 'low'}
+    assert stage.after == {'high_0', 'other_0', 'low_0'}
 
 
 def test_figures_are_those_of_the_last_epoch(records):
@@ -418,22 +428,23 @@ def test_means_errors_and_paired_differences():
     mean, error = mean_and_error([1.0, 2.0, 6.0])
     assert mean == 3.0 and error == pytest.approx((14 / 2 / 3) ** 0.5)
     content = results({('sparse', 'final_10'): (61.0, 72.0, 86.0), ('scratch', 'final_10'): (60.0, 70.0, 83.0)})
-    mean, error, number = Results('cpu', content['cpu']).difference('sparse', 'scratch', 'final_10')
-    assert mean == 2.0 and error == pytest.approx(1 / 3 ** 0.5) and number == 3  # of 1, 2, 3
+    mean, error, pairs = Results('cpu', content['cpu']).difference('sparse', 'scratch', 'final_10')
+    assert mean == 2.0 and error == pytest.approx(1 / 3 ** 0.5) and pairs == [1.0, 2.0, 3.0]
+    assert '+2.0 +- 0.6 points (+1.0, +2.0, +3.0): shown at two standard errors, but not at p < 0.05' in page(content)
     assert [verdict(mean, 0.9, 3) for mean in (1.7, -1.7)] == ['not shown', 'not shown']
     assert verdict(2.0, 0.9, 3) == 'shown at two standard errors, but not at p < 0.05'
     assert verdict(-2.0, 0.9, 3) == 'the opposite is shown at two standard errors, but not at p < 0.05'
     assert [verdict(4.0, 0.9, number) for number in (3, 20)] == ['shown (p < 0.05)'] * 2
 
 
-def test_a_number_of_fewer_than_three_seeds_is_not_quoted():
+def test_a_number_of_fewer_than_three_seeds_or_than_planned_is_not_quoted():
     text = page(results({('sparse', 'final_10'): (61.0, 72.0), ('scratch', 'final_10'): (60.0, 70.0, 83.0)}))
     assert '| 71.0 +- 6.7 |' in text and '2 of 3 seeds' in text and '66.5' not in text and 'SparK minus' not in text
     assert '*State*: not finished: 5 of ' in text and '*State*: not run.' in text
     text = page(results({('sparse', 'final_10'): (61.0, 72.0), ('scratch', 'final_10'): (60.0, 70.0)}, seeds=2))
     assert '66.5' not in text and '65.0' not in text and '2 of 3 seeds' in text
     text = page(results({('sparse', 'final_10'): (61.0, 72.0, 86.0), ('scratch', 'final_10'): (60.0, 70.0, 83.0)}, seeds=4))
-    assert '| *SparK minus random weights* |  |  |  | +2.0 +- 0.6 |  |' in text
+    assert '+2.0' not in text and 'not finished: 3 of 4 seeds' in text
 
 
 def test_a_comparison_beside_a_question_does_not_answer_it():
@@ -525,8 +536,8 @@ def test_results_are_published_beside_those_of_another_scale(tmp_path, monkeypat
     assert text.startswith('before') and text.endswith('after\n') and 'old' not in text
     assert list(json.loads((tmp_path / 'transfer.json').read_text())) == ['cuda', 'cpu']
     assert '## On a CPU\n' in text and '## On a GPU\n' in text and 'Not run: on a CPU, in fp32.' in text
-    assert '* (a)' in text and '* Not measured with 3 seeds yet:\n  * (b) ' in text
-    assert 'On a GPU: **SparK minus random weights, 10 % of labels: +1.0 +- 0.6 points: not shown.**' in text
+    assert '* (a)' in text and '* Not measured with all seeds yet:\n  * (b) ' in text
+    assert 'On a GPU: **SparK minus random weights, 10 % of labels: +1.0 +- 0.6 points (+1.0, +2.0, +0.0): not shown.**' in text
     assert page.with_suffix('.svg').exists() and '](transfer.svg)' in text
     with pytest.raises(SystemExit, match='there is no .*results.json: give the folder of a run'):
         evidence.main([str(tmp_path / 'none'), '--publish'])
