@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from analysis.kept import write_json
 from common.reliability.lock import FolderLock
 
@@ -180,3 +182,13 @@ def check_records(stages, records, clock):
             changed = ' '.join(sorted(set(was) ^ set(now)))
             sys.exit(f'error: {stage.name} was run with other options than it has now ({changed}): give another folder, '
                      'without --known')
+
+
+def packed(right):
+    """A bool array as hexadecimal digits, a text; `unpacked` gives it back."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(text, number):
+    """The first `number` values of `packed`, bool (number,)."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=number).astype(bool)

@@ -6,8 +6,10 @@ were looked at after each seed would be found significant too often.
 import re
 import statistics
 
+import numpy as np
+
 from benchmarks.evidence_figure import draw
-from benchmarks.evidence_records import COSTS, runs_of
+from benchmarks.evidence_records import COSTS, runs_of, unpacked
 from benchmarks.evidence_stages import ESTIMATED, HELD_OUT, QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan
 
 MIN_SEEDS = 3
@@ -57,6 +59,22 @@ class Results:
         pairs = [first[seed] - second[seed] for seed in first if seed in second]
         found = self.mean_and_error(pairs)
         return found and (*found, pairs)
+
+    def error_over_images(self, better, worse, measure):
+        """The standard error over the validation images of the mean difference of two starts, in points.
+
+        Both are measured on the same images, and for each image the difference is the mean over the seeds. None if it is not
+        known of all seeds which images are classified correctly (benchmarks.evidence_images).
+        """
+        differences = []
+        for seed in self.seeds:
+            records = [self.stages.get(f'{measure}_{start}_{seed}') for start in (better, worse)]
+            pair = [record and record['figures'].get('right') for record in records]
+            if None in pair:
+                return None
+            first, second = (unpacked(text, self.validation).astype(float) for text in pair)
+            differences.append(first - second)
+        return 100 * np.mean(differences, 0).std(ddof=1).item() / self.validation ** 0.5
 
     def state(self, question):
         """'complete', 'not run', or 'not finished: 12 of 61 stages'."""
@@ -141,8 +159,10 @@ def answer(results, pairs):
         if difference:
             mean, error, pairs = difference
             each = ', '.join(f'{pair:+.1f}' for pair in pairs)
+            over_images = results.error_over_images(better, worse, PRIMARY)
+            images = '' if over_images is None else f'; +- {over_images:.1f} over the images'
             found.append(f'{STARTS[better].label} minus {STARTS[worse].label}, {MEASURES[PRIMARY]}: {mean:+.1f} +- {error:.1f} '
-                         f'points ({each}): {verdict(mean, error, len(pairs))}')
+                         f'points ({each}{images}): {verdict(mean, error, len(pairs))}')
     return '; '.join(found)
 
 

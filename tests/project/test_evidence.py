@@ -3,15 +3,17 @@ import dataclasses
 import json
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import evidence
-from benchmarks.evidence_records import Records, check_records, command
+from benchmarks import evidence, evidence_images
+from benchmarks.evidence_records import Records, check_records, command, packed, unpacked
 from benchmarks.evidence_report import Results, answers, filled, mean_and_error, page, verdict
 from benchmarks.evidence_runs import Runner, to_run
 from benchmarks.evidence_stages import QUESTIONS, SCALES, STARTS, TUNING_SEED, Plan, Stage
@@ -437,6 +439,23 @@ def test_means_errors_and_paired_differences():
     assert [verdict(4.0, 0.9, number) for number in (3, 20)] == ['shown (p < 0.05)'] * 2
 
 
+def test_the_error_over_images_is_that_of_the_mean_over_seeds():
+    content = results({('sparse', 'final_10'): (50.0, 75.0, 50.0), ('scratch', 'final_10'): (25.0, 50.0, 50.0)})
+    content['cpu']['validation'] = 4
+    right = {'sparse': ([1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0]), 'scratch': ([1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1])}
+    for start, seeds in right.items():
+        for seed, each in enumerate(seeds):
+            text = packed(np.array(each, bool))
+            assert unpacked(text, 4).tolist() == each
+            content['cpu']['stages'][f'final_10_{start}_{seed}']['figures']['right'] = text
+    # The differences of the images are 0, 1, 0, 0; then 0, 0, 1, 0; then 0, 0, 1, -1.
+    expected = 100 * statistics.stdev([0, 1 / 3, 2 / 3, -1 / 3]) / 2
+    assert Results('cpu', content['cpu']).error_over_images('sparse', 'scratch', 'final_10') == pytest.approx(expected)
+    assert f'+- {expected:.1f} over the images' in page(content)
+    del content['cpu']['stages']['final_10_scratch_2']['figures']['right']
+    assert 'over the images' not in page(content)
+
+
 def test_a_number_of_fewer_than_three_seeds_or_than_planned_is_not_quoted():
     text = page(results({('sparse', 'final_10'): (61.0, 72.0), ('scratch', 'final_10'): (60.0, 70.0, 83.0)}))
     assert '| 71.0 +- 6.7 |' in text and '2 of 3 seeds' in text and '66.5' not in text and 'SparK minus' not in text
@@ -516,6 +535,18 @@ def test_questions_a_and_b_on_a_drawn_world(tmp_path, monkeypatch, capsys):
     assert text.count('*State*: complete.') == 2 and '1 of 3 seeds' in text
     evidence.main(words)
     assert 'of 53' not in capsys.readouterr().out
+    evidence_images.main([words[0]])
+    said = capsys.readouterr().out
+    assert len(re.findall(r'final_10_\w+_0: [\d.]+ % of 48 images', said)) == 4
+    evidence_images.main([words[0]])
+    assert 'of 48 images' not in capsys.readouterr().out
+    file = tmp_path / 'out' / 'records' / 'final_10_sparse_0.json'
+    record = json.loads(file.read_text())
+    assert unpacked(record['figures'].pop('right'), 48).mean() == pytest.approx(record['figures']['top1'] / 100, abs=1e-4)
+    record['figures']['top1'] += 50
+    file.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match='% were measured'):
+        evidence_images.main([words[0]])
     monkeypatch.setitem(evidence.SCALES, 'cpu', dataclasses.replace(tiny, epochs=2))
     with pytest.raises(SystemExit, match='was run with other options than it has now'):
         evidence.main(words)
