@@ -24,8 +24,8 @@ def confusion(model, segmented, ranks, autocast, inference, workers=0, warn=prin
 
     model: a Segmenter. segmented: a Segmented of whole images, without stand-ins; what cannot be read is left
     out, and warn(text) told. autocast() -> the context of a forward pass. inference: an Inference.
-    workers: loading processes of a rank. go_on() -> whether to go on with the next image; if not, the counts
-    mean nothing. count: a Count of the images, if given. Raises ValueError, on all ranks, if no image can be read.
+    workers: loading processes of a rank. go_on() -> whether to go on with the next image; if not, on some
+    rank, None is returned. count: a Count of the images, if given. Raises ValueError, on all ranks, if no image can be read.
     """
     # without sync_bn the ranks' running statistics differ: rank 0's are those saved
     ranks.broadcast(model.buffers())

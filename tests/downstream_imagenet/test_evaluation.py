@@ -76,6 +76,11 @@ def test_unreadable_validation_images_are_left_out_and_named(tmp_path):
     told = []
     found = evaluate(build(options, 2), images, 2, 3, ALONE, torch.enable_grad, warn=told.append)
     assert found['images'] == 6 and len(told) == 1 and '0/2.png' in told[0]
+    for path in tmp_path.rglob('*.png'):
+        path.write_bytes(b'')
+    with pytest.raises(ValueError, match='none of the validation images can be read'):
+        evaluate(build(options, 2), images, 2, 3, ALONE, torch.enable_grad, warn=told.append)
+    assert evaluate(build(options, 2), images, 2, 3, ALONE, torch.enable_grad, warn=told.append, go_on=lambda: False) is None
 
 
 # -- what went wrong once ---------------------------------------------------------------------------------------------
