@@ -11,10 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
-
 from benchmarks.timing import machine
-from common.distributed import Ranks
+from common.distributed import this_process
 from downstream_imagenet.features import Options
 from downstream_imagenet.knn import knn
 from pretrain.main import pretrain, training_images
@@ -28,12 +26,8 @@ def options_of(args, factor, seed, folder):
     given = recommended(run_dir=str(folder / f'run_{factor:g}_{seed}'), data_path=args.data, model=args.model,
                         input_size=args.input_size, decoder_width=args.decoder_width, seed=seed, recipe='auto',
                         picture_every=0, val_every=10 ** 6)
-    chosen, _ = Recipe().settled(given, len(training_images(given)), Ranks(0, 1, device_of_runs()))
+    chosen, _ = Recipe().settled(given, len(training_images(given)), this_process())
     return recommended(**{**chosen.as_dict(), 'lr': chosen.lr * factor})
-
-
-def device_of_runs():
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def result(args, options):
@@ -61,7 +55,7 @@ def main(argv=None):
             for factor in args.factors:
                 options = options_of(args, factor, seed, args.folder or Path(temporary))
                 rows.append((options, factor, *result(args, options)))
-    print(f'\n{machine(device_of_runs())}\n\nbatch  epochs  factor  rate     seed  held-out loss  k-NN top-1')
+    print(f'\n{machine(this_process().device)}\n\nbatch  epochs  factor  rate     seed  held-out loss  k-NN top-1')
     for options, factor, loss, accuracy in rows:
         print(f'{options.batch_size:<6} {options.epochs:<7} {factor:<7g} {options.lr:<8.2g} {options.seed:<5} '
               f'{loss:<14.4f} {accuracy:.2f} %')

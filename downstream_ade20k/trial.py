@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import distributed as dist
 
 from common.memory_errors import is_out_of_memory
 from common.training.accumulation import BACKWARD, ranks_here
@@ -35,7 +34,7 @@ def require_memory_to_measure(network, val, options, ranks, autocast, example_ba
         else:
             free = free_memory()
             failed = free is not None and ranks_here() * bytes_of_scores(classes, seen, size, inference) > free
-        if ranks.all_reduce(torch.tensor(float(failed), device=ranks.device), dist.ReduceOp.MAX).item():
+        if ranks.any(failed):
             raise ValueError(f'the validation image {name}, {size[0]} x {size[1]} px, seen at {seen[0]} x {seen[1]}, with '
                              f'{classes} classes cannot be measured in the memory that there is: {remedy(options)}')
 
