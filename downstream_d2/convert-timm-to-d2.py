@@ -11,71 +11,21 @@ import os
 import pickle
 import re
 import sys
-import zipfile
 from contextlib import suppress
+from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it finds common
+
+from common.networks.keys import network_with, unwrap
+from common.reliability.checkpoint import read_plain
 
 DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}  # of Detectron2, with bottlenecks
-FIRST = r'layer1\.0\.conv1\.weight$'  # a layer of every ResNet
-
-
-def check_archive(path):
-    """Raise a ValueError for a file that unpacks to more than it is: torch stores tensors as they are."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-                raise ValueError('it unpacks to more than it is')
-
-
-def tensors_of(content, path):
-    """{key: tensor} of all dictionaries in a file's content; in a dictionary within one the key is outer/inner."""
-    state, seen = {}, set()
-
-    def collect(part, where):
-        seen.add(id(part))
-        for key, value in part.items():
-            if torch.is_tensor(value):
-                state[f'{where}{key}'] = value
-            elif isinstance(value, dict) and where.count('/') < 4 and id(value) not in seen:  # it may hold itself
-                collect(value, f'{where}{key}/')
-
-    if isinstance(content, dict):
-        collect(content, '')
-    for key, value in state.items():
-        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f'{path} is refused: its {key} is no dense tensor, or of more values than are stored with it')
-    if not state:
-        raise ValueError(f'{path} holds no weights')
-    return state
-
-
-def network_in(state, path):
-    """The entries of the ResNet in a file, without what their keys begin with (module., encoder.cnn., ...).
-
-    The first layer says where it is. Weights are taken rather than their average (EMA); of several networks none.
-    """
-    found = [key[:match.start()] for key in state if (match := re.search(rf'(?:^|(?<=[./])){FIRST}', key))]
-    prefixes = [prefix for prefix in found if not re.search(r'(^|[./_])ema[./_]', prefix)] or found
-    if len(prefixes) > 1:
-        raise ValueError(f'{path} holds several networks, under {" and ".join(prefixes[:4])}: save the state_dict of one alone')
-    if not prefixes:
-        return {key.rpartition('/')[2]: value for key, value in state.items()}
-    return {re.sub(r'(?<=\.)_orig_mod\.', '', key[len(prefixes[0]):]): value for key, value in state.items()
-            if key.startswith(prefixes[0]) and '/' not in key[len(prefixes[0]):]}
+FIRST = {'layer1.0.conv1.weight'}  # a layer of every ResNet
 
 
 def read(path):
     """The tensors in a file of weights, without the prefixes of what they were trained in. Raises ValueError."""
-    try:
-        check_archive(path)
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError as error:
-        raise ValueError(f'cannot read {path}: {error.strerror}') from error
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f'{path} is damaged, or no file of weights: '
-                         f'{f"{type(error).__name__} {error}".splitlines()[0]}') from error
-    return network_in(tensors_of(content, path), path)
+    return network_with(unwrap(read_plain(path), path), FIRST, path)
 
 
 def depth_of(state):

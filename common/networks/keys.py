@@ -90,6 +90,24 @@ def is_within(which, prefix):
     return f'.{which.replace("/", ".").strip(".")}.' in f'.{prefix.replace("/", ".")}'
 
 
+def network_with(state, layers, path):
+    """Return the entries of the one network in a flat dictionary that has a layer with one of some names.
+
+    Weights are preferred to their average. If there is no such network, all entries are returned, without the
+    dictionaries that they are in.
+
+    Raises ValueError if there are several.
+    """
+    prefixes = list(places_of(state, layers))
+    prefixes = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
+    if len(prefixes) > 1:
+        raise ValueError(f'{path} holds several networks, under {" and ".join(prefixes[:4])}: save the state_dict of '
+                         'one alone')
+    if not prefixes:
+        return {key.rpartition('/')[2]: value for key, value in state.items()}
+    return below(state, prefixes[0])
+
+
 def label_of(key, prefix):
     """Return how to name, for a person, what a key belongs to that is not below a prefix.
 

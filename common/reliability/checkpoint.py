@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from common.paths import require_file
 from common.reliability.lock import FolderLock
@@ -274,6 +273,7 @@ def read_plain(path):
     require_file(path)
     try:
         if Path(path).suffix == '.safetensors':
+            from safetensors.torch import load_file  # Detectron2's environment may not have it.
             return load_file(path)
         check_archive(path)
         with torch.serialization.safe_globals(PLAIN_CLASSES):
