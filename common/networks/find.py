@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from common.networks.autoencoders import remark, sort_out
 from common.networks.comparison import Comparison, compare_entries, describe_misfit
 from common.networks.input_channels import adapted_conv, input_convs
-from common.networks.keys import beginnings, below, is_average, is_below, is_within, label_of, places_of
+from common.networks.keys import beginnings, below, is_below, is_within, label_of, of_weights, places_of
 from common.networks.openmmlab import TOKENS, join_classifier, without_flat_averages
 from common.networks.positions import resized_positions
 from common.networks.renaming import spellings, to_timm
@@ -173,7 +173,7 @@ def fitting_networks(module, state, tried, may_miss):
 
 def preferred(prefixes, path):
     """Return the prefix of the network that is meant. Raises ValueError if that is not clear."""
-    weights = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
+    weights = of_weights(prefixes)
     outermost = [prefix for prefix in weights if all(other.startswith(prefix) for other in weights)]
     outermost = outermost or weights
     if len(outermost) == 1:

@@ -85,6 +85,11 @@ def is_average(prefix):
     return any('ema' in word.split('_') for word in re.split('[./]', prefix))
 
 
+def of_weights(prefixes):
+    """Return the prefixes that name no average, or all of them if each names one."""
+    return [prefix for prefix in prefixes if not is_average(prefix)] or list(prefixes)
+
+
 def is_within(which, prefix):
     """Whether the words of `which`, such as 'a.b', stand in a prefix one after the other."""
     return f'.{which.replace("/", ".").strip(".")}.' in f'.{prefix.replace("/", ".")}'
@@ -98,8 +103,7 @@ def network_with(state, layers, path):
 
     Raises ValueError if there are several.
     """
-    prefixes = list(places_of(state, layers))
-    prefixes = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
+    prefixes = of_weights(places_of(state, layers))
     if len(prefixes) > 1:
         raise ValueError(f'{path} holds several networks, under {" and ".join(prefixes[:4])}: save the state_dict of '
                          'one alone')

@@ -280,6 +280,8 @@ def read_plain(path):
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(refusal(path)) from error
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{path} cannot be read without {error.name}: pip install safetensors') from error
     except Exception as error:  # A damaged file can make torch raise anything.
         raise ValueError(f'{path} is damaged, or no file of weights ({type(error).__name__} {error}): give '
                          'another file; a run starts over with --fresh') from error

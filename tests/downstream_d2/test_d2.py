@@ -182,6 +182,13 @@ def test_the_converter_needs_torch_alone(tmp_path):
     assert done.returncode == 0 and '318 entries of a ResNet-50' in done.stdout, done.stderr
 
 
+def test_a_file_of_safetensors_asks_for_their_package(tmp_path, monkeypatch):
+    (tmp_path / 'w.safetensors').touch()
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(SystemExit, match='cannot be read without safetensors.torch: pip install safetensors'):
+        program('convert-timm-to-d2.py').main([str(tmp_path / 'w.safetensors'), str(tmp_path / 'd2.pkl')])
+
+
 @pytest.mark.parametrize(('blocks', 'last', 'res4'), [(6, 5, [3, 3, 3, 4, 4, 4]), (23, 11, [3] * 3 + [4] * 3),
                                                       (36, 15, [3] * 3 + [4] * 3)])
 def test_layers(blocks, last, res4):
